@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The command line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from typing import Any, List, NoReturn, Optional, Sequence, TextIO
+
+from kvintro import __version__
+from kvintro.commands import command_names, load_command
+from kvintro.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_NEGATIVE,
+    EXIT_OK,
+    EXIT_PARTIAL,
+    EXIT_SOURCE,
+    EXIT_USAGE,
+    KvintroError,
+)
+from kvintro.model import Report
+from kvintro.render import FORMATS, render
+from kvintro.render.values import printable
+
+EPILOG = """\
+Without -c and --qemu the running kernel is shown (needs root). Types and symbols come from the kernel
+itself; no debuginfo is needed and nothing is downloaded unless --debuginfod asks for it.
+
+exit status: 0 fine, 1 the answer is no, 2 usage, 3 the source cannot be opened, 4 the report is partial
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        print(f"kvintro: {message}", file=sys.stderr)
+        print(f"  try: {self.prog} --help", file=sys.stderr)
+        sys.exit(EXIT_USAGE)
+
+
+def make_parser(only: Optional[str] = None) -> argparse.ArgumentParser:
+    """The parser of the whole command line.
+
+    :param only: load this one command's options, as start-up need not load the others.
+    """
+    parser = _Parser(
+        prog="kvintro",
+        description="Shows the Linux kernel's virtual address space as it really is.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"kvintro {__version__}")
+    _add_common(parser)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    for name in command_names():
+        module = load_command(name) if only in (None, name) else None
+        sub = commands.add_parser(
+            name,
+            help=module.HELP if module else None,
+            description=module.HELP if module else None,
+            epilog=getattr(module, "EXAMPLES", None),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if module:
+            module.configure(sub)
+            # Accepted behind the command's name too; what is not given there must not undo what was before.
+            _add_common(sub, default=argparse.SUPPRESS)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser, default: Optional[str] = None) -> None:
+    """Options of every command."""
+    defaults = {"types": "auto", "format": "text", "color": "auto", "debug": False, "debuginfod": False}
+
+    def option(group: "argparse._ActionsContainer", *names: str, dest: str, **rest: Any) -> None:
+        group.add_argument(*names, dest=dest, default=default or defaults.get(dest), **rest)
+
+    source = parser.add_argument_group("source")
+    option(source, "-c", "--core", dest="core", metavar="CORE", help="a dump: ELF vmcore, kdump or flattened kdump")
+    option(source, "--qemu", dest="qemu", metavar="ADDR", help="a running QEMU guest, by its QMP socket")
+    option(source, "-s", "--symbols", dest="symbols", metavar="VMLINUX", help="debuginfo (DWARF) to use")
+    option(source, "--btf", dest="btf", metavar="FILE", help="types from a file of BTF")
+    option(
+        source,
+        "--types",
+        dest="types",
+        choices=("auto", "btf", "dwarf", "none"),
+        help="where types come from (auto: the kernel's BTF unless -s is given)",
+    )
+    option(source, "--vmcoreinfo", dest="vmcoreinfo", metavar="FILE", help="VMCOREINFO text, for dumps without the note")
+    option(source, "--debuginfod", dest="debuginfod", action="store_true", help="allow debuginfo to be downloaded")
+    output = parser.add_argument_group("output")
+    form = output.add_mutually_exclusive_group()
+    option(form, "--json", dest="format", action="store_const", const="json", help="same as --format json")
+    option(form, "--format", dest="format", choices=FORMATS, help="default: text")
+    option(output, "-o", "--output", dest="output", metavar="FILE", help="write to FILE")
+    option(output, "--color", dest="color", choices=("auto", "always", "never"), help="default: auto")
+    option(output, "--debug", dest="debug", action="store_true", help="show a traceback on errors")
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    try:
+        return _run(arguments)
+    except KvintroError as error:
+        if debug:
+            raise
+        print(f"kvintro: {printable(error.what)}", file=sys.stderr)
+        if error.remedy:
+            print(f"  try: {printable(error.remedy)}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader went away, which is its right. Python would complain again when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        if debug:
+            raise
+        print(f"kvintro: internal error: {printable(' '.join(repr(error).split())[:300])}", file=sys.stderr)
+        print("  try: --debug for the traceback, and please report it", file=sys.stderr)
+        return EXIT_SOURCE
+
+
+def exit_code(report: Report) -> int:
+    """What the process ends with after this report: the one place that decides."""
+    if report.partial:
+        return EXIT_PARTIAL
+    return EXIT_NEGATIVE if report.negative else EXIT_OK
+
+
+def _run(arguments: List[str]) -> int:
+    named = next((a for a in arguments if a in command_names()), None)
+    parser = make_parser(only=None if {"-h", "--help"} & set(arguments) else named)
+    args = parser.parse_args(arguments)
+    if args.command is None:
+        parser.error("which command? for instance: kvintro layout")
+    from kvintro.kernel import open_kernel
+    from kvintro.source import Request
+
+    kernel = open_kernel(
+        Request(
+            core=args.core,
+            qemu=args.qemu,
+            vmlinux=args.symbols,
+            btf=args.btf,
+            types=args.types,
+            vmcoreinfo=args.vmcoreinfo,
+            debuginfod=args.debuginfod,
+        )
+    )
+    report = load_command(args.command).run(kernel, args)
+    if args.output is not None:
+        with open(args.output, "w", encoding="utf-8") as file:
+            file.write(render(report, args.format))
+    else:
+        sys.stdout.write(
+            render(report, args.format, color=_color(args.color, sys.stdout), width=_width(sys.stdout))
+        )
+        sys.stdout.flush()
+    return exit_code(report)
+
+
+def _color(choice: str, stream: TextIO) -> bool:
+    if choice != "auto":
+        return choice == "always"
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _width(stream: TextIO) -> int:
+    return shutil.get_terminal_size().columns if stream.isatty() else 0

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""``kvintro layout``: the whole address space."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kvintro.kernel import Kernel
+    from kvintro.model import Report
+
+HELP = "the whole address space: every region and hole at its real place"
+EXAMPLES = """\
+examples:
+  sudo kvintro layout                  the running kernel
+  kvintro -c vmcore layout             a dump, no debuginfo needed
+  kvintro -c vmcore --json layout      for programs
+  kvintro -c vmcore layout --pid 1     with what process 1 maps in the user half
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's own options."""
+    holes = parser.add_mutually_exclusive_group()
+    holes.add_argument("--holes", action="store_true", default=True, help="show unused stretches (default)")
+    holes.add_argument("--no-holes", action="store_false", dest="holes", help="leave unused stretches away")
+    parser.add_argument("--pid", type=int, metavar="PID", help="count what this process maps in user space")
+
+
+def run(kernel: Kernel, args: argparse.Namespace) -> Report:
+    """The report."""
+    from kvintro.reports.layout import layout
+
+    return layout(kernel, holes=args.holes, pid=args.pid)

@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""One kernel: its program, the facts about it with where each was read, its page tables and regions.
+
+This is what a person at a prompt holds in the hand. Facts are read when they are asked for, once; what cannot
+be read raises :class:`~kvintro.errors.Unavailable` with the reason, and nothing is filled in for it.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Tuple, Union
+
+import drgn
+
+from kvintro.arch import x86_64
+from kvintro.arch.x86_64 import ALL, START_KERNEL_MAP, X86Geometry
+from kvintro.errors import NotInDump, Unavailable
+from kvintro.model import Fact, Identity, Located
+from kvintro.paging import Ranges, Tree, Walk, walk
+from kvintro.source import Request, Source, open_source
+
+if TYPE_CHECKING:
+    from kvintro.regions import Region
+
+
+def open_kernel(request: Request) -> Kernel:
+    """Open a source and wrap it; see :func:`kvintro.source.open_source` for what it raises."""
+    return Kernel(open_source(request))
+
+
+class Kernel:
+    """See the module.
+
+    :ivar prog: the drgn program, with symbols and types as far as there are any.
+    :ivar source: what was opened, and how complete it is.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.prog = source.prog
+        self.arch = x86_64.ARCHITECTURE
+        self._trees: Dict[int, Tree] = {}
+        self._locations: Dict[str, Located] = {}
+
+    # Memory
+
+    def read_physical(self, address: int, size: int) -> bytes:
+        """Physical memory.
+
+        :raises NotInDump: any byte of it is not in the source.
+        """
+        try:
+            return self.prog.read(address, size, True)
+        except (drgn.FaultError, OverflowError, ValueError) as error:
+            raise NotInDump(address, size, physical=True) from error
+
+    def read(self, address: int, size: int) -> bytes:
+        """Kernel virtual memory.
+
+        :raises NotInDump: any byte of it is not mapped or not in the source.
+        """
+        try:
+            return self.prog.read(address, size)
+        except (drgn.FaultError, OverflowError, ValueError) as error:
+            raise NotInDump(address, size, physical=False) from error
+
+    # Symbols and facts
+
+    def symbol(self, name: str) -> int:
+        """Address of a symbol.
+
+        :raises Unavailable: the kernel has none of that name, or the source has no symbols.
+        """
+        address = self.find_symbol(name)
+        if address is None:
+            if self.source.symbols == "none":
+                raise Unavailable(f"no symbols here, so {name} cannot be found", "give -s VMLINUX")
+            raise Unavailable(f"this kernel has no symbol {name}")
+        return address
+
+    def find_symbol(self, name: str) -> Optional[int]:
+        """Address of a symbol, None if there is none."""
+        try:
+            return self.prog.symbol(name).address
+        except LookupError:
+            return None
+
+    def has_symbol(self, name: str) -> bool:
+        """Whether the kernel has the symbol. Without any symbols nothing is known, so that is an error.
+
+        :raises Unavailable: the source has no symbols.
+        """
+        if self.source.symbols == "none":
+            raise Unavailable("no symbols here, so nothing tells what this kernel was built with")
+        return self.find_symbol(name) is not None
+
+    def value(self, name: str, size: int = 8, *, signed: bool = False) -> Fact[int]:
+        """A scalar variable by its symbol alone; no types are needed.
+
+        :param size: bytes.
+        :raises Unavailable: no such symbol, or its memory is not in the source.
+        """
+        data = self.read(self.symbol(name), size)
+        return Fact(int.from_bytes(data, "little", signed=signed), name)
+
+    def first_value(self, *names: str, size: int = 8) -> Fact[int]:
+        """The first of several variables that this kernel has; names change from version to version.
+
+        :raises Unavailable: it has none of them.
+        """
+        for name in names:
+            if self.find_symbol(name) is not None:
+                return self.value(name, size)
+        raise Unavailable(f"this kernel has none of the symbols {', '.join(names)}")
+
+    def number(self, key: str) -> Fact[int]:
+        """A number of VMCOREINFO, such as ``NUMBER(phys_base)`` (decimal) or ``SYMBOL(_stext)`` (hex).
+
+        :raises Unavailable: VMCOREINFO has no such key, or its value is no number.
+        """
+        text = self.source.vmcoreinfo.get(key)
+        if text is None:
+            raise Unavailable(f"VMCOREINFO has no {key}")
+        base = 10 if key.startswith(("NUMBER", "SIZE", "OFFSET", "LENGTH")) else 16
+        try:
+            # Some NUMBERs are printed as 0x... all the same (VMALLOC_START).
+            value = int(text, 16 if text.startswith("0x") else base)
+        except ValueError:
+            raise Unavailable(f"VMCOREINFO's {key} is no number") from None
+        return Fact(value, f"VMCOREINFO {key}")
+
+    def first_fact(self, *ways: Callable[[], Fact[int]]) -> Fact[int]:
+        """What the first way that works finds.
+
+        :raises Unavailable: none works; the reasons of all, the first one first.
+        """
+        reasons: List[str] = []
+        for way in ways:
+            try:
+                return way()
+            except Unavailable as error:
+                reasons.append(error.what)
+        raise Unavailable("; ".join(reasons))
+
+    @cached_property
+    def levels(self) -> Fact[int]:
+        """Levels of paging in use."""
+        fact = self.first_fact(
+            lambda: self.number("NUMBER(pgtable_l5_enabled)"),
+            lambda: self.value("__pgtable_l5_enabled", 4),
+        )
+        return Fact(5 if fact.value else 4, fact.provenance)
+
+    @cached_property
+    def phys_base(self) -> Fact[int]:
+        """Physical address that START_KERNEL_MAP would have: what image addresses are moved by, signed."""
+        return self.first_fact(
+            lambda: self.number("NUMBER(phys_base)"), lambda: self.value("phys_base", signed=True)
+        )
+
+    @cached_property
+    def physical_mask(self) -> Fact[int]:
+        """Bits that hold an address in a page-table entry (``physical_mask``)."""
+
+        def from_sme() -> Fact[int]:
+            sme = self.number("NUMBER(sme_mask)")
+            return Fact(((1 << 52) - 1) & ~sme.value, sme.provenance)
+
+        fact = self.first_fact(lambda: self.value("physical_mask"), from_sme)
+        # A mask that is no mask would make every walk wrong; a damaged dump can hold anything there.
+        if fact.value & 0xFFFFF000 != 0xFFFFF000 or fact.value >> 52:
+            fact = from_sme()
+        return fact
+
+    @cached_property
+    def geometry(self) -> X86Geometry:
+        """Page-table geometry of this kernel."""
+        return self.arch.geometry(self.levels.value, self.physical_mask.value)
+
+    @cached_property
+    def root(self) -> Fact[int]:
+        """Physical address of the kernel's own root table (init_top_pgt)."""
+        fact = self.first_fact(
+            lambda: self.number("SYMBOL(swapper_pg_dir)"),
+            lambda: Fact(self.symbol("init_top_pgt"), "init_top_pgt"),
+        )
+        return Fact(fact.value - START_KERNEL_MAP + self.phys_base.value & ALL, fact.provenance)
+
+    @cached_property
+    def image_window(self) -> Fact[int]:
+        """KERNEL_IMAGE_SIZE in bytes: the window in which the image may lie."""
+        return self.number("NUMBER(KERNEL_IMAGE_SIZE)")
+
+    @cached_property
+    def text(self) -> Fact[int]:
+        """Address of ``_text``, the image's first byte."""
+
+        def from_stext() -> Fact[int]:
+            # _stext is _text in every kernel that puts nothing before the text (all since 2.6).
+            return self.number("SYMBOL(_stext)")
+
+        return self.first_fact(lambda: Fact(self.symbol("_text"), "_text"), from_stext)
+
+    @cached_property
+    def image_slide(self) -> Fact[int]:
+        """By how many bytes KASLR moved the image."""
+
+        def from_kerneloffset() -> Fact[int]:
+            return self.number("KERNELOFFSET")
+
+        def from_text() -> Fact[int]:
+            return Fact(self.text.value - x86_64.DEFAULT_TEXT, self.text.provenance)
+
+        return self.first_fact(from_kerneloffset, from_text)
+
+    @cached_property
+    def max_pfn(self) -> Fact[int]:
+        """One more than the highest page frame number of RAM."""
+        return self.value("max_pfn")
+
+    @cached_property
+    def page_struct_size(self) -> Fact[int]:
+        """sizeof(struct page)."""
+        return self.number("SIZE(page)")
+
+    @cached_property
+    def page_offset_base(self) -> Fact[int]:
+        """Where the direct map starts."""
+        return self.first_fact(
+            lambda: self.value("page_offset_base"), self._direct_map_from_kcore, self._direct_map_from_tables
+        )
+
+    def _direct_map_from_kcore(self) -> Fact[int]:
+        raise Unavailable("the source gives no virtual addresses of RAM")
+
+    def _direct_map_from_tables(self) -> Fact[int]:
+        """The direct map is the lowest thing mapped above the LDT slot, and starts on a GiB for page frame 0."""
+        start = self.geometry.ldt_remap.end + 1
+        ranges = self.tree().ranges(start, x86_64.CPU_ENTRY_AREA_BASE - 1)
+        for low, _, key in ranges:
+            if key & x86_64.PRESENT:
+                found = self.walk(low)
+                if found.physical is None:
+                    break
+                base = low - found.physical
+                if base % (1 << 30) == 0 and base >= start:
+                    return Fact(base, "page tables: lowest mapping of the kernel half")
+                break
+        raise Unavailable("the page tables do not show where the direct map starts")
+
+    @cached_property
+    def pti(self) -> Fact[bool]:
+        """Whether page-table isolation is on.
+
+        Read off the tables: only then does the root have a second page, for user mode, into which the
+        kernel clones the entry of cpu_entry_area (arch/x86/mm/pti.c:pti_clone_p4d).
+        """
+        level = self.geometry.levels
+        offset = 8 * self.geometry.index(x86_64.CPU_ENTRY_AREA_BASE, level)
+        kernel_half = self.root.value & ~x86_64.PTI_USER_ROOT_BIT
+        if self.root.value != kernel_half:
+            return Fact(False, "init_top_pgt is not aligned for two roots")
+        address = kernel_half + offset
+        if level == 5:
+            # All five-level roots share the last entry; PTI clones below it, into a table of its own.
+            user_top = self._entry(kernel_half + x86_64.PTI_USER_ROOT_BIT + offset)
+            kernel_top = self._entry(address)
+            if not user_top & x86_64.PRESENT or user_top == kernel_top:
+                return Fact(False, "page tables: no user root")
+            index = 8 * self.geometry.index(x86_64.CPU_ENTRY_AREA_BASE, 4)
+            mask = self.geometry.pfn_mask
+            same = self._entry((user_top & mask) + index) == self._entry((kernel_top & mask) + index)
+        else:
+            same = self._entry(address) == self._entry(kernel_half + x86_64.PTI_USER_ROOT_BIT + offset)
+        return Fact(same, f"page tables: {'a' if same else 'no'} user root")
+
+    def _entry(self, physical: int) -> int:
+        return int.from_bytes(self.read_physical(physical, 8), "little")
+
+    # Page tables
+
+    def tree(self, root: Optional[int] = None) -> Tree:
+        """The page-table tree of a root (physical address), by default the kernel's own."""
+        if root is None:
+            root = self.root.value
+        tree = self._trees.get(root)
+        if tree is None:
+            try:
+                # A kernel has no more tables than pages; what hot-plugged memory adds is within the slack.
+                limit = self.max_pfn.value * 2 + (1 << 16)
+            except Unavailable:
+                limit = 1 << 24
+            tree = Tree(self.read_physical, self.geometry, root, table_limit=min(limit, 1 << 34))
+            self._trees[root] = tree
+        return tree
+
+    @cached_property
+    def kernel_ranges(self) -> Ranges:
+        """The kernel half of the kernel's own tables, above the guard hole."""
+        return self.tree().ranges(self.geometry.guard_hole.end + 1, ALL)
+
+    def walk(self, address: int, root: Optional[int] = None) -> Walk:
+        """Translate one address step by step, by the kernel's own root unless another is given."""
+        if root is None:
+            root = self.root.value
+        return walk(self.read_physical, self.geometry, root, address)
+
+    # Regions
+
+    @cached_property
+    def regions(self) -> Tuple[Region, ...]:
+        """All regions that this architecture can have."""
+        from kvintro.regions import regions_of
+
+        return regions_of(self.arch)
+
+    def locate(self, region: Union[Region, str]) -> Located:
+        """Where a region (or the one with that key) lies on this kernel."""
+        if isinstance(region, str):
+            region = next(r for r in self.regions if r.key == region)
+        found = self._locations.get(region.key)
+        if found is None:
+            found = self._locations[region.key] = region.located(self)
+        return found
+
+    @cached_property
+    def identity(self) -> Identity:
+        """Which kernel this is. Never raises: what cannot be read is None."""
+        from kvintro.model import Placement
+
+        moved: List[bool] = []
+        try:
+            moved.append(self.image_slide.value != 0)
+        except Unavailable:
+            pass
+        for key in ("direct_map", "vmalloc", "vmemmap"):
+            place = self.locate(key)
+            if isinstance(place, Placement) and place.slide is not None:
+                moved.append(place.slide != 0)
+        try:
+            pti: Optional[bool] = self.pti.value
+        except Unavailable:
+            pti = None
+        return Identity(
+            release=self.source.vmcoreinfo.get("OSRELEASE"),
+            build_id=self.source.vmcoreinfo.get("BUILD-ID"),
+            arch=self.arch.name,
+            paging_levels=self.levels.value,
+            kaslr=any(moved) if moved else None,
+            pti=pti,
+            source=self.source.label,
+            live=self.source.live,
+            types=self.source.types,
+            symbols=self.source.symbols,
+        )

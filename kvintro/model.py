@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Plain values that pass between the rooms of the house.
+
+Everything here is frozen, made of ints, strings and each other, and knows neither drgn nor a terminal.
+Two subclasses of int carry the one thing that a renderer must know about a number: whether it is an
+address (16 hexadecimal digits everywhere) or a size in bytes (``64 TB`` for people, a number in JSON).
+Arithmetic on them yields plain ints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Generic, Mapping, Optional, Sequence, Tuple, TypeVar, Union
+
+T = TypeVar("T")
+
+
+class Address(int):
+    """A virtual or physical address."""
+
+    __slots__ = ()
+
+
+class Size(int):
+    """A number of bytes."""
+
+    __slots__ = ()
+
+
+class Displacement(int):
+    """A signed number of bytes by which something was moved."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True)
+class AddressRange:
+    """Addresses from ``start`` to ``end``, both inclusive (the last address of all has no successor)."""
+
+    start: int
+    end: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= self.end < 1 << 64:
+            raise ValueError(f"no address range: {self.start:#x}-{self.end:#x}")
+
+    @property
+    def size(self) -> int:
+        """Size in bytes."""
+        return self.end - self.start + 1
+
+    def __contains__(self, address: object) -> bool:
+        return isinstance(address, int) and self.start <= address <= self.end
+
+    def overlaps(self, other: AddressRange) -> bool:
+        """Whether the two share an address."""
+        return self.start <= other.end and other.start <= self.end
+
+
+@dataclass(frozen=True)
+class Fact(Generic[T]):
+    """A value of this kernel, and where it was read."""
+
+    value: T
+    provenance: str
+
+
+@dataclass(frozen=True)
+class Absent:
+    """Something that this kernel does not have, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """Something that this source does not tell, and why. The kernel may or may not have it."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a region lies on this kernel.
+
+    :ivar range: what is reserved for the region, whether used or not.
+    :ivar provenance: where the bounds were read.
+    :ivar default_start: where KASLR-less kernels of this paging mode put what KASLR moves: the region
+        itself, or in a window that never moves the first byte used in it; None where nothing moves.
+    :ivar slide: displacement of that in bytes, None where nothing moves.
+    :ivar used: the part of the range in use, where it is known and differs from the range.
+    :ivar note: one line that a reader of the row should know.
+    """
+
+    range: AddressRange
+    provenance: str
+    default_start: Optional[int] = None
+    slide: Optional[int] = None
+    used: Optional[AddressRange] = None
+    used_note: str = ""
+    note: str = ""
+
+
+Located = Union[Placement, Absent, Unknown]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which kernel this is, as the ``kernel`` object of every JSON document."""
+
+    release: Optional[str]
+    build_id: Optional[str]
+    arch: str
+    paging_levels: int
+    kaslr: Optional[bool]
+    pti: Optional[bool]
+    source: str
+    live: bool
+    types: str
+    symbols: str
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table as text or CSV: the attribute of a row, and its title."""
+
+    key: str
+    title: str
+    align: str = "left"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Typed rows under one JSON key.
+
+    :ivar rows: dataclass instances; JSON has all their fields, text and CSV those that columns name.
+    """
+
+    key: str
+    columns: Sequence[Column]
+    rows: Sequence[Any]
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a command found. Renderers turn it into text, JSON or CSV; nothing in it is printed yet.
+
+    :ivar partial: something that should be here could not be read (exit code 4).
+    :ivar negative: the answer is no: not mapped, a check that failed (exit code 1).
+    """
+
+    command: str
+    kernel: Optional[Identity]
+    tables: Sequence[Table]
+    head: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    partial: bool = False
+    negative: bool = False
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+Leaves = Tuple[Tuple[str, int], ...]

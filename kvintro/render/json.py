@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""JSON: one document per report; addresses as ``"0x..."`` of 16 digits, all other numbers as numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any, Dict, Mapping
+
+from kvintro.model import Address, Report
+
+
+def plain(value: Any) -> Any:
+    """A value of a report as what the json module writes."""
+    if isinstance(value, Address):
+        return f"0x{value:016x}"
+    if isinstance(value, (bool, str)) or value is None:
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if dataclasses.is_dataclass(value):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    raise TypeError(f"no JSON for {type(value).__name__}")
+
+
+def render_json(report: Report) -> str:
+    """The whole report as one JSON document."""
+    document: Dict[str, Any] = {
+        "schema": f"kvintro.{report.command}/1",
+        "kernel": plain(report.kernel),
+        **{key: plain(value) for key, value in report.extra.items()},
+        **{table.key: plain(table.rows) for table in report.tables},
+        "notes": plain(report.notes),
+        "partial": report.partial,
+    }
+    # ASCII only, so that nothing in a kernel's strings can reach a terminal.
+    return json.dumps(document, indent=2) + "\n"

@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The whole address space: every region at its real place, and every hole between."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+
+from kvintro.arch.x86_64 import ALL, TOP_HOLE
+from kvintro.errors import Unavailable, UsageError
+from kvintro.kernel import Kernel
+from kvintro.model import (
+    Absent,
+    Address,
+    AddressRange,
+    Column,
+    Displacement,
+    Placement,
+    Report,
+    Size,
+    Table,
+    Unknown,
+)
+from kvintro.queries.census import Census, count
+from kvintro.regions import Region, Root
+from kvintro.regions.ldt_remap import table_of
+
+
+@dataclass(frozen=True)
+class RegionRow:
+    """One row of the map; the JSON object of the same fields is described in docs/layout.md."""
+
+    key: str
+    name: str
+    kind: str
+    state: str
+    start: Optional[Address]
+    end: Optional[Address]
+    offset: Optional[Displacement]
+    size: Optional[Size]
+    default_start: Optional[Address]
+    slide: Optional[Displacement]
+    used_start: Optional[Address]
+    used_end: Optional[Address]
+    used_note: str
+    macro: Optional[str]
+    provenance: Optional[str]
+    mapped: Optional[Size]
+    shared: Optional[Size]
+    leaves: Mapping[str, int]
+    roots: Optional[int]
+    root_noun: str
+    reason: Optional[str]
+    note: str
+
+
+COLUMNS = (
+    Column("start", "start"),
+    Column("end", "end"),
+    Column("offset", "offset", "right"),
+    Column("size", "size", "right"),
+    Column("name", "region"),
+    Column("mapped", "mapped", "right"),
+    Column("leaves", "pages"),
+    Column("slide", "moved by", "right"),
+    Column("provenance", "read from"),
+)
+
+
+def layout(kernel: Kernel, *, holes: bool = True, pid: Optional[int] = None) -> Report:
+    """The memory map.
+
+    :param holes: whether to include holes; without them the rows no longer cover everything.
+    :param pid: count what this process maps in the user half.
+    :raises UsageError: there is no such process.
+    """
+    placed, missing = _placements(kernel)
+    user_root = None if pid is None else _process_root(kernel, pid)
+    rows: List[RegionRow] = []
+    notes: List[str] = []
+    partial = False
+    for region, found in _with_holes(placed):
+        if region is None:
+            if holes:
+                rows.append(_hole(found.range))
+            continue
+        if region.kind == "hole" and not holes:
+            continue
+        census: Optional[Census] = None
+        roots: Optional[int] = None
+        reason = None
+        try:
+            under = region.roots(kernel)
+            if region.key == "user" and user_root is not None:
+                under = (user_root,)
+            census = _census(kernel, under, found.range)
+            roots = len(under)
+            if census is not None and census.unreadable:
+                partial = True
+                notes.append(f"{region.name}: page tables of {_about(census.unreadable)} are not in this source")
+        except Unavailable as error:
+            reason = f"what is mapped is not known: {error.what}"
+            partial = True
+        rows.append(_present(region, found, census, roots, reason))
+    for region, why in missing:
+        rows.append(_missing(region, why))
+        partial |= isinstance(why, Unknown)
+    if any(tree.limited for tree in kernel._trees.values()):
+        notes.append("the page tables are damaged: they hold more tables than the machine has memory")
+        partial = True
+    return Report(
+        command="layout",
+        kernel=kernel.identity,
+        tables=(Table("regions", COLUMNS, rows),),
+        head=_head(kernel),
+        notes=tuple(dict.fromkeys((*kernel.source.warnings, *notes))),
+        partial=partial,
+    )
+
+
+def _placements(
+    kernel: Kernel,
+) -> Tuple[List[Tuple[Region, Placement]], List[Tuple[Region, "Absent | Unknown"]]]:
+    """Regions that lie somewhere, without overlap; and those that do not, with the reason."""
+    placed: List[Tuple[Region, Placement]] = []
+    missing: List[Tuple[Region, "Absent | Unknown"]] = []
+    # Constants of the paging mode first: a bound that was read and overlaps one of them is wrong.
+    for region in sorted(kernel.regions, key=lambda r: not r.fixed):
+        found = kernel.locate(region)
+        if not isinstance(found, Placement):
+            missing.append((region, found))
+            continue
+        other = next((r for r, p in placed if p.range.overlaps(found.range)), None)
+        if other is not None:
+            bounds = f"{found.range.start:016x}-{found.range.end:016x}"
+            missing.append((region, Unknown(f"its bounds {bounds} overlap {other.name}")))
+            continue
+        placed.append((region, found))
+    placed.sort(key=lambda item: item[1].range.start)
+    return placed, missing
+
+
+def _with_holes(
+    placed: Sequence[Tuple[Region, Placement]],
+) -> List[Tuple[Optional[Region], Placement]]:
+    """The regions and the holes between, from 0 to 2^64-1."""
+    out: List[Tuple[Optional[Region], Placement]] = []
+
+    def hole(start: int, end: int) -> None:
+        # The last 2 MB are a row of their own in mm.rst: error pointers and poison values point there.
+        if start < TOP_HOLE <= end:
+            hole(start, TOP_HOLE - 1)
+            start = TOP_HOLE
+        if start <= end:
+            out.append((None, Placement(AddressRange(start, end), "")))
+
+    cursor = 0
+    for region, found in placed:
+        hole(cursor, found.range.start - 1)
+        out.append((region, found))
+        cursor = found.range.end + 1
+    hole(cursor, ALL)
+    return out
+
+
+def _census(kernel: Kernel, roots: Sequence[Root], where: AddressRange) -> Optional[Census]:
+    """What all roots together map there; None if there is nothing to look under."""
+    if not roots:
+        return None
+    total: Dict[str, int] = {}
+    mapped = repeated = unreadable = 0
+    for root in roots:
+        own = root.table == kernel.root.value
+        ranges = kernel.kernel_ranges if own else kernel.tree(root.table).ranges(where.start, where.end)
+        census = count(ranges, kernel.geometry, where.start, where.end)
+        mapped += census.mapped
+        repeated += census.repeated
+        unreadable += census.unreadable
+        for name, number in census.leaves.items():
+            total[name] = total.get(name, 0) + number
+    return Census(mapped, repeated, total, unreadable)
+
+
+def _process_root(kernel: Kernel, pid: int) -> Root:
+    from drgn.helpers.linux.pid import find_task
+
+    if kernel.source.types == "none":
+        raise Unavailable("processes cannot be found without types")
+    try:
+        task = find_task(kernel.prog, pid)
+        if not task:
+            raise UsageError(f"there is no process {pid}", "give the pid of a process that exists")
+        if not task.mm:
+            raise UsageError(f"pid {pid} is a kernel thread and maps no user memory")
+        return Root(table_of(kernel, task.mm.pgd.value_()), f"pid {pid}")
+    except (LookupError, AttributeError, ValueError, TypeError) as error:
+        raise Unavailable(f"process {pid} cannot be found: {error}") from error
+
+
+def _offset(start: int) -> Displacement:
+    return Displacement(start if start >> 63 == 0 else start - (1 << 64))
+
+
+def _address(value: Optional[int]) -> Optional[Address]:
+    return None if value is None else Address(value)
+
+
+def _present(
+    region: Region, found: Placement, census: Optional[Census], roots: Optional[int], reason: Optional[str]
+) -> RegionRow:
+    noun = region.root_noun[0] if roots == 1 else region.root_noun[1]
+    return RegionRow(
+        key=region.key,
+        name=region.name,
+        kind=region.kind,
+        state="present",
+        start=Address(found.range.start),
+        end=Address(found.range.end),
+        offset=_offset(found.range.start),
+        size=Size(found.range.size),
+        default_start=_address(found.default_start),
+        slide=None if found.slide is None else Displacement(found.slide),
+        used_start=_address(found.used.start if found.used else None),
+        used_end=_address(found.used.end if found.used else None),
+        used_note=found.used_note,
+        macro=region.macro,
+        provenance=found.provenance,
+        mapped=None if census is None else Size(census.mapped),
+        shared=None if census is None else Size(census.repeated),
+        leaves={} if census is None else census.leaves,
+        roots=roots,
+        root_noun=noun,
+        reason=reason,
+        note=found.note,
+    )
+
+
+def _bare(
+    key: str,
+    name: str,
+    kind: str,
+    state: str,
+    where: Optional[AddressRange],
+    macro: Optional[str],
+    reason: Optional[str],
+    note: str,
+) -> RegionRow:
+    return RegionRow(
+        key=key,
+        name=name,
+        kind=kind,
+        state=state,
+        start=_address(where.start if where else None),
+        end=_address(where.end if where else None),
+        offset=_offset(where.start) if where else None,
+        size=Size(where.size) if where else None,
+        default_start=None,
+        slide=None,
+        used_start=None,
+        used_end=None,
+        used_note="",
+        macro=macro,
+        provenance=None,
+        mapped=None,
+        shared=None,
+        leaves={},
+        roots=None,
+        root_noun="",
+        reason=reason,
+        note=note,
+    )
+
+
+def _hole(where: AddressRange) -> RegionRow:
+    note = "error pointers and poison point here" if where.start == TOP_HOLE else ""
+    return _bare("hole", "unused", "hole", "present", where, None, None, note)
+
+
+def _missing(region: Region, why: "Absent | Unknown") -> RegionRow:
+    state = "absent" if isinstance(why, Absent) else "unknown"
+    return _bare(region.key, region.name, region.kind, state, None, region.macro, why.reason, "")
+
+
+def _about(size: int) -> str:
+    from kvintro.render.values import size_text
+
+    return size_text(size)
+
+
+def _head(kernel: Kernel) -> Sequence[str]:
+    source = kernel.source
+    who = kernel.identity
+
+    def said(value: Optional[bool]) -> str:
+        return "unknown" if value is None else ("on" if value else "off")
+
+    first = [
+        f"Linux {who.release or 'of unknown release'}",
+        f"{who.arch}, {who.paging_levels}-level paging",
+        f"KASLR {said(who.kaslr)}",
+        f"PTI {said(who.pti)}",
+    ]
+    if source.kind == "core":
+        whole = {True: "complete", False: "TRUNCATED", None: ""}[source.complete]
+        size = _about(source.size or 0)
+        what = ", ".join(part for part in (f"{source.format} {source.label}", size, whole) if part)
+    else:
+        what = f"{'running kernel' if source.kind == 'live' else 'running guest'} {source.label}"
+    return ("   ".join(first), f"{what}   types: {who.types}   symbols: {who.symbols}")

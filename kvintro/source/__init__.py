@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The only place that opens a :class:`drgn.Program`.
+
+:func:`open_source` takes what the command line says and returns a :class:`Source`: a program whose memory can
+be read, whose symbols and types come from the kernel itself where no debuginfo was given, and what is known
+of how complete it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Dict, List, Optional
+
+import drgn
+
+from kvintro.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to open.
+
+    :ivar core: path of a dump; None for the running kernel or ``qemu``.
+    :ivar qemu: QMP socket of a QEMU guest.
+    :ivar vmlinux: path of a vmlinux with DWARF.
+    :ivar btf: path of a file of BTF, or of an ELF file with a .BTF section.
+    :ivar types: ``auto`` is ``dwarf`` with a vmlinux, else ``btf``.
+    :ivar vmcoreinfo: path of a file with the text of VMCOREINFO, for dumps without the note.
+    :ivar debuginfod: let drgn look for debuginfo on the system and download it.
+    """
+
+    core: Optional[str] = None
+    qemu: Optional[str] = None
+    vmlinux: Optional[str] = None
+    btf: Optional[str] = None
+    types: str = "auto"
+    vmcoreinfo: Optional[str] = None
+    debuginfod: bool = False
+
+
+@dataclass
+class Source:
+    """An opened program and what is known of it.
+
+    :ivar kind: ``live``, ``core`` or ``qemu``.
+    :ivar label: how the source is called in reports: a path, ``/proc/kcore``, a socket.
+    :ivar format: ``ELF``, ``kdump``, ``flattened kdump``, ``kcore``, ``QMP``.
+    :ivar size: bytes of the file, None where it has none.
+    :ivar complete: False if part of the dump is missing; None if that cannot be told.
+    :ivar vmcoreinfo: VMCOREINFO's lines as keys and values.
+    :ivar symbols: where symbols come from, ``none`` if from nowhere.
+    :ivar types: where types come from, ``none`` if from nowhere.
+    :ivar warnings: each one line that the user should read before the report.
+    """
+
+    prog: drgn.Program
+    kind: str
+    label: str
+    format: str
+    size: Optional[int] = None
+    complete: Optional[bool] = None
+    vmcoreinfo: Dict[str, str] = field(default_factory=dict)
+    symbols: str = "none"
+    types: str = "none"
+    warnings: List[str] = field(default_factory=list)
+
+    @property
+    def live(self) -> bool:
+        """Whether the kernel runs while it is read."""
+        return self.kind != "core"
+
+
+def open_source(request: Request) -> Source:
+    """Open what the request names.
+
+    :raises SourceError: it cannot be opened; the exception says what to do.
+    :raises UsageError: the request contradicts itself.
+    """
+    from kvintro.source import core, debuginfo, live
+
+    if request.core is not None and request.qemu is not None:
+        raise UsageError("-c and --qemu name two different sources", "give one of them")
+    if request.types == "dwarf" and request.vmlinux is None and not request.debuginfod:
+        raise UsageError(
+            "--types dwarf needs debuginfo", "name it with -s VMLINUX, or allow --debuginfod"
+        )
+    vmcoreinfo = None
+    if request.vmcoreinfo is not None:
+        vmcoreinfo = core.read_small_file(request.vmcoreinfo, "--vmcoreinfo")
+    if request.core is not None:
+        source = core.open_core(request.core, vmcoreinfo)
+    elif request.qemu is not None:
+        source = live.open_qemu(request.qemu, vmcoreinfo)
+    else:
+        source = live.open_running_kernel(vmcoreinfo)
+    source.vmcoreinfo = parse_vmcoreinfo(source.prog)
+    debuginfo.load(source, request)
+    return source
+
+
+def parse_vmcoreinfo(prog: drgn.Program) -> Dict[str, str]:
+    """VMCOREINFO's ``KEY=VALUE`` lines, empty if the program has none."""
+    try:
+        text = prog["VMCOREINFO"].string_().decode("ascii", "replace")
+    except (KeyError, LookupError):
+        return {}
+    pairs = (line.split("=", 1) for line in text.splitlines() if "=" in line)
+    return {key: value for key, value in pairs}

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Symbols and types for an opened program: from the kernel itself, or from debuginfo if it was given."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+from kvintro.errors import KvintroError, WrongVmlinux
+from kvintro.source import Request, Source
+from kvintro.source.core import _open_file, one_line, read_small_file
+from kvintro.source.elf import read_headers
+
+
+def load(source: Source, request: Request) -> None:
+    """Give the source symbols and types, and note where they came from."""
+    if request.vmlinux is not None or request.types == "dwarf":
+        _load_dwarf(source, request)
+        return
+    _load_builtin(source, request)
+
+
+def _load_dwarf(source: Source, request: Request) -> None:
+    prog = source.prog
+    if request.vmlinux is None:
+        try:
+            prog.load_debug_info(None, True)
+        except Exception as error:
+            raise WrongVmlinux(
+                f"no debuginfo was found: {one_line(error)}", "name it with -s VMLINUX"
+            ) from error
+        source.symbols = source.types = "DWARF"
+        return
+    path = request.vmlinux
+    with _open_file(path) as file:
+        try:
+            headers = read_headers(file, section_notes=True)
+        except KvintroError as error:
+            raise WrongVmlinux(
+                f"{path} is no vmlinux: {error.what}", "-s takes the uncompressed vmlinux"
+            ) from error
+    wanted = source.vmcoreinfo.get("BUILD-ID", "")
+    if wanted and headers.build_id and headers.build_id != wanted:
+        raise WrongVmlinux(
+            f"{path} is of another kernel: its build id is {headers.build_id}, the source's is {wanted}",
+            f"use the vmlinux of {source.vmcoreinfo.get('OSRELEASE', 'the kernel dumped')}",
+        )
+    try:
+        prog.load_debug_info([path])
+    except Exception as error:
+        raise WrongVmlinux(
+            f"{path} has no usable debuginfo: {one_line(error)}",
+            "install the kernel's -dbg package, or leave -s away and use the kernel's own types",
+        ) from error
+    source.symbols = source.types = "DWARF"
+
+
+def _load_builtin(source: Source, request: Request) -> None:
+    from kvintro.types import install
+
+    btf: Optional[bytes] = None
+    if request.btf is not None:
+        btf = read_small_file(request.btf, "--btf")
+    installed = install(source.prog, btf=btf)
+    source.symbols = installed.symbols or "none"
+    source.types = installed.types or "none"
+    for what, missing in (("symbols", installed.symbols_missing), ("types", installed.types_missing)):
+        if missing is not None:
+            source.warnings.append(f"no {what}: {missing.reason}; {missing.remedy}")

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The running kernel through /proc/kcore, and a QEMU guest through its QMP socket."""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+from typing import Optional
+
+import drgn
+
+from kvintro.errors import NoSuchSource, NotADump, NotPermitted, SourceError, WrongArchitecture
+from kvintro.source import Source
+from kvintro.source.core import one_line
+
+KCORE = "/proc/kcore"
+_LOCKDOWN = "/sys/kernel/security/lockdown"
+_USE_DUMP = "use -c with a dump of it, or with a sample core"
+
+
+def open_running_kernel(vmcoreinfo: Optional[bytes]) -> Source:
+    """Open the kernel that this process runs on.
+
+    :raises SourceError: there is no /proc/kcore, or it may not be read; says why.
+    """
+    if platform.machine() != "x86_64":
+        raise WrongArchitecture(
+            f"this host is {platform.machine()}, and kvintro reads kernels of x86-64",
+            "use -c with a dump of an x86-64 kernel",
+        )
+    try:
+        os.close(os.open(KCORE, os.O_RDONLY))
+    except OSError as error:
+        raise _why_not(error) from None
+    prog = drgn.Program(vmcoreinfo=vmcoreinfo)
+    try:
+        prog.set_kernel()
+    except Exception as error:
+        raise SourceError(f"{KCORE} cannot be used: {one_line(error)}", _USE_DUMP) from error
+    return Source(prog, "live", KCORE, "kcore", complete=None)
+
+
+def open_qemu(address: str, vmcoreinfo: Optional[bytes]) -> Source:
+    """Open a running QEMU guest.
+
+    :param address: path of a QMP socket, or HOST:PORT.
+    :raises SourceError: nothing answers there, or the guest is no Linux kernel that can be identified.
+    """
+    prog = drgn.Program(vmcoreinfo=vmcoreinfo)
+    try:
+        prog.set_qemu_qmp(address)
+    except OSError as error:
+        raise NoSuchSource(
+            f"no QEMU answers at {address}: {one_line(error)}",
+            "start QEMU with -qmp unix:PATH,server=on,wait=off and name PATH",
+        ) from error
+    except Exception as error:
+        raise NotADump(
+            f"the guest at {address} cannot be read: {one_line(error)}",
+            "start QEMU with -device vmcoreinfo and load qemu_fw_cfg in the guest, or use --vmcoreinfo",
+        ) from error
+    if not prog.flags & drgn.ProgramFlags.IS_LINUX_KERNEL:
+        raise NotADump(
+            f"the guest at {address} has not said which kernel it is",
+            "start QEMU with -device vmcoreinfo and load qemu_fw_cfg in the guest, or use --vmcoreinfo",
+        )
+    return Source(prog, "qemu", address, "QMP", complete=True)
+
+
+def _why_not(error: OSError) -> SourceError:
+    if error.errno == errno.ENOENT:
+        return NoSuchSource(f"this kernel has no {KCORE} (it lacks CONFIG_PROC_KCORE)", _USE_DUMP)
+    if error.errno in (errno.EPERM, errno.EACCES):
+        if _locked_down():
+            return NotPermitted(
+                f"kernel lockdown (confidentiality) forbids reading {KCORE}",
+                "take a dump instead, or boot with lockdown=integrity",
+            )
+        if os.geteuid() != 0:
+            return NotPermitted(f"{KCORE} may be read by root only", "run it with sudo, or " + _USE_DUMP)
+        return NotPermitted(
+            f"root may not read {KCORE} here (a container, or a security module)",
+            "run it on the host with CAP_SYS_RAWIO, or " + _USE_DUMP,
+        )
+    return SourceError(f"{KCORE}: {one_line(error)}", _USE_DUMP)
+
+
+def _locked_down() -> bool:
+    try:
+        with open(_LOCKDOWN, encoding="ascii") as file:
+            return "[confidentiality]" in file.read()
+    except OSError:
+        return False
