@@ -22,7 +22,7 @@ from kvintro.errors import (
 )
 from kvintro.model import Report
 from kvintro.render import FORMATS, render
-from kvintro.render.values import printable
+from kvintro.text import printable
 
 EPILOG = """\
 Without -c and --qemu the running kernel is shown (needs root). Types and symbols come from the kernel
@@ -35,7 +35,7 @@ exit status: 0 fine, 1 the answer is no, 2 usage, 3 the source cannot be opened,
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         print(f"kvintro: {message}", file=sys.stderr)
-        print(f"  try: {self.prog} --help", file=sys.stderr)
+        print(f"  hint: {self.prog} --help", file=sys.stderr)
         sys.exit(EXIT_USAGE)
 
 
@@ -110,7 +110,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             raise
         print(f"kvintro: {printable(error.what)}", file=sys.stderr)
         if error.remedy:
-            print(f"  try: {printable(error.remedy)}", file=sys.stderr)
+            print(f"  hint: {printable(error.remedy)}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         # The reader went away, which is its right. Python would complain again when it closes stdout.
@@ -122,7 +122,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         if debug:
             raise
         print(f"kvintro: internal error: {printable(' '.join(repr(error).split())[:300])}", file=sys.stderr)
-        print("  try: --debug for the traceback, and please report it", file=sys.stderr)
+        print("  hint: --debug for the traceback, and please report it", file=sys.stderr)
         return EXIT_SOURCE
 
 

@@ -60,6 +60,10 @@ class NotPermitted(SourceError):
     """The source exists, but this user may not read it (permission or lockdown)."""
 
 
+class NoTypes(SourceError):
+    """The types asked for are not there, or make no sense."""
+
+
 class SymbolsMissing(SourceError):
     """Nothing leads to the kernel's symbols, and the command cannot do without."""
 

@@ -50,7 +50,8 @@ class Kernel:
         :raises NotInDump: any byte of it is not in the source.
         """
         try:
-            return self.prog.read(address, size, True)
+            data: bytes = self.prog.read(address, size, True)
+            return data
         except (drgn.FaultError, OverflowError, ValueError) as error:
             raise NotInDump(address, size, physical=True) from error
 
@@ -60,7 +61,8 @@ class Kernel:
         :raises NotInDump: any byte of it is not mapped or not in the source.
         """
         try:
-            return self.prog.read(address, size)
+            data: bytes = self.prog.read(address, size)
+            return data
         except (drgn.FaultError, OverflowError, ValueError) as error:
             raise NotInDump(address, size, physical=False) from error
 
@@ -81,7 +83,8 @@ class Kernel:
     def find_symbol(self, name: str) -> Optional[int]:
         """Address of a symbol, None if there is none."""
         try:
-            return self.prog.symbol(name).address
+            address: int = self.prog.symbol(name).address
+            return address
         except LookupError:
             return None
 
@@ -227,11 +230,21 @@ class Kernel:
     def page_offset_base(self) -> Fact[int]:
         """Where the direct map starts."""
         return self.first_fact(
-            lambda: self.value("page_offset_base"), self._direct_map_from_kcore, self._direct_map_from_tables
+            lambda: self.value("page_offset_base"), self._direct_map_from_segments, self._direct_map_from_tables
         )
 
-    def _direct_map_from_kcore(self) -> Fact[int]:
-        raise Unavailable("the source gives no virtual addresses of RAM")
+    def _direct_map_from_segments(self) -> Fact[int]:
+        """Segments of RAM in kexec's dumps and /proc/kcore have both addresses; their difference is the base."""
+        start = self.geometry.ldt_remap.end + 1
+        bases = {
+            segment.vaddr - segment.paddr
+            for segment in self.source.segments
+            if start <= segment.vaddr < x86_64.CPU_ENTRY_AREA_BASE
+            and segment.paddr < 1 << self.geometry.max_physmem_bits
+        }
+        if len(bases) != 1:
+            raise Unavailable("the source's segments do not give RAM's virtual addresses")
+        return Fact(bases.pop(), "PT_LOAD")
 
     def _direct_map_from_tables(self) -> Fact[int]:
         """The direct map is the lowest thing mapped above the LDT slot, and starts on a GiB for page frame 0."""

@@ -33,6 +33,10 @@ class Displacement(int):
     __slots__ = ()
 
 
+class NoRange(ValueError):
+    """Two numbers that are no range of addresses."""
+
+
 @dataclass(frozen=True)
 class AddressRange:
     """Addresses from ``start`` to ``end``, both inclusive (the last address of all has no successor)."""
@@ -42,7 +46,7 @@ class AddressRange:
 
     def __post_init__(self) -> None:
         if not 0 <= self.start <= self.end < 1 << 64:
-            raise ValueError(f"no address range: {self.start:#x}-{self.end:#x}")
+            raise NoRange(f"{self.start:#x}-{self.end:#x} is no range of addresses")
 
     @property
     def size(self) -> int:

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Sequence, Tuple
 
 from kvintro.errors import Unavailable
-from kvintro.model import AddressRange, Located, Placement, Unknown
+from kvintro.model import AddressRange, Located, NoRange, Placement, Unknown
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel
@@ -70,6 +70,8 @@ class Region:
             return self.locate(kernel)
         except Unavailable as error:
             return Unknown(error.what)
+        except NoRange as error:
+            return Unknown(f"its bounds make no sense: {error}")
 
 
 def fixed_place(found: AddressRange, note: str = "") -> Placement:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from kvintro.arch.x86_64 import DEFAULT_TEXT, PMD_SHIFT, START_KERNEL_MAP
 from kvintro.errors import Unavailable
-from kvintro.model import AddressRange, Fact, Located, Placement
+from kvintro.model import AddressRange, Fact, Located, NoRange, Placement
 from kvintro.regions import Region
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class KernelImage(Region):
             text, end = kernel.text, self._end(kernel)
             used = AddressRange(text.value, end.value)
             note = f"{text.provenance} to {end.provenance}"
-        except (Unavailable, ValueError):
+        except (Unavailable, NoRange):
             note = ""
         return Placement(
             found,

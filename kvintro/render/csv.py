@@ -10,7 +10,7 @@ from typing import Any
 
 from kvintro.model import Report
 from kvintro.render.json import plain
-from kvintro.render.values import printable
+from kvintro.text import printable
 
 
 def _cell(value: Any) -> Any:

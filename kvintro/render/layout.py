@@ -7,7 +7,8 @@ from typing import Any, Dict, List
 
 from kvintro.model import Report
 from kvintro.render.text import CYAN, DIM, Line, paint, table_text
-from kvintro.render.values import printable, size_text, value_text
+from kvintro.render.values import value_text
+from kvintro.text import printable, size_text
 
 # What a narrow terminal can do without, least needed first.
 _SPARE = ("offset", "provenance", "leaves", "slide")

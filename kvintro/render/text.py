@@ -9,7 +9,8 @@ from typing import Callable, Dict, List, Sequence
 from tabulate import tabulate
 
 from kvintro.model import Column, Report, Table
-from kvintro.render.values import printable, value_text
+from kvintro.render.values import value_text
+from kvintro.text import printable
 
 BOLD = "1"
 DIM = "2"

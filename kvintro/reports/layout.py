@@ -24,6 +24,7 @@ from kvintro.model import (
 from kvintro.queries.census import Census, count
 from kvintro.regions import Region, Root
 from kvintro.regions.ldt_remap import table_of
+from kvintro.text import size_text
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def layout(kernel: Kernel, *, holes: bool = True, pid: Optional[int] = None) -> 
             roots = len(under)
             if census is not None and census.unreadable:
                 partial = True
-                notes.append(f"{region.name}: page tables of {_about(census.unreadable)} are not in this source")
+                notes.append(f"{region.name}: page tables of {size_text(census.unreadable)} are not in this source")
         except Unavailable as error:
             reason = f"what is mapped is not known: {error.what}"
             partial = True
@@ -281,12 +282,6 @@ def _missing(region: Region, why: "Absent | Unknown") -> RegionRow:
     return _bare(region.key, region.name, region.kind, state, None, region.macro, why.reason, "")
 
 
-def _about(size: int) -> str:
-    from kvintro.render.values import size_text
-
-    return size_text(size)
-
-
 def _head(kernel: Kernel) -> Sequence[str]:
     source = kernel.source
     who = kernel.identity
@@ -302,7 +297,7 @@ def _head(kernel: Kernel) -> Sequence[str]:
     ]
     if source.kind == "core":
         whole = {True: "complete", False: "TRUNCATED", None: ""}[source.complete]
-        size = _about(source.size or 0)
+        size = size_text(source.size or 0)
         what = ", ".join(part for part in (f"{source.format} {source.label}", size, whole) if part)
     else:
         what = f"{'running kernel' if source.kind == 'live' else 'running guest'} {source.label}"

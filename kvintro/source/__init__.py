@@ -9,11 +9,12 @@ of how complete it is.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Tuple
 
 import drgn
 
 from kvintro.errors import UsageError
+from kvintro.source.elf import Segment
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Source:
     :ivar size: bytes of the file, None where it has none.
     :ivar complete: False if part of the dump is missing; None if that cannot be told.
     :ivar vmcoreinfo: VMCOREINFO's lines as keys and values.
+    :ivar segments: the PT_LOADs of an ELF file or of /proc/kcore.
     :ivar symbols: where symbols come from, ``none`` if from nowhere.
     :ivar types: where types come from, ``none`` if from nowhere.
     :ivar warnings: each one line that the user should read before the report.
@@ -60,6 +62,7 @@ class Source:
     size: Optional[int] = None
     complete: Optional[bool] = None
     vmcoreinfo: Dict[str, str] = field(default_factory=dict)
+    segments: Tuple[Segment, ...] = ()
     symbols: str = "none"
     types: str = "none"
     warnings: List[str] = field(default_factory=list)

@@ -6,6 +6,7 @@ Formats are told apart by content. drgn reads ELF itself and kdump (plain and fl
 
 from __future__ import annotations
 
+import logging
 import os
 import struct
 from typing import BinaryIO, Optional, Tuple
@@ -15,7 +16,7 @@ import drgn
 from kvintro.arch import architectures, by_elf_machine
 from kvintro.errors import KvintroError, NoSuchSource, NotADump, NotPermitted
 from kvintro.source import Source
-from kvintro.source.elf import ET_CORE, ElfHeaders, read_headers
+from kvintro.source.elf import ET_CORE, ElfHeaders, read_at, read_headers
 
 _SMALL_FILE = 64 << 20
 _PACKED = {
@@ -65,6 +66,8 @@ def open_core(path: str, vmcoreinfo: Optional[bytes]) -> Source:
                 f"{path} is not a kernel dump",
                 "kvintro reads ELF vmcores and kdump files (makedumpfile, QEMU's dump-guest-memory)",
             )
+    # Its advice on flattened files would stand above every report; what matters raises an exception anyway.
+    logging.getLogger("drgn").setLevel(logging.ERROR)
     # With a platform given, drgn opens kdumps whose header has an empty utsname, as QEMU writes them.
     platform = drgn.Platform(drgn.Architecture.X86_64)
     prog = drgn.Program(platform, vmcoreinfo=vmcoreinfo)
@@ -85,7 +88,8 @@ def open_core(path: str, vmcoreinfo: Optional[bytes]) -> Source:
         )
     hide_null(prog)
     warnings = [] if complete else [_TRUNCATED]
-    return Source(prog, "core", path, kind, size, complete, warnings=warnings)
+    segments = headers.segments if headers is not None else ()
+    return Source(prog, "core", path, kind, size, complete, segments=segments, warnings=warnings)
 
 
 def hide_null(prog: drgn.Program) -> None:
@@ -175,8 +179,5 @@ def _kdump_is_whole(file: BinaryIO, size: int) -> bool:
 
 
 def _descriptor(file: BinaryIO, at: int) -> Optional[Tuple[int, int]]:
-    if at < 0 or at >= 1 << 62:
-        return None
-    file.seek(at)
-    data = file.read(12)
+    data = read_at(file, at, 12) if at >= 0 else b""
     return struct.unpack("<qI", data) if len(data) == 12 else None

@@ -96,19 +96,16 @@ def read_headers(file: BinaryIO, *, section_notes: bool = False) -> ElfHeaders:
         if p_type == PT_LOAD:
             segments.append(Segment(offset, vaddr, paddr, filesz, memsz))
         elif p_type == PT_NOTE and filesz <= _MAX_NOTES and offset < size:
-            file.seek(offset)
-            notes.extend(parse_notes(file.read(filesz)))
+            notes.extend(parse_notes(read_at(file, offset, filesz)))
     if section_notes and shoff and shentsize >= 64:
-        file.seek(shoff)
-        sections = file.read(shnum * shentsize)
+        sections = read_at(file, shoff, shnum * shentsize)
         for at in range(0, len(sections) - 63, shentsize):
             kind, offset, length = (
                 struct.unpack_from("<I", sections, at + 4)[0],
                 *struct.unpack_from("<QQ", sections, at + 24),
             )
             if kind == 7 and length <= _MAX_NOTES and offset < size:  # SHT_NOTE
-                file.seek(offset)
-                notes.extend(parse_notes(file.read(length)))
+                notes.extend(parse_notes(read_at(file, offset, length)))
     return ElfHeaders(e_type, machine, tuple(segments), tuple(notes), size)
 
 
@@ -126,12 +123,17 @@ def parse_notes(data: bytes) -> Iterator[Tuple[str, int, bytes]]:
         yield name, kind, data[desc_at : desc_at + descsz]
 
 
-def _exactly(file: BinaryIO, offset: int, size: int, what: str) -> bytes:
-    # A hostile offset may be more than lseek takes.
-    data = b""
-    if offset < 1 << 62:
+def read_at(file: BinaryIO, offset: int, size: int) -> bytes:
+    """What the file holds there, less than ``size`` at its end."""
+    try:
         file.seek(offset)
-        data = file.read(size)
+        return file.read(size)
+    except (OSError, OverflowError, ValueError):  # an offset beyond what a file system can have
+        return b""
+
+
+def _exactly(file: BinaryIO, offset: int, size: int, what: str) -> bytes:
+    data = read_at(file, offset, size)
     if len(data) != size:
         raise NotADump(f"the file ends within {what}", "the dump is truncated; copy it again whole")
     return data

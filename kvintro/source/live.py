@@ -13,6 +13,7 @@ import drgn
 from kvintro.errors import NoSuchSource, NotADump, NotPermitted, SourceError, WrongArchitecture
 from kvintro.source import Source
 from kvintro.source.core import one_line
+from kvintro.source.elf import read_headers
 
 KCORE = "/proc/kcore"
 _LOCKDOWN = "/sys/kernel/security/lockdown"
@@ -30,7 +31,8 @@ def open_running_kernel(vmcoreinfo: Optional[bytes]) -> Source:
             "use -c with a dump of an x86-64 kernel",
         )
     try:
-        os.close(os.open(KCORE, os.O_RDONLY))
+        with open(KCORE, "rb") as file:
+            segments = read_headers(file).segments
     except OSError as error:
         raise _why_not(error) from None
     prog = drgn.Program(vmcoreinfo=vmcoreinfo)
@@ -38,7 +40,7 @@ def open_running_kernel(vmcoreinfo: Optional[bytes]) -> Source:
         prog.set_kernel()
     except Exception as error:
         raise SourceError(f"{KCORE} cannot be used: {one_line(error)}", _USE_DUMP) from error
-    return Source(prog, "live", KCORE, "kcore", complete=None)
+    return Source(prog, "live", KCORE, "kcore", complete=None, segments=segments)
 
 
 def open_qemu(address: str, vmcoreinfo: Optional[bytes]) -> Source:

@@ -1,0 +1,65 @@
+# kvintro: make demo shows it, make test tests it. Both set up what they need in .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SAMPLE := vmcores/debian-6.12/core.kdump
+
+.PHONY: help demo test test-vm vmcores lint types bench docs clean
+
+help:
+	@echo "make demo     the layout of this host if it can be read, else of a sample dump"
+	@echo "make test     unit tests and the sample dumps (no root, no kernel needed)"
+	@echo "make test-vm  build dumps of real kernels under QEMU and test against their own words (root)"
+	@echo "make vmcores  build those dumps only"
+	@echo "make bench    time and memory against peers"
+	@echo "make lint types docs clean"
+
+# A stamp an extra: what is installed follows pyproject.toml and nothing else.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 9))' \
+	  || { echo "kvintro needs Python 3.9 or later; name one with make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) 2>/dev/null \
+	  || { rm -rf $(VENV); echo "this Python cannot make a virtual environment:" \
+	  "install it, on Debian and Ubuntu with: sudo apt install python3-venv" >&2; exit 1; }
+
+$(VENV)/.installed: $(BIN)/python pyproject.toml
+	@$(BIN)/pip install -q --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.installed
+	@$(BIN)/pip install -q --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.installed
+	@$(BIN)/pip install -q --disable-pip-version-check -e '.[test,lint]'
+	@touch $@
+
+demo: $(VENV)/.installed
+	@$(BIN)/kvintro layout; status=$$?; \
+	if [ $$status -eq 3 ]; then \
+	  echo; echo "The running kernel cannot be read (see above); here is the sample $(SAMPLE):"; echo; \
+	  $(BIN)/kvintro -c $(SAMPLE) layout; \
+	else exit $$status; fi
+
+test: $(VENV)/.test
+	@$(BIN)/python -m pytest -q tests/unit tests/cores
+
+vmcores: $(VENV)/.installed
+	@$(BIN)/python vmcores/build.py
+
+test-vm: $(VENV)/.test vmcores
+	@$(BIN)/python -m pytest -q tests/vm tests/cores --cores built
+
+lint: $(VENV)/.lint
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(VENV)/.lint
+	@$(BIN)/mypy kvintro
+
+bench: $(VENV)/.installed
+	@$(BIN)/python tools/bench.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a person reads when a source cannot be opened: one line of what, one of remedy, exit code 3."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Callable, Tuple
+
+import pytest
+
+from kvintro.cli import main
+from kvintro.source import live
+from tests.synthetic import elf_core, vmcoreinfo
+
+Complaint = Callable[..., Tuple[int, str, str]]
+
+
+@pytest.fixture
+def complaint(capsys: pytest.CaptureFixture[str]) -> Complaint:
+    """Runs the command line; returns the exit code, the line of what and the line of remedy."""
+
+    def run(*arguments: str) -> Tuple[int, str, str]:
+        code = main([*arguments, "layout"])
+        out, err = capsys.readouterr()
+        assert out == ""
+        what, hint = err.splitlines()
+        assert what.startswith("kvintro: ")
+        assert hint.startswith("  hint: ")
+        return code, what[len("kvintro: ") :], hint[len("  hint: ") :]
+
+    return run
+
+
+def note() -> Any:
+    return [("VMCOREINFO", 0, vmcoreinfo().encode())]
+
+
+def test_no_such_file(complaint: Complaint, tmp_path: Path) -> None:
+    code, what, _ = complaint("-c", str(tmp_path / "nowhere"))
+    assert (code, what.endswith("no such file")) == (3, True)
+
+
+def test_a_directory(complaint: Complaint, tmp_path: Path) -> None:
+    assert complaint("-c", str(tmp_path))[:2] == (3, f"{tmp_path} is a directory")
+
+
+@pytest.mark.parametrize(
+    ("content", "what", "hint"),
+    [
+        (b"", "is empty", "take the dump again"),
+        (b"#!/bin/sh\n" * 100, "is not a kernel dump", "ELF vmcores and kdump"),
+        (b"\x28\xb5\x2f\xfd" + b"x" * 100, "is compressed with zstd", "unzstd"),
+        (b"\x1f\x8b" + b"x" * 100, "is compressed with gzip", "gunzip"),
+        (b"\xfd7zXZ\0" + b"x" * 100, "is compressed with xz", "unxz"),
+        (b"\x7fELF\x02\x01\x01", "ends within the ELF header", "truncated"),
+        (elf_core()[:70], "ends within the program headers", "truncated"),
+        (elf_core(notes=note(), machine=183), "another architecture (aarch64)", "x86-64"),
+        (elf_core(kind=2), "an ELF file but no core dump", "-s"),
+        (b"\x7fELF\x01\x01\x01" + bytes(100), "32-bit or big-endian", "64-bit"),
+        (elf_core(notes=[("CORE", 3, bytes(136))]), "of a program, not of a kernel", "kdump"),
+        (elf_core([(0, 0, bytes(4096))]), "has no VMCOREINFO note", "--vmcoreinfo"),
+        (b"makedumpfile\0\0\0\0" + bytes(5000), "cannot be read as flattened kdump", "truncated"),
+        (b"KDUMP   " + bytes(50), "cannot be read as kdump", "truncated"),
+    ],
+    ids=lambda v: v[:24] if isinstance(v, str) else "",
+)
+def test_what_is_no_dump(
+    complaint: Complaint, tmp_path: Path, content: bytes, what: str, hint: str
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    code, said, remedy = complaint("-c", str(path))
+    assert code == 3
+    assert what in said
+    assert hint in remedy
+
+
+def test_the_core_of_a_real_process(complaint: Complaint, tmp_path: Path) -> None:
+    gcore = subprocess.run(
+        [sys.executable, "-c", "import os, resource as r; r.setrlimit(r.RLIMIT_CORE, (-1, -1)); os.abort()"],
+        cwd=tmp_path,
+        check=False,
+    )
+    assert gcore.returncode < 0
+    cores = list(tmp_path.glob("core*"))
+    if not cores:
+        pytest.skip("this host pipes core dumps away (kernel.core_pattern)")
+    assert "core dump of a program" in complaint("-c", str(cores[0]))[1]
+
+
+def test_a_file_nobody_may_read(complaint: Complaint, tmp_path: Path, monkeypatch: Any) -> None:
+    path = tmp_path / "vmcore"
+    path.write_bytes(elf_core())
+    if os.geteuid() == 0:
+        # Root may read everything, so the refusal must be made up.
+        def refuse(*_: Any) -> Any:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        monkeypatch.setattr("builtins.open", refuse)
+    else:
+        path.chmod(0)
+    code, what, hint = complaint("-c", str(path))
+    assert (code, "permission denied" in what, "sudo" in hint) == (3, True, True)
+
+
+def test_wrong_vmlinux(complaint: Complaint, tmp_path: Path) -> None:
+    core, vmlinux = tmp_path / "core", tmp_path / "vmlinux"
+    info = vmcoreinfo(**{"BUILD-ID": "aa" * 20}).encode()
+    core.write_bytes(elf_core([(0, 0, bytes(4096))], [("VMCOREINFO", 0, info)]))
+    vmlinux.write_bytes(elf_core(notes=[("GNU", 3, b"\xbb" * 20)], kind=2))
+    code, what, hint = complaint("-c", str(core), "-s", str(vmlinux))
+    assert code == 3
+    assert "of another kernel" in what
+    assert "6.0.0-made-up" in hint
+    vmlinux.write_bytes(b"MZ" * 100)
+    assert "is no vmlinux" in complaint("-c", str(core), "-s", str(vmlinux))[1]
+
+
+def test_btf_that_is_none(complaint: Complaint, tmp_path: Path) -> None:
+    core, btf = tmp_path / "core", tmp_path / "btf"
+    core.write_bytes(elf_core([(0, 0, bytes(4096))], note()))
+    btf.write_bytes(b"not BTF" * 10)
+    code, what, _ = complaint("-c", str(core), "--btf", str(btf))
+    assert (code, "BTF" in what) == (3, True)
+    code, what, _ = complaint("-c", str(core), "--types", "btf")
+    assert (code, "BTF" in what) == (3, True)
+
+
+def test_no_guest_at_the_socket(complaint: Complaint, tmp_path: Path) -> None:
+    code, what, hint = complaint("--qemu", str(tmp_path / "socket"))
+    assert (code, what.startswith("no QEMU answers"), "-qmp" in hint) == (3, True, True)
+
+
+def test_no_kcore(complaint: Complaint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "KCORE", str(tmp_path / "kcore"))
+    code, what, hint = complaint()
+    assert (code, "CONFIG_PROC_KCORE" in what, "sample" in hint) == (3, True, True)
+
+
+@pytest.mark.parametrize(
+    ("uid", "lockdown", "what", "hint"),
+    [
+        (1000, "[none] integrity confidentiality", "by root only", "sudo"),
+        (0, "[none] integrity confidentiality", "root may not read", "CAP_SYS_RAWIO"),
+        (0, "none integrity [confidentiality]", "lockdown", "dump"),
+    ],
+)
+def test_kcore_that_may_not_be_read(
+    complaint: Complaint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    uid: int,
+    lockdown: str,
+    what: str,
+    hint: str,
+) -> None:
+    (tmp_path / "lockdown").write_text(lockdown)
+
+    opened = open
+
+    def refuse(path: str, *rest: Any, **more: Any) -> Any:
+        if path == live.KCORE:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        return opened(path, *rest, **more)
+
+    monkeypatch.setattr(live, "_LOCKDOWN", str(tmp_path / "lockdown"))
+    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr(live.os, "geteuid", lambda: uid)
+    code, said, remedy = complaint()
+    assert code == 3
+    assert what in said
+    assert hint in remedy
+
+
+def test_another_architecture_live(complaint: Complaint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live.platform, "machine", lambda: "aarch64")
+    assert "aarch64" in complaint()[1]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["-c", "x", "--qemu", "y", "layout"], ["--types", "dwarf", "layout"]],
+)
+def test_contradictions_are_usage_errors(arguments: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], [], ["layout", "--pid", "x"], ["--format", "x", "layout"]])
+def test_usage(arguments: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_hostile_names_come_out_inert(complaint: Complaint, tmp_path: Path) -> None:
+    assert "\x1b" not in complaint("-c", str(tmp_path / "\x1b[31mred"))[1]
+
+
+@pytest.mark.parametrize("at", range(0, 64, 2))
+def test_damaged_elf_headers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], at: int
+) -> None:
+    """Each pair of header bytes set to ones: opened or refused, never a traceback."""
+    data = bytearray(elf_core([(0, 0, bytes(4096))], note()))
+    struct.pack_into("<H", data, at, 0xFFFF)
+    path = tmp_path / "core"
+    path.write_bytes(data)
+    assert main(["-c", str(path), "layout"]) in (0, 3, 4)
+    assert "internal error" not in capsys.readouterr().err
