@@ -10,7 +10,7 @@ import sys
 from typing import Any, List, NoReturn, Optional, Sequence, TextIO
 
 from kvintro import __version__
-from kvintro.commands import command_names, load_command
+from kvintro.commands import ALIASES, command_names, load_command
 from kvintro.errors import (
     EXIT_INTERRUPTED,
     EXIT_NEGATIVE,
@@ -20,8 +20,8 @@ from kvintro.errors import (
     EXIT_USAGE,
     KvintroError,
 )
-from kvintro.model import Report
-from kvintro.render import FORMATS, render
+from kvintro.model import Report, Stream
+from kvintro.render import FORMATS, render, render_stream
 from kvintro.text import printable
 
 EPILOG = """\
@@ -57,6 +57,7 @@ def make_parser(only: Optional[str] = None) -> argparse.ArgumentParser:
         module = load_command(name) if only in (None, name) else None
         sub = commands.add_parser(
             name,
+            aliases=[alias for alias, command in ALIASES.items() if command == name],
             help=module.HELP if module else None,
             description=module.HELP if module else None,
             epilog=getattr(module, "EXAMPLES", None),
@@ -126,7 +127,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return EXIT_SOURCE
 
 
-def exit_code(report: Report) -> int:
+def exit_code(report: "Report | Stream") -> int:
     """What the process ends with after this report: the one place that decides."""
     if report.partial:
         return EXIT_PARTIAL
@@ -134,35 +135,46 @@ def exit_code(report: Report) -> int:
 
 
 def _run(arguments: List[str]) -> int:
-    named = next((a for a in arguments if a in command_names()), None)
+    named = next((ALIASES.get(a, a) for a in arguments if a in command_names() or a in ALIASES), None)
     parser = make_parser(only=None if {"-h", "--help"} & set(arguments) else named)
     args = parser.parse_args(arguments)
     if args.command is None:
         parser.error("which command? for instance: kvintro layout")
-    from kvintro.kernel import open_kernel
-    from kvintro.source import Request
+    module = load_command(args.command)
+    kernel = None
+    if not hasattr(module, "needs_source") or module.needs_source(args):
+        from kvintro.kernel import open_kernel
+        from kvintro.source import Request
 
-    kernel = open_kernel(
-        Request(
-            core=args.core,
-            qemu=args.qemu,
-            vmlinux=args.symbols,
-            btf=args.btf,
-            types=args.types,
-            vmcoreinfo=args.vmcoreinfo,
-            debuginfod=args.debuginfod,
+        kernel = open_kernel(
+            Request(
+                core=args.core,
+                qemu=args.qemu,
+                vmlinux=args.symbols,
+                btf=args.btf,
+                types=args.types,
+                vmcoreinfo=args.vmcoreinfo,
+                debuginfod=args.debuginfod,
+            )
         )
-    )
-    report = load_command(args.command).run(kernel, args)
+    result = module.run(kernel, args)
     if args.output is not None:
         with open(args.output, "w", encoding="utf-8") as file:
-            file.write(render(report, args.format))
+            _write(result, args.format, file, color=False, width=0)
     else:
-        sys.stdout.write(
-            render(report, args.format, color=_color(args.color, sys.stdout), width=_width(sys.stdout))
-        )
-        sys.stdout.flush()
-    return exit_code(report)
+        color, width = _color(args.color, sys.stdout), _width(sys.stdout)
+        _write(result, args.format, sys.stdout, color=color, width=width)
+    return exit_code(result)
+
+
+def _write(result: "Report | Stream", form: str, file: TextIO, *, color: bool, width: int) -> None:
+    if isinstance(result, Stream):
+        for part in render_stream(result, form):
+            file.write(part)
+            file.flush()
+    else:
+        file.write(render(result, form, color=color, width=width))
+        file.flush()
 
 
 def _color(choice: str, stream: TextIO) -> bool:

@@ -8,18 +8,22 @@ be read raises :class:`~kvintro.errors.Unavailable` with the reason, and nothing
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
 import drgn
 
 from kvintro.arch import x86_64
 from kvintro.arch.x86_64 import ALL, START_KERNEL_MAP, X86Geometry
+from kvintro.arch.x86_64_entry import Dialect, SpecialSwapTypes
 from kvintro.errors import NotInDump, Unavailable
 from kvintro.model import Fact, Identity, Located
-from kvintro.paging import Ranges, Tree, Walk, walk
+from kvintro.paging import Bulk, Ranges, Tree, Walk, walk
 from kvintro.source import Request, Source, open_source
 
 if TYPE_CHECKING:
+    import numpy
+    from numpy.typing import NDArray
+
     from kvintro.regions import Region
 
 
@@ -130,7 +134,7 @@ class Kernel:
             value = int(text, 16 if text.startswith("0x") else base)
         except ValueError:
             raise Unavailable(f"VMCOREINFO's {key} is no number") from None
-        return Fact(value, f"VMCOREINFO {key}")
+        return Fact(value, f"VMCOREINFO {key[key.find('(') + 1 :].rstrip(')')}")
 
     def first_fact(self, *ways: Callable[[], Fact[int]]) -> Fact[int]:
         """What the first way that works finds.
@@ -249,8 +253,8 @@ class Kernel:
     def _direct_map_from_tables(self) -> Fact[int]:
         """The direct map is the lowest thing mapped above the LDT slot, and starts on a GiB for page frame 0."""
         start = self.geometry.ldt_remap.end + 1
-        ranges = self.tree().ranges(start, x86_64.CPU_ENTRY_AREA_BASE - 1)
-        for low, _, key in ranges:
+        # Not a walk of its own: a second one finds every table shared.
+        for low, _, key in self.kernel_ranges.clip(start, x86_64.CPU_ENTRY_AREA_BASE - 1):
             if key & x86_64.PRESENT:
                 found = self.walk(low)
                 if found.physical is None:
@@ -298,14 +302,27 @@ class Kernel:
             root = self.root.value
         tree = self._trees.get(root)
         if tree is None:
-            try:
-                # A kernel has no more tables than pages; what hot-plugged memory adds is within the slack.
-                limit = self.max_pfn.value * 2 + (1 << 16)
-            except Unavailable:
-                limit = 1 << 24
-            tree = Tree(self.read_physical, self.geometry, root, table_limit=min(limit, 1 << 34))
-            self._trees[root] = tree
+            tree = self._trees[root] = self.new_tree(root)
         return tree
+
+    def new_tree(self, root: int, *, prune: Optional[Mapping[int, int]] = None, prune_as: int = 0) -> Tree:
+        """A tree of its own; see :class:`kvintro.paging.Tree` for what pruning means."""
+        return Tree(
+            self.read_physical,
+            self.geometry,
+            root,
+            table_limit=self.table_limit,
+            prune=prune,
+            prune_as=prune_as,
+        )
+
+    @cached_property
+    def table_limit(self) -> int:
+        """How many page tables there can be: no more than pages, and some slack for hot-plugged memory."""
+        try:
+            return min(self.max_pfn.value * 2 + (1 << 16), 1 << 34)
+        except Unavailable:
+            return 1 << 24
 
     @cached_property
     def kernel_ranges(self) -> Ranges:
@@ -317,6 +334,51 @@ class Kernel:
         if root is None:
             root = self.root.value
         return walk(self.read_physical, self.geometry, root, address)
+
+    def bulk(self, root: Optional[int] = None) -> Bulk:
+        """Translates arrays of addresses by a root (physical address), by default the kernel's own."""
+        return Bulk(self.read_physical, self.geometry, self.root.value if root is None else root)
+
+    def translate_array(
+        self, addresses: NDArray[numpy.uint64], root: Optional[int] = None
+    ) -> Tuple[NDArray[numpy.uint64], NDArray[numpy.uint8]]:
+        """Translate many virtual addresses at once, some tens of millions a second.
+
+        :param addresses: numpy array of uint64, one dimension.
+        :param root: physical address of the root table, by default the kernel's own.
+        :return: physical addresses (0 where there is none), and what became of each address as an index into
+            :data:`kvintro.paging.bulk.STATES`: 0 unmapped, 1 mapped, 2 not in the dump, 3 non-canonical.
+        """
+        result = self.bulk(root).translate(addresses)
+        return result.physical, result.states
+
+    @cached_property
+    def entry_dialect(self) -> Dialect:
+        """What this kernel's build changes in the meaning of page-table entries; unknowns stay unknown."""
+        try:
+            return self._entry_dialect()
+        except Unavailable:
+            return Dialect()
+
+    def _entry_dialect(self) -> Dialect:
+        # Shadow stacks (6.6) took bit 58 for SAVED_DIRTY, and SOFTW4 moved to 57; the function came with them.
+        shadow_stacks = self.has_symbol("arch_check_zapped_pte")
+        swap_types = None
+        # Migration entries with A and D bits (6.1) are younger than PTE markers and exclusive migration
+        # entries (5.19); before 5.14 the two device-exclusive types did not exist either.
+        if shadow_stacks or self.has_symbol("swap_migration_ad_supported"):
+            device = 0
+            if self.has_symbol("make_device_exclusive_range"):
+                device = 4
+            elif self.has_symbol("make_device_exclusive"):
+                device = 3
+            swap_types = SpecialSwapTypes.of(
+                markers=True,
+                device=device,
+                migration=3 if self.has_symbol("remove_migration_ptes") else 0,
+                hwpoison=self.has_symbol("memory_failure"),
+            )
+        return Dialect(57 if shadow_stacks else 58, swap_types)
 
     # Regions
 

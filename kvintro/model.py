@@ -10,7 +10,7 @@ Arithmetic on them yields plain ints.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Generic, Mapping, Optional, Sequence, Tuple, TypeVar, Union
+from typing import Any, Generic, Iterable, Iterator, Mapping, Optional, Sequence, Tuple, TypeVar, Union
 
 T = TypeVar("T")
 
@@ -162,6 +162,67 @@ class Report:
     partial: bool = False
     negative: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StreamField:
+    """One value of each result of a :class:`Stream`.
+
+    :ivar width: columns that text gives it; negative for left-aligned.
+    """
+
+    key: str
+    width: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some results, one list of values for each field's key.
+
+    :ivar partial: see :class:`Report`.
+    :ivar negative: see :class:`Report`.
+    """
+
+    values: Mapping[str, Sequence[Any]]
+    partial: bool = False
+    negative: bool = False
+
+
+class Stream:
+    """Results that come while their inputs do, for lists without end.
+
+    :ivar key: the results' JSON key.
+    :ivar fields: what each result has.
+    :ivar text_keys: the fields that make a line of text.
+    :ivar partial: whether any batch so far was.
+    :ivar negative: whether any batch so far was.
+    """
+
+    def __init__(
+        self,
+        command: str,
+        kernel: Optional[Identity],
+        key: str,
+        fields: Sequence[StreamField],
+        text_keys: Sequence[str],
+        batches: Iterable[Batch],
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.command = command
+        self.kernel = kernel
+        self.key = key
+        self.fields = fields
+        self.text_keys = text_keys
+        self.notes = notes
+        self.partial = False
+        self.negative = False
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._batches:
+            self.partial |= batch.partial
+            self.negative |= batch.negative
+            yield batch
 
 
 Leaves = Tuple[Tuple[str, int], ...]

@@ -90,6 +90,18 @@ class X86Geometry:
         """_PAGE_PSE."""
         return PSE
 
+    def reserved_bits(self, level: int) -> int:
+        """Bits that make the processor refuse a present entry that maps a page, or has PSE where none can.
+
+        Those above the processor's own width of physical addresses are reserved too, but nothing in the
+        kernel's memory says for certain how wide that is.
+        """
+        if level == 1:
+            return 0
+        if level in self.large_levels():
+            return (1 << self.shift(level)) - 1 & ~0x1FFF & self.pfn_mask
+        return PSE
+
     def sign_extend(self, address: int) -> int:
         """The canonical form of an address given by its low 48 or 57 bits."""
         bits = self.shift(self.levels) + 9

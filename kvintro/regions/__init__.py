@@ -11,7 +11,7 @@ import importlib
 import pkgutil
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Optional, Sequence, Tuple
 
 from kvintro.errors import Unavailable
 from kvintro.model import AddressRange, Located, NoRange, Placement, Unknown
@@ -32,6 +32,19 @@ class Root:
     owner: str
 
 
+@dataclass(frozen=True)
+class Linear:
+    """A rule by which a region translates without page tables: physical = virtual - offset, modulo 2^64.
+
+    It says where the kernel puts things, not what is mapped: the page tables have the last word.
+
+    :ivar range: virtual addresses for which it holds.
+    """
+
+    range: AddressRange
+    offset: int
+
+
 class Region:
     """A row of the memory map: where it lies on a kernel, and which tables map it."""
 
@@ -43,6 +56,8 @@ class Region:
     kind = "region"
     #: The kernel's macro or variable that defines the start.
     macro: str
+    #: Place among the rows of mm.rst, for lists in which nothing else gives an order.
+    row = 100
     #: Architecture (:attr:`kvintro.arch.Architecture.name`) that has it.
     arch = "x86-64"
     #: Whether the bounds are constants of the paging mode. Where what was read contradicts them, they win.
@@ -64,6 +79,13 @@ class Region:
         """
         return (Root(kernel.root.value, "init_top_pgt"),)
 
+    def linear(self, kernel: Kernel) -> Optional[Linear]:
+        """The rule by which it translates; None if only page tables tell.
+
+        :raises Unavailable: the source does not tell.
+        """
+        return None
+
     def located(self, kernel: Kernel) -> Located:
         """:meth:`locate`, with what cannot be read as :class:`~kvintro.model.Unknown`."""
         try:
@@ -76,7 +98,7 @@ class Region:
 
 def fixed_place(found: AddressRange, note: str = "") -> Placement:
     """The placement of a region whose bounds follow from the paging mode alone."""
-    return Placement(found, "constant of the paging mode", default_start=found.start, note=note)
+    return Placement(found, "constant", default_start=found.start, note=note)
 
 
 @lru_cache(maxsize=None)
@@ -89,4 +111,4 @@ def _modules() -> Tuple[Any, ...]:
 def regions_of(arch: Any) -> Tuple[Region, ...]:
     """All regions of an architecture: those with a file here, and those its own file brings."""
     found = [m.REGION for m in _modules() if hasattr(m, "REGION") and m.REGION.arch == arch.name]
-    return (*found, *arch.regions)
+    return tuple(sorted((*found, *arch.regions), key=lambda region: (region.row, region.key)))

@@ -17,6 +17,7 @@ class CpuEntryArea(Region):
     """``CPU_ENTRY_AREA_BASE``, one entry of a P4D; arch/x86/include/asm/cpu_entry_area.h."""
 
     key = "cpu_entry_area"
+    row = 9
     name = "cpu_entry_area"
     macro = "CPU_ENTRY_AREA_BASE"
     fixed = True
@@ -25,7 +26,7 @@ class CpuEntryArea(Region):
         base = CPU_ENTRY_AREA_BASE
         note = ""
         if kernel.source.symbols != "none" and kernel.has_symbol("_cea_offset"):
-            note = "each CPU's at a random place in it"
+            note = "each CPU's at a random place"
         return fixed_place(AddressRange(base, base + (1 << P4D_SHIFT) - 1), note)
 
 

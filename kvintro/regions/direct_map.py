@@ -3,21 +3,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Tuple
+from typing import TYPE_CHECKING, Optional, Tuple
 
-from kvintro.arch.x86_64 import ALL, PAGE_SHIFT
+from kvintro.arch.x86_64 import ALL, CPU_ENTRY_AREA_BASE, PAGE_SHIFT
 from kvintro.errors import Unavailable
 from kvintro.model import AddressRange, Located, Placement
-from kvintro.regions import Region
+from kvintro.paging import MAPPED
+from kvintro.regions import Linear, Region
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel
+
+
+# Memory that is not RAM leaves holes in the direct map, up to where devices' 64-bit windows lie.
+_LARGEST_GAP = 1 << 40
 
 
 class DirectMap(Region):
     """From ``page_offset_base``; what is reserved follows arch/x86/mm/kaslr.c:kernel_randomize_memory."""
 
     key = "direct_map"
+    row = 5
     name = "direct map of physical memory"
     macro = "PAGE_OFFSET"
 
@@ -41,6 +47,13 @@ class DirectMap(Region):
             used_note="up to max_pfn",
         )
 
+    def linear(self, kernel: Kernel) -> Optional[Linear]:
+        """``__pa()`` below the image."""
+        found = kernel.locate(self)
+        if not isinstance(found, Placement):
+            raise Unavailable(found.reason)
+        return Linear(found.range, kernel.page_offset_base.value)
+
     def _reserved_end(self, kernel: Kernel, base: int, slide: int) -> Tuple[int, str]:
         try:
             # 6.12 calls it physmem_end, later kernels direct_map_physmem_end; both inclusive.
@@ -55,7 +68,20 @@ class DirectMap(Region):
         following = kernel.locate("vmalloc")
         if isinstance(following, Placement) and following.range.start > base:
             return following.range.start - 1, "up to vmalloc_base"
-        raise Unavailable("nothing tells where the direct map ends")
+        return self._mapped_end(kernel, base), "mapped at least up to there"
+
+    def _mapped_end(self, kernel: Kernel, base: int) -> int:
+        """Last address of what page tables map from the base on as the direct map would."""
+        end = None
+        for low, high, _ in kernel.kernel_ranges.clip(base, CPU_ENTRY_AREA_BASE - 1).select(MAPPED):
+            if end is not None and low > end + _LARGEST_GAP:
+                break
+            if kernel.walk(low).physical != low - base:
+                break
+            end = high
+        if end is None:
+            raise Unavailable("nothing tells where the direct map ends")
+        return end
 
 
 REGION = DirectMap()

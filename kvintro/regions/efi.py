@@ -22,6 +22,7 @@ class Efi(Region):
     """
 
     key = "efi"
+    row = 11
     name = "EFI runtime services"
     macro = "EFI_VA_END"
 

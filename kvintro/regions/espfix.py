@@ -17,6 +17,7 @@ class Espfix(Region):
     """``ESPFIX_BASE_ADDR``, one entry of a P4D; arch/x86/kernel/espfix_64.c."""
 
     key = "espfix"
+    row = 10
     name = "%esp fixup stacks"
     macro = "ESPFIX_BASE_ADDR"
 
@@ -28,7 +29,7 @@ class Espfix(Region):
         # The P4D's entry is all or nothing: init_espfix_bsp fills it, and is not called with FRED.
         if walk.state == "unmapped" and walk.steps[-1].level >= 4:
             return Absent("the kernel did not set it up (with FRED it needs none)")
-        return fixed_place(found, "each stack's page is mapped again every 64 KB")
+        return fixed_place(found, "each page again every 64 KB")
 
 
 REGION = Espfix()

@@ -22,6 +22,7 @@ class Fixmap(Region):
     """
 
     key = "fixmap"
+    row = 14
     name = "fixmap"
     macro = "FIXADDR_START"
 

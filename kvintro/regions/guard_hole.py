@@ -16,6 +16,7 @@ class GuardHole(Region):
     """``GUARD_HOLE_BASE_ADDR .. GUARD_HOLE_END_ADDR``; Xen maps itself here for PV guests."""
 
     key = "guard_hole"
+    row = 3
     name = "guard hole, left to hypervisors"
     kind = "hole"
     macro = "GUARD_HOLE_BASE_ADDR"

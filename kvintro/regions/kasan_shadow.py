@@ -16,13 +16,14 @@ class KasanShadow(Region):
     """``KASAN_SHADOW_START .. KASAN_SHADOW_END``, arch/x86/include/asm/kasan.h."""
 
     key = "kasan_shadow"
+    row = 8
     name = "KASAN shadow"
     macro = "KASAN_SHADOW_START"
 
     def locate(self, kernel: Kernel) -> Located:
         if not kernel.has_symbol("kasan_early_shadow_page"):
             return Absent("CONFIG_KASAN is off")
-        return fixed_place(kernel.geometry.kasan_shadow, "most of it is one shared page of zeros")
+        return fixed_place(kernel.geometry.kasan_shadow, "mostly one shared page of zeros")
 
 
 REGION = KasanShadow()

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Optional
 
-from kvintro.arch.x86_64 import DEFAULT_TEXT, PMD_SHIFT, START_KERNEL_MAP
+from kvintro.arch.x86_64 import ALL, DEFAULT_TEXT, PMD_SHIFT, START_KERNEL_MAP
 from kvintro.errors import Unavailable
 from kvintro.model import AddressRange, Fact, Located, NoRange, Placement
-from kvintro.regions import Region
+from kvintro.regions import Linear, Region
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel
@@ -21,6 +21,7 @@ class KernelImage(Region):
     """
 
     key = "kernel_image"
+    row = 12
     name = "kernel image"
     macro = "__START_KERNEL_map"
 
@@ -37,12 +38,19 @@ class KernelImage(Region):
             note = ""
         return Placement(
             found,
-            f"{window.provenance}, {slide.provenance}",
+            f"{window.provenance}, {slide.provenance.replace('VMCOREINFO ', '')}",
             default_start=DEFAULT_TEXT,
             slide=slide.value,
             used=used,
             used_note=note,
         )
+
+    def linear(self, kernel: Kernel) -> Optional[Linear]:
+        """``__pa()`` from __START_KERNEL_map up; modules lie above that too, and are not linear."""
+        found = kernel.locate(self)
+        if not isinstance(found, Placement):
+            raise Unavailable(found.reason)
+        return Linear(found.used or found.range, START_KERNEL_MAP - kernel.phys_base.value & ALL)
 
     def _end(self, kernel: Kernel) -> Fact[int]:
         """Last address of what cleanup_highmap leaves: up to the end of the brk area, on a 2M boundary."""

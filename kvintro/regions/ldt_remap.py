@@ -20,6 +20,7 @@ class LdtRemap(Region):
     """One entry of the root, mapped per process by ``arch/x86/kernel/ldt.c:map_ldt_struct``."""
 
     key = "ldt_remap"
+    row = 4
     name = "LDT remap for PTI"
     macro = "LDT_BASE_ADDR"
     fixed = True

@@ -17,6 +17,7 @@ class Modules(Region):
     """``MODULES_VADDR .. MODULES_END``: what the image's window leaves below the fixmap."""
 
     key = "modules"
+    row = 13
     name = "modules"
     macro = "MODULES_VADDR"
 

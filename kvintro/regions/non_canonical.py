@@ -16,6 +16,7 @@ class NonCanonical(Region):
     """Between the user half and the kernel half."""
 
     key = "non_canonical"
+    row = 2
     name = "non-canonical hole"
     kind = "hole"
     macro = "__VIRTUAL_MASK_SHIFT"

@@ -16,6 +16,7 @@ class User(Region):
     """``0 .. TASK_SIZE_MAX``; the kernel keeps the last page empty."""
 
     key = "user"
+    row = 1
     name = "user space, one per process"
     macro = "TASK_SIZE_MAX"
     fixed = True

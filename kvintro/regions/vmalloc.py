@@ -16,6 +16,7 @@ class Vmalloc(Region):
     """``VMALLOC_START .. VMALLOC_END`` (inclusive), arch/x86/include/asm/pgtable_64_types.h."""
 
     key = "vmalloc"
+    row = 6
     name = "vmalloc and ioremap"
     macro = "VMALLOC_START"
 
@@ -28,7 +29,7 @@ class Vmalloc(Region):
         size = kernel.geometry.vmalloc_size
         if kernel.source.symbols != "none" and kernel.has_symbol("kmsan_enabled"):
             size //= 4
-            note = "the first quarter; KMSAN keeps its metadata in the other three"
+            note = "KMSAN keeps metadata behind it"
         return Placement(
             AddressRange(base.value, base.value + size - 1),
             f"{base.provenance}, VMALLOC_SIZE_TB",

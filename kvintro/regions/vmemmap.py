@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Tuple
 
-from kvintro.arch.x86_64 import PAGE_SHIFT
+from kvintro.arch.x86_64 import PAGE_SHIFT, PAGE_SIZE
 from kvintro.errors import Unavailable
 from kvintro.model import AddressRange, Fact, Located, Placement
 from kvintro.regions import Region
@@ -22,6 +22,7 @@ class Vmemmap(Region):
     """From ``vmemmap_base``; what is reserved follows arch/x86/mm/kaslr.c:kernel_randomize_memory."""
 
     key = "vmemmap"
+    row = 7
     name = "virtual memory map, struct page"
     macro = "VMEMMAP_START"
 
@@ -53,6 +54,19 @@ class Vmemmap(Region):
             used=used,
             used_note="up to max_pfn",
         )
+
+    def pages(self, kernel: Kernel) -> Tuple[int, int, int]:
+        """(address of page frame 0's struct page, size of each, how many there is room for).
+
+        :raises Unavailable: the source does not tell.
+        """
+        found = kernel.locate(self)
+        if not isinstance(found, Placement):
+            raise Unavailable(found.reason)
+        size = kernel.page_struct_size.value
+        if not 0 < size <= PAGE_SIZE:
+            raise Unavailable(f"a struct page of {size} bytes makes no sense")
+        return found.range.start, size, found.range.size // size
 
     def _from_section(self, kernel: Kernel) -> Fact[int]:
         """The map of section 0, less the flags: with SPARSEMEM_VMEMMAP every section's is vmemmap itself."""

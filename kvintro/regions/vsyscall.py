@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from kvintro.kernel import Kernel
 
 # arch/x86/entry/vsyscall/vsyscall_64.c: an anonymous enum, the same since it was written.
-_MODES = {0: "vsyscall=emulate: readable", 1: "vsyscall=xonly: a call faults and is emulated, nothing is mapped"}
+_MODES = {
+    0: "vsyscall=emulate: readable",
+    1: "vsyscall=xonly: calls are emulated",
+}
 _NONE = 2
 
 
@@ -22,6 +25,7 @@ class Vsyscall(Region):
     """``VSYSCALL_ADDR``, one page, slot 511 of the fixmap."""
 
     key = "vsyscall"
+    row = 15
     name = "legacy vsyscall page"
     macro = "VSYSCALL_ADDR"
 

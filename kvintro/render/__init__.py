@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from kvintro.model import Report
+from typing import Iterator
+
+from kvintro.model import Report, Stream
 
 FORMATS = ("text", "json", "csv")
 
@@ -26,3 +28,14 @@ def render(report: Report, form: str, *, color: bool = False, width: int = 0) ->
     from kvintro.render.text import render_text
 
     return render_text(report, color=color, width=width)
+
+
+def render_stream(stream: Stream, form: str) -> Iterator[str]:
+    """A stream in one of :data:`FORMATS`, a piece for each batch as it comes."""
+    from kvintro.render.stream import stream_csv, stream_json, stream_text
+
+    if stream.command == "ptdump" and form == "text":
+        from kvintro.render.ptdump import ptdump_text
+
+        return ptdump_text(stream)
+    return {"text": stream_text, "json": stream_json, "csv": stream_csv}[form](stream)

@@ -49,16 +49,23 @@ def _row_lines(row: Any) -> List[Line]:
         cells["name"] += f" ({row.note})"
     if row.mapped is not None:
         cells["mapped"] = size_text(row.mapped) if row.mapped else "nothing"
-        if row.root_noun == "processes" or row.root_noun == "process":
-            cells["mapped"] += f" in {row.roots}"
-            cells["leaves"] = row.root_noun
-        else:
-            cells["leaves"] = " ".join(row.leaves)
+        cells["leaves"] = " ".join(row.leaves)
+        if row.root_noun.startswith("process"):
+            cells["leaves"] = f"in {row.roots} {row.root_noun}"
     elif row.roots == 0 and row.root_noun.startswith("process"):
-        cells["mapped"] = "no process"
+        cells["mapped"] = "nothing"
+        cells["leaves"] = "in no process"
     if row.slide is not None:
         cells["slide"] = value_text(row.slide) if row.slide else "-"
     lines = [Line(cells, DIM if hole else "")]
+    below: Dict[str, str] = {}
+    if row.note and not hole:
+        below["name"] = f"  {printable(row.note)}"
+    if row.shared and row.shared * 2 > row.mapped:
+        below["mapped"] = size_text(row.mapped - row.shared)
+        below["leaves"] = "not shared"
+    if below:
+        lines.append(Line(below, CYAN))
     if row.used_start is not None:
         used = {
             "start": value_text(row.used_start),

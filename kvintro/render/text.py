@@ -99,5 +99,7 @@ def render_text(report: Report, *, color: bool, width: int) -> str:
 
 def _own_renderers() -> "Dict[str, Callable[[Report, bool, int], List[str]]]":
     from kvintro.render.layout import layout_lines
+    from kvintro.render.pte import pte_lines
+    from kvintro.render.translate import translate_lines
 
-    return {"layout": layout_lines}
+    return {"layout": layout_lines, "pte": pte_lines, "translate": translate_lines}

@@ -1,21 +1,24 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Page tables: one address step by step, or a whole table as ranges.
-
-drgn's own x86-64 walker masks entries with a constant and keeps only the address; memory encryption takes
-bits from the address, and every report here is about the other bits, so this walker is ours.
-
-Nothing in a dump can be trusted. A walk of one address takes at most ``levels`` reads. A walk of a whole
-tree expands each distinct table once however often it is referred to, and gives up (with a range that says
-so) past limits that no real kernel comes near; tables that refer to themselves cost no more than others.
-"""
+"""A whole page-table tree as ranges."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import TYPE_CHECKING, Dict, Iterator, List, Mapping, Optional, Tuple
 
-from kvintro.arch.x86_64 import NX, PRESENT, PTRS_PER_TABLE, RW, USER, X86Geometry
+from kvintro.arch.x86_64 import (
+    ACCESSED,
+    ALL,
+    DIRTY,
+    NX,
+    PRESENT,
+    PSE,
+    PTRS_PER_TABLE,
+    RW,
+    USER,
+    X86Geometry,
+)
 from kvintro.errors import NotInDump
+from kvintro.paging.step import TABLE_SIZE, ReadPhysical
 
 if TYPE_CHECKING:
     import numpy
@@ -23,13 +26,12 @@ if TYPE_CHECKING:
 
     U64 = NDArray[numpy.uint64]
 
-TABLE_SIZE = 4096
-
-#: Reads physical memory: (address, size in bytes) -> bytes; raises NotInDump.
-ReadPhysical = Callable[[int, int], bytes]
-
 # How a range is packed into 64 bits. The flags of the entry stay where the hardware has them (bits 0-12 and
-# 52-63), what we add lies where it has the address, so that one comparison tells whether two ranges differ.
+# 52-63, and those that memory encryption took from the address), what we add lies where the address was, so
+# that one comparison tells whether two ranges differ.
+NONZERO = 1 << 13
+STALE_NX = 1 << 14
+PRUNED = 1 << 15
 LEVEL_SHIFT = 16
 LEVEL_MASK = 7 << LEVEL_SHIFT
 MAPPED = 1 << 20
@@ -43,64 +45,8 @@ FLAG_BITS = 0x1FFF | 0xFFF << 52
 
 _EFFECTIVE_SHIFT = 23  # RW and USER are bits 1 and 2 of an entry
 _EFFECTIVE_NX_SHIFT = 63 - 26
-
-
-@dataclass(frozen=True)
-class Step:
-    """One entry met on the way down.
-
-    :ivar level: 1 for the table of 4K pages, ``levels`` for the root.
-    :ivar entry_address: physical address of the entry.
-    :ivar value: the entry, None if the table is not in the source.
-    """
-
-    level: int
-    entry_address: int
-    value: Optional[int]
-
-
-@dataclass(frozen=True)
-class Walk:
-    """How one virtual address translates.
-
-    :ivar state: ``mapped``, ``unmapped``, ``not-in-dump`` (a table on the way is missing from the source;
-        the page itself may be) or ``non-canonical``.
-    :ivar physical: physical address if mapped.
-    :ivar page_size: bytes of the page that maps it, 0 if none does.
-    """
-
-    state: str
-    steps: Tuple[Step, ...]
-    physical: Optional[int] = None
-    page_size: int = 0
-
-
-def walk(read: ReadPhysical, geometry: X86Geometry, root: int, address: int) -> Walk:
-    """Translate one virtual address as the hardware would.
-
-    :param root: physical address of the root table.
-    """
-    if not geometry.is_canonical(address):
-        return Walk("non-canonical", ())
-    steps: List[Step] = []
-    table = root
-    for level in range(geometry.levels, 0, -1):
-        entry_address = table + 8 * geometry.index(address, level)
-        try:
-            value = int.from_bytes(read(entry_address, 8), "little")
-        except NotInDump:
-            steps.append(Step(level, entry_address, None))
-            return Walk("not-in-dump", tuple(steps))
-        steps.append(Step(level, entry_address, value))
-        if not value & PRESENT:
-            break
-        if level == 1 or (level in geometry.large_levels() and value & geometry.large_bit()):
-            size = 1 << geometry.shift(level)
-            # Masking to the page's size also drops bit 12, which in a large page's entry is PAT.
-            base = value & geometry.pfn_mask & ~(size - 1)
-            return Walk("mapped", tuple(steps), base | address & (size - 1), size)
-        table = value & geometry.pfn_mask
-    return Walk("unmapped", tuple(steps))
+_STALE_NX_SHIFT = 63 - 14
+_OURS_END = 28  # flags that memory encryption makes of address bits lie above
 
 
 class Ranges:
@@ -147,6 +93,13 @@ class Ranges:
             out.append((int(self.starts[i]), end, int(self.keys[i])))
         return out
 
+    def masked(self, mask: int) -> Ranges:
+        """The same stretch with only some bits of the keys, and cut only where those change."""
+        import numpy
+
+        starts, keys = coalesce(self.starts, self.keys & numpy.uint64(mask))
+        return Ranges(starts, keys, self.end)
+
 
 class Tree:
     """All of a page-table tree as ranges.
@@ -157,15 +110,24 @@ class Tree:
     :param root: physical address of the root table.
     :param table_limit: how many tables of 4K pages may be expanded in all; a kernel cannot have more than
         its memory has pages.
+    :param prune: tables of KASAN's early shadow by the level of the entries that point to them; such an entry
+        counts as ``prune_as``, an entry of level 1, for all it spans. The kernel's own ptdump does this.
     """
 
-    #: Distinct tables above the lowest level but one; a machine of 64 TB has some 66,000 of level 2.
+    #: Distinct tables above the lowest level; a machine of 64 TB has some 66,000 of level 2.
     UPPER_LIMIT = 1 << 17
     #: Ranges held at once, 16 bytes each.
     RANGE_LIMIT = 1 << 22
 
     def __init__(
-        self, read: ReadPhysical, geometry: X86Geometry, root: int, *, table_limit: int = 1 << 24
+        self,
+        read: ReadPhysical,
+        geometry: X86Geometry,
+        root: int,
+        *,
+        table_limit: int = 1 << 24,
+        prune: Optional[Mapping[int, int]] = None,
+        prune_as: int = 0,
     ) -> None:
         self._read = read
         self._geometry = geometry
@@ -173,24 +135,46 @@ class Tree:
         self._tables_left = table_limit
         self._upper_left = self.UPPER_LIMIT
         self._ranges_left = self.RANGE_LIMIT
+        self._prune = prune or {}
+        self._prune_as = prune_as
+        # Known subtrees by table, level and rights; they may be met again anywhere in the tree.
         self._known: Dict[Tuple[int, int, int], Tuple[U64, U64]] = {}
         self._lowest_seen: Dict[int, bool] = {}
+        self._encryption = (1 << 52) - (1 << _OURS_END) & ~geometry.pfn_mask
+        self._flag_bits = FLAG_BITS | self._encryption
         self.limited = False
         self.unreadable_tables = 0
 
     def ranges(self, start: int, end: int) -> Ranges:
         """The addresses from start to end (inclusive, both canonical, in one half) cut into ranges."""
+        geometry = self._geometry
+        table, level, rights = self._root, geometry.levels, USER | RW
+        first, last = geometry.index(start, level), geometry.index(end, level)
+        # As long as one entry spans all of it, its siblings need not be looked at.
+        while first == last and level > 1:
+            entries = self._read_table(table)
+            if entries is None:
+                break
+            entry = int(entries[first])
+            if not self._is_table(entry, level):
+                break
+            rights = rights & entry & (USER | RW) | (rights | entry) & NX
+            table, level = entry & geometry.pfn_mask, level - 1
+            first, last = geometry.index(start, level), geometry.index(end, level)
+        offsets, keys = self._expand(table, level, rights, first, last)
         import numpy
 
-        geometry = self._geometry
-        top = geometry.levels
-        first, last = geometry.index(start, top), geometry.index(end, top)
-        offsets, keys = self._expand(self._root, top, USER | RW, first, last)
-        span = 1 << geometry.shift(top)
-        base = geometry.sign_extend(first * span)
+        span = 1 << geometry.shift(level)
+        base = start & ALL & ~(span - 1)
         starts = offsets + numpy.uint64(base)
         covered_end = base + (last - first + 1) * span - 1
         return Ranges(starts, keys, covered_end).clip(start, end)
+
+    def _is_table(self, entry: int, level: int) -> bool:
+        """Whether an entry above level 1 points to a table (PSE is reserved where it makes no large page)."""
+        if not entry & PRESENT or entry & PSE:
+            return False
+        return self._prune.get(level) != entry & self._geometry.pfn_mask
 
     def _read_table(self, address: int) -> Optional[U64]:
         import numpy
@@ -227,11 +211,20 @@ class Tree:
         if entries is None:
             return self._one(UNREADABLE | level << LEVEL_SHIFT)
         entries = entries[first : last + 1]
+        if level == 1:
+            # Only when all that was asked for lies in one table of 4K pages.
+            entries = self._select(entries, 1)
+            starts = numpy.arange(len(entries), dtype=numpy.uint64) << numpy.uint64(12)
+            return coalesce(starts, self._keys(entries, 1, numpy.uint64(effective)))
         result = self._expand_entries(entries, level, effective)
         self._ranges_left -= len(result[0])
         if whole:
             self._known[table, level, effective] = result
         return result
+
+    def _select(self, entries: U64, level: int) -> U64:
+        """Those entries of interest, the others as 0. None of them points to a table."""
+        return entries
 
     def _keys(self, entries: U64, level: int, effective: "int | U64") -> U64:
         """Pack what entries at a level are, themselves or as leaves."""
@@ -240,13 +233,23 @@ class Tree:
         u = numpy.uint64
         present = entries & u(PRESENT)
         # A large page's address mask is coarser, so that bit 12 is a flag (PAT) there.
-        flags = FLAG_BITS if level > 1 else FLAG_BITS & ~0x1000
+        flags = self._flag_bits if level > 1 else self._flag_bits & ~0x1000
         keys = entries & u(flags)
         keys |= (entries & effective & u(RW | USER)) << u(_EFFECTIVE_SHIFT)
         keys |= ((entries | effective) & u(NX)) >> u(_EFFECTIVE_NX_SHIFT)
-        keys |= present * u(MAPPED)
+        mapped = present
+        reserved = self._geometry.reserved_bits(level)
+        if reserved:
+            mapped = present * (entries & u(reserved) == u(0))
+        keys |= mapped * u(MAPPED)
+        keys |= u(NONZERO)
         # An empty entry has no rights, whatever the levels above allow (as the kernel's ptdump prints it).
-        keys *= entries != u(0)
+        # Above level 1 one with nothing but these two bits is as good as empty (p4d_none, pud_none, pmd_none).
+        stray = ACCESSED | DIRTY if level > 1 else 0
+        empty = entries & u(ALL & ~stray) == u(0)
+        keys *= ~empty
+        if level == 1:
+            keys |= ((effective & u(NX)) >> u(_STALE_NX_SHIFT)) * empty
         keys |= u(level << LEVEL_SHIFT)
         return keys
 
@@ -254,14 +257,23 @@ class Tree:
         import numpy
 
         u = numpy.uint64
-        geometry = self._geometry
-        span = 1 << geometry.shift(level)
-        child = (entries & u(PRESENT)) != u(0)
-        if level in geometry.large_levels():
-            child &= (entries & u(geometry.large_bit())) == u(0)
-        own = numpy.flatnonzero(~child)
-        starts = [own.astype(numpy.uint64) * u(span)]
-        keys = [self._keys(entries[own], level, u(effective))]
+        span = 1 << self._geometry.shift(level)
+        child = (entries & u(PRESENT | PSE)) == u(PRESENT)
+        starts: List[U64] = []
+        keys: List[U64] = []
+        shadow = self._prune.get(level)
+        if shadow is not None:
+            pruned = (entries & u(self._geometry.pfn_mask)) == u(shadow)
+            child &= ~pruned
+            at = numpy.flatnonzero(pruned)
+            as_leaf = self._select(numpy.full(len(at), self._prune_as, numpy.uint64), 1)
+            starts.append(at.astype(numpy.uint64) * u(span))
+            keys.append(self._keys(as_leaf, 1, u(effective)) | u(PRUNED))
+            own = numpy.flatnonzero(~child & ~pruned)
+        else:
+            own = numpy.flatnonzero(~child)
+        starts.append(own.astype(numpy.uint64) * u(span))
+        keys.append(self._keys(self._select(entries[own], level), level, u(effective)))
         below = numpy.flatnonzero(child)
         if len(below):
             if level == 2:
@@ -289,10 +301,17 @@ class Tree:
         import numpy
 
         span = 1 << self._geometry.shift(level)
+        # A subtree that is known costs no reading, but as many ranges as it has every time it is met.
+        left = self._ranges_left
         for index in below.tolist():
             entry = int(entries[index])
             rights = effective & entry & (USER | RW) | (effective | entry) & NX
-            offsets, child_keys = self._expand(entry & self._geometry.pfn_mask, level - 1, rights)
+            if left > 0:
+                offsets, child_keys = self._expand(entry & self._geometry.pfn_mask, level - 1, rights)
+                left -= len(offsets)
+            else:
+                self.limited = True
+                offsets, child_keys = self._one(OVER_LIMIT | (level - 1) << LEVEL_SHIFT)
             starts.append(offsets + numpy.uint64(index * span))
             keys.append(child_keys)
 
@@ -308,25 +327,29 @@ class Tree:
             return numpy.arange(len(entries), dtype=numpy.uint64) << u(21), keys
         self._tables_left -= len(tables)
         data, missing = self._read_tables(tables)
-        rows = data[row_of]
+        in_order = len(tables) == len(entries) and bool((row_of[1:] > row_of[:-1]).all())
+        rows = self._select(data if in_order else data[row_of], 1)
         rights = (entries & u(effective) & u(USER | RW)) | ((entries | u(effective)) & u(NX))
         # Rights follow from the flags and the row, so ranges are found on the flags alone and only the first
-        # entry of each is looked at closer.
-        flags = rows & u(FLAG_BITS & ~0x1000)
-        empty = rows == u(0)
+        # entry of each is looked at closer. An empty entry differs from all others, whatever their flags.
+        flags = rows & u(self._flag_bits & ~0x1000)
+        numpy.bitwise_or(flags, u(NONZERO), out=flags, where=rows != u(0))
         change = numpy.empty(rows.shape, bool)
         change[:, 0] = True
-        change[:, 1:] = (flags[:, 1:] != flags[:, :-1]) | (empty[:, 1:] != empty[:, :-1])
+        numpy.not_equal(flags[:, 1:], flags[:, :-1], out=change[:, 1:])
         heads = numpy.flatnonzero(change)
         row = heads >> 9
         keys = self._keys(rows.reshape(-1)[heads], 1, rights[row])
-        keys[missing[row_of][row]] = UNREADABLE | 1 << LEVEL_SHIFT
+        if missing.any():
+            keys[missing[row_of][row]] = UNREADABLE | 1 << LEVEL_SHIFT
         seen = numpy.fromiter(
             (self._lowest_seen.setdefault(t, False) for t in tables.tolist()), bool, len(tables)
         )
-        first_use = numpy.zeros(len(entries), bool)
-        first_use[numpy.unique(row_of, return_index=True)[1]] = True
-        repeated = seen[row_of] | ~first_use
+        repeated = seen[row_of]
+        if len(tables) < len(entries):
+            first_use = numpy.zeros(len(entries), bool)
+            first_use[numpy.unique(row_of, return_index=True)[1]] = True
+            repeated |= ~first_use
         keys[repeated[row]] |= u(REPEATED)
         for table in tables.tolist():
             self._lowest_seen[table] = True
@@ -334,24 +357,73 @@ class Tree:
 
     def _read_tables(self, tables: U64) -> "Tuple[U64, NDArray[numpy.bool_]]":
         """Contents of tables at ascending physical addresses, neighbours in one read."""
+        data, missing = read_tables(self._read, tables)
+        self.unreadable_tables += int(missing.sum())
+        return data, missing
+
+
+def read_tables(read: ReadPhysical, tables: U64) -> "Tuple[U64, NDArray[numpy.bool_]]":
+    """Contents of tables, and which of them are not in the source.
+
+    :param tables: physical addresses; neighbours in ascending order come in one read.
+    """
+    import numpy
+
+    missing = numpy.zeros(len(tables), bool)
+    breaks = numpy.flatnonzero(tables[1:] - tables[:-1] != numpy.uint64(TABLE_SIZE)) + 1
+    bounds = [0, *breaks.tolist(), len(tables)]
+    if len(bounds) == 2 and len(tables):
+        try:
+            raw = read(int(tables[0]), TABLE_SIZE * len(tables))
+            return numpy.frombuffer(raw, "<u8").reshape(-1, PTRS_PER_TABLE), missing
+        except NotInDump:
+            pass
+    data = numpy.zeros((len(tables), PTRS_PER_TABLE), numpy.uint64)
+    for low, high in zip(bounds, bounds[1:]):
+        try:
+            raw = read(int(tables[low]), TABLE_SIZE * (high - low))
+            data[low:high] = numpy.frombuffer(raw, "<u8").reshape(-1, PTRS_PER_TABLE)
+        except NotInDump:
+            for i in range(low, high):
+                try:
+                    data[i] = numpy.frombuffer(read(int(tables[i]), TABLE_SIZE), "<u8")
+                except NotInDump:
+                    missing[i] = True
+    return data, missing
+
+
+class FrameTree(Tree):
+    """The ranges of a tree that map one page frame; all else is as if it were empty.
+
+    :param frame: physical address of a 4K page.
+    """
+
+    def __init__(
+        self,
+        read: ReadPhysical,
+        geometry: X86Geometry,
+        root: int,
+        frame: int,
+        *,
+        table_limit: int = 1 << 24,
+    ) -> None:
+        super().__init__(read, geometry, root, table_limit=table_limit)
+        self._frame = frame
+
+    def _select(self, entries: U64, level: int) -> U64:
         import numpy
 
-        data = numpy.zeros((len(tables), PTRS_PER_TABLE), numpy.uint64)
-        missing = numpy.zeros(len(tables), bool)
-        breaks = numpy.flatnonzero(tables[1:] - tables[:-1] != numpy.uint64(TABLE_SIZE)) + 1
-        bounds = [0, *breaks.tolist(), len(tables)]
-        for low, high in zip(bounds, bounds[1:]):
-            try:
-                raw = self._read(int(tables[low]), TABLE_SIZE * (high - low))
-                data[low:high] = numpy.frombuffer(raw, "<u8").reshape(-1, PTRS_PER_TABLE)
-            except NotInDump:
-                for i in range(low, high):
-                    one = self._read_table(int(tables[i]))
-                    if one is None:
-                        missing[i] = True
-                    else:
-                        data[i] = one
-        return data, missing
+        u = numpy.uint64
+        page = (1 << self._geometry.shift(level)) - 1
+        mask = self._geometry.pfn_mask & ~page | PRESENT
+        if level > 1:
+            mask |= PSE
+            wanted = self._frame & ~page | PRESENT | PSE
+        else:
+            wanted = self._frame | PRESENT
+        if level > max(self._geometry.large_levels()):
+            return numpy.zeros_like(entries)
+        return numpy.where(entries & u(mask) == u(wanted), entries, u(0))
 
 
 def coalesce(starts: U64, keys: U64) -> Tuple[U64, U64]:

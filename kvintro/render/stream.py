@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Streams: a line for each result as it comes, or one JSON document written bit by bit.
+
+What costs here costs for every one of millions of results, so values are formatted a column at a time.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from typing import Any, Iterator, List, Sequence
+
+from kvintro.model import Address, Batch, Stream
+from kvintro.render.json import plain
+from kvintro.text import printable
+
+
+def _texts(values: Sequence[Any], width: int) -> List[str]:
+    """Values of one kind as text of one width."""
+    form = f"%{width}s"
+    sample = next((v for v in values if v is not None), None)
+    if sample is None:
+        return [form % "-"] * len(values)
+    if isinstance(sample, Address):
+        return [form % ("-" if v is None else "%016x" % v) for v in values]  # noqa: UP031: the fastest way
+    if isinstance(sample, int):
+        return [form % ("-" if v is None else "%x" % v) for v in values]  # noqa: UP031
+    known = {v: form % ("-" if v is None else printable(v)) for v in set(values)}
+    return [known[v] for v in values]
+
+
+def stream_text(stream: Stream) -> Iterator[str]:
+    """A line a result, no header."""
+    widths = {field.key: field.width for field in stream.fields}
+    for note in stream.notes:
+        yield f"# {printable(note)}\n"
+    for batch in stream:
+        columns = [_texts(batch.values[key], widths[key]) for key in stream.text_keys]
+        # The last column is often a note, and often empty.
+        yield "".join([line.rstrip() + "\n" for line in map("  ".join, zip(*columns))])
+
+
+def _json_texts(values: Sequence[Any]) -> List[str]:
+    sample = next((v for v in values if v is not None), None)
+    if sample is None:
+        return ["null"] * len(values)
+    if isinstance(sample, Address):
+        return ["null" if v is None else '"0x%016x"' % v for v in values]  # noqa: UP031
+    if isinstance(sample, int) and not isinstance(sample, bool):
+        return ["null" if v is None else str(v) for v in values]
+    if isinstance(sample, str):
+        known = {v: json.dumps(v) for v in set(values)}
+        return [known[v] for v in values]
+    if not any(values):
+        known = {v: json.dumps(plain(v)) for v in set(values)}
+        return [known[v] for v in values]
+    return [json.dumps(plain(v)) for v in values]
+
+
+def _json_rows(stream: Stream, batch: Batch) -> str:
+    columns = [_json_texts(batch.values[field.key]) for field in stream.fields]
+    form = "    {" + ", ".join(f'"{field.key}": %s' for field in stream.fields) + "}"
+    return ",\n".join([form % row for row in zip(*columns)])
+
+
+def stream_json(stream: Stream) -> Iterator[str]:
+    """One document, as of a report."""
+    head = {"schema": f"kvintro.{stream.command}/1", "kernel": plain(stream.kernel)}
+    yield json.dumps(head, indent=2)[:-2] + f',\n  "{stream.key}": [\n'
+    first = True
+    for batch in stream:
+        rows = _json_rows(stream, batch)
+        if rows:
+            yield rows if first else ",\n" + rows
+            first = False
+    tail = {"notes": list(stream.notes), "partial": stream.partial}
+    yield "\n  ],\n" + json.dumps(tail, indent=2)[2:] + "\n"
+
+
+def stream_csv(stream: Stream) -> Iterator[str]:
+    """A header, then a line a result."""
+    keys = [field.key for field in stream.fields]
+    yield ",".join(keys) + "\n"
+    for batch in stream:
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        columns = [[_csv_cell(v) for v in batch.values[key]] for key in keys]
+        writer.writerows(zip(*columns))
+        yield out.getvalue()
+
+
+def _csv_cell(value: Any) -> Any:
+    if isinstance(value, Address):
+        return "0x%016x" % value  # noqa: UP031
+    if isinstance(value, (list, tuple)):
+        return " ".join(str(v) for v in value)
+    return printable(value) if isinstance(value, str) else value

@@ -1,0 +1,696 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""BTF, the types a kernel carries in its own memory, read for drgn.
+
+:class:`Btf` parses one blob and knows nothing of drgn; :class:`BtfTypes` makes :class:`drgn.Type` objects of
+it, each only when somebody asks. Format: Documentation/bpf/btf.rst and include/uapi/linux/btf.h.
+
+A blob comes out of a dump and is not to be trusted: whatever is in it, reading it ends, in bounded time and
+memory, with a type or with :class:`BtfError`.
+
+drgn is getting a reader of its own (``Module.load_btf()``). When it has one, this file can go.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import sys
+from array import array
+from bisect import bisect_right
+from itertools import chain
+from typing import (
+    Callable,
+    Dict,
+    Iterator,
+    List,
+    Literal,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+    Union,
+)
+
+import drgn
+from drgn import Qualifiers, TypeEnumerator, TypeKind, TypeMember, TypeParameter
+
+from kvintro.errors import KvintroError
+from kvintro.source._variable_table import SHAPES
+
+__all__ = ("MAX_BTF_SIZE", "Btf", "BtfError", "BtfTypes", "Member")
+
+MAX_BTF_SIZE = 64 << 20
+"""A bigger blob is refused; the biggest known (an allyesconfig kernel's) has under 20 MB."""
+_MAX_NESTING = 64  # pointers to arrays of typedefs of ...: C code reaches about 8
+_MAX_NAME = 1024  # KSYM_NAME_LEN is 512
+_MAX_MEMBERS = 1 << 16  # of one type; BTF_MAX_VLEN until the field was widened
+_MAX_STRUCT_SIZE = 1 << 28
+_MAX_DUPLICATES = 64  # of one name; real ones have up to four
+
+INT, PTR, ARRAY, STRUCT, UNION, ENUM, FWD, TYPEDEF, VOLATILE, CONST = range(1, 11)
+RESTRICT, FUNC, FUNC_PROTO, VAR, DATASEC, FLOAT, DECL_TAG, TYPE_TAG, ENUM64 = range(11, 20)
+
+# 32-bit words of a type: fixed ones (name, info, size or type, and more), and those for each of vlen.
+_FIXED_WORDS = dict.fromkeys(range(1, 20), 3)
+_FIXED_WORDS.update({INT: 4, ARRAY: 6, VAR: 4, DECL_TAG: 4})
+_ELEMENT_WORDS = {STRUCT: 3, UNION: 3, ENUM: 2, FUNC_PROTO: 2, DATASEC: 3, ENUM64: 3}
+# These can be looked up by name in a dictionary. Functions are more than half of all types and seldom
+# asked for; they are searched for in the blob, which takes two milliseconds.
+_INDEXED = frozenset((INT, STRUCT, UNION, ENUM, FWD, TYPEDEF, VAR, FLOAT, ENUM64))
+_QUALIFIERS = {
+    CONST: Qualifiers.CONST,
+    VOLATILE: Qualifiers.VOLATILE,
+    RESTRICT: Qualifiers.RESTRICT,
+}
+_TRANSPARENT = frozenset((TYPEDEF, CONST, VOLATILE, RESTRICT, TYPE_TAG))
+
+_INT_SIGNED, _INT_BOOL = 1, 4
+_BYTE_ORDER: Literal["little"] = "little"
+
+
+class BtfError(KvintroError):
+    """A BTF blob, or one type in it, makes no sense."""
+
+
+class _Steps(Dict[int, int]):
+    """info word -> words of the whole type; negative if the type belongs into the name index.
+
+    There are some 2,000 different info words among the 100,000 types of a kernel, so nearly every
+    look-up is a hit.
+    """
+
+    def __missing__(self, info: int) -> int:
+        kind = info >> 24 & 0x7F
+        step = _FIXED_WORDS.get(kind, 0)
+        if not step:
+            raise BtfError(
+                f"BTF type of unknown kind {kind}",
+                "this kernel's BTF is newer than kvintro, or damaged",
+            )
+        step += _ELEMENT_WORDS.get(kind, 0) * (info & 0xFFFFFF)
+        if kind in _INDEXED:
+            step = -step
+        self[info] = step
+        return step
+
+
+class Member(NamedTuple):
+    """A member of a structure or union, as BTF has it."""
+
+    name: Optional[str]
+    type_id: int
+    bit_offset: int
+    bit_field_size: int  # 0: not a bit-field
+
+
+class Btf:
+    """One BTF blob.
+
+    :param data: the blob.
+    :param base: the blob that this one continues (a module's BTF continues vmlinux's).
+    :param name: what it is of, for messages.
+    :raises BtfError: it is not BTF, or its tables contradict each other.
+    """
+
+    def __init__(
+        self,
+        data: Union[bytes, memoryview],
+        base: Optional[Btf] = None,
+        *,
+        name: str = "vmlinux",
+    ) -> None:
+        self.name = name
+        self.base = base
+        self.first_id: int = base.end_id if base else 1
+        self._first_string: int = base.end_string if base else 0
+        if len(data) > MAX_BTF_SIZE:
+            raise BtfError(f"BTF of {name}: {len(data)} bytes are more than any kernel has")
+        types, self._strings = self._sections(bytes(data))
+        self.end_string: int = self._first_string + len(self._strings)
+        if sys.byteorder == "big":
+            swapped = array("I", types)
+            swapped.byteswap()
+            types = swapped.tobytes()
+        self._types = types
+        self._words = memoryview(types).cast("I")
+        self._starts, self._first, self._more = self._index()
+        self.end_id: int = self.first_id + len(self._starts)
+        # Modules ask the kernel's blob for one name after the other.
+        self._last_string: Tuple[str, List[int]] = ("", [])
+        self._enumerators: Optional[Dict[int, int]] = None  # name -> enumeration
+        self._signed_enums: Optional[bool] = None
+
+    def _sections(self, data: bytes) -> Tuple[bytes, bytes]:
+        """The types and the strings (btf_parse_hdr() of kernel/bpf/btf.c)."""
+        if len(data) < 24:
+            raise BtfError(f"BTF of {self.name}: {len(data)} bytes are less than a header")
+        magic, version, _, header_size = struct.unpack_from("<HBBI", data)
+        if magic != 0xEB9F:
+            raise BtfError(f"BTF of {self.name}: wrong magic number {magic:#x}")
+        if version != 1:
+            raise BtfError(f"BTF of {self.name}: unknown version {version}")
+        type_start, type_size, string_start, string_size = struct.unpack_from("<4I", data, 8)
+        body = len(data) - header_size
+        if (
+            header_size < 24
+            or type_start % 4
+            or type_size % 4
+            or type_start + type_size > body
+            or string_start + string_size > body
+        ):
+            raise BtfError(f"BTF of {self.name}: sections lie outside of it (cut off?)")
+        types = data[header_size + type_start : header_size + type_start + type_size]
+        strings = data[header_size + string_start : header_size + string_start + string_size]
+        # Offset 0 is the empty string, but a module's strings continue the kernel's, and may be none.
+        if not (strings.endswith(b"\0") or (self.base and not strings)) or (not self.base and strings[0]):
+            raise BtfError(f"BTF of {self.name}: the strings do not begin and end as they should")
+        return types, strings
+
+    def _index(self) -> Tuple[array[int], Dict[int, int], Dict[int, List[int]]]:
+        """Where each type starts; the first type of each name; and the others of that name."""
+        words = self._words
+        starts = array("I")
+        first: Dict[int, int] = {}
+        more: Dict[int, List[int]] = {}
+        append = starts.append
+        steps = _Steps()
+        position, end, type_id = 0, len(words), self.first_id
+        try:
+            while position < end:
+                append(position)
+                step = steps[words[position + 1]]
+                if step < 0:
+                    step = -step
+                    name = words[position]
+                    if name in first:
+                        more.setdefault(name, []).append(type_id)
+                    else:
+                        first[name] = type_id
+                position += step
+                type_id += 1
+        except IndexError:
+            position = end + 1
+        if position != end:
+            raise BtfError(f"BTF of {self.name}: the last type is cut off")
+        return starts, first, more
+
+    # -- raw access, ids in, plain values out
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def _owner(self, type_id: int) -> Tuple[Btf, int]:
+        """The blob that has a type, and the word where it starts there."""
+        btf: Optional[Btf] = self
+        while btf is not None:
+            if btf.first_id <= type_id < btf.end_id:
+                return btf, btf._starts[type_id - btf.first_id]
+            btf = btf.base
+        raise BtfError(f"BTF of {self.name}: no type {type_id}")
+
+    def kind(self, type_id: int) -> int:
+        """Kind of a type; 0 is void."""
+        if not type_id:
+            return 0
+        btf, position = self._owner(type_id)
+        return btf._words[position + 1] >> 24 & 0x7F
+
+    def record(self, type_id: int) -> Tuple[int, int, int, int, bool]:
+        """(kind, name offset, size or type, vlen, kind flag) of a type."""
+        btf, position = self._owner(type_id)
+        name, info, size = btf._words[position : position + 3]
+        return info >> 24 & 0x7F, name, size, info & 0xFFFFFF, bool(info >> 31)
+
+    def _tail(self, type_id: int) -> memoryview:
+        """The words after a type's first three."""
+        btf, position = self._owner(type_id)
+        index = type_id - btf.first_id + 1
+        end = btf._starts[index] if index < len(btf._starts) else len(btf._words)
+        return btf._words[position + 3 : end]
+
+    def string(self, offset: int) -> Optional[str]:
+        """The string at an offset; None if it is empty.
+
+        :raises BtfError: the offset is outside, or the string far too long.
+        """
+        btf = self
+        while offset < btf._first_string and btf.base is not None:
+            btf = btf.base
+        start = offset - btf._first_string
+        end = btf._strings.find(b"\0", start, start + _MAX_NAME) if start >= 0 else -1
+        if end < 0:
+            raise BtfError(f"BTF of {self.name}: no string at {offset}")
+        return btf._strings[start:end].decode("ascii", "backslashreplace") or None
+
+    def name_of(self, type_id: int) -> Optional[str]:
+        """Name of a type; None if it has none."""
+        return self.string(self.record(type_id)[1])
+
+    def _string_offsets(self, name: str) -> List[int]:
+        """Where a whole string stands, here and in the base; in all known blobs at most once."""
+        if self._last_string[0] == name:
+            return self._last_string[1]
+        found = []
+        raw = name.encode("ascii", "backslashreplace") + b"\0"
+        if 1 < len(raw) <= _MAX_NAME:
+            # A string at the very start of a module's section has no terminator before it.
+            if self._first_string and self._strings.startswith(raw):
+                found.append(self._first_string)
+            position = self._strings.find(b"\0" + raw)
+            while position >= 0 and len(found) < _MAX_DUPLICATES:
+                found.append(self._first_string + position + 1)
+                position = self._strings.find(b"\0" + raw, position + 1)
+        if self.base:
+            found += self.base._string_offsets(name)
+        self._last_string = (name, found)
+        return found
+
+    def _find_words(self, value: int) -> Iterator[Tuple[int, int]]:
+        """(type id, word within the type) of every place in this blob that holds a value."""
+        pattern = value.to_bytes(4, sys.byteorder)
+        position = self._types.find(pattern)
+        while position >= 0:
+            if position % 4 == 0:
+                index = bisect_right(self._starts, position // 4) - 1
+                yield index + self.first_id, position // 4 - self._starts[index]
+            position = self._types.find(pattern, position + 1)
+
+    # -- look-up by name, in this blob only
+
+    def find(self, kind: int, name: str) -> List[int]:
+        """Ids of the types of this kind and name in this blob, the most referenced first.
+
+        More than one means that translation units disagree about the type (or that there really are
+        two of that name): the one that other types use is most likely the one meant.
+        """
+        found: List[int] = []
+        for offset in self._string_offsets(name):
+            if kind in _INDEXED:
+                if offset in self._first:
+                    same_name = (self._first[offset], *self._more.get(offset, ()))
+                    found += [type_id for type_id in same_name if self.kind(type_id) == kind]
+            else:
+                for type_id, word in self._find_words(offset):
+                    if word == 0 and self.kind(type_id) == kind:
+                        found.append(type_id)
+        del found[_MAX_DUPLICATES:]
+        if len(found) > 1:
+            references = {type_id: self._count_references(type_id) for type_id in found}
+            found.sort(key=lambda type_id: -references[type_id])
+        return found
+
+    def anonymous(self) -> Iterator[int]:
+        """Ids of the structures, unions and enumerations that have no name."""
+        return chain((self._first[0],) if 0 in self._first else (), self._more.get(0, ()))
+
+    def names(self, kind: int) -> Iterator[str]:
+        """Names of all types of a kind that can be had by name, each once."""
+        for offset, type_id in self._first.items():
+            if any(self.kind(i) == kind for i in (type_id, *self._more.get(offset, ()))):
+                name = self.string(offset)
+                if name:
+                    yield name
+
+    def _count_references(self, type_id: int) -> int:
+        count = 0
+        for user, word in self._find_words(type_id):
+            kind = self.kind(user)
+            if kind in (STRUCT, UNION, FUNC_PROTO):
+                # members are (name, type, offset), parameters (name, type)
+                is_type = word > 2 and (word - 3) % _ELEMENT_WORDS[kind] == 1
+                is_type = is_type or (word == 2 and kind == FUNC_PROTO)
+            elif kind == ARRAY:
+                is_type = word == 3
+            else:
+                is_type = word == 2 and kind not in (INT, ENUM, ENUM64, FLOAT, DATASEC)
+            count += is_type
+        return count
+
+    def find_enumerator(self, name: str) -> Optional[Tuple[int, int]]:
+        """(id of the enumeration, value) of an enumerator in this blob; None if there is none."""
+        if self._enumerators is None:
+            self._enumerators = {}
+            for type_id in (*self._first.values(), *chain.from_iterable(self._more.values())):
+                kind = self.kind(type_id)
+                if kind in (ENUM, ENUM64):
+                    for offset in self._tail(type_id)[:: _ELEMENT_WORDS[kind]]:
+                        self._enumerators.setdefault(offset, type_id)
+        for offset in self._string_offsets(name):
+            found = self._enumerators.get(offset)
+            if found is not None:
+                return found, dict(self.enumerators(found))[offset]
+        return None
+
+    # -- the parts of a type
+
+    def size_of(self, type_id: int) -> Optional[int]:
+        """Size in bytes; None if it has none (void, functions, incomplete types).
+
+        :raises BtfError: too deep a chain of types.
+        """
+        count = 1
+        for _ in range(_MAX_NESTING):
+            if not type_id:
+                return None
+            kind, _, size, _, _ = self.record(type_id)
+            if kind in (INT, STRUCT, UNION, ENUM, ENUM64, FLOAT, DATASEC):
+                return count * size
+            if kind == PTR:
+                return count * 8
+            if kind == ARRAY:
+                type_id, _, elements = self._tail(type_id)
+                count *= elements
+            elif kind in _TRANSPARENT or kind == VAR:
+                type_id = size
+            else:
+                return None
+        raise BtfError(f"BTF of {self.name}: type {type_id} refers to itself")
+
+    def is_empty_array(self, type_id: int) -> bool:
+        """Whether a type is ``T[]`` or ``T[0]``, const and the like aside."""
+        for _ in range(_MAX_NESTING):
+            kind, _, target, _, _ = self.record(type_id)
+            if kind == ARRAY:
+                return not self._tail(type_id)[2]
+            if kind not in _QUALIFIERS or not target:
+                break
+            type_id = target
+        return False
+
+    def members(self, type_id: int) -> List[Member]:
+        """Members of a structure or union, bit-fields of both encodings.
+
+        :raises BtfError: a member lies outside of the type, or the type contains itself.
+        """
+        _, _, size, vlen, flag = self.record(type_id)
+        if vlen > _MAX_MEMBERS or size > _MAX_STRUCT_SIZE:
+            raise BtfError(f"BTF of {self.name}: type {type_id} is bigger than any")
+        tail = self._tail(type_id)
+        result = []
+        seen: Set[int] = set()
+        for index in range(0, 3 * vlen, 3):
+            name, member_id, offset = tail[index : index + 3]
+            bits = 0
+            if flag:
+                bits = offset >> 24
+                offset &= 0xFFFFFF
+            elif self.kind(member_id) == INT:
+                # Before the kind flag, a bit-field was a member of an odd integer type.
+                encoding = self._tail(member_id)[0]
+                if encoding & 0xFF != 8 * self.record(member_id)[2]:
+                    bits = encoding & 0xFF
+                    offset += encoding >> 16 & 0xFF
+            member_size = self.size_of(member_id)
+            if member_size is None or offset + (bits or 8 * member_size) > 8 * size:
+                raise BtfError(f"BTF of {self.name}: a member of type {type_id} lies outside of it")
+            if member_size == size and self._contains(member_id, type_id, seen):
+                raise BtfError(f"BTF of {self.name}: type {type_id} contains itself")
+            result.append(Member(self.string(name), member_id, offset, bits))
+        return result
+
+    def _contains(self, outer: int, inner: int, seen: Set[int]) -> bool:
+        """Whether a type lies in another of the same size by value, at any depth.
+
+        What contains itself does so through members of its own size only, as no member may be bigger
+        than the whole.
+
+        :param seen: types that are known not to contain it; is added to.
+        """
+        size = self.size_of(inner)
+        todo = [outer]
+        while todo:
+            type_id = todo.pop()
+            kind = self.kind(type_id)
+            while kind == ARRAY or kind in _TRANSPARENT:  # size_of() has seen the end of this chain
+                type_id = self._tail(type_id)[0] if kind == ARRAY else self.record(type_id)[2]
+                kind = self.kind(type_id)
+            if type_id == inner:
+                return True
+            if kind in (STRUCT, UNION) and type_id not in seen:
+                seen.add(type_id)
+                todo += [i for i in self._tail(type_id)[1::3] if self.size_of(i) == size]
+        return False
+
+    def enumerators(self, type_id: int) -> List[Tuple[int, int]]:
+        """(name offset, value) of each enumerator of an enumeration."""
+        kind, _, _, vlen, signed = self.record(type_id)
+        if vlen > _MAX_MEMBERS:
+            raise BtfError(f"BTF of {self.name}: type {type_id} is bigger than any")
+        tail = self._tail(type_id)
+        if kind == ENUM64:
+            sign = 1 << 63 if signed else 0
+            return [
+                (tail[i], ((tail[i + 2] << 32 | tail[i + 1]) ^ sign) - sign) for i in range(0, 3 * vlen, 3)
+            ]
+        sign = 1 << 31 if self.is_signed_enum(type_id) else 0
+        return [(tail[i], (tail[i + 1] ^ sign) - sign) for i in range(0, 2 * vlen, 2)]
+
+    def is_signed_enum(self, type_id: int) -> bool:
+        """Whether an enumeration has negative values.
+
+        pahole tells since 1.24 (the kind flag). Where no enumeration of the whole blob is flagged, it
+        is older, and a value with the top bit set is taken for a negative one.
+        """
+        btf, _ = self._owner(type_id)
+        kind, _, _, _, flag = btf.record(type_id)
+        if flag or kind == ENUM64:
+            return flag
+        tail = btf._tail(type_id)
+        if not any(value >> 31 for value in tail[1::2]):
+            return False
+        if btf._signed_enums is None:
+            words = btf._words
+            btf._signed_enums = not any(words[start + 1] >> 24 == 0x80 | ENUM for start in btf._starts)
+        return btf._signed_enums
+
+    def parameters(self, type_id: int) -> List[Tuple[Optional[str], int]]:
+        """(name, type id) of each parameter of a function prototype; (None, 0) at the end is ``...``."""
+        vlen = self.record(type_id)[3]
+        if vlen > _MAX_MEMBERS:
+            raise BtfError(f"BTF of {self.name}: type {type_id} is bigger than any")
+        tail = self._tail(type_id)
+        return [(self.string(tail[i]), tail[i + 1]) for i in range(0, 2 * vlen, 2)]
+
+
+_FIND_KINDS: Dict[TypeKind, Tuple[int, ...]] = {
+    TypeKind.STRUCT: (STRUCT,),
+    TypeKind.UNION: (UNION,),
+    TypeKind.ENUM: (ENUM, ENUM64),
+    TypeKind.TYPEDEF: (TYPEDEF,),
+    TypeKind.INT: (INT,),
+    TypeKind.BOOL: (INT,),
+    TypeKind.FLOAT: (FLOAT,),
+}
+
+
+class BtfTypes:
+    """drgn types made from a BTF blob, each when first asked for.
+
+    :param prog: program that the types are for.
+    :param btf: the blob.
+    :param base: the types that this blob's types build upon, if the blob has a base.
+    """
+
+    def __init__(self, prog: drgn.Program, btf: Btf, base: Optional[BtfTypes] = None) -> None:
+        self.prog = prog
+        self.btf = btf
+        self.base = base
+        self.ambiguous: Dict[str, int] = {}
+        """Names that were asked for and have several definitions, with the number of them."""
+        self._made: Dict[int, drgn.Type] = {}
+        self._owners: Dict[int, str] = {}  # structures without a name -> the one that they are part of
+        self._found: Dict[Tuple[TypeKind, str], Optional[drgn.Type]] = {}
+
+    def find(self, kind: TypeKind, name: str) -> Optional[drgn.Type]:
+        """The type of this kind and name in this blob, without those of its base; None if there is none."""
+        key = (kind, name)
+        if key not in self._found:
+            self._found[key] = self._find(kind, name)
+        return self._found[key]
+
+    def _find(self, kind: TypeKind, name: str) -> Optional[drgn.Type]:
+        for btf_kind in _FIND_KINDS.get(kind, ()):
+            found = self.btf.find(btf_kind, name)
+            if len(found) > 1 and btf_kind in (STRUCT, UNION, ENUM, ENUM64):
+                self.ambiguous[name] = len(found)
+            for type_id in found:
+                result = self.make(type_id)
+                if result.kind == kind:
+                    return result
+        return None
+
+    def find_function(self, name: str) -> Optional[drgn.Type]:
+        """Type of a function; None if there is none of that name."""
+        for type_id in self.btf.find(FUNC, name):
+            return self.make(self.btf.record(type_id)[2])
+        return None
+
+    def find_variable(self, name: str) -> Optional[drgn.Type]:
+        """Type of a variable that BTF has (the per-CPU ones); None if it has not."""
+        for type_id in self.btf.find(VAR, name):
+            return self.make(self.btf.record(type_id)[2])
+        return None
+
+    def find_constant(self, name: str) -> Optional[drgn.Object]:
+        """An enumerator; None if there is none of that name."""
+        found = self.btf.find_enumerator(name)
+        if found is None:
+            return None
+        return drgn.Object(self.prog, self.make(found[0]), found[1])
+
+    def find_anonymous(self, members: Sequence[str]) -> Optional[drgn.Type]:
+        """The structure without a name that has members of these names, in this order; None if none has."""
+        btf = self.btf
+        wanted = list(members)
+        for type_id in btf.anonymous():
+            kind, _, _, count, _ = btf.record(type_id)
+            if (kind, count) == (STRUCT, len(wanted)) and wanted == [m.name for m in btf.members(type_id)]:
+                return self.make(type_id)
+        return None
+
+    def make(self, type_id: int, depth: int = 0) -> drgn.Type:
+        """The drgn type of a BTF type.
+
+        :raises BtfError: there is no such type, or it is nonsense.
+        """
+        if type_id in self._made:
+            return self._made[type_id]
+        if type_id and type_id < self.btf.first_id and self.base:
+            return self.base.make(type_id, depth)
+        if depth > _MAX_NESTING:
+            raise BtfError(f"BTF of {self.btf.name}: type {type_id} is nested too deep")
+        try:
+            result = self._make(type_id, depth + 1)
+        except (ValueError, TypeError, OverflowError) as e:  # drgn will not have it
+            raise BtfError(f"BTF of {self.btf.name}: type {type_id} is invalid: {e}") from e
+        self._made[type_id] = result
+        return result
+
+    def _make(self, type_id: int, depth: int) -> drgn.Type:
+        btf, prog = self.btf, self.prog
+        if not type_id:
+            return prog.void_type()
+        kind, name_offset, size, _, flag = btf.record(type_id)
+        if kind == PTR:
+            return prog.pointer_type(self.make(size, depth))
+        if kind in (STRUCT, UNION):
+            make = prog.struct_type if kind == STRUCT else prog.union_type
+            return make(btf.string(name_offset), size, self._members(type_id))
+        if kind == TYPEDEF:
+            return prog.typedef_type(btf.string(name_offset) or "", self.make(size, depth))
+        if kind in _QUALIFIERS:
+            target = self.make(size, depth)
+            return target.qualified(target.qualifiers | _QUALIFIERS[kind])
+        if kind == TYPE_TAG:
+            return self.make(size, depth)
+        if kind == ARRAY:
+            element, _, length = btf._tail(type_id)
+            return prog.array_type(self.make(element, depth), length)
+        if kind == INT:
+            return self._int(type_id)
+        if kind in (ENUM, ENUM64):
+            return self._enum(type_id)
+        if kind == FUNC_PROTO:
+            parameters = btf.parameters(type_id)
+            variadic = parameters[-1:] == [(None, 0)]
+            return prog.function_type(
+                self.make(size, depth),
+                [TypeParameter(self._later(i), name) for name, i in parameters[: -1 if variadic else None]],
+                variadic,
+            )
+        if kind == FWD:
+            return self._forward(btf.string(name_offset), UNION if flag else STRUCT)
+        if kind == FLOAT:
+            return prog.float_type(btf.string(name_offset) or "", size)
+        raise BtfError(f"BTF of {btf.name}: {type_id} is no type, but of kind {kind}")
+
+    def _later(self, type_id: int) -> Callable[[], drgn.Type]:
+        return lambda: self.make(type_id)
+
+    def _bit_field(self, type_id: int, bits: int) -> Callable[[], drgn.Object]:
+        return lambda: drgn.Object(self.prog, self.make(type_id), bit_field_size=bits)
+
+    def _flexible(self, type_id: int) -> Callable[[], drgn.Type]:
+        def make() -> drgn.Type:
+            array = self.make(type_id)
+            return self.prog.array_type(array.type, qualifiers=array.qualifiers)
+
+        return make
+
+    def _shaped(self, type_id: int, shapes: Sequence[Sequence[int]]) -> Callable[[], drgn.Type]:
+        """An array that has more than one dimension, which BTF does not tell."""
+
+        def make() -> drgn.Type:
+            array = self.make(type_id)
+            if array.kind != TypeKind.ARRAY:
+                return array
+            for lengths in shapes:
+                if math.prod(lengths) == array.length:
+                    result = array.type
+                    for length in reversed(lengths):
+                        result = self.prog.array_type(result, length)
+                    return result
+            return array
+
+        return make
+
+    def _members(self, type_id: int) -> List[TypeMember]:
+        members = self.btf.members(type_id)
+        # BTF writes [] and [0] alike. At the end of a structure kernels have the first, but C wants it to
+        # have company.
+        last = members[-1] if len(members) > 1 and self.btf.kind(type_id) == STRUCT else None
+        owner = self.btf.name_of(type_id) or self._owners.get(type_id, "")
+        result = []
+        for member in members:
+            shape = SHAPES.get(f"{owner}.{member.name}")
+            self._owners.setdefault(member.type_id, owner)
+            make: Callable[[], Union[drgn.Type, drgn.Object]]
+            if member.bit_field_size:
+                make = self._bit_field(member.type_id, member.bit_field_size)
+            elif shape:
+                make = self._shaped(member.type_id, shape)
+            elif member is last and self.btf.is_empty_array(member.type_id):
+                make = self._flexible(member.type_id)
+            else:
+                make = self._later(member.type_id)
+            result.append(TypeMember(make, member.name, member.bit_offset))
+        return result
+
+    def _int(self, type_id: int) -> drgn.Type:
+        _, name_offset, size, _, _ = self.btf.record(type_id)
+        name = self.btf.string(name_offset) or ""
+        encoding = self.btf._tail(type_id)[0] >> 24 & 0xF
+        if encoding & _INT_BOOL:
+            return self.prog.bool_type(name, size, _BYTE_ORDER)
+        signed = bool(encoding & _INT_SIGNED)
+        return self.prog.int_type(name, size, signed, _BYTE_ORDER)
+
+    def _enum(self, type_id: int) -> drgn.Type:
+        _, name_offset, size, vlen, _ = self.btf.record(type_id)
+        tag = self.btf.string(name_offset)
+        if not vlen:
+            return self.prog.enum_type(tag)
+        signed = self.btf.is_signed_enum(type_id)
+        name = {1: "char", 2: "short", 4: "int", 8: "long"}.get(size, "int")
+        if size == 1 and signed:
+            name = "signed char"
+        elif not signed:
+            name = "unsigned " + name
+        return self.prog.enum_type(
+            tag,
+            self.prog.int_type(name, size, signed, _BYTE_ORDER),
+            [TypeEnumerator(self.btf.string(n) or "", value) for n, value in self.btf.enumerators(type_id)],
+        )
+
+    def _forward(self, tag: Optional[str], kind: int) -> drgn.Type:
+        """A declaration: the definition if there is just one of that name, as drgn does with DWARF."""
+        types: Optional[BtfTypes] = self
+        while types is not None and tag:
+            found = types.btf.find(kind, tag)
+            if len(found) == 1:
+                return types.make(found[0])
+            if found:
+                break
+            types = types.base
+        return self.prog.struct_type(tag) if kind == STRUCT else self.prog.union_type(tag)

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Names and types for a kernel that came without debuginfo: ``install(prog)``, and drgn's own helpers work.
+
+>>> prog = drgn.Program()
+>>> prog.set_core_dump("vmcore")
+>>> kvintro.types.install(prog).types
+'BTF'
+>>> prog["init_task"].comm
+(char [16])"swapper/0"
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Dict, Iterator, List, Optional, Tuple
+
+import drgn
+from drgn import FindObjectFlags, ProgramFlags
+
+from kvintro.errors import KvintroError
+from kvintro.source.btf import MAX_BTF_SIZE, Btf, BtfError, BtfTypes
+from kvintro.source.kallsyms import (
+    READ_ERRORS,
+    Kallsyms,
+    KallsymsError,
+    KallsymsSymbol,
+    vmcoreinfo_symbols,
+)
+from kvintro.source.loaded_modules import LoadedModules
+from kvintro.source.variables import find_variable
+
+__all__ = ("Installed", "Missing", "install")
+
+_SYS_BTF = "/sys/kernel/btf"
+_NO_BTF = "give the kernel's BTF with --btf FILE, or its vmlinux with -s"
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Why something could not be had, and what would help."""
+
+    reason: str
+    remedy: str = ""
+
+    @classmethod
+    def of(cls, error: KvintroError) -> Missing:
+        return cls(error.what, error.remedy)
+
+
+@dataclass
+class Installed:
+    """What :func:`install` found, and where. Modules are looked at once, when first needed."""
+
+    symbols: str = ""
+    """Where the symbols came from; empty if there are none."""
+    types: str = ""
+    """Where the types came from; empty if there are none."""
+    symbols_missing: Optional[Missing] = None
+    types_missing: Optional[Missing] = None
+    kallsyms: Optional[Kallsyms] = field(default=None, repr=False)
+    btf: Optional[BtfTypes] = field(default=None, repr=False)
+    modules: Optional[LoadedModules] = field(default=None, repr=False)
+
+    @property
+    def symbol_count(self) -> int:
+        """Number of symbols of the kernel image."""
+        return len(self.kallsyms) if self.kallsyms else 0
+
+    @property
+    def type_count(self) -> int:
+        """Number of types of the kernel image."""
+        return len(self.btf.btf) if self.btf else 0
+
+    @property
+    def notes(self) -> List[str]:
+        """What was met on the way so far that a user may want to know."""
+        notes = []
+        if self.btf:
+            notes += [
+                f"{name} has {count} definitions; the most used one is taken"
+                for name, count in sorted(self.btf.ambiguous.items())
+            ]
+        if self.modules:
+            notes += self.modules.problems
+        return notes
+
+
+def install(
+    prog: drgn.Program,
+    *,
+    btf: Optional[bytes] = None,
+    types: bool = True,
+    modules: bool = True,
+) -> Installed:
+    """Give a program of a Linux kernel symbols from kallsyms and types from BTF.
+
+    :param prog: program with its memory set; without debuginfo.
+    :param btf: the kernel's BTF, if it is not to be taken from the kernel itself.
+    :param types: whether to have types at all.
+    :param modules: whether to look into loaded modules for what the kernel image does not have.
+    :return: what was found. Nothing is raised for what was not: the record has the reason.
+    """
+    done = Installed()
+    try:
+        done.kallsyms = _find_symbols(prog)
+        done.symbols = done.kallsyms.origin
+    except KallsymsError as e:
+        done.symbols_missing = Missing.of(e)
+    try:
+        if not types:
+            raise BtfError("types were not asked for", "leave --types none away")
+        data, origin = (btf, "BTF (file)") if btf is not None else _find_btf(prog, done.kallsyms)
+        done.btf = BtfTypes(prog, Btf(data))
+        done.types = origin
+    except BtfError as e:
+        done.types_missing = Missing(e.what, e.remedy or _NO_BTF)
+    if modules and done.btf and done.kallsyms:
+        done.modules = LoadedModules(prog, done.btf, _SYS_BTF if _is_local(prog) else None)
+    finders = _Finders(done)
+    if done.kallsyms:
+        prog.register_symbol_finder("kallsyms", finders.find_symbols, enable_index=-1)
+        start, end = done.kallsyms.lookup("_text"), done.kallsyms.lookup("_end")
+        if start and end and start < end:
+            # By this drgn knows which addresses to unwind by the kernel's own ORC tables.
+            prog.main_module("kernel", create=True).address_range = (start, end)
+    if done.btf:
+        prog.register_type_finder("btf", finders.find_type, enable_index=-1)
+        prog.register_object_finder("btf", finders.find_object, enable_index=-1)
+    return done
+
+
+class _Finders:
+    """The finders that drgn calls: first the kernel image, then its modules."""
+
+    def __init__(self, installed: Installed) -> None:
+        self._kallsyms = installed.kallsyms
+        self._btf = installed.btf
+        self._modules = installed.modules
+        self._type_misses: set[Tuple[drgn.TypeKind, str]] = set()
+        self._objects: Dict[Tuple[str, FindObjectFlags], Optional[drgn.Object]] = {}
+
+    def _all_types(self) -> Iterator[BtfTypes]:
+        if self._btf:
+            yield self._btf
+        if self._modules:
+            yield from self._modules.types()
+
+    def find_type(
+        self, prog: drgn.Program, kinds: drgn.TypeKindSet, name: str, filename: Optional[str]
+    ) -> Optional[drgn.Type]:
+        """BTF does not know in which file a type was declared, so a file name is ignored."""
+        for kind in kinds:
+            if (kind, name) in self._type_misses:
+                continue
+            for types in self._all_types():
+                found = types.find(kind, name)
+                if found is not None:
+                    return found
+            self._type_misses.add((kind, name))
+        return None
+
+    def find_symbols(
+        self, prog: drgn.Program, name: Optional[str], address: Optional[int], one: bool
+    ) -> List[drgn.Symbol]:
+        assert self._kallsyms
+        found = self._kallsyms.find(prog, name, address, one)
+        if self._modules and not (one and found):
+            found += [symbol.to_drgn() for symbol in self._module_symbols(name, address)]
+        return found[:1] if one else found
+
+    def _module_symbols(self, name: Optional[str], address: Optional[int]) -> List[KallsymsSymbol]:
+        assert self._modules
+        if name is not None:
+            symbols = self._modules.lookup_all(name)
+            if address is not None:
+                symbols = [s for s in symbols if s.address <= address < s.address + max(s.size, 1)]
+            return symbols
+        if address is not None:
+            symbol = self._modules.by_address(address)
+            return [] if symbol is None else [symbol]
+        return [symbol for module in self._modules.modules() for symbol in module.symbols()]
+
+    def _symbols(self, name: str) -> List[KallsymsSymbol]:
+        symbols = self._kallsyms.lookup_all(name) if self._kallsyms else []
+        if not symbols and self._modules:
+            symbols = self._modules.lookup_all(name)
+        return symbols
+
+    def find_object(
+        self, prog: drgn.Program, name: str, flags: FindObjectFlags, filename: Optional[str]
+    ) -> Optional[drgn.Object]:
+        """As with types, a file name is ignored."""
+        key = (name, flags)
+        if key not in self._objects:
+            self._objects[key] = self._find_object(prog, name, flags)
+        return self._objects[key]
+
+    def _find_object(self, prog: drgn.Program, name: str, flags: FindObjectFlags) -> Optional[drgn.Object]:
+        symbols = self._symbols(name)
+        if symbols and flags & FindObjectFlags.VARIABLE and self._btf:
+            found = find_variable(prog, name, symbols, self._btf.find_anonymous)
+            if found is not None:
+                return found
+        for types in self._all_types():
+            if symbols and flags & FindObjectFlags.VARIABLE:
+                type_ = types.find_variable(name)
+                if type_ is not None:
+                    return drgn.Object(prog, type_, address=symbols[0].address)
+            if symbols and flags & FindObjectFlags.FUNCTION:
+                type_ = types.find_function(name)
+                if type_ is not None:
+                    return drgn.Object(prog, type_, address=symbols[0].address)
+            if flags & FindObjectFlags.CONSTANT:
+                found = types.find_constant(name)
+                if found is not None:
+                    return found
+        return None
+
+
+def _is_local(prog: drgn.Program) -> bool:
+    local = ProgramFlags.IS_LIVE | ProgramFlags.IS_LOCAL
+    return bool(prog.flags & local == local)
+
+
+def _find_symbols(prog: drgn.Program) -> Kallsyms:
+    try:
+        vmcoreinfo = prog["VMCOREINFO"].string_().decode("ascii", "replace")
+        return Kallsyms.from_memory(prog.read, vmcoreinfo_symbols(vmcoreinfo))
+    except LookupError:
+        error = KallsymsError("there is no VMCOREINFO note", "give it with --vmcoreinfo FILE")
+    except KallsymsError as e:
+        error = e
+    if _is_local(prog):
+        # An old kernel. What memory says is not subject to kptr_restrict, so this comes second.
+        return Kallsyms.from_proc()
+    raise error
+
+
+def _find_btf(prog: drgn.Program, kallsyms: Optional[Kallsyms]) -> Tuple[bytes, str]:
+    if _is_local(prog):
+        path = f"{_SYS_BTF}/vmlinux"
+        try:
+            with open(path, "rb") as file:
+                return file.read(MAX_BTF_SIZE + 1), f"BTF ({path})"
+        except OSError:
+            pass
+    if kallsyms is None:
+        raise BtfError("without symbols nothing leads to the kernel's BTF")
+    start, end = kallsyms.lookup("__start_BTF"), kallsyms.lookup("__stop_BTF")
+    if start is None or end is None:
+        raise BtfError("the kernel has no BTF (CONFIG_DEBUG_INFO_BTF is off)")
+    if not 0 < end - start <= MAX_BTF_SIZE:
+        raise BtfError(f"the kernel's BTF cannot have {end - start} bytes")
+    try:
+        return prog.read(start, end - start), "BTF"
+    except READ_ERRORS as e:
+        raise BtfError(f"the kernel's BTF is not in the source: {e}") from e

@@ -1,0 +1,378 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The layout of every core against what that kernel said of itself in the same boot."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+import pytest
+
+from kvintro.kernel import Kernel
+from kvintro.render import render
+from kvintro.reports.layout import layout
+from tests.conftest import Core
+
+PAGE = 4096
+
+
+@pytest.fixture(scope="module")
+def document(kernel: Kernel) -> Any:
+    """``layout --json``."""
+    return json.loads(render(layout(kernel), "json"))
+
+
+@pytest.fixture(scope="module")
+def rows(document: Any) -> Dict[str, Any]:
+    """Its regions by key; holes, which share one, are left away."""
+    if document["kernel"]["symbols"] == "none":
+        pytest.skip("this kernel's VMCOREINFO does not lead to its symbols, and most bounds are variables")
+    return {row["key"]: row for row in document["regions"] if row["key"] != "hole"}
+
+
+@pytest.fixture(scope="module")
+def values(core: Core) -> Dict[str, int]:
+    """The kernel's variables as the guest itself read them from its /proc/kcore."""
+    found = {}
+    for line in core.truth("values").splitlines():
+        fields = line.split()
+        if len(fields) == 4 and not line.startswith("#") and not fields[3].startswith("bytes:"):
+            found[fields[0]] = int(fields[3], 0)
+    assert found
+    return found
+
+
+@pytest.fixture(scope="module")
+def config(core: Core) -> Dict[str, str]:
+    """The kernel's configuration."""
+    if core.has_truth("config.gz"):
+        text = gzip.decompress((core.truth_directory / "config.gz").read_bytes()).decode()
+    else:
+        text = core.truth("config")
+    return dict(re.findall(r"^CONFIG_(\w+)=(.*)$", text, re.M))
+
+
+def number(text: Optional[str]) -> int:
+    assert text is not None
+    return int(text, 16)
+
+
+def test_rows_partition_the_address_space(document: Any) -> None:
+    placed = [row for row in document["regions"] if row["start"] is not None]
+    following = 0
+    for row in placed:
+        assert number(row["start"]) == following
+        following = number(row["end"]) + 1
+        assert following - number(row["start"]) == row["size"]
+    assert following == 1 << 64
+    for row in document["regions"]:
+        assert (row["start"] is None) == (row["state"] != "present")
+
+
+def test_every_row_of_mm_rst_is_there(rows: Dict[str, Any]) -> None:
+    assert set(rows) >= {
+        "user",
+        "non_canonical",
+        "guard_hole",
+        "ldt_remap",
+        "direct_map",
+        "vmalloc",
+        "vmemmap",
+        "kasan_shadow",
+        "cpu_entry_area",
+        "espfix",
+        "efi",
+        "kernel_image",
+        "modules",
+        "fixmap",
+        "vsyscall",
+    }
+    for row in rows.values():
+        if row["state"] != "present":
+            assert row["reason"]
+
+
+def test_identity(core: Core, document: Any) -> None:
+    kernel = document["kernel"]
+    assert kernel["release"] == core.truth("release").strip()
+    # What QEMU and the boot loader were told.
+    assert kernel["paging_levels"] == core.meta["levels"]
+    assert kernel["kaslr"] is core.meta["kaslr"]
+    assert kernel["pti"] is core.meta["pti"]
+
+
+@pytest.mark.parametrize(
+    ("key", "variable"),
+    [("direct_map", "page_offset_base"), ("vmalloc", "vmalloc_base"), ("vmemmap", "vmemmap_base")],
+)
+def test_bases(rows: Dict[str, Any], values: Dict[str, int], key: str, variable: str) -> None:
+    assert number(rows[key]["start"]) == values[variable]
+
+
+def test_displacements(core: Core, rows: Dict[str, Any], config: Dict[str, str]) -> None:
+    for key in ("direct_map", "vmalloc", "vmemmap", "kernel_image"):
+        row = rows[key]
+        base = number(row["used_start"] if key == "kernel_image" else row["start"])
+        assert base - number(row["default_start"]) == row["slide"]
+        # KASAN switches the randomisation of the memory bases off, and leaves the image's on.
+        moved = core.meta["kaslr"] and (key == "kernel_image" or "KASAN" not in config)
+        if not moved:
+            assert row["slide"] == 0
+        elif key == "direct_map":
+            assert row["slide"] % (1 << 30) == 0
+
+
+def test_the_image(core: Core, rows: Dict[str, Any]) -> None:
+    symbols = dict(reversed(line.split()[::2]) for line in kallsyms(core))
+    row = rows["kernel_image"]
+    assert number(row["used_start"]) == int(symbols["_text"], 16)
+    # cleanup_highmap keeps the image up to the next 2 MB.
+    assert 0 <= number(row["used_end"]) + 1 - int(symbols["_end"], 16) < 4 << 20
+
+
+def kallsyms(core: Core) -> Iterator[str]:
+    if core.has_truth("kallsyms.gz"):
+        text = gzip.decompress((core.truth_directory / "kallsyms.gz").read_bytes()).decode()
+    else:
+        text = core.truth("kallsyms")
+    # Modules' names come last, with the module's name behind.
+    return (line for line in text.splitlines() if len(line.split()) == 3)
+
+
+def segments(core: Core) -> List[Tuple[int, int, int]]:
+    """(virtual, physical, size) of the PT_LOADs of /proc/kcore."""
+    lines = [line.split() for line in core.truth("kcore-phdrs").splitlines()]
+    return [(int(f[2], 16), int(f[3], 16), int(f[5], 16)) for f in lines if f[0] == "LOAD"]
+
+
+def test_what_kcore_says(core: Core, rows: Dict[str, Any]) -> None:
+    loads = {virtual: size for virtual, _, size in segments(core)}
+    vmalloc = number(rows["vmalloc"]["start"])
+    # The kernel's VMALLOC_END is inclusive, and kclist_add takes the difference: one byte short.
+    assert vmalloc + loads[vmalloc] == number(rows["vmalloc"]["end"])
+    modules = number(rows["modules"]["start"])
+    assert modules + loads[modules] - 1 == number(rows["modules"]["end"])
+    assert number(rows["kernel_image"]["used_start"]) in loads
+    for virtual, physical, size in segments(core):
+        inside = [r for r in rows.values() if r["start"] and number(r["start"]) <= virtual <= number(r["end"])]
+        assert len(inside) == 1
+        if inside[0]["key"] == "direct_map":
+            assert virtual - physical == number(inside[0]["start"])
+            assert virtual + size - 1 <= number(inside[0]["used_end"])
+
+
+def test_ram_is_within_the_used_direct_map(core: Core, rows: Dict[str, Any]) -> None:
+    row = rows["direct_map"]
+    used = number(row["used_end"]) - number(row["start"]) + 1
+    ends = [
+        int(match[1], 16) + 1
+        for match in re.finditer(r"^[0-9a-f]+-([0-9a-f]+) : System RAM", core.truth("iomem"), re.M)
+    ]
+    assert max(ends) == used
+
+
+def direct_map_kilobytes(core: Core) -> Dict[str, int]:
+    found = re.findall(r"DirectMap(4k|2M|1G):\s+(\d+) kB", core.truth("meminfo"))
+    return {name.upper(): int(value) for name, value in found}
+
+
+def secret_pages(core: Core) -> int:
+    """Pages that memfd_secret took out of the direct map, as the workload says."""
+    if not core.has_truth("workload"):
+        return 0
+    pages = 0
+    for line in core.truth("workload").splitlines():
+        fields = line.split()
+        if fields[2] == "secret":
+            pages += (int(fields[4], 16) - int(fields[3], 16)) // PAGE
+    return pages
+
+
+def image_splits(kernel: Kernel, rows: Dict[str, Any]) -> int:
+    """2M stretches of the image that are mapped by a table of 4K pages."""
+    row = rows["kernel_image"]
+    walks = (kernel.walk(a) for a in range(number(row["used_start"]), number(row["used_end"]), 2 << 20))
+    return sum(walk.steps[-1].level == 1 for walk in walks)
+
+
+def test_direct_map_pages(core: Core, kernel: Kernel, rows: Dict[str, Any]) -> None:
+    """Against DirectMap4k, DirectMap2M and DirectMap1G of /proc/meminfo, to the page.
+
+    The kernel's counters differ from the direct map in two ways. Pages that memfd_secret hides still count
+    (set_direct_map_invalid_noflush only clears their entries). And splitting a large page of the image counts
+    as well, because arch/x86/mm/pat/set_memory.c:__split_large_page asks for the physical address only.
+    """
+    said = direct_map_kilobytes(core)
+    leaves = {"4K": 0, "2M": 0, "1G": 0, **rows["direct_map"]["leaves"]}
+    splits = image_splits(kernel, rows)
+    assert leaves["1G"] * (1 << 20) == said["1G"]
+    assert (leaves["2M"] - splits) * 2048 == said["2M"]
+    assert (leaves["4K"] + 512 * splits + secret_pages(core)) * 4 == said["4K"]
+    assert rows["direct_map"]["mapped"] == (sum(said.values()) << 10) - secret_pages(core) * PAGE
+
+
+def test_presence_follows_the_configuration(core: Core, rows: Dict[str, Any], config: Dict[str, str]) -> None:
+    def present(key: str) -> bool:
+        assert rows[key]["state"] in ("present", "absent")
+        return bool(rows[key]["state"] == "present")
+
+    assert present("kasan_shadow") == ("KASAN" in config)
+    assert present("espfix") == ("X86_ESPFIX64" in config)
+    assert present("ldt_remap") == ("MODIFY_LDT_SYSCALL" in config and core.meta["pti"])
+    assert present("efi") == core.meta["efi"]
+    assert present("vsyscall") == ("X86_VSYSCALL_EMULATION" in config and "LEGACY_VSYSCALL_NONE" not in config)
+
+
+def test_ldt_of_each_process(core: Core, rows: Dict[str, Any]) -> None:
+    """The workload says which process has how many LDT entries; each slot maps what they need."""
+    if not core.meta["pti"]:
+        assert rows["ldt_remap"]["state"] == "absent"
+        return
+    entries: Dict[int, int] = {}
+    for line in core.truth("workload").splitlines():
+        fields = line.split()
+        if fields[2] == "ldt":
+            highest = int(fields[fields.index("entry") + 1]) + 1
+            entries[int(fields[0])] = max(entries.get(int(fields[0]), 0), highest)
+    assert entries
+    # Where there is espfix, the process that writes the truth down has used it, with a small LDT of its own.
+    probe = 1 if rows["espfix"]["state"] == "present" else 0
+    assert rows["ldt_remap"]["roots"] == len(entries) + probe
+    assert rows["ldt_remap"]["mapped"] == sum(-(-n * 8 // PAGE) * PAGE for n in entries.values()) + probe * PAGE
+
+
+def test_vmalloc_areas_lie_in_it(core: Core, rows: Dict[str, Any]) -> None:
+    start, end = number(rows["vmalloc"]["start"]), number(rows["vmalloc"]["end"])
+    low, high = number(rows["modules"]["start"]), number(rows["modules"]["end"])
+    total = 0
+    for first, last in re.findall(r"^0x([0-9a-f]+)-0x([0-9a-f]+)", core.truth("vmallocinfo"), re.M):
+        area = int(first, 16), int(last, 16) - 1
+        in_vmalloc = start <= area[0] and area[1] <= end
+        # mm/kasan/shadow.c:kasan_alloc_module_shadow asks vmalloc for places within the shadow.
+        shadow = rows["kasan_shadow"]["start"] and number(rows["kasan_shadow"]["start"]) <= area[0] < 0xFFFFFC << 40
+        assert in_vmalloc or shadow or (low <= area[0] and area[1] <= high)
+        total += (area[1] - area[0] + 1) * in_vmalloc
+    assert 0 < rows["vmalloc"]["mapped"] <= total
+
+
+def test_modules_lie_in_their_region(core: Core, rows: Dict[str, Any]) -> None:
+    start, end = number(rows["modules"]["start"]), number(rows["modules"]["end"])
+    addresses = [int(line.split()[5], 16) for line in core.truth("modules").splitlines()]
+    assert addresses
+    assert all(start <= address <= end for address in addresses)
+
+
+def test_struct_pages_cover_ram(core: Core, rows: Dict[str, Any], values: Dict[str, int]) -> None:
+    row = rows["vmemmap"]
+    size = number(row["used_end"]) + 1 - number(row["start"])
+    assert size % values["max_pfn"] == 0
+    for virtual, _, length in segments(core):
+        if number(row["start"]) <= virtual <= number(row["end"]):
+            # kcore rounds what it lists of the map to pages.
+            assert virtual + length <= number(row["start"]) + -(-size // PAGE) * PAGE
+
+
+def test_efi_runtime_map(core: Core, rows: Dict[str, Any]) -> None:
+    """/sys/firmware/efi/runtime-map: where each descriptor was mapped, and how many pages it has."""
+    if not core.meta["efi"]:
+        assert rows["efi"]["state"] == "absent"
+        return
+    start, end = number(rows["efi"]["start"]), number(rows["efi"]["end"])
+    pages = 0
+    head, *lines = core.truth("efi-runtime-map").splitlines()
+    for line in lines:
+        entry = dict(zip(head.lstrip("# ").split(), (int(field, 16) for field in line.split())))
+        virtual, count = entry["virt_addr"], entry["num_pages"]
+        assert start <= virtual
+        assert virtual + count * PAGE - 1 <= end
+        pages += count
+    assert rows["efi"]["mapped"] == pages * PAGE
+
+
+# The first markers come late: the dump leaves the guard hole out and then moves on by one marker a line
+# (arch/x86/mm/dump_pagetables.c:note_page), so LDT remap and Low Kernel Mapping stand below their places.
+MARKERS = {
+    "vmalloc() Area": "vmalloc",
+    "Vmemmap": "vmemmap",
+    "KASAN shadow": "kasan_shadow",
+    "CPU entry Area": "cpu_entry_area",
+    "ESPfix Area": "espfix",
+    "EFI Runtime Services": "efi",
+    "High Kernel Mapping": "kernel_image",
+    "Modules": "modules",
+    "Fixmap Area": "fixmap",
+}
+
+
+def ptdump_sections(text: str) -> Dict[str, List[Tuple[int, int, bool]]]:
+    """(start, end exclusive, mapped) of the lines under each marker of a ptdump file."""
+    found: Dict[str, List[Tuple[int, int, bool]]] = {}
+    current: List[Tuple[int, int, bool]] = []
+    for line in text.splitlines():
+        marker = re.match(r"---\[ (.*) \]---", line)
+        if marker:
+            current = found.setdefault(marker[1], [])
+            continue
+        match = re.match(r"0x([0-9a-f]+)-0x([0-9a-f]+)\s+\S+\s(.*)", line)
+        if match:
+            # A mapped line names rights; one that is not has blanks there.
+            current.append((int(match[1], 16), int(match[2], 16), bool(re.search(r"\b(RW|ro)\b", match[3]))))
+    return found
+
+
+def test_ptdump_markers(core: Core, rows: Dict[str, Any]) -> None:
+    """Where the kernel's own dump of its tables starts each area."""
+    sections = ptdump_sections(core.truth("ptdump/kernel"))
+    checked = 0
+    for marker, key in MARKERS.items():
+        if not sections.get(marker) or rows[key]["start"] is None:
+            continue
+        assert sections[marker][0][0] == number(rows[key]["start"]), marker
+        checked += 1
+    assert checked >= 6
+
+
+def test_ptdump_mapped_bytes(core: Core, rows: Dict[str, Any]) -> None:
+    """Bytes mapped in each region, as the kernel's dump counts them."""
+    sections = ptdump_sections(core.truth("ptdump/kernel"))
+    lines = [line for section in sections.values() for line in section]
+    for key in ("direct_map", "vmalloc", "vmemmap", "kasan_shadow", "cpu_entry_area", "kernel_image", "modules", "fixmap"):
+        row = rows[key]
+        start, end = number(row["start"]), number(row["end"]) + 1
+        said = sum(max(0, min(end, e) - max(start, s)) for s, e, mapped in lines if mapped)
+        assert row["mapped"] == said, key
+
+
+def test_text_and_csv_say_the_same(kernel: Kernel, document: Any) -> None:
+    report = layout(kernel)
+    text = render(report, "text")
+    table = [line.split() for line in render(report, "csv").splitlines()[1:]]
+    assert len(table) == len(document["regions"])
+    for row in document["regions"]:
+        if row["start"] is not None:
+            assert f"{row['start'][2:]}  {row['end'][2:]}" in text
+            assert row["start"] in render(report, "csv")
+
+
+def test_what_a_process_maps(core: Core, kernel: Kernel) -> None:
+    """``--pid`` against the process's own pagemap: bit 63 says that a page is there."""
+    if kernel.source.types == "none":
+        pytest.skip("processes cannot be found without types")
+    pages: Dict[Tuple[int, int], int] = {}
+    for line in core.truth("pagemap").splitlines():
+        if not line.startswith("#"):
+            pid, address, entry = line.split()
+            pages[int(pid), int(address, 16)] = int(entry, 16) >> 63
+    present = {pid: sum(there for (p, _), there in pages.items() if p == pid) for pid in {p for p, _ in pages}}
+    for pid in present:
+        # pagemap calls PROT_NONE pages present; the hardware does not, and neither do we.
+        hidden = re.findall(r"^([0-9a-f]+)-([0-9a-f]+) ---p", core.truth(f"proc/{pid}/maps"), re.M)
+        for first, last in hidden:
+            inside = range(int(first, 16), int(last, 16), PAGE)
+            present[pid] -= sum(pages.get((pid, address), 0) for address in inside)
+    assert present
+    for pid, count in present.items():
+        found = json.loads(render(layout(kernel, pid=pid), "json"))["regions"][0]
+        assert (found["key"], found["mapped"]) == ("user", count * PAGE), pid
