@@ -78,7 +78,14 @@ def _add_common(parser: argparse.ArgumentParser, default: Optional[str] = None) 
         group.add_argument(*names, dest=dest, default=default or defaults.get(dest), **rest)
 
     source = parser.add_argument_group("source")
-    option(source, "-c", "--core", dest="core", metavar="CORE", help="a dump: ELF vmcore, kdump or flattened kdump")
+    option(
+        source,
+        "-c",
+        "--core",
+        dest="core",
+        metavar="CORE",
+        help="a dump: ELF vmcore, kdump or flattened kdump",
+    )
     option(source, "--qemu", dest="qemu", metavar="ADDR", help="a running QEMU guest, by its QMP socket")
     option(source, "-s", "--symbols", dest="symbols", metavar="VMLINUX", help="debuginfo (DWARF) to use")
     option(source, "--btf", dest="btf", metavar="FILE", help="types from a file of BTF")
@@ -89,8 +96,20 @@ def _add_common(parser: argparse.ArgumentParser, default: Optional[str] = None) 
         choices=("auto", "btf", "dwarf", "none"),
         help="where types come from (auto: the kernel's BTF unless -s is given)",
     )
-    option(source, "--vmcoreinfo", dest="vmcoreinfo", metavar="FILE", help="VMCOREINFO text, for dumps without the note")
-    option(source, "--debuginfod", dest="debuginfod", action="store_true", help="allow debuginfo to be downloaded")
+    option(
+        source,
+        "--vmcoreinfo",
+        dest="vmcoreinfo",
+        metavar="FILE",
+        help="VMCOREINFO text, for dumps without the note",
+    )
+    option(
+        source,
+        "--debuginfod",
+        dest="debuginfod",
+        action="store_true",
+        help="allow debuginfo to be downloaded",
+    )
     output = parser.add_argument_group("output")
     form = output.add_mutually_exclusive_group()
     option(form, "--json", dest="format", action="store_const", const="json", help="same as --format json")

@@ -7,6 +7,7 @@ be read raises :class:`~kvintro.errors.Unavailable` with the reason, and nothing
 
 from __future__ import annotations
 
+import contextlib
 from functools import cached_property
 from typing import TYPE_CHECKING, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
@@ -234,11 +235,13 @@ class Kernel:
     def page_offset_base(self) -> Fact[int]:
         """Where the direct map starts."""
         return self.first_fact(
-            lambda: self.value("page_offset_base"), self._direct_map_from_segments, self._direct_map_from_tables
+            lambda: self.value("page_offset_base"),
+            self._direct_map_from_segments,
+            self._direct_map_from_tables,
         )
 
     def _direct_map_from_segments(self) -> Fact[int]:
-        """Segments of RAM in kexec's dumps and /proc/kcore have both addresses; their difference is the base."""
+        """RAM in kexec's dumps and /proc/kcore has both addresses; their difference is the base."""
         start = self.geometry.ldt_remap.end + 1
         bases = {
             segment.vaddr - segment.paddr
@@ -251,7 +254,7 @@ class Kernel:
         return Fact(bases.pop(), "PT_LOAD")
 
     def _direct_map_from_tables(self) -> Fact[int]:
-        """The direct map is the lowest thing mapped above the LDT slot, and starts on a GiB for page frame 0."""
+        """The direct map is the lowest mapping above the LDT slot, and page frame 0 is on a GiB boundary."""
         start = self.geometry.ldt_remap.end + 1
         # Not a walk of its own: a second one finds every table shared.
         for low, _, key in self.kernel_ranges.clip(start, x86_64.CPU_ENTRY_AREA_BASE - 1):
@@ -361,7 +364,7 @@ class Kernel:
             return Dialect()
 
     def _entry_dialect(self) -> Dialect:
-        # Shadow stacks (6.6) took bit 58 for SAVED_DIRTY, and SOFTW4 moved to 57; the function came with them.
+        # Shadow stacks (6.6) took bit 58 for SAVED_DIRTY, and SOFTW4 moved to 57; this came with them.
         shadow_stacks = self.has_symbol("arch_check_zapped_pte")
         swap_types = None
         # Migration entries with A and D bits (6.1) are younger than PTE markers and exclusive migration
@@ -404,10 +407,8 @@ class Kernel:
         from kvintro.model import Placement
 
         moved: List[bool] = []
-        try:
+        with contextlib.suppress(Unavailable):
             moved.append(self.image_slide.value != 0)
-        except Unavailable:
-            pass
         for key in ("direct_map", "vmalloc", "vmemmap"):
             place = self.locate(key)
             if isinstance(place, Placement) and place.slide is not None:

@@ -7,7 +7,7 @@ _UNITS = ("B", "KB", "MB", "GB", "TB", "PB", "EB")
 
 
 def size_text(size: int) -> str:
-    """A number of bytes as ``64 TB``, ``59.2 TB``, ``4 KB``; powers of 1024, rounded to 0.1 (below 10 to 0.01)."""
+    """A number of bytes as ``64 TB``, ``59.2 TB``, ``4 KB``: powers of 1024, to 0.1 (below 10 to 0.01)."""
     unit = 0
     while unit < len(_UNITS) - 1 and abs(size) >= 1 << 10 * (unit + 1):
         unit += 1
@@ -31,7 +31,7 @@ def displacement_text(value: int) -> str:
 
 
 def printable(text: str) -> str:
-    """Text of unknown origin with everything but printable characters escaped, so that no terminal obeys it."""
+    """Text of unknown origin with all but printable characters escaped, so that no terminal obeys it."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -27,11 +27,12 @@ from kvintro.source.kallsyms import (
     vmcoreinfo_symbols,
 )
 from kvintro.source.loaded_modules import LoadedModules
-from kvintro.source.variables import find_variable
+from kvintro.source.variables import VariableTypes
 
 __all__ = ("Installed", "Missing", "install")
 
 _SYS_BTF = "/sys/kernel/btf"
+_KASAN = "__asan_register_globals"
 _NO_BTF = "give the kernel's BTF with --btf FILE, or its vmlinux with -s"
 
 
@@ -136,6 +137,11 @@ class _Finders:
         self._kallsyms = installed.kallsyms
         self._btf = installed.btf
         self._modules = installed.modules
+        self._variables: Optional[VariableTypes] = None
+        if self._btf and self._kallsyms:
+            self._variables = VariableTypes(
+                self._btf.prog, self._btf.find_anonymous, padded=bool(self._kallsyms.lookup(_KASAN))
+            )
         self._type_misses: set[Tuple[drgn.TypeKind, str]] = set()
         self._objects: Dict[Tuple[str, FindObjectFlags], Optional[drgn.Object]] = {}
 
@@ -197,8 +203,8 @@ class _Finders:
 
     def _find_object(self, prog: drgn.Program, name: str, flags: FindObjectFlags) -> Optional[drgn.Object]:
         symbols = self._symbols(name)
-        if symbols and flags & FindObjectFlags.VARIABLE and self._btf:
-            found = find_variable(prog, name, symbols, self._btf.find_anonymous)
+        if flags & FindObjectFlags.VARIABLE and self._variables:
+            found = self._variables.find(name, symbols)
             if found is not None:
                 return found
         for types in self._all_types():

@@ -54,9 +54,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def _found(which: str) -> List[Path]:
     patterns = {"shipped": ["*"], "built": ["built/*"], "all": ["*", "built/*"]}[which]
-    return sorted(
-        meta.parent for pattern in patterns for meta in VMCORES.glob(f"{pattern}/meta.json")
-    )
+    return sorted(meta.parent for pattern in patterns for meta in VMCORES.glob(f"{pattern}/meta.json"))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -11,7 +11,7 @@ dimension. This finds both in the vmlinux files given (the newest first), for
 - all structures that the kernels' BTF has.
 
 Each vmlinux is then read the way kvintro reads a kernel without debuginfo, from its BTF and kallsyms, and
-what the table says is compared with DWARF. Differences are printed, and make the exit status 1. With --check,
+what the table says is compared with DWARF. Differences are printed; a wrong type makes the exit status 1. With --check,
 nothing is written.
 """
 
@@ -24,7 +24,7 @@ import re
 import struct
 import sys
 from pathlib import Path
-from typing import Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
+from typing import Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 import drgn
 from drgn import TypeKind
@@ -119,6 +119,8 @@ LENGTHS = {
     "vm_numa_event": "NR_VM_NUMA_EVENT_ITEMS",
     "node_states": "NR_NODE_STATES",
 }
+# Lengths that depend on no configuration.
+CONSTANT = {"__cachemode2pte_tbl", "task_state_array"}
 # Types that one symbol has had and that do not exclude each other by size or by the tag of a structure.
 CONDITIONS: Dict[Tuple[str, str], str] = {
     ("file_systems", "struct hlist_head"): "not file_system_type.next",
@@ -129,6 +131,9 @@ CONDITIONS: Dict[Tuple[str, str], str] = {
 TOLERATED = {
     "taint_flags": "padding may have the room of one more entry; it is zero, a flag that is never set",
 }
+
+
+Table = Mapping[str, Sequence[str]]
 
 
 class Vmlinux:
@@ -153,6 +158,7 @@ class Vmlinux:
         assert self.installed.kallsyms and self.installed.btf, self.installed
         self.kallsyms = self.installed.kallsyms
         self.btf = self.installed.btf
+        self.kasan = self.kallsyms.lookup("__asan_register_globals") is not None
 
     def _map_segments(self) -> None:
         file = open(self.path, "rb")  # noqa: SIM115  (as long as the program lives)
@@ -182,15 +188,13 @@ class Vmlinux:
             return None
         return variable.type_
 
-    def found(self, name: str, table: Dict[str, Tuple[str, ...]]) -> Optional[drgn.Object]:
-        """A variable by a table."""
-        return variables.find_variable(
-            self.bare, name, self.kallsyms.lookup_all(name), self.btf.find_anonymous, table
-        )
+    def variables(self, table: Table) -> variables.VariableTypes:
+        return variables.VariableTypes(self.bare, self.btf.find_anonymous, padded=self.kasan, table=table)
 
-    def array(self, name: str, element: str) -> Optional[drgn.Type]:
-        """As many elements as there is room for."""
-        return variables.parse(self.bare, f"{element}[]", room(self, name), self.btf.find_anonymous)
+    def found(self, name: str, table: Table) -> Optional[drgn.Type]:
+        """Type of a variable by a table."""
+        variable = self.variables(table).find(name, self.kallsyms.lookup_all(name))
+        return None if variable is None else variable.type_
 
 
 def helper_names() -> Set[str]:
@@ -217,19 +221,25 @@ def is_array(type_: drgn.Type) -> bool:
 def candidates(name: str, seen: List[Tuple[Vmlinux, drgn.Type]]) -> List[str]:
     """Entries for a variable, for the types that kernels declare it with, the newest first."""
     entries: List[str] = []
+    arrays = [(v, type_) for v, type_ in seen if is_array(type_)]
     for _, type_ in seen:
         entry = spell(type_)
-        if is_array(type_) and not is_array(type_.type):
-            element = spell(type_.type)
-            arrays = [(v, other) for v, other in seen if is_array(other)]
-            if element and name in LENGTHS:
-                entry = f"{element}[{LENGTHS[name]}]"
-            elif element == "const char":
-                entry = f"{element}[?]"
-            elif element and all(same(v.array(name, element), other) for v, other in arrays):
-                entry = f"{element}[]"
+        element = spell(type_.type) if is_array(type_) else None
+        if element == "const char" or type_.type_name().endswith("[]"):
+            entry = f"{element}[?]"
+        elif element and name in LENGTHS:
+            entry = f"{element}[{LENGTHS[name]}]"
+        if name in CONSTANT:
+            entry = f"{entry}!"
         if entry and entry not in entries:
             entries.append(entry)
+    for element in {spell(type_.type) for _, type_ in arrays}:
+        if element and name not in LENGTHS and name not in CONSTANT and f"{element}[?]" not in entries:
+            base, bracket, inner = element.partition("[")
+            entry = f"{base.rstrip()}[]{bracket}{inner}"
+            sized = [(v, t) for v, t in arrays if not v.kasan]
+            if sized and all(same(v.found(name, {name: (entry,)}), t) for v, t in sized):
+                entries.append(entry)
     conditions = {entry: CONDITIONS.get((name, entry)) for entry in entries}
     return [f"{entry} if {conditions[entry]}" if conditions[entry] else entry for entry in entries]
 
@@ -328,7 +338,11 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--check", action="store_true", help="compare only, write nothing")
-    parser.add_argument("vmlinux", nargs="+", help="vmlinux with DWARF and BTF, the newest first")
+    parser.add_argument(
+        "vmlinux",
+        nargs="+",
+        help="vmlinux with DWARF and BTF, the newest first; one of them of another configuration, with KASAN",
+    )
     arguments = parser.parse_args()
     kernels = [Vmlinux(path) for path in arguments.vmlinux]
     declared = {}
@@ -354,20 +368,26 @@ def main() -> int:
                 if shape.lengths not in lengths:
                     lengths.append(shape.lengths)
         write(table, {name: tuple(lengths) for name, lengths in shape_table.items()})
-    failures = 0
+    wrong = unknown = 0
     for name, seen in declared.items():
         for vmlinux, type_ in seen:
-            variable = vmlinux.found(name, table)
-            result = variable.type_ if variable is not None else None
-            if not same(result, type_):
-                failures += name not in TOLERATED
-                print(
-                    f"{name}: {type_.type_name()} by DWARF of {vmlinux.path}, "
-                    f"{result.type_name() if result else 'unknown'} by the table {table.get(name)} "
-                    f"(room {room(vmlinux, name)}) {TOLERATED.get(name, '')}",
-                )
-    print(f"{len(table)} variables, {sum(map(len, declared.values()))} comparisons, {failures} differences")
-    return 1 if failures else 0
+            result = vmlinux.found(name, table)
+            if same(result, type_):
+                continue
+            if result is None:
+                unknown += 1
+            elif name not in TOLERATED:
+                wrong += 1
+            print(
+                f"{name}: {type_.type_name()} by DWARF of {vmlinux.path}, "
+                f"{result.type_name() if result else 'unknown'} by the table {table.get(name)}, "
+                f"room {room(vmlinux, name)} {TOLERATED.get(name, '')}"
+            )
+    print(
+        f"{len(table)} variables, {sum(map(len, declared.values()))} comparisons, "
+        f"{unknown} unknown, {wrong} wrong"
+    )
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

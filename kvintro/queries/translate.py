@@ -43,16 +43,14 @@ _SYMBOL = re.compile(r"(?P<name>[A-Za-z_.$][\w.$]*)(?P<offset>[+-](?:0[xX])?[0-9
 class WalkStep:
     """One level of a walk.
 
-    :ivar level: 1 for the tables of 4K pages.
-    :ivar name: the kernel's name of the level.
+    :ivar level: the kernel's name of the level: ``pgd`` to ``pte``.
     :ivar entry_address: physical address of the entry.
     :ivar value: the entry; None if it is not in the source.
     :ivar flags: its bits by the kernel's names.
     :ivar kind: see :class:`kvintro.arch.x86_64_entry.Entry`.
     """
 
-    level: int
-    name: str
+    level: str
     entry_address: Address
     value: Optional[Address]
     flags: Tuple[str, ...]
@@ -170,13 +168,14 @@ class Translator:
             raise UsageError(
                 f"{printable(text)!r} is no address", "give hex digits, a symbol, or symbol+offset in hex"
             )
-        value = self.kernel.find_symbol(match["name"])
-        if value is None:
+        found = self.kernel.find_symbol(match["name"])
+        if found is None:
             if self.kernel.source.symbols == "none":
                 raise UsageError(f"no symbols here, so {match['name']} cannot be found", "give -s VMLINUX")
             raise UsageError(f"this kernel has no symbol {match['name']}", "check the name, or give its address")
         note = ""
         offset = int(match["offset"], 16) if match["offset"] else 0
+        value = found
         per_cpu = self._per_cpu_base(value)
         if per_cpu is not None:
             value += per_cpu
@@ -365,7 +364,7 @@ class Translator:
             page=self._page_of(physical),
             page_size=Size(found.page_size) if found is not None and found.page_size else None,
             method=method,
-            symbol=self._symbol(virtual, region),
+            symbol=self.symbol_at(virtual, region),
             in_dump=in_dump,
             root=None if root is None else root.owner,
             note="; ".join(note for note in notes if note) or None,
@@ -383,7 +382,8 @@ class Translator:
             return None
         return Address(address)
 
-    def _symbol(self, address: Optional[int], region: Optional[str]) -> Optional[str]:
+    def symbol_at(self, address: Optional[int], region: Optional[str]) -> Optional[str]:
+        """``symbol`` or ``symbol+0x...`` where the region can hold any."""
         if address is None or region not in ("kernel_image", "modules"):
             return None
         try:
@@ -403,7 +403,7 @@ class Translator:
             entry_address = Address(step.entry_address)
             if step.value is None:
                 out.append(
-                    WalkStep(step.level, name, entry_address, None, (), None, "this table is not in the dump")
+                    WalkStep(name, entry_address, None, (), None, "this table is not in the dump")
                 )
                 continue
             entry = decode(
@@ -420,7 +420,7 @@ class Translator:
                 note = "reserved bits are set: the processor refuses it"
             out.append(
                 WalkStep(
-                    step.level, name, entry_address, Address(step.value), entry.flags, entry.kind, note
+                    name, entry_address, Address(step.value), entry.flags, entry.kind, note
                 )
             )
         return tuple(out)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any, Optional, Sequence, Tuple
 
 from kvintro.errors import Unavailable
@@ -101,7 +101,7 @@ def fixed_place(found: AddressRange, note: str = "") -> Placement:
     return Placement(found, "constant", default_start=found.start, note=note)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _modules() -> Tuple[Any, ...]:
     return tuple(
         importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)

@@ -40,9 +40,7 @@ class Fixmap(Region):
             end = VSYSCALL_ADDR - 1
         except LookupError:
             end = FIXADDR_TOP + PAGE_SIZE - 1
-        return Placement(
-            AddressRange(start, end), "enum fixed_addresses", note=f"{slots} permanent slots"
-        )
+        return Placement(AddressRange(start, end), "enum fixed_addresses", note=f"{slots} permanent slots")
 
 
 REGION = Fixmap()

@@ -27,7 +27,7 @@ def pte_lines(report: Report, color: bool, width: int) -> List[str]:
     for row in table.rows:
         if out:
             out.append("")
-        out.append(paint(f"{row.value:016x}  {row.level_name}  {_KINDS[row.kind]}", BOLD, color))
+        out.append(paint(f"{row.value:016x}  {row.level}  {_KINDS[row.kind]}", BOLD, color))
         out += [f"  {name:10}{text}" for name, text in _facts(row)]
     return out
 

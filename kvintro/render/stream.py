@@ -23,7 +23,7 @@ def _texts(values: Sequence[Any], width: int) -> List[str]:
     if sample is None:
         return [form % "-"] * len(values)
     if isinstance(sample, Address):
-        return [form % ("-" if v is None else "%016x" % v) for v in values]  # noqa: UP031: the fastest way
+        return [form % ("-" if v is None else f"{v:016x}") for v in values]  # noqa: UP031: the fastest way
     if isinstance(sample, int):
         return [form % ("-" if v is None else "%x" % v) for v in values]  # noqa: UP031
     known = {v: form % ("-" if v is None else printable(v)) for v in set(values)}

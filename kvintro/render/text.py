@@ -39,9 +39,7 @@ def paint(text: str, style: str, color: bool) -> str:
 
 def lines_of(table: Table) -> List[Line]:
     """A table's rows as they are."""
-    return [
-        Line({c.key: value_text(getattr(row, c.key)) for c in table.columns}) for row in table.rows
-    ]
+    return [Line({c.key: value_text(getattr(row, c.key)) for c in table.columns}) for row in table.rows]
 
 
 def table_text(

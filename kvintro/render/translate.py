@@ -50,7 +50,7 @@ def _walk_lines(row: Any, color: bool) -> List[str]:
     for step in row.walk:
         value = "?" * 16 if step.value is None else f"{step.value:016x}"
         told = "  ".join(part for part in (" ".join(step.flags) or step.kind or "", step.note) if part)
-        out.append(f"  {step.name}  {step.entry_address:016x} => {value}  {printable(told)}".rstrip())
+        out.append(f"  {step.level}  {step.entry_address:016x} => {value}  {printable(told)}".rstrip())
     if row.virtual is not None and row.physical is not None and row.page_size:
         base = row.physical & ~(row.page_size - 1)
         out.append(f"  page {base:016x}, {value_text(row.page_size)}; offset {row.physical - base:#x}")

@@ -8,6 +8,7 @@ from typing import Any, Mapping
 from kvintro.model import Address, Displacement, Size
 from kvintro.text import displacement_text, printable, size_text
 
+
 def value_text(value: Any) -> str:
     """Any value of a row, for a person."""
     if value is None:

@@ -98,7 +98,9 @@ def layout(kernel: Kernel, *, holes: bool = True, pid: Optional[int] = None) -> 
             roots = len(under)
             if census is not None and census.unreadable:
                 partial = True
-                notes.append(f"{region.name}: page tables of {size_text(census.unreadable)} are not in this source")
+                notes.append(
+                    f"{region.name}: page tables of {size_text(census.unreadable)} are not in this source"
+                )
         except Unavailable as error:
             reason = f"what is mapped is not known: {error.what}"
             partial = True

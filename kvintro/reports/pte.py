@@ -28,8 +28,7 @@ class EntryRow:
 
     input: str
     value: Address
-    level: int
-    level_name: str
+    level: str
     half: str
     kind: str
     physical: Optional[Address]
@@ -47,7 +46,7 @@ class EntryRow:
 
 COLUMNS = (
     Column("value", "value"),
-    Column("level_name", "level"),
+    Column("level", "level"),
     Column("kind", "kind"),
     Column("physical", "physical"),
     Column("page_size", "page"),
@@ -120,8 +119,7 @@ def _row(text: str, entry: Entry, levels: int) -> EntryRow:
     return EntryRow(
         input=text,
         value=Address(entry.value),
-        level=entry.level,
-        level_name=level_name(entry.level, levels),
+        level=level_name(entry.level, levels),
         half=entry.half,
         kind=entry.kind,
         physical=None if physical is None else Address(physical),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence
 
@@ -66,18 +67,13 @@ def _batches(translator: Translator, chunks: Iterable[Sequence[str]], walk: bool
     import numpy
 
     for texts in chunks:
-        values: Optional[List[int]] = None
-        if not walk:
-            try:
-                values = [int(text, 16) for text in texts]
-            except ValueError:
-                pass  # a symbol among them, or nonsense
         array = None
-        if values is not None:
-            try:
-                array = numpy.array(values, numpy.uint64)
-            except (OverflowError, ValueError):
-                pass
+        joined = "".join(texts)
+        # int() takes these too.
+        if not walk and "_" not in joined and "+" not in joined:
+            # A symbol among them, or nonsense, or more than 64 bits: one by one then.
+            with suppress(ValueError, OverflowError):
+                array = numpy.array([int(text, 16) for text in texts], numpy.uint64)
         if array is None:
             yield _slowly(translator, texts)
             continue

@@ -84,9 +84,7 @@ def open_source(request: Request) -> Source:
     if request.core is not None and request.qemu is not None:
         raise UsageError("-c and --qemu name two different sources", "give one of them")
     if request.types == "dwarf" and request.vmlinux is None and not request.debuginfod:
-        raise UsageError(
-            "--types dwarf needs debuginfo", "name it with -s VMLINUX, or allow --debuginfod"
-        )
+        raise UsageError("--types dwarf needs debuginfo", "name it with -s VMLINUX, or allow --debuginfod")
     vmcoreinfo = None
     if request.vmcoreinfo is not None:
         vmcoreinfo = core.read_small_file(request.vmcoreinfo, "--vmcoreinfo")
@@ -108,4 +106,4 @@ def parse_vmcoreinfo(prog: drgn.Program) -> Dict[str, str]:
     except (KeyError, LookupError):
         return {}
     pairs = (line.split("=", 1) for line in text.splitlines() if "=" in line)
-    return {key: value for key, value in pairs}
+    return dict(pairs)

@@ -49,9 +49,7 @@ def open_core(path: str, vmcoreinfo: Optional[bytes]) -> Source:
             raise NotADump(f"{path} is empty", "take the dump again; check the disk it was written to")
         for magic, (name, command) in _PACKED.items():
             if head.startswith(magic):
-                raise NotADump(
-                    f"{path} is compressed with {name}", f"unpack it first: {command}"
-                )
+                raise NotADump(f"{path} is compressed with {name}", f"unpack it first: {command}")
         headers: Optional[ElfHeaders] = None
         if head.startswith(b"\x7fELF"):
             headers = read_headers(file)

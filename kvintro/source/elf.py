@@ -76,9 +76,7 @@ def read_headers(file: BinaryIO, *, section_notes: bool = False) -> ElfHeaders:
     if head[:4] != b"\x7fELF":
         raise NotADump("the file is not an ELF file")
     if head[4] != 2 or head[5] != 1:
-        raise NotADump(
-            "the dump is a 32-bit or big-endian ELF file", "kvintro reads 64-bit x86 kernels"
-        )
+        raise NotADump("the dump is a 32-bit or big-endian ELF file", "kvintro reads 64-bit x86 kernels")
     e_type, machine = struct.unpack_from("<HH", head, 16)
     phoff, shoff = struct.unpack_from("<QQ", head, 32)
     phentsize, phnum, shentsize, shnum = struct.unpack_from("<HHHH", head, 54)

@@ -3,13 +3,15 @@
 
 The table in :mod:`kvintro.source._variable_table` is generated from the debuginfo of several kernels by
 tools/gen_variable_table.py. It has, for each variable, the types that it has been seen with. Which of them a
-kernel has is decided by what its BTF and its symbol table say, never by its version.
+kernel has is decided by what its BTF and its symbol table say, never by its version: the kernel must know the
+type, there must be room for it up to the next symbol, and of several the one that fills the room best is taken.
 
 An entry of the table is what drgn takes for the name of a type, or one of these:
 
 =========================  ===================================================================================
-``T[]``                    an array of as many T as there is room for
+``T[]``, ``T[][n]``        an array of as many T (of n) as there is room for
 ``T[?]``                   an array of unknown length (a string)
+``T!``                     an array whose length is the same in all kernels, however much room there is
 ``T[ENUMERATOR]``          an array whose length is an enumerator
 ``typeof(ENUMERATOR)``     the enumeration that has it, for one without a name
 ``struct{a,b,c}``          the structure without a name that has these members
@@ -28,90 +30,102 @@ from drgn import TypeKind
 from kvintro.source._variable_table import TYPES
 from kvintro.source.kallsyms import KallsymsSymbol
 
-__all__ = ("TYPES", "find_variable", "parse")
+__all__ = ("TYPES", "VariableTypes")
 
-_MAX_PADDING = 64  # between two variables; arrays are not aligned to more than a cache line
+# Between two variables: alignment to a cache line, or KASAN's red zone (asan_var_and_redzone_size() of GCC).
+_MAX_PADDING = 64
 
 FindAnonymous = Callable[[Sequence[str]], Optional[drgn.Type]]
 """Names of members -> the structure without a name that has them."""
 
 
-def find_variable(
-    prog: drgn.Program,
-    name: str,
-    symbols: Iterable[KallsymsSymbol],
-    find_anonymous: FindAnonymous,
-    table: Mapping[str, Sequence[str]] = TYPES,
-) -> Optional[drgn.Object]:
-    """A global variable of a type from the table.
+class VariableTypes:
+    """The types of a kernel's global variables.
 
     :param prog: program with a type finder.
-    :param name: name of the variable.
-    :param symbols: the symbols of that name, the likeliest first.
     :param find_anonymous: finds structures without a name.
+    :param padded: whether there is a red zone behind variables (KASAN), so that they may be smaller than the
+        room that there is for them.
     :param table: the table to look into.
-    :return: the variable, at the first symbol that has the room for one of its types, and of the type that
-        fills that room best; None if there is none.
     """
-    for symbol in symbols:
-        best = None
-        for entry in table.get(name, ()):
-            type_ = parse(prog, entry, symbol.size, find_anonymous)
-            if type_ is not None and (best is None or _size(type_) > _size(best)):
-                best = type_
-        if best is not None:
-            return drgn.Object(prog, best, address=symbol.address)
-    return None
+
+    def __init__(
+        self,
+        prog: drgn.Program,
+        find_anonymous: FindAnonymous,
+        *,
+        padded: bool = False,
+        table: Mapping[str, Sequence[str]] = TYPES,
+    ) -> None:
+        self._prog = prog
+        self._find_anonymous = find_anonymous
+        self._padded = padded
+        self._table = table
+
+    def find(self, name: str, symbols: Iterable[KallsymsSymbol]) -> Optional[drgn.Object]:
+        """A global variable.
+
+        :param name: name of the variable.
+        :param symbols: the symbols of that name, the likeliest first.
+        :return: the variable, at the first symbol that has the room for one of its types; None if there is none.
+        """
+        entries = self._table.get(name, ())
+        for symbol in symbols:
+            best = None
+            for entry in entries:
+                type_ = self._parse(entry, symbol.size)
+                if type_ is not None and (best is None or _size(type_) > _size(best)):
+                    best = type_
+            if best is not None:
+                return drgn.Object(self._prog, best, address=symbol.address)
+        return None
+
+    def _parse(self, entry: str, room: int) -> Optional[drgn.Type]:
+        """The type that an entry of the table stands for, or None if it cannot be this kernel's.
+
+        :param entry: the entry.
+        :param room: room for the variable: distance from its symbol to the next; 0 if that is unknown.
+        """
+        entry, _, condition = entry.partition(" if ")
+        fixed = entry.endswith("!")
+        try:
+            if condition and not self._holds(condition):
+                return None
+            result = self._type(entry.rstrip("!"), room)
+            size = 0 if result is None else _size(result)
+        except (LookupError, TypeError):  # not known; known, but incomplete
+            return None
+        if result is None or not room or size == 0:
+            return result
+        # An array that leaves much room is the array of another configuration.
+        most = room if fixed or result.kind != TypeKind.ARRAY else _MAX_PADDING
+        return result if 0 <= room - size <= most else None
+
+    def _type(self, entry: str, room: int) -> Optional[drgn.Type]:
+        prog = self._prog
+        match = re.fullmatch(r"typeof\((\w+)\)", entry)
+        if match:
+            return prog.constant(match[1]).type_
+        match = re.fullmatch(r"struct\{(.*)\}", entry)
+        if match:
+            return self._find_anonymous(match[1].split(","))
+        match = re.fullmatch(r"(.*?)\[(\?|[A-Z]\w*|)\](.*)", entry)
+        if not match:
+            return prog.type(entry)
+        element = prog.type(match[1] + match[3])
+        if match[2] == "?" or (not match[2] and self._padded):
+            return prog.array_type(element)
+        if match[2]:
+            return prog.array_type(element, prog.constant(match[2]).value_())
+        size = drgn.sizeof(element)
+        return prog.array_type(element, room // size) if 0 < size <= room else None
+
+    def _holds(self, condition: str) -> bool:
+        wanted = not condition.startswith("not ")
+        tag, _, member = condition[0 if wanted else len("not ") :].partition(".")
+        return bool(self._prog.type("struct " + tag).has_member(member)) == wanted
 
 
 def _size(type_: drgn.Type) -> int:
+    """Size of a type; 0 for an array of unknown length."""
     return 0 if type_.kind == TypeKind.ARRAY and type_.length is None else drgn.sizeof(type_)
-
-
-def parse(prog: drgn.Program, entry: str, room: int, find_anonymous: FindAnonymous) -> Optional[drgn.Type]:
-    """The type that an entry of the table stands for, or None if it cannot be this kernel's.
-
-    :param room: room for the variable: distance from its symbol to the next; 0 if that is unknown.
-    """
-    entry, _, condition = entry.partition(" if ")
-    try:
-        if condition and not _holds(prog, condition):
-            return None
-        result = _parse(prog, entry, room, find_anonymous)
-        if result is None or (result.kind == TypeKind.ARRAY and result.length is None):
-            return result
-        size = drgn.sizeof(result)
-    except (LookupError, TypeError):  # not known; known, but incomplete
-        return None
-    if room and size > room:
-        return None
-    if room and result.kind == TypeKind.ARRAY and room - size >= _MAX_PADDING:
-        return None  # the array of another configuration
-    return result
-
-
-def _parse(prog: drgn.Program, entry: str, room: int, find_anonymous: FindAnonymous) -> Optional[drgn.Type]:
-    match = re.fullmatch(r"typeof\((\w+)\)", entry)
-    if match:
-        return prog.constant(match[1]).type_
-    match = re.fullmatch(r"struct\{(.*)\}", entry)
-    if match:
-        return find_anonymous(match[1].split(","))
-    match = re.fullmatch(r"(.*)\[(\?|[A-Z]\w*|)\]", entry)
-    if not match:
-        return prog.type(entry)
-    element = prog.type(match[1])
-    if match[2] == "?":
-        return prog.array_type(element)
-    if match[2]:
-        return prog.array_type(element, prog.constant(match[2]).value_())
-    size = drgn.sizeof(element)
-    if not size or room < size:
-        return None
-    return prog.array_type(element, room // size)
-
-
-def _holds(prog: drgn.Program, condition: str) -> bool:
-    wanted = not condition.startswith("not ")
-    tag, _, member = condition[0 if wanted else len("not ") :].partition(".")
-    return bool(prog.type("struct " + tag).has_member(member)) == wanted

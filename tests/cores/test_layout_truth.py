@@ -156,7 +156,9 @@ def test_what_kcore_says(core: Core, rows: Dict[str, Any]) -> None:
     assert modules + loads[modules] - 1 == number(rows["modules"]["end"])
     assert number(rows["kernel_image"]["used_start"]) in loads
     for virtual, physical, size in segments(core):
-        inside = [r for r in rows.values() if r["start"] and number(r["start"]) <= virtual <= number(r["end"])]
+        inside = [
+            r for r in rows.values() if r["start"] and number(r["start"]) <= virtual <= number(r["end"])
+        ]
         assert len(inside) == 1
         if inside[0]["key"] == "direct_map":
             assert virtual - physical == number(inside[0]["start"])
@@ -222,7 +224,9 @@ def test_presence_follows_the_configuration(core: Core, rows: Dict[str, Any], co
     assert present("espfix") == ("X86_ESPFIX64" in config)
     assert present("ldt_remap") == ("MODIFY_LDT_SYSCALL" in config and core.meta["pti"])
     assert present("efi") == core.meta["efi"]
-    assert present("vsyscall") == ("X86_VSYSCALL_EMULATION" in config and "LEGACY_VSYSCALL_NONE" not in config)
+    assert present("vsyscall") == (
+        "X86_VSYSCALL_EMULATION" in config and "LEGACY_VSYSCALL_NONE" not in config
+    )
 
 
 def test_ldt_of_each_process(core: Core, rows: Dict[str, Any]) -> None:
@@ -240,7 +244,9 @@ def test_ldt_of_each_process(core: Core, rows: Dict[str, Any]) -> None:
     # Where there is espfix, the process that writes the truth down has used it, with a small LDT of its own.
     probe = 1 if rows["espfix"]["state"] == "present" else 0
     assert rows["ldt_remap"]["roots"] == len(entries) + probe
-    assert rows["ldt_remap"]["mapped"] == sum(-(-n * 8 // PAGE) * PAGE for n in entries.values()) + probe * PAGE
+    assert (
+        rows["ldt_remap"]["mapped"] == sum(-(-n * 8 // PAGE) * PAGE for n in entries.values()) + probe * PAGE
+    )
 
 
 def test_vmalloc_areas_lie_in_it(core: Core, rows: Dict[str, Any]) -> None:
@@ -251,7 +257,10 @@ def test_vmalloc_areas_lie_in_it(core: Core, rows: Dict[str, Any]) -> None:
         area = int(first, 16), int(last, 16) - 1
         in_vmalloc = start <= area[0] and area[1] <= end
         # mm/kasan/shadow.c:kasan_alloc_module_shadow asks vmalloc for places within the shadow.
-        shadow = rows["kasan_shadow"]["start"] and number(rows["kasan_shadow"]["start"]) <= area[0] < 0xFFFFFC << 40
+        shadow = (
+            rows["kasan_shadow"]["start"]
+            and number(rows["kasan_shadow"]["start"]) <= area[0] < 0xFFFFFC << 40
+        )
         assert in_vmalloc or shadow or (low <= area[0] and area[1] <= high)
         total += (area[1] - area[0] + 1) * in_vmalloc
     assert 0 < rows["vmalloc"]["mapped"] <= total
@@ -338,7 +347,16 @@ def test_ptdump_mapped_bytes(core: Core, rows: Dict[str, Any]) -> None:
     """Bytes mapped in each region, as the kernel's dump counts them."""
     sections = ptdump_sections(core.truth("ptdump/kernel"))
     lines = [line for section in sections.values() for line in section]
-    for key in ("direct_map", "vmalloc", "vmemmap", "kasan_shadow", "cpu_entry_area", "kernel_image", "modules", "fixmap"):
+    for key in (
+        "direct_map",
+        "vmalloc",
+        "vmemmap",
+        "kasan_shadow",
+        "cpu_entry_area",
+        "kernel_image",
+        "modules",
+        "fixmap",
+    ):
         row = rows[key]
         start, end = number(row["start"]), number(row["end"]) + 1
         said = sum(max(0, min(end, e) - max(start, s)) for s, e, mapped in lines if mapped)
@@ -365,7 +383,9 @@ def test_what_a_process_maps(core: Core, kernel: Kernel) -> None:
         if not line.startswith("#"):
             pid, address, entry = line.split()
             pages[int(pid), int(address, 16)] = int(entry, 16) >> 63
-    present = {pid: sum(there for (p, _), there in pages.items() if p == pid) for pid in {p for p, _ in pages}}
+    present = {
+        pid: sum(there for (p, _), there in pages.items() if p == pid) for pid in {p for p, _ in pages}
+    }
     for pid in present:
         # pagemap calls PROT_NONE pages present; the hardware does not, and neither do we.
         hidden = re.findall(r"^([0-9a-f]+)-([0-9a-f]+) ---p", core.truth(f"proc/{pid}/maps"), re.M)

@@ -111,14 +111,14 @@ def test_a_region_is_added_by_adding_a_file(monkeypatch: pytest.MonkeyPatch, tmp
         regions._modules.cache_clear()
 
 
-def test_an_architecture_is_added_by_adding_a_file(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_an_architecture_is_added_by_adding_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     arch = _drop_in(
         monkeypatch,
         "kvintro.arch",
         tmp_path,
-        "class Toy:\n    name, drgn_name, elf_machine, regions = 'toy', 'UNKNOWN', 9999, ()\nARCHITECTURE = Toy()\n",
+        "class Toy:\n"
+        "    name, drgn_name, elf_machine, regions = 'toy', 'UNKNOWN', 9999, ()\n"
+        "ARCHITECTURE = Toy()\n",
     )
     assert arch.by_elf_machine(9999).name == "toy"
     assert arch.by_elf_machine(62).name == "x86-64"

@@ -51,8 +51,10 @@ def assert_partition(rows: List[Any]) -> None:
 
 @pytest.mark.parametrize("levels", [4, 5])
 def test_without_symbols_and_types(levels: int) -> None:
-    info = vmcoreinfo(levels, **{"NUMBER(VMALLOC_START)": f"0x{VMALLOC[levels]:x}",
-                                 "SYMBOL(vmemmap)": f"{VMEMMAP[levels]:x}"})
+    info = vmcoreinfo(
+        levels,
+        **{"NUMBER(VMALLOC_START)": f"0x{VMALLOC[levels]:x}", "SYMBOL(vmemmap)": f"{VMEMMAP[levels]:x}"},
+    )
     text = render(layout(kernel_of(made_up(levels), info)), "json")
     rows = rows_of(text)
     assert_partition(json.loads(text)["regions"])

@@ -69,9 +69,7 @@ def test_a_directory(complaint: Complaint, tmp_path: Path) -> None:
     ],
     ids=lambda v: v[:24] if isinstance(v, str) else "",
 )
-def test_what_is_no_dump(
-    complaint: Complaint, tmp_path: Path, content: bytes, what: str, hint: str
-) -> None:
+def test_what_is_no_dump(complaint: Complaint, tmp_path: Path, content: bytes, what: str, hint: str) -> None:
     path = tmp_path / "file"
     path.write_bytes(content)
     code, said, remedy = complaint("-c", str(path))
@@ -191,7 +189,9 @@ def test_contradictions_are_usage_errors(arguments: Any, capsys: pytest.CaptureF
     assert len(capsys.readouterr().err.splitlines()) == 2
 
 
-@pytest.mark.parametrize("arguments", [["nonsense"], [], ["layout", "--pid", "x"], ["--format", "x", "layout"]])
+@pytest.mark.parametrize(
+    "arguments", [["nonsense"], [], ["layout", "--pid", "x"], ["--format", "x", "layout"]]
+)
 def test_usage(arguments: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
@@ -204,9 +204,7 @@ def test_hostile_names_come_out_inert(complaint: Complaint, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("at", range(0, 64, 2))
-def test_damaged_elf_headers(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], at: int
-) -> None:
+def test_damaged_elf_headers(tmp_path: Path, capsys: pytest.CaptureFixture[str], at: int) -> None:
     """Each pair of header bytes set to ones: opened or refused, never a traceback."""
     data = bytearray(elf_core([(0, 0, bytes(4096))], note()))
     struct.pack_into("<H", data, at, 0xFFFF)

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""``kvintro aliases``: where the kernel sees a page of memory."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kvintro.kernel import Kernel
+    from kvintro.model import Report
+
+HELP = "every kernel virtual address of a page of physical memory"
+EXAMPLES = """\
+examples:
+  kvintro -c vmcore aliases 1a2b3000                 a physical address
+  kvintro -c vmcore aliases init_task                the page that a virtual address maps to
+  kvintro -c vmcore aliases --from pfn 1a2b3
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's own options."""
+    parser.add_argument(
+        "address", metavar="ADDR", help="physical below the kernel half, virtual above it; hex, symbol, symbol+offset"
+    )
+    parser.add_argument(
+        "--from", dest="form", choices=("virtual", "physical", "pfn", "page"), help="what the number is"
+    )
+
+
+def run(kernel: Kernel, args: argparse.Namespace) -> Report:
+    """The report."""
+    from kvintro.reports.aliases import alias_report
+
+    return alias_report(kernel, args.address, form=args.form)
