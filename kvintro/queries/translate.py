@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from kvintro.arch.x86_64 import ALL, PAGE_SHIFT
-from kvintro.arch.x86_64_entry import decode, level_name
+from kvintro.arch.x86_64_entry import Swap, decode, level_name
 from kvintro.errors import NotInDump, Unavailable, UsageError
 from kvintro.kernel import Kernel
 from kvintro.model import Address, Size
@@ -228,6 +228,8 @@ class Translator:
         notes = [asked.note]
         region = self.places.at(address)
         root, found = self._walk(address, notes)
+        if found.state == "unmapped" and address <= self.kernel.geometry.user.end:
+            found = self._kept(found, address, notes)
         rule = None if region is None else self._rules.get(region.key)
         method = None
         if found.state == "mapped":
@@ -242,6 +244,28 @@ class Translator:
         elif found.state == "not-in-dump":
             notes.append("a page table on the way is not in this dump")
         return self._answer(asked, found, root, address, found.physical, method, notes)
+
+    def _kept(self, found: Walk, address: int, notes: List[str]) -> Walk:
+        """A user page that the processor refuses to touch but the kernel still has mapped (``pte_present()``).
+
+        PROT_NONE and NUMA hinting leave such entries behind; pagemap calls them present too.
+        """
+        last = found.steps[-1]
+        if last.value is None:
+            return found
+        entry = decode(
+            last.value, last.level, self.kernel.geometry, half="user", dialect=self.kernel.entry_dialect
+        )
+        if entry.kind not in ("protnone", "invalid") or entry.physical is None:
+            if entry.swap is not None:
+                notes.append(f"not in memory: {_swap_text(entry.swap)}")
+            return found
+        if entry.kind == "protnone":
+            notes.append("PROT_NONE or a NUMA hint: the page is there, and any access to it faults")
+        else:
+            notes.append("a huge page that is just being split")
+        inside = address & (entry.page_size - 1)
+        return Walk("mapped", found.steps, entry.physical | inside, entry.page_size)
 
     def _disagreement(self, address: int, rule: Linear) -> str:
         return (
@@ -411,9 +435,7 @@ class Translator:
             )
             note = ""
             if entry.swap is not None:
-                note = f"swap type {entry.swap.type}"
-                note += f" ({entry.swap.kind})" if entry.swap.kind else ""
-                note += f", offset {entry.swap.offset:#x}"
+                note = _swap_text(entry.swap)
             elif entry.kind in ("protnone", "invalid"):
                 note = f"{entry.kind}: keeps page frame {(entry.physical or 0) >> PAGE_SHIFT:#x}"
             elif entry.reserved:
@@ -541,12 +563,22 @@ class Translator:
             "walk": [()] * n,
         }
 
-    def one_by_one(self, values: U64, forms: "NDArray[numpy.uint8]") -> "NDArray[numpy.bool_]":
-        """Which of many numbers lie in regions that other roots map."""
+    def one_by_one(
+        self, values: U64, forms: "NDArray[numpy.uint8]", states: Sequence[str]
+    ) -> "NDArray[numpy.bool_]":
+        """Which of many numbers need a closer look than :meth:`columns` has.
+
+        They lie in regions that other roots map, or are pages that the kernel has and the processor refuses.
+
+        :param states: what :meth:`columns` says.
+        """
         import numpy
 
         out = numpy.zeros(len(values), bool)
         if not self._own_root:
+            user = (forms == 0) & (values <= numpy.uint64(self.kernel.geometry.user.end))
+            if user.any():
+                out = user & (numpy.array(states) == "unmapped")
             return out
         stretch = numpy.searchsorted(self._starts, values, side="right") - 1
         apart = [
@@ -590,6 +622,12 @@ class Translator:
         has = has & (pfns < u(count))
         there = self.kernel.bulk().translate(numpy.where(has, pages, u(0))).states
         return pages, has & (there != 0)
+
+
+def _swap_text(swap: Swap) -> str:
+    kind = f" ({swap.kind})" if swap.kind and swap.kind != "swap" else ""
+    frame = "" if swap.pfn is None else f", page frame {swap.pfn:#x}"
+    return f"swap type {swap.type}{kind}, offset {swap.offset:#x}{frame}"
 
 
 def _addresses(values: U64, has: "NDArray[numpy.bool_]") -> List[Optional[Address]]:

@@ -78,8 +78,8 @@ def _batches(translator: Translator, chunks: Iterable[Sequence[str]], walk: bool
             yield _slowly(translator, texts)
             continue
         forms = translator.forms_of(array)
-        apart = translator.one_by_one(array, forms)
         columns = translator.columns(texts, array, forms)
+        apart = translator.one_by_one(array, forms, columns["state"])
         for i in numpy.flatnonzero(apart).tolist():
             row = translator.translate(Input(texts[i], int(array[i]), FORMS[int(forms[i])]))
             for key, column in columns.items():

@@ -136,6 +136,7 @@ class Btf:
         self._words = memoryview(types).cast("I")
         self._starts, self._first, self._more = self._index()
         self.end_id: int = self.first_id + len(self._starts)
+        self._spreads: Dict[int, int] = {}
         # Modules ask the kernel's blob for one name after the other.
         self._last_string: Tuple[str, List[int]] = ("", [])
         self._enumerators: Optional[Dict[int, int]] = None  # name -> enumeration
@@ -386,6 +387,7 @@ class Btf:
         _, _, size, vlen, flag = self.record(type_id)
         if vlen > _MAX_MEMBERS or size > _MAX_STRUCT_SIZE:
             raise BtfError(f"BTF of {self.name}: type {type_id} is bigger than any")
+        self._spread(type_id)
         tail = self._tail(type_id)
         result = []
         seen: Set[int] = set()
@@ -402,12 +404,45 @@ class Btf:
                     bits = encoding & 0xFF
                     offset += encoding >> 16 & 0xFF
             member_size = self.size_of(member_id)
-            if member_size is None or offset + (bits or 8 * member_size) > 8 * size:
+            if member_size is None or bits > 8 * member_size or offset + (bits or 8 * member_size) > 8 * size:
                 raise BtfError(f"BTF of {self.name}: a member of type {type_id} lies outside of it")
             if member_size == size and self._contains(member_id, type_id, seen):
                 raise BtfError(f"BTF of {self.name}: type {type_id} contains itself")
-            result.append(Member(self.string(name), member_id, offset, bits))
+            text = self.string(name)
+            if text is None and name:
+                raise BtfError(f"BTF of {self.name}: a member of type {type_id} has an empty name")
+            result.append(Member(text, member_id, offset, bits))
         return result
+
+    def _spread(self, type_id: int, depth: int = 0) -> int:
+        """Number of members that a type can be asked for: its own, and those of nameless ones among them.
+
+        drgn goes through all of them for a member that is not there. Eight nameless unions in each other,
+        with eight members each, would keep it busy for ever.
+        """
+        if type_id in self._spreads:
+            return self._spreads[type_id]
+        _, _, _, count, _ = self.record(type_id)
+        if depth > _MAX_NESTING or count > _MAX_MEMBERS:
+            raise BtfError(f"BTF of {self.name}: type {type_id} has more members than any")
+        tail = self._tail(type_id)
+        for index in range(0, 3 * count, 3):
+            if not tail[index]:
+                inner = self._strip(tail[index + 1])
+                if self.kind(inner) in (STRUCT, UNION):
+                    count += self._spread(inner, depth + 1)
+                    if count > _MAX_MEMBERS:
+                        raise BtfError(f"BTF of {self.name}: type {type_id} has more members than any")
+        self._spreads[type_id] = count
+        return count
+
+    def _strip(self, type_id: int) -> int:
+        """A type without typedefs, qualifiers and tags."""
+        for _ in range(_MAX_NESTING):
+            if self.kind(type_id) not in _TRANSPARENT:
+                return type_id
+            type_id = self.record(type_id)[2]
+        raise BtfError(f"BTF of {self.name}: type {type_id} refers to itself")
 
     def _contains(self, outer: int, inner: int, seen: Set[int]) -> bool:
         """Whether a type lies in another of the same size by value, at any depth.
@@ -420,11 +455,10 @@ class Btf:
         size = self.size_of(inner)
         todo = [outer]
         while todo:
-            type_id = todo.pop()
+            type_id = self._strip(todo.pop())
+            while self.kind(type_id) == ARRAY:  # size_of() has seen the end of this
+                type_id = self._strip(self._tail(type_id)[0])
             kind = self.kind(type_id)
-            while kind == ARRAY or kind in _TRANSPARENT:  # size_of() has seen the end of this chain
-                type_id = self._tail(type_id)[0] if kind == ARRAY else self.record(type_id)[2]
-                kind = self.kind(type_id)
             if type_id == inner:
                 return True
             if kind in (STRUCT, UNION) and type_id not in seen:
@@ -587,6 +621,8 @@ class BtfTypes:
         if kind == ARRAY:
             element, _, length = btf._tail(type_id)
             return prog.array_type(self.make(element, depth), length)
+        if kind in (INT, ENUM, ENUM64, FLOAT) and size not in (1, 2, 4, 8, 16):
+            raise BtfError(f"BTF of {btf.name}: type {type_id} cannot have {size} bytes")
         if kind == INT:
             return self._int(type_id)
         if kind in (ENUM, ENUM64):
@@ -609,7 +645,13 @@ class BtfTypes:
         return lambda: self.make(type_id)
 
     def _bit_field(self, type_id: int, bits: int) -> Callable[[], drgn.Object]:
-        return lambda: drgn.Object(self.prog, self.make(type_id), bit_field_size=bits)
+        def make() -> drgn.Object:
+            try:
+                return drgn.Object(self.prog, self.make(type_id), bit_field_size=bits)
+            except (ValueError, TypeError) as e:
+                raise BtfError(f"BTF of {self.btf.name}: a bit-field of type {type_id}: {e}") from e
+
+        return make
 
     def _flexible(self, type_id: int) -> Callable[[], drgn.Type]:
         def make() -> drgn.Type:

@@ -42,7 +42,7 @@ def open_core(path: str, vmcoreinfo: Optional[bytes]) -> Source:
     :param vmcoreinfo: VMCOREINFO text to use in place of the dump's note.
     :raises SourceError: with the reason and the remedy.
     """
-    with _open_file(path) as file:
+    with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         head = file.read(16)
         if not head:
@@ -113,13 +113,13 @@ def read_small_file(path: str, option: str) -> bytes:
 
     :raises NoSuchSource: it cannot be read, or is too large to be meant.
     """
-    with _open_file(path) as file:
+    with open_file(path) as file:
         if os.fstat(file.fileno()).st_size > _SMALL_FILE:
             raise NoSuchSource(f"{path} is too large for {option}", "is it the right file?")
         return file.read()
 
 
-def _open_file(path: str) -> BinaryIO:
+def open_file(path: str) -> BinaryIO:
     try:
         if os.path.isdir(path):
             raise NoSuchSource(f"{path} is a directory", "name the dump in it")

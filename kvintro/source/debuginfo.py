@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from typing import Optional
 
-from kvintro.errors import KvintroError, WrongVmlinux
+from kvintro.errors import KvintroError, NoTypes, WrongVmlinux
 from kvintro.source import Request, Source
-from kvintro.source.core import _open_file, one_line, read_small_file
+from kvintro.source.core import one_line, open_file, read_small_file
 from kvintro.source.elf import read_headers
+from kvintro.types import Missing, install
 
 
 def load(source: Source, request: Request) -> None:
@@ -31,7 +32,7 @@ def _load_dwarf(source: Source, request: Request) -> None:
         source.symbols = source.types = "DWARF"
         return
     path = request.vmlinux
-    with _open_file(path) as file:
+    with open_file(path) as file:
         try:
             headers = read_headers(file, section_notes=True)
         except KvintroError as error:
@@ -55,14 +56,22 @@ def _load_dwarf(source: Source, request: Request) -> None:
 
 
 def _load_builtin(source: Source, request: Request) -> None:
-    from kvintro.types import install
-
     btf: Optional[bytes] = None
     if request.btf is not None:
         btf = read_small_file(request.btf, "--btf")
-    installed = install(source.prog, btf=btf)
+    installed = install(source.prog, btf=btf, types=request.types != "none")
     source.symbols = installed.symbols or "none"
     source.types = installed.types or "none"
-    for what, missing in (("symbols", installed.symbols_missing), ("types", installed.types_missing)):
-        if missing is not None:
-            source.warnings.append(f"no {what}: {missing.reason}; {missing.remedy}")
+    missing = installed.types_missing
+    if missing is not None and (request.btf is not None or request.types == "btf"):
+        # Asked for by name: a report without them is not what the user wants.
+        raise NoTypes(missing.reason, missing.remedy or "leave --btf and --types away")
+    if installed.symbols_missing is not None:
+        _warn(source, "symbols", installed.symbols_missing)
+    if missing is not None and request.types != "none":
+        _warn(source, "types", missing)
+
+
+def _warn(source: Source, what: str, missing: Missing) -> None:
+    remedy = f"; {missing.remedy}" if missing.remedy else ""
+    source.warnings.append(f"no {what}: {missing.reason}{remedy}")

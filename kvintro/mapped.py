@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the page tables say of a stretch of addresses: how much is mapped, with what rights, by what pages.
+
+Whatever lists the contents of a region asks here for each of them, since a structure that names a mapping and
+the table that makes it can disagree.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Dict, Iterator, List, Mapping, Optional, Tuple
+
+from kvintro.arch.x86_64 import PAT, PAT_LARGE, PCD, PWT
+from kvintro.arch.x86_64_entry import MEMORY_TYPES
+from kvintro.paging import (
+    EFFECTIVE_NX,
+    EFFECTIVE_RW,
+    EFFECTIVE_USER,
+    LEVEL_MASK,
+    LEVEL_SHIFT,
+    MAPPED,
+    OVER_LIMIT,
+    UNREADABLE,
+)
+
+if TYPE_CHECKING:
+    from kvintro.kernel import Kernel
+    from kvintro.paging import Ranges
+
+PAGE_NAMES = {1: "4K", 2: "2M", 3: "1G"}
+
+
+def rights_text(key: int) -> str:
+    """What may be done with a range, the rights of all levels together: ``rw-``, ``r-x``; ``u`` for user mode."""
+    return (
+        "r"
+        + ("w" if key & EFFECTIVE_RW else "-")
+        + ("-" if key & EFFECTIVE_NX else "x")
+        + ("u" if key & EFFECTIVE_USER else "")
+    )
+
+
+def caching_text(key: int) -> str:
+    """The memory type, as Linux programs the PAT: ``WB``, ``UC-``, ``WC``..."""
+    large = (key & LEVEL_MASK) >> LEVEL_SHIFT > 1
+    third = key & (PAT_LARGE if large else PAT)
+    return MEMORY_TYPES[bool(key & PWT) | bool(key & PCD) << 1 | bool(third) << 2]
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """What is mapped from one address to another.
+
+    :ivar mapped: bytes that some entry maps.
+    :ivar unreadable: bytes whose tables are not in the source.
+    :ivar pages: number of entries that map, by page size; a page that sticks out counts too.
+    :ivar rights: the rights that occur, in the order of addresses.
+    :ivar caching: the memory types that occur.
+    """
+
+    mapped: int = 0
+    unreadable: int = 0
+    pages: Mapping[str, int] = field(default_factory=dict)
+    rights: Tuple[str, ...] = ()
+    caching: Tuple[str, ...] = ()
+
+
+class View:
+    """The ranges of one root, ready to be asked about many stretches.
+
+    :param ranges: as :meth:`kvintro.paging.Tree.ranges` returns them.
+    """
+
+    def __init__(self, ranges: Ranges) -> None:
+        self._starts: List[int] = ranges.starts.tolist()
+        self._keys: List[int] = ranges.keys.tolist()
+        self._end = ranges.end
+
+    @classmethod
+    def of(cls, kernel: Kernel, start: int, end: int, root: Optional[int] = None) -> View:
+        """The view of a stretch in the tables of a root, by default the kernel's own."""
+        if root is None or root == kernel.root.value:
+            first = int(kernel.kernel_ranges.starts[0])
+            if start >= first:
+                return cls(kernel.kernel_ranges.clip(start, end))
+        return cls(kernel.tree(root).ranges(start, end))
+
+    def parts(self, start: int, end: int) -> Iterator[Tuple[int, int, int]]:
+        """(start, end inclusive, key) of each range between two addresses, both inclusive."""
+        if not self._starts or end < self._starts[0]:
+            return
+        index = max(bisect_right(self._starts, start) - 1, 0)
+        while index < len(self._starts) and self._starts[index] <= end:
+            following = self._starts[index + 1] - 1 if index + 1 < len(self._starts) else self._end
+            if following >= start:
+                yield max(self._starts[index], start), min(following, end), self._keys[index]
+            index += 1
+
+    def stretch(self, start: int, end: int) -> Stretch:
+        """What is mapped between two addresses, both inclusive."""
+        mapped = unreadable = 0
+        pages: Dict[str, int] = {}
+        rights: Dict[str, None] = {}
+        caching: Dict[str, None] = {}
+        for low, high, key in self.parts(start, end):
+            if not key & MAPPED:
+                if key & (UNREADABLE | OVER_LIMIT):
+                    unreadable += high - low + 1
+                continue
+            mapped += high - low + 1
+            level = (key & LEVEL_MASK) >> LEVEL_SHIFT
+            shift = 12 + 9 * (level - 1)
+            name = PAGE_NAMES[level]
+            pages[name] = pages.get(name, 0) + (high >> shift) - (low >> shift) + 1
+            rights[rights_text(key)] = None
+            caching[caching_text(key)] = None
+        ordered = {name: pages[name] for name in PAGE_NAMES.values() if name in pages}
+        return Stretch(mapped, unreadable, ordered, tuple(rights), tuple(caching))

@@ -1,0 +1,379 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Lists, trees and strings of a kernel whose memory cannot be trusted.
+
+drgn's own iterators follow a pointer wherever it leads and go round in a circle for ever. These stop at the
+first node that was met before, that is not in the source, or past a limit that no real kernel reaches, and say
+so in a :class:`Damage`; what was found until then is kept.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Iterator, List, Optional, Set, Tuple
+
+import drgn
+
+from kvintro.arch.x86_64 import ALL
+from kvintro.errors import Unavailable
+
+if TYPE_CHECKING:
+    from kvintro.kernel import Kernel
+
+#: What drgn raises when types or contents are not what they should be. NotInDump is an Unavailable.
+TROUBLE = (
+    LookupError,
+    AttributeError,
+    TypeError,
+    ValueError,
+    OverflowError,
+    OSError,
+    drgn.FaultError,
+    drgn.ObjectAbsentError,
+    Unavailable,
+)
+
+#: Entries of one list or tree; a machine with a million vmalloc areas would be the first.
+LIMIT = 1 << 20
+_KERNEL_HALF = 1 << 63
+
+
+class Damage:
+    """What could not be followed or read, for the notes of a report that is then partial.
+
+    :ivar notes: one line each; the same kind of trouble with one structure is told once, with a count.
+    """
+
+    _MOST = 20
+
+    def __init__(self) -> None:
+        self._counts: dict[str, Tuple[int, str]] = {}
+
+    def add(self, what: str, detail: object = "") -> None:
+        """Note a trouble. Equal ``what`` are counted, and the first detail is kept."""
+        count, first = self._counts.get(what, (0, " ".join(str(detail).split())[:200]))
+        self._counts[what] = (count + 1, first)
+
+    def __bool__(self) -> bool:
+        return bool(self._counts)
+
+    @property
+    def notes(self) -> List[str]:
+        """The troubles, each in a line."""
+        out = []
+        for what, (count, detail) in list(self._counts.items())[: self._MOST]:
+            times = f" ({count} times)" if count > 1 else ""
+            out.append(f"{what}{times}: {detail}" if detail else f"{what}{times}")
+        if len(self._counts) > self._MOST:
+            out.append(f"and {len(self._counts) - self._MOST} more troubles of this kind")
+        return out
+
+
+def need_types(kernel: Kernel, what: str) -> None:
+    """Say so at once where nothing can be found without types.
+
+    :raises Unavailable: the source has none.
+    """
+    if kernel.source.types == "none":
+        raise Unavailable(f"{what} cannot be read without types", "give -s VMLINUX or --btf FILE")
+
+
+def type_of(kernel: Kernel, name: str) -> drgn.Type:
+    """A type by its name.
+
+    :raises Unavailable: the source does not have it.
+    """
+    try:
+        return kernel.prog.type(name)
+    except (LookupError, ValueError) as error:
+        raise Unavailable(f"{name} cannot be read: this source's types do not have it") from error
+
+
+def has_member(kernel: Kernel, type_name: str, member: str) -> bool:
+    """Whether the kernel's structure has a member: how versions are told apart."""
+    try:
+        return bool(kernel.prog.type(type_name).has_member(member))
+    except (LookupError, TypeError):
+        return False
+
+
+def struct_at(kernel: Kernel, type_name: str, address: int) -> drgn.Object:
+    """A structure as a value: its memory is read here and once.
+
+    :raises Unavailable: no such type, or its memory is not in the source.
+    """
+    found = drgn.Object(kernel.prog, type_of(kernel, type_name), address=address & ALL)
+    try:
+        return found.read_()
+    except (drgn.FaultError, OverflowError, ValueError) as error:
+        raise Unavailable(f"{type_name} at {address:016x} is not in this source") from error
+
+
+def number(obj: drgn.Object, member: str, default: int = 0) -> int:
+    """An integer or pointer member; the default if the structure has none of that name."""
+    try:
+        return int(getattr(obj, member).value_())
+    except AttributeError:
+        return default
+
+
+def offset_of(kernel: Kernel, type_name: str, member: str) -> int:
+    """offsetof().
+
+    :raises Unavailable: no such type or member.
+    """
+    try:
+        return int(drgn.offsetof(type_of(kernel, type_name), member))
+    except (LookupError, TypeError) as error:
+        raise Unavailable(f"{type_name} has no member {member} here") from error
+
+
+def size_of(kernel: Kernel, type_name: str) -> int:
+    """sizeof().
+
+    :raises Unavailable: no such type.
+    """
+    try:
+        return int(drgn.sizeof(type_of(kernel, type_name)))
+    except TypeError as error:
+        raise Unavailable(f"{type_name} is incomplete here") from error
+
+
+def pointer_at(kernel: Kernel, address: int) -> int:
+    """Eight bytes.
+
+    :raises NotInDump: they are not in the source.
+    """
+    return int.from_bytes(kernel.read(address & ALL, 8), "little")
+
+
+def list_entries(
+    kernel: Kernel, head: int, type_name: str, member: str, damage: Damage, what: str, *, limit: int = LIMIT
+) -> Iterator[Tuple[int, drgn.Object]]:
+    """The entries of a ``struct list_head`` list, each with its address and as a value.
+
+    A list that breaks off is taken up again from its other end, so that one bad pointer costs no more than
+    the entries around it; what comes from there comes in reverse.
+
+    :param head: address of the list's head.
+    :param member: the list's links in the entries.
+    :param what: what the list is, for notes: ``the list of modules``.
+    """
+    offset = offset_of(kernel, type_name, member)
+    seen: Set[int] = {head}
+    for way in ("next", "prev"):
+        count = 0
+        try:
+            node = pointer_at(kernel, head + offset_of(kernel, "struct list_head", way))
+        except Unavailable as error:
+            damage.add(f"{what} has no head here", error.what)
+            return
+        if node == 0 and way == "next":
+            return  # never initialised, so nothing was ever in it
+        while node not in seen:
+            if len(seen) > limit:
+                damage.add(f"{what} does not end", f"given up after {limit} entries")
+                return
+            seen.add(node)
+            try:
+                if node < _KERNEL_HALF:
+                    raise Unavailable(f"{node:016x} is no kernel address")
+                entry = struct_at(kernel, type_name, node - offset)
+            except Unavailable as error:
+                damage.add(f"{what} breaks off", f"after {count} entries: {error.what}")
+                break
+            yield node - offset & ALL, entry
+            count += 1
+            node = int(getattr(getattr(entry, member), way).value_())
+        else:
+            if node == head or way == "prev":
+                return
+            damage.add(f"{what} runs in a circle", f"after {count} entries back to {node:016x}")
+
+
+def tree_entries(
+    kernel: Kernel, root: int, type_name: str, member: str, damage: Damage, what: str, *, limit: int = LIMIT
+) -> Iterator[Tuple[int, drgn.Object]]:
+    """The entries of a ``struct rb_root`` tree in order, each with its address and as a value.
+
+    :param root: address of the root.
+    """
+    offset = offset_of(kernel, type_name, member)
+    seen: Set[int] = set()
+    above: List[Tuple[int, drgn.Object]] = []
+    node = pointer_at(kernel, root)
+    while node or above:
+        while node:
+            if node in seen:
+                damage.add(f"{what} runs in a circle", f"back to {node:016x}")
+                break
+            if len(seen) > limit:
+                damage.add(f"{what} does not end", f"given up after {limit} entries")
+                return
+            seen.add(node)
+            try:
+                if node < _KERNEL_HALF:
+                    raise Unavailable(f"{node:016x} is no kernel address")
+                entry = struct_at(kernel, type_name, node - offset)
+            except Unavailable as error:
+                damage.add(f"{what} is damaged: what hangs below one pointer is missing", error.what)
+                break
+            above.append((node - offset & ALL, entry))
+            node = int(getattr(entry, member).rb_left.value_())
+        if not above:
+            return
+        address, entry = above.pop()
+        yield address, entry
+        node = int(getattr(entry, member).rb_right.value_())
+
+
+# lib/maple_tree.c, include/linux/maple_tree.h
+_MAPLE_NODE_MASK = 255
+_MAPLE_TYPE_SHIFT, _MAPLE_TYPE_MASK = 3, 15
+_MAPLE_DENSE, _MAPLE_LEAF, _MAPLE_RANGE, _MAPLE_ARANGE = range(4)
+_XA_INTERNAL = 2
+
+
+def maple_entries(
+    kernel: Kernel, tree: int, damage: Damage, what: str, *, limit: int = LIMIT
+) -> Iterator[Tuple[int, int, int]]:
+    """(first index, last index, pointer) of what a ``struct maple_tree`` holds, in order.
+
+    :param tree: its address.
+    """
+    root = int(struct_at(kernel, "struct maple_tree", tree).ma_root.value_())
+    if not _is_maple_node(root):
+        if root & 3 != _XA_INTERNAL and root:
+            yield 0, 0, root
+        return
+    seen: Set[int] = set()
+    # (encoded node, first index, last index) still to be visited, the next one last.
+    waiting: List[Tuple[int, int, int]] = [(root, 0, ALL)]
+    while waiting:
+        encoded, low, high = waiting.pop()
+        node = encoded & ~_MAPLE_NODE_MASK & ALL
+        if node in seen or len(seen) > limit:
+            damage.add(f"{what} runs in a circle", f"back to {node:016x}")
+            continue
+        seen.add(node)
+        try:
+            slots, leaf = _maple_slots(kernel, encoded, low, high)
+        except TROUBLE as error:
+            damage.add(f"{what} is damaged: what hangs below one pointer is missing", error)
+            continue
+        if leaf:
+            for first, last, entry in slots:
+                if entry & 3 != _XA_INTERNAL:
+                    yield first, last, entry
+            continue
+        for first, last, entry in reversed(slots):
+            if _is_maple_node(entry):
+                waiting.append((entry, first, last))
+            else:
+                damage.add(f"{what} is damaged: what hangs below one pointer is missing", f"{entry:#x} is no node")
+
+
+def _is_maple_node(entry: int) -> bool:
+    """xa_is_node()."""
+    return entry & 3 == _XA_INTERNAL and entry > 4096
+
+
+def _maple_slots(kernel: Kernel, encoded: int, low: int, high: int) -> Tuple[List[Tuple[int, int, int]], bool]:
+    """(first index, last index, content) of the slots in use, and whether it is a leaf."""
+    kind = encoded >> _MAPLE_TYPE_SHIFT & _MAPLE_TYPE_MASK
+    node = struct_at(kernel, "struct maple_node", encoded & ~_MAPLE_NODE_MASK)
+    if kind == _MAPLE_DENSE:
+        dense = [int(v.value_()) for v in node.slot]
+        return [(low + i, low + i, v) for i, v in enumerate(dense) if v and low + i <= high], True
+    if kind not in (_MAPLE_LEAF, _MAPLE_RANGE, _MAPLE_ARANGE):
+        raise ValueError(f"a node of kind {kind}")
+    body = node.ma64 if kind == _MAPLE_ARANGE else node.mr64
+    pivots = [int(v.value_()) for v in body.pivot]
+    out = []
+    first = low
+    for index, slot in enumerate(int(v.value_()) for v in body.slot):
+        # A pivot of 0 behind the first marks the end of those in use; the last slot has none.
+        last = pivots[index] if index < len(pivots) else high
+        if (last == 0 and index) or last > high:
+            last = high
+        if last < first:
+            raise ValueError(f"pivots go down at {encoded:016x}")
+        if slot:
+            out.append((first, last, slot))
+        if last >= high:
+            break
+        first = last + 1
+    return out, kind == _MAPLE_LEAF
+
+
+def text_at(kernel: Kernel, address: int, limit: int = 4096) -> str:
+    """A string, up to its NUL or the limit; bytes that are no ASCII come as escapes.
+
+    :raises NotInDump: its first page is not in the source.
+    """
+    out = b""
+    while len(out) < limit:
+        room = min(4096 - (address + len(out)) % 4096, limit - len(out))
+        try:
+            part = kernel.read(address + len(out), room)
+        except Unavailable:
+            if not out:
+                raise
+            break
+        head, found, _ = part.partition(b"\0")
+        out += head
+        if found:
+            break
+    return plain_text(out)
+
+
+def plain_text(data: bytes) -> str:
+    """Bytes of a kernel's string as text."""
+    return data.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
+
+
+def text_of(obj: drgn.Object) -> str:
+    """A character array of a structure, such as ``comm``."""
+    return plain_text(bytes(int(c.value_()) & 0xFF for c in obj))
+
+
+def online_cpus(kernel: Kernel) -> List[int]:
+    """Numbers of the CPUs that are or were set up: those possible.
+
+    :raises Unavailable: the source does not tell.
+    """
+    from drgn.helpers.linux.cpumask import for_each_possible_cpu
+
+    try:
+        found = [int(cpu) for cpu in for_each_possible_cpu(kernel.prog)]
+    except TROUBLE as error:
+        raise Unavailable(f"which CPUs there are cannot be read: {error}") from error
+    return found[:8192]  # NR_CPUS_RANGE_END with MAXSMP
+
+
+def per_cpu_address(kernel: Kernel, name: str, cpu: int) -> int:
+    """Address of a CPU's own copy of a per-CPU variable.
+
+    :raises Unavailable: no such variable, or the source does not tell where CPUs keep theirs.
+    """
+    base = pointer_at(kernel, kernel.symbol("__per_cpu_offset") + 8 * cpu)
+    return kernel.symbol(name) + base & ALL
+
+
+def symbol_text(kernel: Kernel, address: int) -> str:
+    """An address of code as printk's ``%pS`` writes it: ``kernel_clone+0xc2/0x430``, with the module's name.
+
+    Mirrors kernel/kallsyms.c:__sprint_symbol; where there is no symbol, ``0x`` and 16 digits.
+    """
+    try:
+        symbol = kernel.prog.symbol(address)
+    except LookupError:
+        return f"0x{address:016x}"
+    text = f"{symbol.name}+{address - symbol.address:#x}/{symbol.size:#x}"
+    return text
+
+
+def optional(obj: drgn.Object, member: str) -> Optional[drgn.Object]:
+    """A member, None if the structure has none of that name."""
+    try:
+        return getattr(obj, member)
+    except AttributeError:
+        return None
