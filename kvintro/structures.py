@@ -358,19 +358,6 @@ def per_cpu_address(kernel: Kernel, name: str, cpu: int) -> int:
     return kernel.symbol(name) + base & ALL
 
 
-def symbol_text(kernel: Kernel, address: int) -> str:
-    """An address of code as printk's ``%pS`` writes it: ``kernel_clone+0xc2/0x430``, with the module's name.
-
-    Mirrors kernel/kallsyms.c:__sprint_symbol; where there is no symbol, ``0x`` and 16 digits.
-    """
-    try:
-        symbol = kernel.prog.symbol(address)
-    except LookupError:
-        return f"0x{address:016x}"
-    text = f"{symbol.name}+{address - symbol.address:#x}/{symbol.size:#x}"
-    return text
-
-
 def optional(obj: drgn.Object, member: str) -> Optional[drgn.Object]:
     """A member, None if the structure has none of that name."""
     try:

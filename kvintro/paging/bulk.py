@@ -172,8 +172,9 @@ class Bulk:
     def _indices(self, addresses: U64, level: int) -> "NDArray[numpy.int64]":
         import numpy
 
-        shifted = addresses >> numpy.uint64(self._geometry.shift(level))
-        return (shifted & numpy.uint64(PTRS_PER_TABLE - 1)).view(numpy.int64)
+        shifted: U64 = addresses >> numpy.uint64(self._geometry.shift(level))
+        indices: NDArray[numpy.int64] = (shifted & numpy.uint64(PTRS_PER_TABLE - 1)).view(numpy.int64)
+        return indices
 
     def _entries(
         self, tables: U64, slot: "NDArray[numpy.int64]", addresses: U64, level: int

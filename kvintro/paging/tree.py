@@ -234,7 +234,7 @@ class Tree:
         present = entries & u(PRESENT)
         # A large page's address mask is coarser, so that bit 12 is a flag (PAT) there.
         flags = self._flag_bits if level > 1 else self._flag_bits & ~0x1000
-        keys = entries & u(flags)
+        keys: U64 = entries & u(flags)
         keys |= (entries & effective & u(RW | USER)) << u(_EFFECTIVE_SHIFT)
         keys |= ((entries | effective) & u(NX)) >> u(_EFFECTIVE_NX_SHIFT)
         mapped = present

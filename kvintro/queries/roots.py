@@ -9,6 +9,7 @@ from kvintro.kernel import Kernel
 from kvintro.model import Absent, Placement
 from kvintro.regions import Root
 from kvintro.regions.ldt_remap import table_of
+from kvintro.structures import TROUBLE
 
 
 def kernel_root(kernel: Kernel) -> Root:
@@ -35,7 +36,7 @@ def process_root(kernel: Kernel, pid: int) -> Root:
                 f"pid {pid} is a kernel thread and maps no user memory", "leave --pid away for the kernel's own"
             )
         return Root(table_of(kernel, task.mm.pgd.value_()), f"pid {pid}")
-    except (LookupError, AttributeError, ValueError, TypeError) as error:
+    except TROUBLE as error:
         raise Unavailable(f"process {pid} cannot be found: {error}") from error
 
 

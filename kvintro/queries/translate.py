@@ -519,7 +519,7 @@ class Translator:
             else:
                 virtual[other] = physical[other] + u(rule.offset)
                 beyond = other & (physical >= u(min(rule.range.size, ALL)))
-                virtual[beyond] = u(ALL >> 1)
+                virtual[beyond | (other & ~known)] = u(ALL >> 1)
         result = self.kernel.bulk(self.root.table).translate(virtual)
         mapped = result.states == MAPPED
         found = numpy.where(is_virtual, result.states, numpy.where(mapped, MAPPED, result.states % 3))

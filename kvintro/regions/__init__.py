@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, List, Mapping, Optional, Sequence, Tuple
 
 from kvintro.errors import Unavailable
-from kvintro.model import AddressRange, Located, NoRange, Placement, Unknown
+from kvintro.mapped import View, caching_text, rights_text
+from kvintro.model import Address, AddressRange, Column, Located, NoRange, Placement, Size, Table, Unknown
+from kvintro.paging import LEVEL_MASK, LEVEL_SHIFT, MAPPED
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel
@@ -43,6 +45,59 @@ class Linear:
 
     range: AddressRange
     offset: int
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What of a region's contents is wanted; a region may use it to do less, and need not.
+
+    :ivar within: addresses of interest.
+    :ivar pid: one process, of regions that differ from process to process.
+    """
+
+    within: Optional[AddressRange] = None
+    pid: Optional[int] = None
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What is inside a region.
+
+    :ivar tables: typed rows; the first table is the region's own, others sum it up or look at it otherwise.
+        Columns are those of text.
+    :ivar totals: what the whole comes to, by name.
+    :ivar notes: what a reader should know: disagreements with the page tables, damaged structures.
+    :ivar partial: something that should be here could not be read.
+    """
+
+    tables: Sequence[Table]
+    totals: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    partial: bool = False
+
+
+@dataclass(frozen=True)
+class RangeRow:
+    """A range that the page tables map all alike."""
+
+    start: Address
+    end: Address
+    size: Size
+    page_size: Size
+    rights: str
+    caching: str
+    root: str
+
+
+RANGE_COLUMNS = (
+    Column("start", "start"),
+    Column("end", "end"),
+    Column("size", "size", "right"),
+    Column("page_size", "pages", "right"),
+    Column("rights", "rights"),
+    Column("caching", "caching"),
+    Column("root", "by"),
+)
 
 
 class Region:
@@ -86,6 +141,22 @@ class Region:
         """
         return None
 
+    def contents(self, kernel: Kernel, asked: Asked) -> Contents:
+        """What is inside, for regions that lie somewhere on this kernel.
+
+        By default what the page tables map there; regions whose contents the kernel keeps account of say more.
+
+        :raises Unavailable: the source does not tell.
+        """
+        found = kernel.locate(self)
+        if not isinstance(found, Placement):
+            raise Unavailable(found.reason)
+        roots = self.roots(kernel)
+        rows = [row for root in roots for row in mapped_ranges(kernel, root, found.range)]
+        notes = () if roots else ("no page tables are looked into for this: nothing of the kernel's lives here",)
+        totals = {"mapped": Size(sum(row.size for row in rows))}
+        return Contents((Table("ranges", RANGE_COLUMNS, rows),), totals, notes)
+
     def located(self, kernel: Kernel) -> Located:
         """:meth:`locate`, with what cannot be read as :class:`~kvintro.model.Unknown`."""
         try:
@@ -94,6 +165,28 @@ class Region:
             return Unknown(error.what)
         except NoRange as error:
             return Unknown(f"its bounds make no sense: {error}")
+
+
+def mapped_ranges(kernel: Kernel, root: Root, where: AddressRange) -> List[RangeRow]:
+    """What a root maps in a stretch, neighbours that are alike in one row."""
+    rows: List[RangeRow] = []
+    for low, high, key in View.of(kernel, where.start, where.end, root.table).parts(where.start, where.end):
+        if not key & MAPPED:
+            continue
+        page = Size(1 << 12 + 9 * ((key & LEVEL_MASK) >> LEVEL_SHIFT) - 9)
+        row = RangeRow(
+            Address(low), Address(high), Size(high - low + 1), page, rights_text(key), caching_text(key), root.owner
+        )
+        last = rows[-1] if rows else None
+        if last and last.end + 1 == low and (last.page_size, last.rights, last.caching) == (
+            page,
+            row.rights,
+            row.caching,
+        ):
+            rows[-1] = replace(last, end=row.end, size=Size(high - last.start + 1))
+        else:
+            rows.append(row)
+    return rows
 
 
 def fixed_place(found: AddressRange, note: str = "") -> Placement:

@@ -10,6 +10,7 @@ from kvintro.errors import Unavailable
 from kvintro.model import Absent, AddressRange, Located
 from kvintro.regions import Region, Root, fixed_place
 from kvintro.regions.ldt_remap import table_of
+from kvintro.structures import TROUBLE
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel
@@ -41,7 +42,7 @@ class Efi(Region):
             raise Unavailable("efi_mm cannot be read without types")
         try:
             return int(kernel.prog["efi_mm"].pgd.value_())
-        except (LookupError, AttributeError, ValueError, TypeError) as error:
+        except TROUBLE as error:
             raise Unavailable(f"efi_mm cannot be read: {error}") from error
 
 

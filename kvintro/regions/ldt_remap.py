@@ -9,6 +9,7 @@ from kvintro.arch.x86_64 import ALL, START_KERNEL_MAP
 from kvintro.errors import Unavailable
 from kvintro.model import Absent, Located
 from kvintro.regions import Region, Root, fixed_place
+from kvintro.structures import TROUBLE
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel
@@ -51,7 +52,7 @@ class LdtRemap(Region):
                 seen.add(mm.value_())
                 if mm.context.ldt:
                     found.append(Root(table_of(kernel, mm.pgd.value_()), f"pid {task.pid.value_()}"))
-        except (LookupError, AttributeError, ValueError, TypeError) as error:
+        except TROUBLE as error:
             raise Unavailable(f"processes cannot be listed: {error}") from error
         return found
 

@@ -3,20 +3,129 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
-from kvintro.model import AddressRange, Located, Placement
-from kvintro.regions import Region
+from kvintro.arch.x86_64 import ALL, PAGE_SHIFT, PAGE_SIZE
+from kvintro.errors import Unavailable
+from kvintro.mapped import View
+from kvintro.model import Address, AddressRange, Column, Located, Placement, Size, Table
+from kvintro.names import Names
+from kvintro.paging.bulk import MAPPED
+from kvintro.regions import Asked, Contents, Region
+from kvintro.regions.vmemmap import REGION as VMEMMAP
+from kvintro.structures import (
+    Damage,
+    has_member,
+    list_entries,
+    need_types,
+    number,
+    offset_of,
+    pointer_at,
+    size_of,
+    struct_at,
+)
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel
+
+# include/linux/vmalloc.h; the values have not changed since they were given out.
+_VM_IOREMAP, _VM_ALLOC, _VM_MAP, _VM_USERMAP, _VM_DMA_COHERENT = 1, 2, 4, 8, 0x10
+_VM_UNINITIALIZED, _VM_NO_GUARD, _VM_SPARSE = 0x20, 0x40, 0x1000
+# In the order in which /proc/vmallocinfo prints them.
+_FLAGS = (
+    (_VM_IOREMAP, "ioremap"),
+    (_VM_SPARSE, "sparse"),
+    (_VM_ALLOC, "vmalloc"),
+    (_VM_MAP, "vmap"),
+    (_VM_USERMAP, "user"),
+    (_VM_DMA_COHERENT, "dma-coherent"),
+)
+_VMAP_RAM, _VMAP_BLOCK = 1, 2  # mm/vmalloc.c: struct vmap_area.flags
+_MAX_NODES = 1 << 12  # vmap nodes; the kernel takes 128 at most
+_MAX_POOL = 1 << 16  # areas held back for one size
+
+
+@dataclass(frozen=True)
+class AreaRow:
+    """One area, as /proc/vmallocinfo prints it and more; docs/show.md describes the fields.
+
+    ``end`` is inclusive; the kernel's file, and text that follows it, print one more.
+    """
+
+    start: Address
+    end: Address
+    size: Size
+    caller: Optional[str]
+    pages: int
+    physical: Optional[Address]
+    kind: str
+    flags: Tuple[str, ...]
+    nodes: Mapping[str, int]
+    guard: Size
+    requested: Optional[Size]
+    region: str
+    mapped: Size
+    page_sizes: Mapping[str, int]
+    rights: Tuple[str, ...]
+    caching: Tuple[str, ...]
+    problem: Optional[str]
+
+
+@dataclass(frozen=True)
+class SumRow:
+    """Areas of one caller, or of one kind, together."""
+
+    name: str
+    areas: int
+    size: Size
+    pages: int
+    guard: Size
+    mapped: Size
+
+
+@dataclass(frozen=True)
+class GapRow:
+    """A stretch between two areas.
+
+    :ivar behind: caller of the area that ends where it starts.
+    """
+
+    start: Address
+    end: Address
+    size: Size
+    behind: Optional[str]
+
+
+AREA_COLUMNS = (
+    Column("start", "start"),
+    Column("end", "end"),
+    Column("size", "size", "right"),
+    Column("kind", "kind"),
+    Column("caller", "caller"),
+    Column("pages", "pages", "right"),
+    Column("physical", "physical"),
+    Column("mapped", "mapped", "right"),
+)
+_SUM_COLUMNS = (
+    Column("areas", "areas", "right"),
+    Column("size", "size", "right"),
+    Column("pages", "pages", "right"),
+    Column("guard", "guard", "right"),
+    Column("mapped", "mapped", "right"),
+)
+GAP_COLUMNS = (
+    Column("start", "start"),
+    Column("end", "end"),
+    Column("size", "size", "right"),
+    Column("behind", "behind the area of"),
+)
 
 
 class Vmalloc(Region):
     """``VMALLOC_START .. VMALLOC_END`` (inclusive), arch/x86/include/asm/pgtable_64_types.h."""
 
     key = "vmalloc"
-    row = 6
     name = "vmalloc and ioremap"
     macro = "VMALLOC_START"
 
@@ -29,7 +138,7 @@ class Vmalloc(Region):
         size = kernel.geometry.vmalloc_size
         if kernel.source.symbols != "none" and kernel.has_symbol("kmsan_enabled"):
             size //= 4
-            note = "KMSAN keeps metadata behind it"
+            note = "the first quarter; KMSAN keeps its metadata in the other three"
         return Placement(
             AddressRange(base.value, base.value + size - 1),
             f"{base.provenance}, VMALLOC_SIZE_TB",
@@ -37,6 +146,427 @@ class Vmalloc(Region):
             slide=base.value - default,
             note=note,
         )
+
+    def contents(self, kernel: Kernel, asked: Asked) -> Contents:
+        """Every area, as ``mm/vmalloc.c:vmalloc_info_show`` lists them: in use, then freed and not yet purged.
+
+        Areas of modules are among them, since the same allocator hands out both regions.
+        """
+        need_types(kernel, "vmalloc areas")
+        found = kernel.locate(self)
+        if not isinstance(found, Placement):
+            raise Unavailable(found.reason)
+        damage = Damage()
+        reader = Areas(kernel, found.range, damage)
+        rows = reader.rows()
+        gaps = gaps_between(found.range, rows)
+        inside = [row for row in rows if row.region == self.key]
+        free = sum(gap.size for gap in gaps)
+        largest = gaps[0].size if gaps else 0
+        totals: Dict[str, Any] = {
+            "areas": len(rows),
+            "size": Size(sum(row.size for row in rows)),
+            "mapped": Size(sum(row.mapped for row in rows)),
+            "guard_pages": Size(sum(row.guard for row in rows)),
+            "lazily_freed": Size(sum(row.size for row in rows if row.kind == "unpurged")),
+            "huge_mappings": sum(n for row in rows for name, n in row.page_sizes.items() if name != "4K"),
+            "in_region": Size(sum(row.size for row in inside)),
+            "free": Size(free),
+            "gaps": len(gaps),
+            "largest_gap": Size(largest),
+            # Of the space that is free, what the largest request that could be met leaves over.
+            "fragmentation": round(1 - largest / free, 6) if free else None,
+        }
+        notes: List[str] = []
+        accounted = reader.free_space()
+        if accounted is not None:
+            totals["free_by_the_kernel"] = Size(accounted[0])
+            totals["pooled"] = Size(accounted[1])
+            if sum(accounted) != free and not damage:
+                notes.append(
+                    f"the gaps come to {free} bytes, but the kernel counts {accounted[0]} free and "
+                    f"{accounted[1]} held back for reuse: areas were being freed when this was taken"
+                )
+        wrong = [row for row in rows if row.problem]
+        if wrong:
+            notes.append(f"{len(wrong)} areas disagree with the page tables: {_examples(wrong)}")
+        return Contents(
+            (
+                Table("areas", AREA_COLUMNS, rows),
+                Table("by_caller", (Column("name", "caller"), *_SUM_COLUMNS), _sums(rows, _function), "by caller"),
+                Table("by_kind", (Column("name", "kind"), *_SUM_COLUMNS), _sums(rows, _kind), "by kind"),
+                Table("gaps", GAP_COLUMNS, gaps, "free gaps"),
+            ),
+            totals,
+            (*damage.notes, *notes),
+            partial=bool(damage),
+        )
+
+
+class Areas:
+    """The kernel's own account of areas, whichever of its two forms this kernel has.
+
+    Up to 6.8 it is ``vmap_area_list``; since 72210662c5a2 "mm: vmalloc: offload free_vmap_area_lock lock" (6.9)
+    every ``vmap_nodes[]`` has lists of its own, each sorted only by itself.
+    """
+
+    def __init__(self, kernel: Kernel, where: AddressRange, damage: Damage) -> None:
+        self._kernel = kernel
+        self._where = where
+        self._damage = damage
+        self._names = Names(kernel)
+        self._nodes: Optional[_Nodes] = None
+        #: Of areas that have one, by start: the pages that the kernel says are mapped there.
+        self.page_arrays: Dict[int, Tuple[int, int]] = {}
+        self._per_node = kernel.find_symbol("vmap_nodes") is not None
+        self._areas = has_member(kernel, "struct vmap_area", "flags")
+
+    def _vmap_nodes(self) -> Iterator[int]:
+        kernel = self._kernel
+        count = kernel.value("nr_vmap_nodes", 4).value
+        if not 0 < count <= _MAX_NODES:
+            self._damage.add("vmap_nodes cannot be read", f"nr_vmap_nodes is {count}")
+            return
+        base, size = kernel.value("vmap_nodes").value, size_of(kernel, "struct vmap_node")
+        for index in range(count):
+            yield base + index * size
+
+    def _lists(self, old: str, *members: str) -> Iterator[Tuple[int, str]]:
+        """(head, what it is) of the lists that hold areas of one state."""
+        if not self._per_node:
+            yield self._kernel.symbol(old), old
+            return
+        offset = sum(
+            offset_of(self._kernel, type_name, member)
+            for type_name, member in zip(("struct vmap_node", "struct rb_list"), members)
+        )
+        for index, node in enumerate(self._vmap_nodes()):
+            yield node + offset, f"vmap_nodes[{index}].{'.'.join(members)}"
+
+    def _entries(self, head: int, what: str) -> Iterator[Any]:
+        try:
+            for _, area in list_entries(self._kernel, head, "struct vmap_area", "list", self._damage, what):
+                yield area
+        except Unavailable as error:
+            self._damage.add(f"{what} cannot be read", error.what)
+
+    def rows(self) -> List[AreaRow]:
+        """All areas, in use first, each in the order of addresses, compared with the page tables."""
+        busy = sorted(self.busy(), key=lambda row: row.start)
+        lazy = sorted(self.lazy(), key=lambda row: row.start)
+        return _checked(self._kernel, [*busy, *lazy], self)
+
+    def busy(self) -> Iterator[AreaRow]:
+        """Areas in use."""
+        for head, what in self._lists("vmap_area_list", "busy", "head"):
+            for area in self._entries(head, what):
+                row = self._busy_row(area)
+                if row is not None:
+                    yield row
+
+    def lazy(self) -> Iterator[AreaRow]:
+        """Areas that were freed and whose addresses are not yet handed out again (lazy TLB flush)."""
+        for head, what in self._lists("purge_vmap_area_list", "lazy", "head"):
+            for area in self._entries(head, what):
+                row = self._bare(number(area, "va_start"), number(area, "va_end"), "unpurged")
+                if row is not None:
+                    yield row
+
+    def free_space(self) -> Optional[Tuple[int, int]]:
+        """Bytes of the region that the kernel counts as free, and that it holds back in pools for one size."""
+        kernel = self._kernel
+        try:
+            head = kernel.symbol("free_vmap_area_list")
+        except Unavailable:
+            return None
+        free = pooled = 0
+        for area in self._entries(head, "free_vmap_area_list"):
+            low = max(number(area, "va_start"), self._where.start)
+            free += max(min(number(area, "va_end"), self._where.end + 1) - low, 0)
+        if self._per_node and has_member(kernel, "struct vmap_node", "pool"):
+            pools = offset_of(kernel, "struct vmap_node", "pool")
+            size = size_of(kernel, "struct vmap_pool")
+            count = kernel.prog.type("struct vmap_node").member("pool").type.length
+            for index, node in enumerate(self._vmap_nodes()):
+                for slot in range(count):
+                    pool = node + pools + slot * size
+                    # Nearly all are empty: their heads point to themselves.
+                    if pointer_at(kernel, pool) in (pool, 0):
+                        continue
+                    for area in self._entries(pool, f"vmap_nodes[{index}].pool[{slot}]"):
+                        pooled += number(area, "va_end") - number(area, "va_start")
+        return free, pooled
+
+    def _busy_row(self, area: Any) -> Optional[AreaRow]:
+        address = number(area, "vm")
+        if not address:
+            # Before 6.9 the kernel's file takes an area that is just being freed for one of these, too.
+            if self._areas and not number(area, "flags") & _VMAP_RAM:
+                return None
+            return self._bare(number(area, "va_start"), number(area, "va_end"), "vm_map_ram")
+        try:
+            vm = struct_at(self._kernel, "struct vm_struct", address)
+        except Unavailable as error:
+            self._damage.add("an area's vm_struct is missing", error.what)
+            return self._bare(number(area, "va_start"), number(area, "va_end"), "unknown")
+        flags = number(vm, "flags")
+        if flags & _VM_UNINITIALIZED and self._per_node:
+            return None
+        start, size = number(vm, "addr"), number(vm, "size")
+        row = self._bare(start, start + size, "other")
+        if row is None:
+            return None
+        count, pages = number(vm, "nr_pages"), number(vm, "pages")
+        if count > size >> PAGE_SHIFT:
+            self._damage.add("an area has more pages than room", f"{start:016x}: {count}")
+            count = 0
+        if count and pages:
+            self.page_arrays[start] = (pages, count)
+        names = [name for bit, name in _FLAGS if flags & bit]
+        kind = names[0] if names else "other"
+        if self._where.start <= pages < self._where.end:
+            names.append("vpages")
+        caller, physical = number(vm, "caller"), number(vm, "phys_addr")
+        requested = number(vm, "requested_size", -1)
+        # Chunks of per-CPU memory (pcpu_get_vm_areas) lie side by side without guards, mapped as they are used.
+        guarded = not flags & _VM_NO_GUARD and not (kind == "vmalloc" and not count)
+        return replace(
+            row,
+            caller=self._names.code(caller) if caller else None,
+            pages=count,
+            physical=Address(physical) if physical else None,
+            kind=kind,
+            flags=tuple(names),
+            nodes={} if flags & _VM_UNINITIALIZED else self._node_counts(pages, count, number(vm, "page_order")),
+            guard=Size(min(PAGE_SIZE, size) if guarded else 0),
+            requested=Size(requested) if requested > 0 else None,
+        )
+
+    def _bare(self, start: int, end: int, kind: str) -> Optional[AreaRow]:
+        if not 1 << 63 <= start < end <= ALL or start % PAGE_SIZE or end % PAGE_SIZE:
+            self._damage.add("an area's bounds make no sense", f"{start:#x}-{end:#x}")
+            return None
+        inside = self._where.start <= start <= self._where.end
+        return AreaRow(
+            start=Address(start),
+            end=Address(end - 1),
+            size=Size(end - start),
+            caller=None,
+            pages=0,
+            physical=None,
+            kind=kind,
+            flags=(),
+            nodes={},
+            guard=Size(0),
+            requested=None,
+            region="vmalloc" if inside else "modules",
+            mapped=Size(0),
+            page_sizes={},
+            rights=(),
+            caching=(),
+            problem=None,
+        )
+
+    def _node_counts(self, pages: int, count: int, order: int) -> Mapping[str, int]:
+        """Pages by NUMA node (mm/vmalloc.c:show_numa_info)."""
+        if not count or not pages:
+            return {}
+        if self._nodes is None:
+            self._nodes = _Nodes(self._kernel)
+        try:
+            return self._nodes.count(pages, count, 1 << min(order, 18))
+        except Unavailable as error:
+            self._damage.add("an area's pages cannot be read", error.what)
+            return {}
+
+
+class _Nodes:
+    """NUMA nodes of pages."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        try:
+            # MAX_NUMNODES is nowhere in the kernel's memory, but this array has a place for each zone of each.
+            refs = kernel.prog.type("struct zonelist").member("_zonerefs").type.length - 1
+            zones = kernel.prog.type("struct pglist_data").member("node_zones").type.length
+            self._shift = (refs // zones).bit_length() - 1
+            node_states = kernel.symbol("node_states")
+        except (LookupError, AttributeError, TypeError, Unavailable):
+            self._shift = 0
+            return
+        # nodemask_t of N_MEMORY: with one node there is nothing to ask the pages.
+        words = max((1 << self._shift) // 64, 1)
+        try:
+            index = int(kernel.prog.constant("N_MEMORY").value_())
+            mask = int.from_bytes(kernel.read(node_states + 8 * words * index, 8 * words), "little")
+        except (LookupError, Unavailable):
+            mask = 0
+        self._with_memory = [n for n in range(1 << self._shift) if mask >> n & 1]
+
+    def count(self, pages: int, count: int, step: int) -> Mapping[str, int]:
+        """Pages of an array by node; without CONFIG_NUMA none are counted.
+
+        :raises Unavailable: the array or a page is not in the source.
+        """
+        if self._shift == 0:
+            return {}
+        whole = -(-count // step) * step
+        if len(self._with_memory) == 1:
+            return {str(self._with_memory[0]): whole}
+        counts: Dict[int, int] = {}
+        data = self._kernel.read(pages, 8 * count)
+        for index in range(0, count, step):
+            page = int.from_bytes(data[8 * index : 8 * index + 8], "little")
+            # include/linux/page-flags-layout.h: with a virtual memory map the node takes the topmost bits.
+            node = pointer_at(self._kernel, page) >> (64 - self._shift)
+            counts[node] = counts.get(node, 0) + step
+        return {str(node): counts[node] for node in sorted(counts)}
+
+
+def _checked(kernel: Kernel, rows: Sequence[AreaRow], reader: Areas) -> List[AreaRow]:
+    """The rows with what the page tables say, and where that is not what the area says."""
+    if not rows:
+        return []
+    view = View.of(kernel, kernel.geometry.guard_hole.end + 1, ALL)
+    frames = _Frames(kernel)
+    out = []
+    for row in rows:
+        found = view.stretch(row.start, row.end)
+        out.append(
+            replace(
+                row,
+                mapped=Size(found.mapped),
+                page_sizes=found.pages,
+                rights=found.rights,
+                caching=found.caching,
+                problem=None if found.unreadable else _problem(row, found.mapped, frames, reader),
+            )
+        )
+    return out
+
+
+def _problem(row: AreaRow, mapped: int, frames: _Frames, reader: Areas) -> Optional[str]:
+    """What the page tables say against an area; None if nothing.
+
+    A reservation (sparse, vm_map_ram, freed) may be mapped or not, others are mapped up to the guard page.
+    """
+    room = row.size - row.guard
+    if row.kind == "unpurged":
+        return f"freed, but {mapped} bytes are still mapped" if mapped else None
+    if row.kind not in ("vmalloc", "vmap", "ioremap"):
+        return None
+    expected = row.pages << PAGE_SHIFT if row.pages else room
+    if not row.pages and (row.kind == "vmalloc" or (row.kind == "vmap" and not mapped)):
+        return None  # reservations that their owners map as they need: per-CPU chunks, get_vm_area()
+    if mapped != expected:
+        return f"{mapped} bytes are mapped, not {expected}"
+    array = reader.page_arrays.get(row.start)
+    if array is not None:
+        return frames.compare(row.start, *array)
+    if row.kind == "ioremap" and row.physical is not None:
+        return frames.compare_linear(row.start, row.physical, mapped >> PAGE_SHIFT)
+    return None
+
+
+class _Frames:
+    """Compares page frames that the kernel names with those that its page tables have."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        try:
+            self._base, self._size, _ = VMEMMAP.pages(kernel)
+        except Unavailable:
+            self._base = self._size = 0
+
+    def compare(self, start: int, pages: int, count: int) -> Optional[str]:
+        """The pages of an array, mapped one after the other from an address."""
+        import numpy
+
+        if not self._size:
+            return None
+        try:
+            data = self._kernel.read(pages, 8 * count)
+        except Unavailable:
+            return None
+        structs = numpy.frombuffer(data, "<u8").astype(numpy.uint64)
+        frames = (structs - numpy.uint64(self._base)) // numpy.uint64(self._size)
+        return self._differs(start, frames << numpy.uint64(PAGE_SHIFT))
+
+    def compare_linear(self, start: int, physical: int, count: int) -> Optional[str]:
+        """``count`` pages of consecutive memory."""
+        import numpy
+
+        u = numpy.uint64
+        wanted = (numpy.arange(count, dtype=u) << u(PAGE_SHIFT)) + u(physical & ~(PAGE_SIZE - 1))
+        return self._differs(start, wanted)
+
+    def _differs(self, start: int, wanted: Any) -> Optional[str]:
+        import numpy
+
+        u = numpy.uint64
+        addresses = (numpy.arange(len(wanted), dtype=u) << u(PAGE_SHIFT)) + u(start)
+        physical, states = self._kernel.translate_array(addresses)
+        bad = numpy.flatnonzero((states == MAPPED) & (physical != wanted))
+        if not len(bad):
+            return None
+        first = int(bad[0])
+        return (
+            f"{len(bad)} pages are others than the area has: at {int(addresses[first]):016x} "
+            f"{int(physical[first]):x}, not {int(wanted[first]):x}"
+        )
+
+
+def gaps_between(where: AddressRange, rows: Sequence[AreaRow]) -> List[GapRow]:
+    """What no area takes, largest first."""
+    gaps = []
+    cursor, behind = where.start, None
+    inside = sorted((row for row in rows if row.start in where), key=lambda row: row.start)
+    for row in inside:
+        if row.start > cursor:
+            gaps.append(_gap(cursor, row.start - 1, behind))
+        if row.end + 1 > cursor:
+            cursor, behind = row.end + 1, row.caller or row.kind
+    if cursor <= where.end:
+        gaps.append(_gap(cursor, where.end, behind))
+    gaps.sort(key=lambda gap: (-gap.size, gap.start))
+    return gaps
+
+
+def _gap(start: int, end: int, behind: Optional[str]) -> GapRow:
+    return GapRow(Address(start), Address(end), Size(end - start + 1), behind)
+
+
+def _function(row: AreaRow) -> str:
+    """The caller without the place in it; areas without one by what they are."""
+    return row.caller.split("+")[0] if row.caller else f"({row.kind})"
+
+
+def _kind(row: AreaRow) -> str:
+    return row.kind
+
+
+def _sums(rows: Sequence[AreaRow], key: Callable[[AreaRow], str]) -> List[SumRow]:
+    """Rows by a key together, largest first."""
+    groups: Dict[str, List[AreaRow]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    sums = [
+        SumRow(
+            name,
+            len(group),
+            Size(sum(row.size for row in group)),
+            sum(row.pages for row in group),
+            Size(sum(row.guard for row in group)),
+            Size(sum(row.mapped for row in group)),
+        )
+        for name, group in groups.items()
+    ]
+    return sorted(sums, key=lambda row: (-row.size, row.name))
+
+
+def _examples(rows: Sequence[AreaRow]) -> str:
+    shown = "; ".join(f"{row.start:016x}: {row.problem}" for row in rows[:3])
+    return shown + ("; ..." if len(rows) > 3 else "")
 
 
 REGION = Vmalloc()

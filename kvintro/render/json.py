@@ -14,7 +14,7 @@ def plain(value: Any) -> Any:
     """A value of a report as what the json module writes."""
     if isinstance(value, Address):
         return f"0x{value:016x}"
-    if isinstance(value, (bool, str)) or value is None:
+    if isinstance(value, (bool, str, float)) or value is None:
         return value
     if isinstance(value, int):
         return int(value)

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from dataclasses import dataclass
-from typing import Callable, Dict, List, Sequence
+from typing import Callable, Dict, List, Optional, Sequence
 
 from tabulate import tabulate
 
@@ -42,6 +44,16 @@ def lines_of(table: Table) -> List[Line]:
     return [Line({c.key: value_text(getattr(row, c.key)) for c in table.columns}) for row in table.rows]
 
 
+# Stands for a leading space, which tabulate would strip (only from 0.10 on can it be told not to). A private
+# character: printable() leaves none in a string of a kernel.
+_INDENT = "\ue000"
+
+
+def _indented(cell: str) -> str:
+    text = cell.lstrip(" ")
+    return _INDENT * (len(cell) - len(text)) + text
+
+
 def table_text(
     columns: Sequence[Column], lines: Sequence[Line], *, color: bool, width: int, spare: Sequence[str] = ()
 ) -> List[str]:
@@ -52,7 +64,7 @@ def table_text(
     shown = list(columns)
     dropping = list(spare)
     while True:
-        body = [[line.cells.get(c.key, "") for c in shown] for line in lines]
+        body = [[_indented(line.cells.get(c.key, "")) for c in shown] for line in lines]
         # With one argument for both, tabulate would guess numbers and realign them.
         text = tabulate(
             body,
@@ -60,9 +72,8 @@ def table_text(
             tablefmt="plain",
             disable_numparse=True,
             colalign=[c.align for c in shown] if body else None,
-            preserve_whitespace=True,
         )
-        out = [line.rstrip() for line in text.split("\n")]
+        out = [line.rstrip().replace(_INDENT, " ") for line in text.split("\n")]
         if not width or not dropping or max(map(len, out)) <= width:
             break
         unwanted = dropping.pop(0)
@@ -73,7 +84,7 @@ def table_text(
 
 def render_text(report: Report, *, color: bool, width: int) -> str:
     """Head, tables and notes of a report."""
-    own = _own_renderers().get(report.command)
+    own = _own_renderer(report.command)
     out: List[str] = []
     for number, text in enumerate(report.head):
         out.append(paint(printable(text), BOLD if number == 0 else "", color))
@@ -95,9 +106,12 @@ def render_text(report: Report, *, color: bool, width: int) -> str:
     return "\n".join(out) + "\n"
 
 
-def _own_renderers() -> "Dict[str, Callable[[Report, bool, int], List[str]]]":
-    from kvintro.render.layout import layout_lines
-    from kvintro.render.pte import pte_lines
-    from kvintro.render.translate import translate_lines
-
-    return {"layout": layout_lines, "pte": pte_lines, "translate": translate_lines}
+def _own_renderer(command: str) -> Optional[Callable[[Report, bool, int], List[str]]]:
+    """``COMMAND_lines`` of ``kvintro/render/COMMAND.py``, where plain tables would not do."""
+    name = f"kvintro.render.{command}"
+    if importlib.util.find_spec(name) is None:
+        return None
+    lines: Callable[[Report, bool, int], List[str]] = getattr(
+        importlib.import_module(name), f"{command}_lines"
+    )
+    return lines

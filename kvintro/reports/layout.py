@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 from kvintro.arch.x86_64 import ALL, TOP_HOLE
-from kvintro.errors import Unavailable, UsageError
+from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
 from kvintro.model import (
     Absent,
@@ -22,8 +22,8 @@ from kvintro.model import (
     Unknown,
 )
 from kvintro.queries.census import Census, count
+from kvintro.queries.roots import process_root
 from kvintro.regions import Region, Root
-from kvintro.regions.ldt_remap import table_of
 from kvintro.text import size_text
 
 
@@ -76,7 +76,7 @@ def layout(kernel: Kernel, *, holes: bool = True, pid: Optional[int] = None) -> 
     :raises UsageError: there is no such process.
     """
     placed, missing = _placements(kernel)
-    user_root = None if pid is None else _process_root(kernel, pid)
+    user_root = None if pid is None else process_root(kernel, pid)
     rows: List[RegionRow] = []
     notes: List[str] = []
     partial = False
@@ -182,22 +182,6 @@ def _census(kernel: Kernel, roots: Sequence[Root], where: AddressRange) -> Optio
         for name, number in census.leaves.items():
             total[name] = total.get(name, 0) + number
     return Census(mapped, repeated, total, unreadable)
-
-
-def _process_root(kernel: Kernel, pid: int) -> Root:
-    from drgn.helpers.linux.pid import find_task
-
-    if kernel.source.types == "none":
-        raise Unavailable("processes cannot be found without types")
-    try:
-        task = find_task(kernel.prog, pid)
-        if not task:
-            raise UsageError(f"there is no process {pid}", "give the pid of a process that exists")
-        if not task.mm:
-            raise UsageError(f"pid {pid} is a kernel thread and maps no user memory")
-        return Root(table_of(kernel, task.mm.pgd.value_()), f"pid {pid}")
-    except (LookupError, AttributeError, ValueError, TypeError) as error:
-        raise Unavailable(f"process {pid} cannot be found: {error}") from error
 
 
 def _offset(start: int) -> Displacement:

@@ -9,12 +9,15 @@ of how complete it is.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Dict, List, Optional, Tuple
+from typing import TYPE_CHECKING, Dict, List, Optional, Tuple
 
 import drgn
 
 from kvintro.errors import UsageError
 from kvintro.source.elf import Segment
+
+if TYPE_CHECKING:
+    from kvintro.source.kallsyms import Kallsyms
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Source:
     :ivar segments: the PT_LOADs of an ELF file or of /proc/kcore.
     :ivar symbols: where symbols come from, ``none`` if from nowhere.
     :ivar types: where types come from, ``none`` if from nowhere.
+    :ivar kallsyms: the kernel's own symbol table, if symbols come from there.
     :ivar warnings: each one line that the user should read before the report.
     """
 
@@ -65,6 +69,7 @@ class Source:
     segments: Tuple[Segment, ...] = ()
     symbols: str = "none"
     types: str = "none"
+    kallsyms: Optional[Kallsyms] = None
     warnings: List[str] = field(default_factory=list)
 
     @property

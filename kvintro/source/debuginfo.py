@@ -62,6 +62,7 @@ def _load_builtin(source: Source, request: Request) -> None:
     installed = install(source.prog, btf=btf, types=request.types != "none")
     source.symbols = installed.symbols or "none"
     source.types = installed.types or "none"
+    source.kallsyms = installed.kallsyms
     missing = installed.types_missing
     if missing is not None and (request.btf is not None or request.types == "btf"):
         # Asked for by name: a report without them is not what the user wants.

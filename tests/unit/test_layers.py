@@ -27,6 +27,8 @@ FLOORS = {
     "types": 2,
     "kernel": 3,
     "regions": 3,
+    "mapped": 3,
+    "structures": 3,
     "queries": 4,
     "reports": 5,
     "render": 6,

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""``kvintro identify``: what is at an address."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kvintro.kernel import Kernel
+    from kvintro.model import Report
+
+HELP = "everything known about an address, most specific first"
+EXAMPLES = """\
+examples:
+  kvintro -c vmcore identify ffff8da401258040
+  kvintro -c vmcore identify init_task+0x40 ffffffffc0322010
+  kvintro -c vmcore identify --from physical 1a2b3000
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's own options."""
+    parser.add_argument(
+        "addresses",
+        nargs="+",
+        metavar="ADDR",
+        help="hex with or without 0x, symbol, symbol+offset; - for a list on standard input",
+    )
+    parser.add_argument(
+        "--from", dest="form", choices=("virtual", "physical", "pfn"), help="what the numbers are"
+    )
+
+
+def run(kernel: Kernel, args: argparse.Namespace) -> Report:
+    """The report."""
+    from kvintro.reports.identify import identify
+
+    texts = []
+    for text in args.addresses:
+        texts.extend(sys.stdin.read().split() if text == "-" else [text])
+    return identify(kernel, texts, form=args.form)

@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Everything that is known about an address, most specific first.
+
+drgn's own helpers answer where they are right: tasks, stacks, slab objects, vmalloc areas. What they do not
+know is added: whether anything is mapped there at all, per-CPU variables, sections of modules, slots of
+the fixmap, the image's freed parts.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+
+import drgn
+
+from kvintro.arch.x86_64 import ALL, FIXADDR_TOP, PAGE_SHIFT
+from kvintro.errors import Unavailable
+from kvintro.kernel import Kernel
+from kvintro.model import Address
+from kvintro.queries.translate import Input, Translation, Translator
+from kvintro.regions.vmemmap import REGION as VMEMMAP
+
+# What helpers raise on memory that is damaged, missing or laid out in a way they do not know.
+_TROUBLE = (LookupError, AttributeError, TypeError, ValueError, OverflowError, NotImplementedError, drgn.FaultError)
+
+#: Kinds, most specific first.
+KINDS = (
+    "task",
+    "task_stack",
+    "per_cpu",
+    "struct_page",
+    "symbol",
+    "fixmap_slot",
+    "slab_object",
+    "module_memory",
+    "init_section",
+    "vmap_area",
+    "region",
+)
+
+_MAX_CPUS = 1 << 13
+_MAX_MODULES = 1 << 14
+_MEMORY_TYPES = ("text", "data", "rodata", "ro_after_init", "init_text", "init_data", "init_rodata")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """One thing that an address is.
+
+    :ivar kind: one of :data:`KINDS`.
+    :ivar text: for people.
+    :ivar start: where the thing begins, if it has a beginning.
+    :ivar size: its bytes, if known.
+    :ivar details: what is particular to the kind.
+    """
+
+    kind: str
+    text: str
+    start: Optional[Address] = None
+    size: Optional[int] = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Identified:
+    """All of them, with where the address lies; ``problems`` are look-ups that failed."""
+
+    translation: Translation
+    identities: Tuple[Identity, ...]
+    problems: Tuple[str, ...]
+
+
+class Identifier:
+    """Answers for one kernel; keeps what it looked up for the next address."""
+
+    def __init__(self, kernel: Kernel, translator: Translator) -> None:
+        self.kernel = kernel
+        self.translator = translator
+        self._cache: Dict[Any, Any] = {}
+
+    def identify(self, asked: Input) -> Identified:
+        """One address."""
+        found = self.translator.translate(asked)
+        address = found.virtual if found.virtual is not None else asked.value
+        identities: List[Identity] = []
+        problems: List[str] = []
+        looks: Sequence[Callable[[int, Translation], Iterator[Identity]]] = (
+            self._by_drgn,
+            self._per_cpu,
+            self._struct_page,
+            self._fixmap,
+            self._module,
+            self._init,
+            self._region,
+        )
+        if asked.form in ("physical", "pfn") and found.virtual is None:
+            looks = ()
+        for look in looks:
+            try:
+                identities.extend(look(address, found))
+            except Unavailable as error:
+                problems.append(error.what)
+            except _TROUBLE as error:
+                problems.append(f"{look.__name__.strip('_').replace('_', ' ')}: {_one_line(error)}")
+        identities.sort(key=lambda identity: KINDS.index(identity.kind))
+        return Identified(found, tuple(identities), tuple(dict.fromkeys(problems)))
+
+    def _by_drgn(self, address: int, found: Translation) -> Iterator[Identity]:
+        symbol = self._symbol(address, found)
+        if symbol is not None:
+            yield symbol
+        if self.kernel.source.types == "none":
+            raise Unavailable("no types here: tasks, slab objects and vmalloc areas cannot be looked up")
+        if address <= self.kernel.geometry.user.end or found.region == "vmemmap":
+            return
+        from drgn.helpers.common.memory import identify_address_all
+
+        for thing in identify_address_all(self.kernel.prog, address, cache=self._cache):
+            made = _MAKERS.get(type(thing).__name__)
+            if made is not None:
+                yield made(thing)
+
+    def _symbol(self, address: int, found: Translation) -> Optional[Identity]:
+        if found.region not in ("kernel_image", "modules"):
+            return None
+        try:
+            symbol = self.kernel.prog.symbol(address)
+        except LookupError:
+            return None
+        offset = address - symbol.address
+        text = f"symbol: {symbol.name}+{offset:#x}"
+        if found.state == "unmapped":
+            text += " (nothing is mapped there now)"
+        return Identity(
+            "symbol", text, Address(symbol.address), symbol.size or None, {"name": symbol.name, "offset": offset}
+        )
+
+    # Per-CPU variables
+
+    @cached_property
+    def _units(self) -> Tuple[Tuple[int, ...], int, int, int]:
+        """(offset of each CPU, first and last+1 address of the variables' template, size of a unit)."""
+        kernel = self.kernel
+        start, end = kernel.symbol("__per_cpu_start"), kernel.symbol("__per_cpu_end")
+        count = kernel.value("nr_cpu_ids", 4).value
+        if not 0 < count <= _MAX_CPUS:
+            raise Unavailable(f"nr_cpu_ids is {count}, which makes no sense")
+        data = kernel.read(kernel.symbol("__per_cpu_offset"), 8 * count)
+        offsets = tuple(int.from_bytes(data[8 * i : 8 * i + 8], "little") for i in range(count))
+        try:
+            unit = kernel.value("pcpu_unit_size", 4).value
+        except Unavailable:
+            unit = end - start
+        return offsets, start, end, max(unit, end - start)
+
+    @cached_property
+    def _variables(self) -> List[Tuple[int, str]]:
+        """Per-CPU variables by the address that their symbols have, ascending; of aliases the last one."""
+        _, start, end, _ = self._units
+        if self.kernel.source.kallsyms is None:
+            symbols = self.kernel.prog.symbols()
+            return sorted((s.address, s.name) for s in symbols if start <= s.address < end)
+        # An ordered table, in which they come first before 6.15; none is looked up by such an address.
+        found: List[Tuple[int, str]] = []
+        for symbol in self.kernel.source.kallsyms:
+            if symbol.address >= end:
+                break
+            if symbol.address >= start and symbol.name not in ("__per_cpu_start", "fixed_percpu_data"):
+                found.append((symbol.address, symbol.name))
+        return found
+
+    def _per_cpu(self, address: int, found: Translation) -> Iterator[Identity]:
+        if found.region not in ("direct_map", "vmalloc") or self.kernel.source.symbols == "none":
+            return
+        offsets, start, end, unit = self._units
+        for cpu, offset in enumerate(offsets):
+            inside = address - (start + offset) & ALL
+            if inside >= unit:
+                continue
+            details: Dict[str, Any] = {"cpu": cpu, "name": None, "offset": inside}
+            if start + inside >= end:
+                yield Identity("per_cpu", f"per-CPU memory of CPU {cpu}, dynamic, +{inside:#x}", details=details)
+                return
+            at = bisect_right(self._variables, (start + inside, "\x7f")) - 1
+            if at < 0:
+                yield Identity("per_cpu", f"per-CPU memory of CPU {cpu}, +{inside:#x}", details=details)
+                return
+            symbol, name = self._variables[at]
+            into = start + inside - symbol
+            details.update(name=name, offset=into)
+            text = f"per-CPU variable: {name}+{into:#x} of CPU {cpu}"
+            yield Identity("per_cpu", text, Address(symbol + offset & ALL), None, details)
+            return
+
+    # Pages, slots, modules
+
+    def _struct_page(self, address: int, found: Translation) -> Iterator[Identity]:
+        if self.translator.places.at(address) is not VMEMMAP:
+            return
+        base, size, count = VMEMMAP.pages(self.kernel)
+        pfn, inside = divmod(address - base, size)
+        if self.kernel.walk(address).state == "unmapped" or pfn >= count:
+            yield Identity("struct_page", f"no struct page: page frame {pfn:#x} has none", details={"pfn": None})
+            return
+        text = f"struct page: page frame {pfn:#x}, physical {pfn << PAGE_SHIFT:016x}"
+        text += f" +{inside:#x}" if inside else ""
+        yield Identity("struct_page", text, Address(base + pfn * size), size, {"pfn": pfn, "offset": inside})
+
+    @cached_property
+    def _slots(self) -> List[Tuple[int, str]]:
+        """Slots of the fixmap by number, ascending; the names of bounds are left out."""
+        enum = self.kernel.prog.type("enum fixed_addresses")
+        found: Dict[int, str] = {}
+        for enumerator in enum.enumerators or ():
+            if not enumerator.name.startswith("__end_of"):
+                found.setdefault(int(enumerator.value), enumerator.name)
+        return sorted(found.items())
+
+    def _fixmap(self, address: int, found: Translation) -> Iterator[Identity]:
+        if found.region not in ("fixmap", "vsyscall"):
+            return
+        slot = (FIXADDR_TOP + 0xFFF - address) >> PAGE_SHIFT
+        at = bisect_right(self._slots, (slot, "\x7f")) - 1
+        if at < 0:
+            return
+        number, name = self._slots[at]
+        text = f"fixmap slot {slot}: {name}" + (f"+{slot - number}" if slot > number else "")
+        start = Address(FIXADDR_TOP - (slot << PAGE_SHIFT))
+        yield Identity("fixmap_slot", text, start, 1 << PAGE_SHIFT, {"slot": slot, "name": name})
+
+    @cached_property
+    def _modules(self) -> List[Tuple[int, int, str, str]]:
+        """(start, end, module, type of memory), ascending."""
+        from drgn.helpers.linux.module import for_each_module
+
+        found = []
+        for number, module in enumerate(for_each_module(self.kernel.prog)):
+            if number >= _MAX_MODULES:
+                raise Unavailable("the list of modules does not end")
+            name = os.fsdecode(module.name.string_())
+            for start, size, kind in _module_memory(module):
+                if size:
+                    found.append((start, start + size, name, kind))
+        return sorted(found)
+
+    def _module(self, address: int, found: Translation) -> Iterator[Identity]:
+        if found.region not in ("modules", "vmalloc") or self.kernel.source.types == "none":
+            return
+        at = bisect_right(self._modules, (address, ALL, "", "")) - 1
+        if at < 0 or address >= self._modules[at][1]:
+            return
+        start, end, name, kind = self._modules[at]
+        text = f"module {name}: {kind} +{address - start:#x}"
+        details = {"module": name, "memory": kind, "offset": address - start}
+        yield Identity("module_memory", text, Address(start), end - start, details)
+
+    def _init(self, address: int, found: Translation) -> Iterator[Identity]:
+        if found.region != "kernel_image":
+            return
+        start, end = self.kernel.find_symbol("__init_begin"), self.kernel.find_symbol("__init_end")
+        if start is None or end is None or not start <= address < end:
+            return
+        yield Identity("init_section", "__init section, freed once the kernel is up", Address(start), end - start)
+
+    def _region(self, address: int, found: Translation) -> Iterator[Identity]:
+        region = self.translator.places.at(address)
+        if region is None:
+            yield Identity("region", "unused address space", details={"key": "hole"})
+            return
+        at = bisect_right(self.translator.places.starts, address) - 1
+        start = self.translator.places.starts[at]
+        yield Identity("region", f"{region.name} +{address - start:#x}", Address(start), None, {"key": region.key})
+
+
+def _module_memory(module: drgn.Object) -> Iterator[Tuple[int, int, str]]:
+    """(start, size, type) of each piece of a module."""
+    try:
+        memory = module.mem
+    except AttributeError:
+        # Before 6.4 there were two pieces, with parts of different rights in them.
+        for layout, kind in ((module.core_layout, "core"), (module.init_layout, "init")):
+            yield layout.base.value_(), layout.size.value_(), kind
+        return
+    for number, piece in enumerate(memory):
+        kind = _MEMORY_TYPES[number] if number < len(_MEMORY_TYPES) else f"memory {number}"
+        yield piece.base.value_(), piece.size.value_(), kind
+
+
+def _task(thing: Any) -> Identity:
+    task = thing.task
+    details = {"pid": task.pid.value_(), "comm": os.fsdecode(task.comm.string_())}
+    return Identity("task", str(thing), Address(task.value_()), None, details)
+
+
+def _stack(thing: Any) -> Identity:
+    task = thing.task
+    details = {"pid": task.pid.value_(), "comm": os.fsdecode(task.comm.string_())}
+    start = task.stack.value_()
+    return Identity("task_stack", str(thing), Address(start), None, {**details, "offset": thing.address - start})
+
+
+def _slab(thing: Any) -> Identity:
+    info = thing.slab_object_info
+    cache = os.fsdecode(info.slab_cache.name.string_())
+    details = {"cache": cache, "allocated": info.allocated, "offset": thing.address - info.address}
+    size = info.slab_cache.object_size.value_()
+    return Identity("slab_object", str(thing), Address(info.address), size, details)
+
+
+def _vmap(thing: Any) -> Identity:
+    start, end = thing.vmap_area.va_start.value_(), thing.vmap_area.va_end.value_()
+    caller = Address(thing.vm_struct.caller.value_())
+    details = {"caller": caller, "offset": thing.address - start}
+    return Identity("vmap_area", str(thing), Address(start), end - start, details)
+
+
+_MAKERS: Mapping[str, Callable[[Any], Identity]] = {
+    "IdentifiedTaskStruct": _task,
+    "IdentifiedTaskStack": _stack,
+    "IdentifiedSlabObject": _slab,
+    "IdentifiedVmap": _vmap,
+}
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The contents of a region as text. Where the kernel has a file of the same, its lines are written as there."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, List
+
+from kvintro.model import Report, Table
+from kvintro.render.text import BOLD, DIM, lines_of, paint, table_text
+from kvintro.render.values import value_text
+from kvintro.text import printable
+
+#: Rows of a further table that are shown next to others; --table shows all.
+_BRIEF = 12
+
+
+def show_lines(report: Report, color: bool, width: int) -> List[str]:
+    """Head, totals, tables; of one table that was asked for, nothing but its lines."""
+    region = report.extra["region"]
+    if report.extra.get("table"):
+        return [line for table in report.tables for line in _table_lines(table, color, width)]
+    out = [paint(f"{region.name}   {_place(region)}", BOLD, color)]
+    if region.note:
+        out.append(printable(region.note))
+    if region.reason:
+        out.append(printable(region.reason))
+    out += totals_lines(report.extra["totals"])
+    for number, table in enumerate(report.tables):
+        out.append("")
+        if table.title:
+            out.append(paint(printable(table.title), BOLD, color))
+        out += _table_lines(table, color, width, None if number == 0 else _BRIEF)
+    return out
+
+
+def _place(region: Any) -> str:
+    if region.state != "present":
+        return {"absent": "not on this kernel", "unknown": "not known from this source"}[region.state]
+    return f"{region.start:016x}-{region.end:016x}   {value_text(region.size)}   ({printable(region.provenance)})"
+
+
+def totals_lines(totals: Any) -> List[str]:
+    """Names and values, one a line."""
+    pad = max((len(name) for name in totals), default=0)
+    return [f"  {name.replace('_', ' '):{pad}}  {value_text(value) or '-'}" for name, value in totals.items()]
+
+
+def _table_lines(table: Table, color: bool, width: int, most: "int | None" = None) -> List[str]:
+    rows = table.rows if most is None else table.rows[:most]
+    write = _LINES.get(table.key)
+    if write is not None:
+        out = [write(row) for row in rows]
+    elif rows:
+        cut = Table(table.key, table.columns, rows)
+        out = table_text(table.columns, lines_of(cut), color=color, width=0)
+    else:
+        out = [paint("none", DIM, color)]
+    if len(rows) < len(table.rows):
+        out.append(paint(f"and {len(table.rows) - len(rows)} more: --table {table.key}", DIM, color))
+    return out
+
+
+def area_line(row: Any) -> str:
+    """A line of /proc/vmallocinfo (mm/vmalloc.c:vmalloc_info_show), whose ends are exclusive."""
+    line = f"0x{row.start:016x}-0x{row.end + 1:016x} {row.size:7d}"
+    if row.kind == "unpurged":
+        return f"{line} unpurged vm_area"
+    if row.kind in ("vm_map_ram", "unknown"):
+        return f"{line} {row.kind}"
+    parts = [line]
+    if row.caller:
+        parts.append(printable(row.caller))
+    if row.pages:
+        parts.append(f"pages={row.pages}")
+    if row.physical is not None:
+        parts.append(f"phys=0x{row.physical:016x}")
+    parts += row.flags
+    parts += [f"N{node}={count}" for node, count in row.nodes.items()]
+    return " ".join(parts)
+
+
+_LINES: Dict[str, Callable[[Any], str]] = {"areas": area_line}

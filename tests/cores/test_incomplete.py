@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Dumps of which a part is missing: what is there is shown, what is not is said, and nothing is made up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Iterator, List, Tuple
+
+import pytest
+
+from kvintro.cli import main
+from kvintro.errors import NotInDump
+from kvintro.kernel import Kernel
+from tests.synthetic import elf_core
+
+MB = 1 << 20
+
+
+def memory(kernel: Kernel) -> Iterator[Tuple[int, bytes]]:
+    """All of the core's RAM in pieces of 1 MB."""
+    for address in range(0, kernel.max_pfn.value << 12, MB):
+        size = min(MB, (kernel.max_pfn.value << 12) - address)
+        try:
+            yield address, kernel.read_physical(address, size)
+        except NotInDump:
+            # Firmware's hole below 1 MB.
+            for page in range(address, address + size, 4096):
+                try:
+                    yield page, kernel.read_physical(page, 4096)
+                except NotInDump:
+                    continue
+
+
+def note(kernel: Kernel) -> List[Tuple[str, int, bytes]]:
+    return [("VMCOREINFO", 0, kernel.prog["VMCOREINFO"].string_())]
+
+
+@pytest.fixture(scope="module")
+def whole(kernel: Kernel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same memory as an ELF file."""
+    if kernel.source.symbols == "none":
+        pytest.skip("this kernel's VMCOREINFO does not lead to its symbols")
+    path = tmp_path_factory.mktemp("elf") / "vmcore"
+    segments = [(0, address, data) for address, data in memory(kernel)]
+    path.write_bytes(elf_core(segments, note(kernel)))
+    return path
+
+
+def layout_of(path: Path, capsys: pytest.CaptureFixture[str]) -> Tuple[int, Any, str]:
+    code = main(["-c", str(path), "--json", "layout"])
+    out, err = capsys.readouterr()
+    assert "internal error" not in err
+    return code, json.loads(out) if out else None, err
+
+
+def test_the_whole_of_it_as_elf(kernel: Kernel, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, document, _ = layout_of(whole, capsys)
+    assert (code, document["partial"]) == (0, False)
+    by_key = {row["key"]: row for row in document["regions"]}
+    assert by_key["direct_map"]["mapped"] > (kernel.max_pfn.value << 12) * 0.9
+
+
+@pytest.mark.parametrize("percent", [1, 20, 50, 80, 99])
+def test_cut_off(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], percent: int) -> None:
+    full = {row["key"]: row for row in layout_of(whole, capsys)[1]["regions"]}
+    path = tmp_path / "vmcore"
+    data = whole.read_bytes()
+    path.write_bytes(data[: len(data) * percent // 100])
+    code, document, err = layout_of(path, capsys)
+    if document is None:
+        # The tables' root, or the headers, were in what is gone.
+        assert code == 3
+        assert len(err.splitlines()) == 2
+        return
+    assert any("truncated" in text for text in document["notes"])
+    assert code in (0, 4)
+    assert (code == 4) == document["partial"]
+    for row in document["regions"]:
+        # Less may be known than of the whole; nothing may be more, or elsewhere.
+        if row["key"] == "hole" or row["state"] != "present":
+            continue
+        assert row["start"] == full[row["key"]]["start"]
+        if row["mapped"] is not None:
+            assert row["mapped"] <= full[row["key"]]["mapped"]
+
+
+def test_a_table_that_was_left_out(
+    kernel: Kernel, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without one page table of vmalloc, the bytes below it are neither mapped nor unmapped."""
+    full = {row["key"]: row for row in layout_of(whole, capsys)[1]["regions"]}["vmalloc"]
+    step = kernel.walk(int(full["start"], 16)).steps[-1]
+    assert step.level == 1
+    table = step.entry_address & ~4095
+    segments = []
+    for address, data in memory(kernel):
+        if address <= table < address + len(data):
+            low, high = table - address, table - address + 4096
+            segments += [(0, address, data[:low]), (0, table + 4096, data[high:])]
+        else:
+            segments.append((0, address, data))
+    path = tmp_path / "vmcore"
+    path.write_bytes(elf_core(segments, note(kernel)))
+    code, document, _ = layout_of(path, capsys)
+    assert code == 4
+    assert "vmalloc and ioremap: page tables of 2 MB are not in this source" in document["notes"]
+    row = next(row for row in document["regions"] if row["key"] == "vmalloc")
+    assert 0 < full["mapped"] - row["mapped"] <= 2 * MB

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Translations against others who know: the emulator's own MMU, and what processes read of themselves."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from typing import Dict, List, Tuple
+
+import numpy
+import pytest
+
+from kvintro.arch.x86_64 import ALL
+from kvintro.errors import Unavailable, UsageError
+from kvintro.kernel import Kernel
+from kvintro.model import Placement
+from kvintro.paging.bulk import STATES
+from kvintro.queries.translate import FORMS, Input, Translator
+from kvintro.reports.translate import translate, translate_stream
+from tests.conftest import Core
+
+# include/uapi/linux/fs.h, Documentation/admin-guide/mm/pagemap.rst
+PAGEMAP_PRESENT = 1 << 63
+PAGEMAP_SWAP = 1 << 62
+PAGEMAP_PFN = (1 << 55) - 1
+
+
+@pytest.fixture(scope="module")
+def emulated(core: Core) -> Dict[int, "int | None"]:
+    """QEMU's gva2gpa for kernel addresses over all regions; None for what it would fault on."""
+    asked = json.loads(core.truth("gva2gpa.json"))
+    return {
+        int(virtual, 16): int(physical, 16) if str(physical).startswith("0x") else None
+        for virtual, physical in asked.items()
+    }
+
+
+def test_kernel_addresses_are_where_the_emulator_has_them(
+    kernel: Kernel, emulated: Dict[int, "int | None"]
+) -> None:
+    translator = Translator(kernel, form="virtual")
+    wrong = {}
+    for virtual, physical in emulated.items():
+        found = translator.translate(Input("", virtual, "virtual"))
+        # The emulator asked the processor that was idle then, so efi_mm and other processes' LDTs were not in use.
+        if found.root == "init_top_pgt" and found.physical != physical:
+            wrong[virtual] = (physical, found)
+    assert not wrong
+    assert sum(physical is not None for physical in emulated.values()) > 300
+
+
+def test_many_at_once_are_where_the_emulator_has_them(
+    kernel: Kernel, emulated: Dict[int, "int | None"]
+) -> None:
+    addresses = list(emulated)
+    physical, states = kernel.translate_array(numpy.array(addresses, numpy.uint64))
+    for virtual, found, state in zip(addresses, physical.tolist(), states.tolist()):
+        expected = emulated[virtual]
+        assert (found if STATES[state] == "mapped" else None) == expected, hex(virtual)
+
+
+def pagemaps(core: Core) -> Dict[int, List[Tuple[int, int]]]:
+    """/proc/PID/pagemap of some processes: (virtual address, entry) by pid."""
+    found: Dict[int, List[Tuple[int, int]]] = {}
+    for line in core.truth("pagemap").splitlines():
+        pid, virtual, entry = line.split()[:3]
+        found.setdefault(int(pid), []).append((int(virtual, 16), int(entry, 16)))
+    return found
+
+
+def test_user_addresses_are_what_pagemap_says(core: Core, kernel: Kernel) -> None:
+    """Anonymous, file, shared and huge pages, hugetlb, PROT_NONE with content, copies after fork."""
+    checked = 0
+    for pid, entries in pagemaps(core).items():
+        try:
+            translator = Translator(kernel, pid=pid)
+        except (UsageError, Unavailable) as error:
+            pytest.skip(f"process {pid}: {error}")
+        for virtual, entry in entries:
+            found = translator.translate(Input("", virtual, "virtual"))
+            if entry & PAGEMAP_PRESENT:
+                assert (found.state, found.pfn) == ("mapped", entry & PAGEMAP_PFN), (pid, hex(virtual))
+                checked += 1
+            else:
+                assert found.state == "unmapped", (pid, hex(virtual))
+                assert found.physical is None
+    assert checked > 1000
+
+
+def test_freed_init_has_no_physical_address(core: Core, kernel: Kernel) -> None:
+    try:
+        start, end = kernel.symbol("__init_begin"), kernel.symbol("__init_end")
+    except Unavailable as error:
+        pytest.skip(error.what)
+    if not kernel.pti.value:
+        pytest.skip("without page-table isolation the image's alias stays (init.c:free_kernel_image_pages)")
+    translator = Translator(kernel)
+    for address in (start, start + 0x123, (start + end) // 2):
+        found = translator.translate(Input("", address, "virtual"))
+        assert (found.state, found.physical, found.pfn, found.page) == ("unmapped", None, None, None)
+        assert found.region == "kernel_image"
+    report = translate(kernel, translator, [f"{start:x}"])
+    assert report.negative
+    assert not report.partial
+
+
+def test_there_and_back_again(kernel: Kernel) -> None:
+    """Virtual to physical to page and back, all over the direct map, is where one started."""
+    place = kernel.locate("direct_map")
+    if not isinstance(place, Placement):
+        pytest.skip(place.reason)
+    translator = Translator(kernel)
+    chosen = random.Random(7)
+    for _ in range(200):
+        physical = chosen.randrange(0, 128 << 20)
+        virtual = place.range.start + physical
+        forward = translator.translate(Input("", virtual, "virtual"))
+        back = translator.translate(Input("", physical, "physical"))
+        if forward.state != "mapped":
+            # A hole (memfd_secret, for one): known to be there, but nobody maps it.
+            assert (back.state, back.virtual) == ("unmapped", None)
+            continue
+        assert forward.physical == physical
+        assert forward.method == "linear"
+        assert back.virtual == virtual
+        if forward.page is None:
+            continue
+        page = translator.translate(Input("", forward.page, "page"))
+        assert (page.physical, page.pfn) == (physical & ~0xFFF, physical >> 12)
+        by_pfn = translator.translate(Input("", physical >> 12, "pfn"))
+        assert by_pfn.virtual == virtual & ~0xFFF
+        assert by_pfn.page == forward.page
+
+
+def test_a_stream_says_what_single_answers_say(kernel: Kernel) -> None:
+    chosen = random.Random(11)
+    starts = [p.range.start for p in map(kernel.locate, kernel.regions) if isinstance(p, Placement)]
+    numbers = [chosen.choice(starts) + chosen.randrange(1 << 27) & ALL for _ in range(1500)]
+    numbers += [chosen.randrange(1 << 28) for _ in range(200)] + [chosen.randrange(1 << 64) for _ in range(200)]
+    numbers += [0, ALL, 1 << 63, (1 << 63) - 1]
+    texts = [f"{number:x}" for number in numbers]
+    for options in ({}, {"form": "pfn"}, {"below": "virtual", "plain_virtual": True}):
+        translator = Translator(kernel, **options)  # type: ignore[arg-type]
+        columns: Dict[str, List[object]] = {}
+        for batch in translate_stream(kernel, translator, [texts[:700], texts[700:]]):
+            for key, values in batch.values.items():
+                columns.setdefault(key, []).extend(values)
+        for i, text in enumerate(texts):
+            one = translator.translate(translator.parse(text))
+            for key in ("input", "taken_as", "state", "region", "virtual", "physical", "pfn", "page", "page_size"):
+                assert columns[key][i] == getattr(one, key), (text, key, options)
+            assert columns["method"][i] == one.method
+
+
+def test_symbols_are_where_kallsyms_has_them(core: Core, kernel: Kernel) -> None:
+    if kernel.source.symbols == "none":
+        pytest.skip("no symbols")
+    path = core.truth_directory / "kallsyms.gz"
+    if not path.exists():
+        pytest.skip("taken without kallsyms")
+    translator = Translator(kernel)
+    seen = 0
+    for line in gzip.decompress(path.read_bytes()).decode().splitlines():
+        fields = line.split()
+        if len(fields) != 3 or fields[2] not in ("init_task", "vprintk", "kfree", "vfs_read", "_stext"):
+            continue
+        asked = translator.parse(f"{fields[2]}+0x10")
+        assert asked.value == int(fields[0], 16) + 0x10
+        seen += 1
+    assert seen >= 2
+
+
+def test_every_input_form_is_understood(kernel: Kernel) -> None:
+    translator = Translator(kernel)
+    for text, value in (("1000", 0x1000), ("0x1000", 0x1000), ("0XAbC", 0xABC), ("ffff888000000000", 0xFFFF888 << 36)):
+        assert translator.parse(text).value == value
+    for nonsense in ("", "0x", "%", "1 2", "12345678901234567", "nosuchsymbol", "init_task+", "-5", "1_0", "\x1b[2J"):
+        with pytest.raises(UsageError):
+            translator.parse(nonsense)
+    assert set(FORMS) == {"virtual", "physical", "pfn", "page"}
+
+
+def test_user_half_of_isolated_tables(kernel: Kernel) -> None:
+    if not kernel.pti.value:
+        with pytest.raises(UsageError):
+            Translator(kernel, user=True)
+        return
+    inside, outside = Translator(kernel, user=True), Translator(kernel)
+    # Both roots have cpu_entry_area, only the kernel's has the direct map.
+    area = Input("", 0xFFFFFE0000000000, "virtual")
+    assert inside.translate(area).physical == outside.translate(area).physical is not None
+    memory = Input("", kernel.page_offset_base.value + 0x10_0000, "virtual")
+    assert outside.translate(memory).state == "mapped"
+    assert inside.translate(memory).state == "unmapped"
