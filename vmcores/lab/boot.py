@@ -1,0 +1,245 @@
+"""One entry of the matrix, from a kernel to a directory with its dump and its truth."""
+
+import gzip
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Container, Dict, Iterable, Iterator, List, Optional, Set, Tuple
+
+from lab import initramfs, kdump, kernel_source, qemu
+from lab.common import LabError, cache_dir, fresh_dir, say
+from lab.matrix import Entry
+from lab.packages import Archive, Kernel
+
+READY = "KVINTRO-READY"
+BOOT_TIMEOUT = 300.0
+#: qemu_fw_cfg hands the vmcoreinfo note to QEMU; the rest makes /proc/modules worth reading.
+MODULES = ("qemu_fw_cfg", "loop", "fuse", "crc7", "dummy", "tun", "nbd", "binfmt_misc", "virtio_blk")
+#: Firmware with the old and the new name of Debian's package.
+FIRMWARE = ("/usr/share/ovmf/OVMF.fd", "/usr/share/qemu/OVMF.fd", "/usr/share/OVMF/OVMF_CODE.fd")
+#: Binary files of one word a page.
+GZIPPED = ("kpageflags", "kpagecount")
+PAGE = 4096
+#: Symbols that a sampled kallsyms keeps in any case, and how many others.
+LANDMARKS = (
+    *("_text", "_stext", "_etext", "_sdata", "_edata", "_end", "__bss_start", "__bss_stop"),
+    *("__start_rodata", "__end_rodata", "__end_rodata_aligned", "__init_begin", "__init_end"),
+    *("__brk_base", "__brk_limit", "__entry_text_start", "__entry_text_end", "init_top_pgt"),
+    *("level1_fixmap_pgt", "page_offset_base", "vmalloc_base", "vmemmap_base", "phys_base"),
+    *("physical_mask", "high_memory", "max_pfn", "efi_mm", "init_mm", "init_task", "espfix_stack"),
+    *("vsyscall_mode", "physmem_end", "direct_map_physmem_end", "pgdir_shift", "mem_section"),
+)
+SAMPLED_SYMBOLS = 600
+
+
+def find_kernel(entry: Entry, archive: Archive) -> Kernel:
+    """The kernel an entry boots: downloaded, or built from source the first time."""
+    if entry.oracle:
+        return kernel_source.oracle(entry.series, archive)
+    return archive.kernel(entry.series)
+
+
+def firmware() -> Path:
+    """The UEFI firmware that QEMU runs for EFI entries."""
+    for name in FIRMWARE:
+        if Path(name).exists():
+            return Path(name)
+    raise LabError("there is no UEFI firmware: apt-get install ovmf")
+
+
+def guest_options(entry: Entry) -> List[str]:
+    """QEMU's options for an entry, relative to the directory the guest runs in."""
+    options = ["-cpu", entry.cpu, "-smp", "2", "-m", str(entry.memory_mb)]
+    options += ["-kernel", "kernel", "-append", entry.cmdline, "-device", "vmcoreinfo"]
+    return options + (["-bios", "firmware"] if entry.efi else [])
+
+
+def build(entry: Entry, archive: Archive, target: Path, small: bool = False) -> None:
+    """Boot an entry and fill target with core.elf, core.kdump, core-raw.kdump, truth/ and meta.json.
+
+    small is for cores that are committed: only core.kdump, in order and packed hard, and less truth.
+    """
+    started = time.monotonic()
+    kernel = find_kernel(entry, archive)
+    boot_seconds = qemu.persistently(lambda: _build(entry, kernel, target, small))
+    say(f"{entry.name}: {time.monotonic() - started:.0f} s (ready after {boot_seconds:.0f} s)")
+
+
+def _build(entry: Entry, kernel: Kernel, target: Path, small: bool) -> float:
+    """One attempt; returns how long the guest took to be ready."""
+    with fresh_dir(target) as directory, tempfile.TemporaryDirectory(prefix="kvintro-") as scratch:
+        work = Path(scratch)
+        (work / "kernel").symlink_to(kernel.image)
+        if entry.efi:
+            (work / "firmware").symlink_to(firmware())
+        ramdisk = initramfs.build("init", kernel.modules, MODULES, ("workload", "probe"))
+        (work / "initramfs").write_bytes(ramdisk)
+        options = [*guest_options(entry), "-initrd", "initramfs"]
+        with qemu.Qemu(work, options) as guest:
+            boot_seconds = guest.wait_for(READY, BOOT_TIMEOUT)
+            cpu = guest.stop_idle()
+            dumped = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            truth = _write_truth(work, directory)
+            _ask_monitor(guest, cpu, truth, directory / "truth")
+            _dump(guest, directory)
+            if small:
+                _make_small(directory, text_pages(truth) if entry.without_text else ())
+            (directory / "truth" / "console.log").write_text(guest.console())
+        if kernel.config:
+            config = gzip.compress(kernel.config.read_bytes(), mtime=0)
+            (directory / "truth" / "config.gz").write_bytes(config)
+        meta = {
+            "name": entry.name,
+            "package": kernel.package,
+            "package_version": kernel.version,
+            "vmlinux": str(kernel.vmlinux.relative_to(cache_dir())),
+            "release": truth["release"].decode().strip(),
+            "cmdline": entry.cmdline,
+            "levels": entry.levels,
+            "kaslr": entry.kaslr,
+            "pti": entry.pti,
+            "efi": entry.efi,
+            "oracle": entry.oracle,
+            "memory_mb": entry.memory_mb,
+            "qemu": guest.options,
+            "monitor_cpu": cpu,
+            "dumped": dumped,
+            "boot_seconds": round(boot_seconds, 1),
+            "kallsyms_sampled": small,
+            "left_out": "kernel text" if small and entry.without_text else None,
+        }
+        (directory / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+    return boot_seconds
+
+
+def _write_truth(work: Path, directory: Path) -> Dict[str, bytes]:
+    truth = qemu.read_stream(work / "stream")
+    for name, data in truth.items():
+        packed = name in GZIPPED
+        path = directory / "truth" / (f"{name}.gz" if packed else name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.compress(data, 6, mtime=0) if packed else data)
+    return truth
+
+
+def _dump(guest: qemu.Qemu, directory: Path) -> None:
+    """Both formats; QEMU writes into its own directory, and the files are moved from there."""
+    guest.dump("core.elf")
+    guest.dump("core.kdump", "kdump-zlib")
+    for name in ("core.elf", "core.kdump"):
+        # QEMU makes them readable by their owner only.
+        shutil.move(str(guest.directory / name), str(directory / name))
+        (directory / name).chmod(0o644)
+    kdump.unflatten(directory / "core.kdump", directory / "core-raw.kdump")
+    if shutil.which("fallocate"):
+        # Most of the ELF file is free pages, which init_on_free made zero: holes cost no disk.
+        subprocess.run(["fallocate", "--dig-holes", str(directory / "core.elf")], check=False)
+
+
+def text_pages(truth: Dict[str, bytes]) -> Container[int]:
+    """The page frames of the kernel's code, without the 2 MB at its start that head.S knows best."""
+    for line in truth["iomem"].decode().splitlines():
+        match = re.match(r"\s*([0-9a-f]+)-([0-9a-f]+) : Kernel code", line)
+        if match:
+            start, end = (int(text, 16) for text in match.groups())
+            return range((start >> 12) + 512, (end + 1) >> 12)
+    return ()
+
+
+def _make_small(directory: Path, left_out: Container[int]) -> None:
+    """Leave what a repository can carry."""
+    (directory / "core-raw.kdump").replace(directory / "core.kdump")
+    (directory / "core.elf").unlink()
+    kdump.repack(directory / "core.kdump", left_out)
+    truth = directory / "truth"
+    (truth / "qemu-mtree").unlink()
+    kallsyms = gzip.decompress((truth / "kallsyms.gz").read_bytes()).decode().splitlines()
+    wanted = set(LANDMARKS)
+    step = len(kallsyms) // SAMPLED_SYMBOLS + 1
+    kept = [line for i, line in enumerate(kallsyms) if i % step == 0 or line.split()[2] in wanted]
+    packed = gzip.compress("".join(f"{line}\n" for line in kept).encode(), 9, mtime=0)
+    (truth / "kallsyms.gz").write_bytes(packed)
+
+
+def _ask_monitor(guest: qemu.Qemu, cpu: int, truth: Dict[str, bytes], target: Path) -> None:
+    (target / "registers").write_text(guest.monitor("info registers -a"))
+    (target / "qemu-mtree").write_text(guest.monitor("info mtree -f"))
+    answers: Dict[str, Optional[str]] = {}
+    for address in sample_addresses(truth):
+        physical = guest.translate(address, cpu)
+        answers[f"{address:#018x}"] = None if physical is None else f"{physical:#x}"
+    lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in answers.items()]
+    (target / "gva2gpa.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+# --- the addresses that the monitor is asked about
+
+
+def _spread(values: List[int], count: int) -> List[int]:
+    """At most count of the values, at even distances."""
+    if len(values) <= count:
+        return values
+    return [values[i * len(values) // count] for i in range(count)]
+
+
+def _symbols(truth: Dict[str, bytes]) -> Tuple[List[int], List[int]]:
+    image: List[int] = []
+    modules: List[int] = []
+    for line in gzip.decompress(truth["kallsyms.gz"]).decode().splitlines():
+        word = line.split()
+        address = int(word[0], 16)
+        # Per-CPU symbols are offsets up to 6.14, and addresses of a hole afterwards.
+        if address >= 0xFFFFFFFF80000000:
+            (modules if line.endswith("]") else image).append(address)
+    return sorted(set(image)), sorted(set(modules))
+
+
+def _kcore_loads(truth: Dict[str, bytes]) -> Iterator[Tuple[int, int]]:
+    for line in truth["kcore-phdrs"].decode().splitlines():
+        word = line.split()
+        if word and word[0] == "LOAD":
+            yield int(word[2], 16), int(word[5], 16)
+
+
+def sample_addresses(truth: Dict[str, bytes]) -> List[int]:
+    """About 1500 addresses of every region, and some just outside of each."""
+    image, modules = _symbols(truth)
+    chosen: Set[int] = set(_spread(image, 300)) | set(_spread(modules, 150))
+
+    areas: List[int] = []
+    for line in truth["vmallocinfo"].decode().splitlines():
+        match = re.match(r"0x([0-9a-f]+)-0x([0-9a-f]+)", line)
+        if match:
+            start, end = (int(text, 16) for text in match.groups())
+            areas += [start, start + 0x123, end - 2 * PAGE, end - PAGE, end, start - 1]
+    chosen |= set(_spread(areas, 350))
+
+    for start, size in _kcore_loads(truth):
+        end = start + size
+        chosen |= {start - 1, start, end - 1, end}
+        # Regions of terabytes are nearly empty: their middle is asked for twice, RAM at many places.
+        count = 64 if size < 1 << 40 else 2
+        chosen |= {start + size * i // count + 8 * i for i in range(count)}
+
+    fixed: Iterable[int] = (
+        *range(0xFFFFFE0000000000, 0xFFFFFE0000000000 + 100 * PAGE, PAGE),  # cpu_entry_area
+        *range(0xFFFFFFFFFF200000, 0xFFFFFFFFFF800000, 64 * PAGE),  # fixmap
+        *range(0xFFFFFFFFFF5FC000, 0xFFFFFFFFFF603000, PAGE),  # around vsyscall
+        *range(0xFFFFFFFFFF7F0000, 0xFFFFFFFFFF801000, PAGE),  # the fixmap's top
+        0xFFFFFFFFFFE00000,
+        0xFFFFFFFFFFFFFFF8,
+        0xFFFFFFFF80000000,
+        0xFFFFFFFEFFFFFFFF,
+        0xFFFFFFEF00000000,
+        0xFFFFFF0000000000,
+        0xFFFFFBFFFFFFFFFF,
+        0xFFFFFC0000000000,
+        0xFFFFEC0000000000,
+    )
+    chosen |= set(fixed)
+    # Below the half lie processes, and what is not canonical is not an address.
+    return sorted(a for a in chosen if 0xFF00000000000000 <= a < 1 << 64)

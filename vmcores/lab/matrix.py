@@ -1,0 +1,82 @@
+"""Every kernel and way of booting that the lab knows.
+
+To add a row, add it to entries(): nothing else needs to know of it.
+"""
+
+from dataclasses import dataclass
+from typing import List, Tuple
+
+#: The major version whose newest release stands for "the newest kernel".
+NEWEST_MAJOR = 7
+#: Of each series Debian has one kernel to offer, the newest; the oracle is built from this series.
+ORACLE_SERIES = "6.12"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One boot."""
+
+    name: str
+    series: str
+    oracle: bool = False
+    levels: int = 4
+    kaslr: bool = True
+    pti: bool = True
+    efi: bool = False
+    memory_mb: int = 256
+    #: Leave the code out of a shipped core: as makedumpfile would filter, and half the size.
+    without_text: bool = False
+    extra: Tuple[str, ...] = ()
+
+    @property
+    def cmdline(self) -> str:
+        """The kernel's command line.
+
+        init_on_free makes free pages zero, so that a dump packs well; a probe's addresses must not
+        be hashed; memfd_secret needs its own switch before 6.5.
+        """
+        words = ["console=ttyS0", "quiet", "panic=-1", "init_on_free=1", "no_hash_pointers"]
+        words += ["secretmem.enable=1", f"pti={'on' if self.pti else 'off'}"]
+        words += [] if self.kaslr else ["nokaslr"]
+        return " ".join([*words, *self.extra])
+
+    @property
+    def cpu(self) -> str:
+        """QEMU's CPU model: all that emulation can do, with or without 5-level paging."""
+        return f"max,la57={'on' if self.levels == 5 else 'off'}"
+
+    def summary(self) -> str:
+        """One line for --list."""
+        kernel = f"oracle {self.series}" if self.oracle else f"Debian {self.series}"
+        parts = [kernel, f"{self.levels}-level", "KASLR" if self.kaslr else "nokaslr"]
+        parts += ["PTI" if self.pti else "no PTI"] + (["EFI"] if self.efi else [])
+        return ", ".join([*parts, f"{self.memory_mb} MB"])
+
+
+def entries(newest: str) -> List[Entry]:
+    """The matrix; newest is the series of the newest kernel, such as 7.3."""
+    rows = []
+    # The most used kernel comes first: whoever waits for a core waits for that one.
+    for series in ("6.12", "6.1", newest):
+        for levels in (4, 5):
+            for kaslr in (True, False):
+                name = f"debian-{series}-{levels}level-{'kaslr' if kaslr else 'nokaslr'}"
+                rows.append(Entry(name, series, levels=levels, kaslr=kaslr))
+    rows.append(Entry("debian-6.12-4level-kaslr-nopti", "6.12", pti=False))
+    rows.append(Entry("debian-6.12-efi", "6.12", efi=True))
+    for levels in (4, 5):
+        rows.append(Entry(f"oracle-{ORACLE_SERIES}-{levels}level", ORACLE_SERIES, True, levels=levels))
+    rows.append(Entry(f"oracle-{ORACLE_SERIES}-efi", ORACLE_SERIES, True, efi=True))
+    rows.append(Entry("debian-5.10-4level-kaslr", "5.10"))
+    return rows
+
+
+def shipped(newest: str) -> List[Entry]:
+    """The cores that lie in the repository: as small a machine as each kernel boots on."""
+    # The depot of stacks that KASAN keeps for its reports would be 16 MB of this guest.
+    no_stacks = ("stack_depot_disable=on",)
+    return [
+        Entry("debian-6.12", "6.12", memory_mb=128),
+        Entry(f"debian-{newest}", newest, levels=5, memory_mb=128, without_text=True),
+        Entry(f"oracle-{ORACLE_SERIES}", ORACLE_SERIES, True, memory_mb=96, extra=no_stacks),
+    ]

@@ -1,0 +1,109 @@
+"""Debian trees in the cache: the root file system of live guests, and one that has crash."""
+
+import os
+import shutil
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import List, Sequence
+
+from lab.common import LabError, cache_dir, digest, fresh_dir, lock, need, run, say
+from lab.packages import debian_archives, debian_codename
+
+#: Wheels a live guest needs to run kvintro, and tags of the platforms whose wheels run there.
+WHEELS = ("drgn>=0.1.0", "tabulate>=0.9", "numpy>=1.22")
+PLATFORMS = (
+    "manylinux2014_x86_64",
+    "manylinux_2_17_x86_64",
+    "manylinux_2_27_x86_64",
+    "manylinux_2_28_x86_64",
+)
+#: sudo is there because kvintro can become root by it.
+PACKAGES = ("python3", "sudo")
+#: The suite used where the machine is not Debian itself.
+DEFAULT_SUITE = "bookworm"
+
+
+def debootstrap(suite: str, packages: Sequence[str], target: Path) -> None:
+    """A minimal Debian of a suite from the machine's own archive; needs root."""
+    if os.geteuid() != 0:
+        raise LabError("debootstrap needs root: run this step as root once, the result is kept")
+    need({"debootstrap": "debootstrap"})
+    main, _ = debian_archives()
+    command = ["debootstrap", "--variant=minbase", f"--include={','.join(packages)}"]
+    if main.signed_by.startswith("/"):
+        command.append(f"--keyring={main.signed_by}")
+    say(f"debootstrap {suite} with {' '.join(packages)}: a minute or two")
+    run([*command, suite, str(target), main.uri], timeout=1800)
+    shutil.rmtree(target / "var" / "cache" / "apt", ignore_errors=True)
+    shutil.rmtree(target / "var" / "lib" / "apt" / "lists", ignore_errors=True)
+
+
+def _install_wheels(tree: Path) -> None:
+    """Unpack the wheels for the tree's own Python: nothing has to run inside of it."""
+    link = os.readlink(tree / "usr" / "bin" / "python3")
+    version = link.rpartition("python")[2]
+    downloads = tree / "wheels"
+    command = [sys.executable, "-m", "pip", "download", "-q", "-d", str(downloads)]
+    command += ["--only-binary=:all:", "--implementation=cp", f"--python-version={version}"]
+    command += [f"--platform={name}" for name in PLATFORMS]
+    run([*command, *WHEELS])
+    packages = tree / "usr" / "lib" / "python3" / "dist-packages"
+    for wheel in downloads.glob("*.whl"):
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(packages)
+    shutil.rmtree(downloads)
+
+
+def image() -> Path:
+    """The ext4 image that live guests have as their root, made unless the cache has it."""
+    suite = debian_codename() or DEFAULT_SUITE
+    key = digest(repr((suite, WHEELS, PACKAGES)).encode())
+    target = cache_dir() / "rootfs" / f"{suite}-{key}"
+    with lock("rootfs"):
+        if not (target / "root.img").exists():
+            with fresh_dir(target) as partial:
+                tree = partial / "tree"
+                debootstrap(suite, PACKAGES, tree)
+                _install_wheels(tree)
+                for name in ("lab", "proc", "sys", "dev", "tmp"):
+                    (tree / name).mkdir(exist_ok=True)
+                need({"mke2fs": "e2fsprogs"})
+                # Room for what a run writes; the image is sparse.
+                make = ["mke2fs", "-q", "-t", "ext4", "-m", "0", "-d", str(tree)]
+                run([*make, str(partial / "root.img"), "1500M"])
+                shutil.rmtree(tree)
+    return target / "root.img"
+
+
+def crash_tree() -> Path:
+    """A Debian tree with the newest crash, which needs a newer C library than most machines have."""
+    target = cache_dir() / "crash"
+    with lock("crash"):
+        if not (target / "usr" / "bin" / "crash").exists():
+            with fresh_dir(target) as partial:
+                debootstrap("sid", ("crash",), partial)
+                (partial / "work").mkdir()
+    return target
+
+
+def crash(vmlinux: Path, core: Path, commands: List[str], timeout: float = 600) -> str:
+    """What crash prints for some commands on a dump."""
+    if os.geteuid() != 0:
+        raise LabError("crash runs in a chroot, which needs root")
+    tree = crash_tree()
+    with tempfile.TemporaryDirectory(dir=tree / "work") as scratch:
+        work = Path(scratch)
+        for name, path in (("vmlinux", vmlinux), ("core", core)):
+            if not path.is_file():
+                raise LabError(f"there is no file {path}")
+            try:
+                # Nothing has to be mounted for a link, and nothing is left behind.
+                os.link(path.resolve(), work / name)
+            except OSError:
+                shutil.copy(path, work / name)
+        (work / "commands").write_text("".join(f"{command}\n" for command in [*commands, "quit"]))
+        inside = f"/work/{work.name}"
+        command = ["chroot", str(tree), "crash", "-s", f"{inside}/vmlinux", f"{inside}/core"]
+        return run([*command, "-i", f"{inside}/commands"], timeout=timeout)
