@@ -57,6 +57,7 @@ lint: $(VENV)/.lint
 
 types: $(VENV)/.lint
 	@$(BIN)/mypy kvintro
+	@cd vmcores && MYPYPATH=. ../$(BIN)/mypy --strict build.py
 
 bench: $(VENV)/.installed
 	@$(BIN)/python tools/bench.py

@@ -1,0 +1,182 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Time and memory of whole commands, each against a peer, in turn and in one run.
+
+    tools/bench.py [--runs N] [--large] [NAME...]
+
+Machines differ and their speed drifts, so what counts is the ratio to the peer, pair by pair. The cores, crash
+and the debuginfo that it needs come from the lab in vmcores/, which makes or fetches what is not there yet
+(root).
+--large adds a dump of a guest with 8 GB (9 GB of disk).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Callable, List, NamedTuple, Optional
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "vmcores"))
+
+from lab import boot, matrix, rootfs  # noqa: E402
+from lab.common import LabError, built_dir  # noqa: E402
+from lab.packages import Archive  # noqa: E402
+
+CORE = "debian-6.12-4level-kaslr"
+LARGE = "large"
+
+
+class Figures(NamedTuple):
+    """What one run took."""
+
+    seconds: float
+    cpu: float
+    megabytes: float
+
+
+def run(command: List[str]) -> Figures:
+    """Run a command to its end, output thrown away; the kernel's own account of it."""
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=ROOT)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - started
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        raise LabError(f"exit status {process.returncode}: {' '.join(command)}")
+    return Figures(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison.
+
+    :ivar goal: what the ratios of time and memory must not exceed, None where there is no goal.
+    """
+
+    name: str
+    what: str
+    peer: str
+    ours: Callable[[ExitStack], List[str]]
+    theirs: Callable[[ExitStack], List[str]]
+    goal: Optional[float] = None
+    memory_goal: Optional[float] = None
+    large: bool = False
+
+
+def kvintro(core: Path, *rest: str) -> List[str]:
+    """Our command on a core."""
+    return [sys.executable, "-m", "kvintro", "-c", str(core), *rest]
+
+
+def core(name: str = CORE) -> Path:
+    """A core of the lab, or ``large``: the same kernel on a machine of 8 GB. Made if it is not there.
+
+    Made by another process: what this one grew to would count as the peak memory of those it starts.
+    """
+    path = built_dir() / name / "core.elf"
+    if not path.exists():
+        subprocess.run([sys.executable, __file__, "--make", name], check=True)
+    return path
+
+
+def make(name: str) -> None:
+    """Boot and dump, for :func:`core`."""
+    archive = Archive()
+    archive.update()
+    rows = matrix.entries(archive.newest_series(matrix.NEWEST_MAJOR))
+    entry = next(row for row in rows if row.name == (CORE if name == LARGE else name))
+    if name == LARGE:
+        entry = replace(entry, name=LARGE, memory_mb=8192)
+    boot.build(entry, archive, built_dir() / name)
+
+
+def crash(stack: ExitStack, path: Path, *commands: str) -> List[str]:
+    """crash in its own Debian tree, with the core's vmlinux: load, run the commands, quit."""
+    archive = Archive()
+    archive.update()
+    vmlinux = archive.debug_vmlinux("6.12")
+    tree = rootfs.crash_tree()
+    work = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=tree / "work")))
+    os.link(vmlinux.resolve(), work / "vmlinux")
+    os.link(path.resolve(), work / "core")
+    (work / "commands").write_text("".join(f"{c}\n" for c in (*commands, "quit")))
+    inside = f"/work/{work.name}"
+    program = ["chroot", str(tree), "crash", "-s", f"{inside}/vmlinux", f"{inside}/core"]
+    return [*program, "-i", f"{inside}/commands"]
+
+
+CASES = (
+    Case(
+        "layout",
+        "kvintro layout of a 256 MB core, 6.12",
+        "crash -s VMLINUX CORE, quit",
+        lambda stack: kvintro(core(), "layout"),
+        lambda stack: crash(stack, core()),
+        goal=1 / 8,
+        memory_goal=1 / 4,
+    ),
+    Case(
+        "size",
+        "kvintro layout of an 8 GB core",
+        "kvintro layout of a 256 MB core",
+        lambda stack: kvintro(core(LARGE), "layout"),
+        lambda stack: kvintro(core(), "layout"),
+        large=True,
+    ),
+)
+
+
+def main() -> int:
+    """Run the cases; 1 if a goal was missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--runs", type=int, default=5, help="counted runs of each command (default: 5)")
+    parser.add_argument("--large", action="store_true", help="cases that need the 8 GB core, too")
+    parser.add_argument("--make", metavar="CORE", help=argparse.SUPPRESS)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(c.name for c in CASES))
+    options = parser.parse_args()
+    if options.make:
+        make(options.make)
+        return 0
+    missed = False
+    for case in CASES:
+        if case.name not in options.names if options.names else case.large and not options.large:
+            continue
+        try:
+            with ExitStack() as stack:
+                missed |= _measure(case, stack, options.runs)
+        except LabError as error:
+            print(f"{case.name}: not measured: {error}")
+            missed = True
+    return int(missed)
+
+
+def _measure(case: Case, stack: ExitStack, runs: int) -> bool:
+    ours, theirs = case.ours(stack), case.theirs(stack)
+    run(ours), run(theirs)  # warm the page cache, for both
+    pairs = [(run(ours), run(theirs)) for _ in range(runs)]
+    print(f"{case.name}: medians of {runs} runs in turn")
+    for label, figures in ((case.what, [p[0] for p in pairs]), (case.peer, [p[1] for p in pairs])):
+        middle = [statistics.median(column) for column in zip(*figures)]
+        print(f"  {middle[0]:7.2f} s  {middle[1]:7.2f} s cpu  {middle[2]:6.0f} MB   {label}")
+    missed = False
+    for index, name, goal in ((0, "time", case.goal), (2, "peak memory", case.memory_goal)):
+        ratio = statistics.median(a[index] / b[index] for a, b in pairs)
+        verdict = ""
+        if goal is not None:
+            verdict = f"   goal {goal:.3f}: {'met' if ratio <= goal else 'MISSED'}"
+            missed |= ratio > goal
+        print(f"  ratio of {name}: {ratio:.3f}{verdict}")
+    return missed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
