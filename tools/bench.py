@@ -4,9 +4,9 @@
 
     tools/bench.py [--runs N] [--large] [NAME...]
 
-Machines differ and their speed drifts, so what counts is the ratio to the peer, pair by pair. The cores, crash
-and the debuginfo that it needs come from the lab in vmcores/, which makes or fetches what is not there yet
-(root).
+Machines differ and their speed drifts, so what counts is the ratio to the peer, pair by pair. The cores,
+crash and the debuginfo that it needs come from the lab in vmcores/, which makes or fetches what is not there
+yet (root).
 --large adds a dump of a guest with 8 GB (9 GB of disk).
 """
 
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "vmcores"))
 
 from lab import boot, matrix, rootfs  # noqa: E402
-from lab.common import LabError, built_dir  # noqa: E402
+from lab.common import LabError, built_dir, cache_dir  # noqa: E402
 from lab.packages import Archive  # noqa: E402
 
 CORE = "debian-6.12-4level-kaslr"
@@ -82,10 +82,15 @@ def core(name: str = CORE) -> Path:
 
     Made by another process: what this one grew to would count as the peak memory of those it starts.
     """
-    path = built_dir() / name / "core.elf"
+    path = directory(name) / "core.elf"
     if not path.exists():
         subprocess.run([sys.executable, __file__, "--make", name], check=True)
     return path
+
+
+def directory(name: str) -> Path:
+    """Where a core lies: the large one apart from those that tests run on."""
+    return cache_dir() / "bench" / name if name == LARGE else built_dir() / name
 
 
 def make(name: str) -> None:
@@ -96,7 +101,7 @@ def make(name: str) -> None:
     entry = next(row for row in rows if row.name == (CORE if name == LARGE else name))
     if name == LARGE:
         entry = replace(entry, name=LARGE, memory_mb=8192)
-    boot.build(entry, archive, built_dir() / name)
+    boot.build(entry, archive, directory(name))
 
 
 def crash(stack: ExitStack, path: Path, *commands: str) -> List[str]:
