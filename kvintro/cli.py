@@ -7,9 +7,9 @@ import argparse
 import os
 import shutil
 import sys
-from typing import Any, List, NoReturn, Optional, Sequence, TextIO
+from typing import Any, Callable, List, NoReturn, Optional, Sequence, TextIO
 
-from kvintro import __version__
+from kvintro import __version__, isolation
 from kvintro.commands import ALIASES, command_names, load_command
 from kvintro.errors import (
     EXIT_INTERRUPTED,
@@ -17,8 +17,8 @@ from kvintro.errors import (
     EXIT_OK,
     EXIT_PARTIAL,
     EXIT_SOURCE,
-    EXIT_USAGE,
     KvintroError,
+    UsageError,
 )
 from kvintro.model import Report, Stream
 from kvintro.render import FORMATS, render, render_stream
@@ -34,9 +34,7 @@ exit status: 0 fine, 1 the answer is no, 2 usage, 3 the source cannot be opened,
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        print(f"kvintro: {message}", file=sys.stderr)
-        print(f"  hint: {self.prog} --help", file=sys.stderr)
-        sys.exit(EXIT_USAGE)
+        raise UsageError(message, f"{self.prog} --help")
 
 
 def make_parser(only: Optional[str] = None) -> argparse.ArgumentParser:
@@ -72,7 +70,14 @@ def make_parser(only: Optional[str] = None) -> argparse.ArgumentParser:
 
 def _add_common(parser: argparse.ArgumentParser, default: Optional[str] = None) -> None:
     """Options of every command."""
-    defaults = {"types": "auto", "format": "text", "color": "auto", "debug": False, "debuginfod": False}
+    defaults = {
+        "types": "auto",
+        "color": "auto",
+        "debug": False,
+        "debuginfod": False,
+        "sudo": False,
+        "keep_root": False,
+    }
 
     def option(group: "argparse._ActionsContainer", *names: str, dest: str, **rest: Any) -> None:
         group.add_argument(*names, dest=dest, default=default or defaults.get(dest), **rest)
@@ -110,6 +115,20 @@ def _add_common(parser: argparse.ArgumentParser, default: Optional[str] = None) 
         action="store_true",
         help="allow debuginfo to be downloaded",
     )
+    option(
+        source,
+        "--sudo",
+        dest="sudo",
+        action="store_true",
+        help="have sudo open /proc/kcore, and nothing else as root",
+    )
+    option(
+        source,
+        "--keep-root",
+        dest="keep_root",
+        action="store_true",
+        help="run by sudo, stay root; without this, become who called sudo once the source is open",
+    )
     output = parser.add_argument_group("output")
     form = output.add_mutually_exclusive_group()
     option(form, "--json", dest="format", action="store_const", const="json", help="same as --format json")
@@ -120,9 +139,14 @@ def _add_common(parser: argparse.ArgumentParser, default: Optional[str] = None) 
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Run one command; returns the exit code."""
+    """Run one command; returns the exit code.
+
+    :param argv: its words; by default those of this process, which then is ours alone.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    if argv is None:
+        _isolate(arguments)
     try:
         return _run(arguments)
     except KvintroError as error:
@@ -146,6 +170,15 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return EXIT_SOURCE
 
 
+def _isolate(arguments: Sequence[str]) -> None:
+    root = os.geteuid() == 0
+    if root:
+        isolation.narrow_search_path()
+    # An ordinary user's prompt is drgn's own, with the plugins that this user has.
+    if root or _named(arguments) != "shell":
+        isolation.disable_drgn_plugins()
+
+
 def exit_code(report: "Report | Stream") -> int:
     """What the process ends with after this report: the one place that decides."""
     if report.partial:
@@ -153,14 +186,39 @@ def exit_code(report: "Report | Stream") -> int:
     return EXIT_NEGATIVE if report.negative else EXIT_OK
 
 
-def _run(arguments: List[str]) -> int:
-    named = next((ALIASES.get(a, a) for a in arguments if a in command_names() or a in ALIASES), None)
-    parser = make_parser(only=None if {"-h", "--help"} & set(arguments) else named)
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """A command line.
+
+    :raises UsageError: it makes no sense.
+    """
+    parser = make_parser(only=None if {"-h", "--help"} & set(arguments) else _named(arguments))
     args = parser.parse_args(arguments)
     if args.command is None:
         parser.error("which command? for instance: kvintro layout")
+    args.format = args.format or getattr(load_command(args.command), "FORMAT", "text")
+    return args
+
+
+def _named(arguments: Sequence[str]) -> Optional[str]:
+    return next((ALIASES.get(a, a) for a in arguments if a in command_names() or a in ALIASES), None)
+
+
+def deliver(result: "Report | Stream", args: argparse.Namespace) -> int:
+    """Write what a command found to where the command line says; returns the exit code."""
+    if args.output is not None:
+        with open(args.output, "w", encoding="utf-8") as file:
+            _write(result, args.format, file, color=False, width=0)
+    else:
+        color, width = _color(args.color, sys.stdout), terminal_width(sys.stdout)
+        _write(result, args.format, sys.stdout, color=color, width=width)
+    return exit_code(result)
+
+
+def _run(arguments: List[str]) -> int:
+    args = parse(arguments)
     module = load_command(args.command)
     kernel = None
+    give_up_root = _root_is_given_up(args)
     if not hasattr(module, "needs_source") or module.needs_source(args):
         from kvintro.kernel import open_kernel
         from kvintro.source import Request
@@ -174,16 +232,27 @@ def _run(arguments: List[str]) -> int:
                 types=args.types,
                 vmcoreinfo=args.vmcoreinfo,
                 debuginfod=args.debuginfod,
+                sudo=args.sudo,
+                opened=give_up_root,
             )
         )
-    result = module.run(kernel, args)
-    if args.output is not None:
-        with open(args.output, "w", encoding="utf-8") as file:
-            _write(result, args.format, file, color=False, width=0)
     else:
-        color, width = _color(args.color, sys.stdout), _width(sys.stdout)
-        _write(result, args.format, sys.stdout, color=color, width=width)
-    return exit_code(result)
+        give_up_root()
+    if args.command == "shell":
+        from kvintro.repl import start
+
+        assert kernel is not None
+        return start(kernel, args)
+    return deliver(module.run(kernel, args), args)
+
+
+def _root_is_given_up(args: argparse.Namespace) -> Callable[[], None]:
+    """What gives up root, if this is root and may not stay."""
+    if args.keep_root or os.geteuid() != 0:
+        return lambda: None
+    from kvintro.source.privileges import become_invoker
+
+    return become_invoker
 
 
 def _write(result: "Report | Stream", form: str, file: TextIO, *, color: bool, width: int) -> None:
@@ -202,5 +271,6 @@ def _color(choice: str, stream: TextIO) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
-def _width(stream: TextIO) -> int:
+def terminal_width(stream: TextIO) -> int:
+    """Columns of the terminal that a stream is, 0 if it is none."""
     return shutil.get_terminal_size().columns if stream.isatty() else 0

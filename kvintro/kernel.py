@@ -8,8 +8,11 @@ be read raises :class:`~kvintro.errors.Unavailable` with the reason, and nothing
 from __future__ import annotations
 
 import contextlib
+import importlib
+import sys
 from functools import cached_property
-from typing import TYPE_CHECKING, Callable, Dict, List, Mapping, Optional, Tuple, Union
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
 import drgn
 
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
     import numpy
     from numpy.typing import NDArray
 
-    from kvintro.regions import Region
+    from kvintro.regions import Region, Regions
 
 
 def open_kernel(request: Request) -> Kernel:
@@ -44,6 +47,11 @@ class Kernel:
         self.source = source
         self.prog = source.prog
         self.arch = x86_64.ARCHITECTURE
+        self._left_out = [
+            (segment.paddr + segment.filesz, segment.paddr + segment.memsz)
+            for segment in source.segments
+            if source.kind == "core" and segment.memsz > segment.filesz
+        ]
         self._trees: Dict[int, Tree] = {}
         self._locations: Dict[str, Located] = {}
 
@@ -54,6 +62,10 @@ class Kernel:
 
         :raises NotInDump: any byte of it is not in the source.
         """
+        # drgn fills what an ELF file has no bytes for with zeros, and a table of zeros would map nothing.
+        for start, end in self._left_out:
+            if address < end and start < address + size:
+                raise NotInDump(address, size, physical=True)
         try:
             data: bytes = self.prog.read(address, size, True)
             return data
@@ -386,7 +398,7 @@ class Kernel:
     # Regions
 
     @cached_property
-    def regions(self) -> Tuple[Region, ...]:
+    def regions(self) -> Regions:
         """All regions that this architecture can have."""
         from kvintro.regions import regions_of
 
@@ -429,3 +441,16 @@ class Kernel:
             types=self.source.types,
             symbols=self.source.symbols,
         )
+
+
+class _Callable(ModuleType):
+    """Makes this module what a person at a prompt types: ``from kvintro import kernel; k = kernel(prog)``.
+
+    It has the name that is right for both. The function is :func:`kvintro.prompt.kernel`.
+    """
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return importlib.import_module("kvintro.prompt").kernel(*args, **options)
+
+
+sys.modules[__name__].__class__ = _Callable

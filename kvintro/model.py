@@ -165,6 +165,25 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Section:
+    """A report within a report.
+
+    :ivar key: names the section in JSON and in links.
+    :ivar text: paragraphs that say what is in it.
+    :ivar report: what was found; None if that failed.
+    :ivar tables: keys of the tables that a page shows; None for all.
+    :ivar problem: why there is nothing, or not all.
+    """
+
+    key: str
+    title: str
+    text: Sequence[str] = ()
+    report: Optional[Report] = None
+    tables: Optional[Sequence[str]] = None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
 class StreamField:
     """One value of each result of a :class:`Stream`.
 

@@ -335,7 +335,7 @@ def text_of(obj: drgn.Object) -> str:
     return plain_text(bytes(int(c.value_()) & 0xFF for c in obj))
 
 
-def online_cpus(kernel: Kernel) -> List[int]:
+def possible_cpus(kernel: Kernel) -> List[int]:
     """Numbers of the CPUs that are or were set up: those possible.
 
     :raises Unavailable: the source does not tell.

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Dict, Iterator, List, Optional, Tuple
 
@@ -18,7 +19,8 @@ import drgn
 from drgn import FindObjectFlags, ProgramFlags
 
 from kvintro.errors import KvintroError
-from kvintro.source.btf import MAX_BTF_SIZE, Btf, BtfError, BtfTypes
+from kvintro.source import scan
+from kvintro.source.btf import MAX_BTF_SIZE, STRUCT, Btf, BtfError, BtfTypes
 from kvintro.source.kallsyms import (
     READ_ERRORS,
     Kallsyms,
@@ -31,6 +33,7 @@ from kvintro.source.variables import VariableTypes
 
 __all__ = ("Installed", "Missing", "install")
 
+_KEY = "kvintro.types"  # in Program.config
 _SYS_BTF = "/sys/kernel/btf"
 _KASAN = "__asan_register_globals"
 _NO_BTF = "give the kernel's BTF with --btf FILE, or its vmlinux with -s"
@@ -99,9 +102,13 @@ def install(
     :param btf: the kernel's BTF, if it is not to be taken from the kernel itself.
     :param types: whether to have types at all.
     :param modules: whether to look into loaded modules for what the kernel image does not have.
-    :return: what was found. Nothing is raised for what was not: the record has the reason.
+    :return: what was found. Nothing is raised for what was not: the record has the reason. Of a program that
+        has been given them before, the record that was returned then.
     """
-    done = Installed()
+    done = prog.config.get(_KEY)
+    if isinstance(done, Installed):
+        return done
+    done = prog.config[_KEY] = Installed()
     try:
         done.kallsyms = _find_symbols(prog)
         done.symbols = done.kallsyms.origin
@@ -230,16 +237,26 @@ def _is_local(prog: drgn.Program) -> bool:
 
 def _find_symbols(prog: drgn.Program) -> Kallsyms:
     try:
-        vmcoreinfo = prog["VMCOREINFO"].string_().decode("ascii", "replace")
-        return Kallsyms.from_memory(prog.read, vmcoreinfo_symbols(vmcoreinfo))
+        symbols = vmcoreinfo_symbols(_vmcoreinfo(prog))
     except LookupError:
         error = KallsymsError("there is no VMCOREINFO note", "give it with --vmcoreinfo FILE")
+        symbols = {}
+    try:
+        if symbols:
+            return Kallsyms.from_memory(prog.read, symbols)
     except KallsymsError as e:
         error = e
     if _is_local(prog):
         # An old kernel. What memory says is not subject to kptr_restrict, so this comes second.
         return Kallsyms.from_proc()
-    raise error
+    if "kallsyms_names" in symbols or not symbols:
+        raise error
+    return scan.find_kallsyms(prog.read, symbols)
+
+
+def _vmcoreinfo(prog: drgn.Program) -> str:
+    text: str = prog["VMCOREINFO"].string_().decode("ascii", "replace")
+    return text
 
 
 def _find_btf(prog: drgn.Program, kallsyms: Optional[Kallsyms]) -> Tuple[bytes, str]:
@@ -250,10 +267,12 @@ def _find_btf(prog: drgn.Program, kallsyms: Optional[Kallsyms]) -> Tuple[bytes, 
                 return file.read(MAX_BTF_SIZE + 1), f"BTF ({path})"
         except OSError:
             pass
-    if kallsyms is None:
-        raise BtfError("without symbols nothing leads to the kernel's BTF")
-    start, end = kallsyms.lookup("__start_BTF"), kallsyms.lookup("__stop_BTF")
+    start = end = None
+    if kallsyms is not None:
+        start, end = kallsyms.lookup("__start_BTF"), kallsyms.lookup("__stop_BTF")
     if start is None or end is None:
+        if kallsyms is None or kallsyms.code_only:
+            return _scan_for_btf(prog), "BTF (found by scanning)"
         raise BtfError("the kernel has no BTF (CONFIG_DEBUG_INFO_BTF is off)")
     if not 0 < end - start <= MAX_BTF_SIZE:
         raise BtfError(f"the kernel's BTF cannot have {end - start} bytes")
@@ -261,3 +280,22 @@ def _find_btf(prog: drgn.Program, kallsyms: Optional[Kallsyms]) -> Tuple[bytes, 
         return prog.read(start, end - start), "BTF"
     except READ_ERRORS as e:
         raise BtfError(f"the kernel's BTF is not in the source: {e}") from e
+
+
+def _scan_for_btf(prog: drgn.Program) -> bytes:
+    """The kernel's BTF where no symbol leads to it: the one whose sizes are those that VMCOREINFO has."""
+    try:
+        vmcoreinfo = _vmcoreinfo(prog)
+        start, end = scan.image_of(vmcoreinfo_symbols(vmcoreinfo))
+    except (LookupError, KallsymsError):
+        raise BtfError("without symbols nothing leads to the kernel's BTF") from None
+    sizes = re.findall(r"^SIZE\((\w+)\)=(\d{1,9})$", vmcoreinfo, re.M)
+    for data in scan.find_btf(prog.read, start, end):
+        try:
+            btf = Btf(data)
+            known = [(btf.size_of(i), int(size)) for name, size in sizes for i in btf.find(STRUCT, name)]
+        except BtfError:
+            continue
+        if known and all(found == said for found, said in known):
+            return data
+    raise BtfError("no BTF was found in the kernel's image (CONFIG_DEBUG_INFO_BTF is off?)")

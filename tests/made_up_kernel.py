@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A kernel's symbol table and BTF made by a test, and a program that has them in its memory. No kernel is needed."""
+"""A kernel's symbol table and BTF made by a test, and a program with them in memory. No kernel is needed."""
 
 from __future__ import annotations
 

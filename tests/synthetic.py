@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import struct
-from typing import Dict, Iterable, List, Tuple
+from typing import Dict, Iterable, List, Mapping, Optional, Tuple
 
 import drgn
 
@@ -98,10 +98,14 @@ def elf_core(
     segments: Iterable[Tuple[int, int, bytes]] = (),
     notes: Iterable[Tuple[str, int, bytes]] = (),
     *,
+    left_out: Optional[Mapping[int, int]] = None,
     machine: int = 62,
     kind: int = 4,
 ) -> bytes:
-    """An ELF core: segments as (virtual address, physical address, content)."""
+    """An ELF core: segments as (virtual address, physical address, content).
+
+    :param left_out: bytes that a segment, by its physical address, has in memory and not in the file.
+    """
     note_data = b"".join(
         struct.pack("<III", len(name) + 1, len(data), number)
         + (name.encode() + b"\0").ljust((len(name) + 4) & ~3, b"\0")
@@ -114,7 +118,8 @@ def elf_core(
     headers: List[bytes] = [struct.pack("<IIQQQQQQ", 4, 0, at, 0, 0, len(note_data), 0, 4)]
     at += len(note_data)
     for virtual, physical, data in loads:
-        headers.append(struct.pack("<IIQQQQQQ", 1, 7, at, virtual, physical, len(data), len(data), 1))
+        size = len(data) + (left_out or {}).get(physical, 0)
+        headers.append(struct.pack("<IIQQQQQQ", 1, 7, at, virtual, physical, len(data), size, 1))
         at += len(data)
     ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
     head = ident + struct.pack("<HHIQQQIHHHHHH", kind, machine, 1, 0, 64, 0, 0, 64, 56, count, 0, 0, 0)

@@ -11,8 +11,8 @@ dimension. This finds both in the vmlinux files given (the newest first), for
 - all structures that the kernels' BTF has.
 
 Each vmlinux is then read the way kvintro reads a kernel without debuginfo, from its BTF and kallsyms, and
-what the table says is compared with DWARF. Differences are printed; a wrong type makes the exit status 1. With --check,
-nothing is written.
+what the table says is compared with DWARF. Differences are printed; a wrong type makes the exit status 1.
+With --check, nothing is written.
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ def candidates(name: str, seen: List[Tuple[Vmlinux, drgn.Type]]) -> List[str]:
             entry = f"{entry}!"
         if entry and entry not in entries:
             entries.append(entry)
-    for element in {spell(type_.type) for _, type_ in arrays}:
+    for element in dict.fromkeys(spell(type_.type) for _, type_ in arrays):
         if element and name not in LENGTHS and name not in CONSTANT and f"{element}[?]" not in entries:
             base, bracket, inner = element.partition("[")
             entry = f"{base.rstrip()}[]{bracket}{inner}"
@@ -333,7 +333,7 @@ def write(types: Dict[str, Tuple[str, ...]], shape_table: Dict[str, Tuple[Tuple[
     TABLE.write_text("\n".join(lines))
 
 
-def main() -> int:
+def main(argv: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -343,7 +343,7 @@ def main() -> int:
         nargs="+",
         help="vmlinux with DWARF and BTF, the newest first; one of them of another configuration, with KASAN",
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     kernels = [Vmlinux(path) for path in arguments.vmlinux]
     declared = {}
     for name in sorted(helper_names()):

@@ -59,9 +59,7 @@ class SpecialSwapTypes:
     names: Mapping[int, str]
 
     @classmethod
-    def of(
-        cls, *, markers: bool, device: int, migration: int, hwpoison: bool
-    ) -> SpecialSwapTypes:
+    def of(cls, *, markers: bool, device: int, migration: int, hwpoison: bool) -> SpecialSwapTypes:
         """The types from the top (31) down, in the order of ``include/linux/swap.h``.
 
         :param markers: SWP_PTE_MARKER exists.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""``kvintro aliases``: where the kernel sees a page of memory."""
+"""``kvintro aliases``: where the kernel and processes see a page of memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from kvintro.kernel import Kernel
     from kvintro.model import Report
 
-HELP = "every kernel virtual address of a page of physical memory"
+HELP = "every virtual address of a page of physical memory, in the kernel and in processes"
 EXAMPLES = """\
 examples:
   kvintro -c vmcore aliases 1a2b3000                 a physical address
@@ -22,7 +22,9 @@ examples:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's own options."""
     parser.add_argument(
-        "address", metavar="ADDR", help="physical below the kernel half, virtual above it; hex, symbol, symbol+offset"
+        "address",
+        metavar="ADDR",
+        help="physical below the kernel half, virtual above it; hex, symbol, symbol+offset",
     )
     parser.add_argument(
         "--from", dest="form", choices=("virtual", "physical", "pfn", "page"), help="what the number is"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, List
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel
@@ -37,7 +37,7 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
     """The report."""
     from kvintro.reports.identify import identify
 
-    texts = []
+    texts: List[str] = []
     for text in args.addresses:
         texts.extend(sys.stdin.read().split() if text == "-" else [text])
     return identify(kernel, texts, form=args.form)

@@ -17,6 +17,8 @@ examples:
   kvintro -c vmcore layout             a dump, no debuginfo needed
   kvintro -c vmcore --json layout      for programs
   kvintro -c vmcore layout --pid 1     with what process 1 maps in the user half
+  kvintro -c vmcore layout --map       drawn in the terminal
+  kvintro -c vmcore --format svg -o map.svg layout
 """
 
 
@@ -26,6 +28,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     holes.add_argument("--holes", action="store_true", default=True, help="show unused stretches (default)")
     holes.add_argument("--no-holes", action="store_false", dest="holes", help="leave unused stretches away")
     parser.add_argument("--pid", type=int, metavar="PID", help="count what this process maps in user space")
+    parser.add_argument(
+        "--map",
+        action="store_const",
+        dest="format",
+        const="map",
+        default=argparse.SUPPRESS,
+        help="draw it in the terminal (--format svg: as a picture)",
+    )
 
 
 def run(kernel: Kernel, args: argparse.Namespace) -> Report:

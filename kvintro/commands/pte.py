@@ -37,7 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def needs_source(args: argparse.Namespace) -> bool:
     """A kernel is opened if one was named, for its address mask; the running one is not asked."""
-    return bool(args.core or args.qemu)
+    return bool(args.core or args.qemu or getattr(args, "sudo", False))
 
 
 def run(kernel: Optional[Kernel], args: argparse.Namespace) -> Report:

@@ -46,7 +46,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--pid", type=int, metavar="PID", help="by the page tables of this process")
     parser.add_argument(
-        "--user-half", action="store_true", help="by the tables that user mode runs on under page-table isolation"
+        "--user-half",
+        action="store_true",
+        help="by the tables that user mode runs on under page-table isolation",
     )
     parser.add_argument("--walk", action="store_true", help="show the entry of each level, decoded")
 
@@ -67,14 +69,16 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Union[Report, Stream]:
     )
     if "-" in args.addresses:
         if args.addresses != ["-"]:
-            raise UsageError("- stands alone", "put all addresses on standard input, or all on the command line")
+            raise UsageError(
+                "- stands alone", "put all addresses on standard input, or all on the command line"
+            )
         return translate_stream(kernel, translator, _chunks(sys.stdin.fileno()), walk=args.walk)
     report = translate(kernel, translator, args.addresses)
     return dataclasses.replace(report, extra={"walk": True}) if args.walk else report
 
 
 def _chunks(descriptor: int) -> Iterator[List[str]]:
-    """The words on a file, as many at a time as have arrived: a person sees answers at once, a pipe is fast."""
+    """The words on a file, as many at a time as have come: people see answers at once, and pipes are fast."""
     rest = b""
     while True:
         data = os.read(descriptor, _CHUNK)

@@ -201,5 +201,3 @@ class Bulk:
             entries[part] = data.reshape(-1)[rows * PTRS_PER_TABLE + index[part]]
             lost[part] = missing[rows]
         return entries, lost if lost.any() else None
-
-

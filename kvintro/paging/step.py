@@ -33,8 +33,8 @@ class Step:
 class Walk:
     """How one virtual address translates.
 
-    :ivar state: ``mapped``, ``unmapped`` (an entry is not present, or has reserved bits set), ``not-in-dump`` (a table on the way is missing from the source;
-        the page itself may be) or ``non-canonical``.
+    :ivar state: ``mapped``, ``unmapped`` (an entry is not present, or has reserved bits set), ``not-in-dump``
+        (a table on the way is missing from the source; the page itself may be) or ``non-canonical``.
     :ivar physical: physical address if mapped.
     :ivar page_size: bytes of the page that maps it, 0 if none does.
     """

@@ -244,7 +244,7 @@ class Tree:
         keys |= mapped * u(MAPPED)
         keys |= u(NONZERO)
         # An empty entry has no rights, whatever the levels above allow (as the kernel's ptdump prints it).
-        # Above level 1 one with nothing but these two bits is as good as empty (p4d_none, pud_none, pmd_none).
+        # Above level 1 one with nothing but these two bits is as good as empty (pud_none, pmd_none).
         stray = ACCESSED | DIRTY if level > 1 else 0
         empty = entries & u(ALL & ~stray) == u(0)
         keys *= ~empty

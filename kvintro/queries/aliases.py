@@ -79,7 +79,11 @@ def _roots(kernel: Kernel, problems: List[str]) -> Iterator[Tuple[Root, List[Add
     yield kernel_root(kernel), [kernel_half]
     for region in kernel.regions:
         place = kernel.locate(region)
-        if not isinstance(place, Placement) or region.kind == "hole" or place.range.start <= geometry.user.end:
+        if (
+            not isinstance(place, Placement)
+            or region.kind == "hole"
+            or place.range.start <= geometry.user.end
+        ):
             continue
         try:
             roots = region.roots(kernel)

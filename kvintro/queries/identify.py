@@ -20,11 +20,20 @@ from kvintro.arch.x86_64 import ALL, FIXADDR_TOP, PAGE_SHIFT
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
 from kvintro.model import Address
+from kvintro.queries.modules import ModuleMemory, module_memory
 from kvintro.queries.translate import Input, Translation, Translator
 from kvintro.regions.vmemmap import REGION as VMEMMAP
 
 # What helpers raise on memory that is damaged, missing or laid out in a way they do not know.
-_TROUBLE = (LookupError, AttributeError, TypeError, ValueError, OverflowError, NotImplementedError, drgn.FaultError)
+_TROUBLE = (
+    LookupError,
+    AttributeError,
+    TypeError,
+    ValueError,
+    OverflowError,
+    NotImplementedError,
+    drgn.FaultError,
+)
 
 #: Kinds, most specific first.
 KINDS = (
@@ -42,8 +51,6 @@ KINDS = (
 )
 
 _MAX_CPUS = 1 << 13
-_MAX_MODULES = 1 << 14
-_MEMORY_TYPES = ("text", "data", "rodata", "ro_after_init", "init_text", "init_data", "init_rodata")
 
 
 @dataclass(frozen=True)
@@ -135,7 +142,11 @@ class Identifier:
         if found.state == "unmapped":
             text += " (nothing is mapped there now)"
         return Identity(
-            "symbol", text, Address(symbol.address), symbol.size or None, {"name": symbol.name, "offset": offset}
+            "symbol",
+            text,
+            Address(symbol.address),
+            symbol.size or None,
+            {"name": symbol.name, "offset": offset},
         )
 
     # Per-CPU variables
@@ -182,7 +193,9 @@ class Identifier:
                 continue
             details: Dict[str, Any] = {"cpu": cpu, "name": None, "offset": inside}
             if start + inside >= end:
-                yield Identity("per_cpu", f"per-CPU memory of CPU {cpu}, dynamic, +{inside:#x}", details=details)
+                yield Identity(
+                    "per_cpu", f"per-CPU memory of CPU {cpu}, dynamic, +{inside:#x}", details=details
+                )
                 return
             at = bisect_right(self._variables, (start + inside, "\x7f")) - 1
             if at < 0:
@@ -203,7 +216,9 @@ class Identifier:
         base, size, count = VMEMMAP.pages(self.kernel)
         pfn, inside = divmod(address - base, size)
         if self.kernel.walk(address).state == "unmapped" or pfn >= count:
-            yield Identity("struct_page", f"no struct page: page frame {pfn:#x} has none", details={"pfn": None})
+            yield Identity(
+                "struct_page", f"no struct page: page frame {pfn:#x} has none", details={"pfn": None}
+            )
             return
         text = f"struct page: page frame {pfn:#x}, physical {pfn << PAGE_SHIFT:016x}"
         text += f" +{inside:#x}" if inside else ""
@@ -232,30 +247,20 @@ class Identifier:
         yield Identity("fixmap_slot", text, start, 1 << PAGE_SHIFT, {"slot": slot, "name": name})
 
     @cached_property
-    def _modules(self) -> List[Tuple[int, int, str, str]]:
-        """(start, end, module, type of memory), ascending."""
-        from drgn.helpers.linux.module import for_each_module
-
-        found = []
-        for number, module in enumerate(for_each_module(self.kernel.prog)):
-            if number >= _MAX_MODULES:
-                raise Unavailable("the list of modules does not end")
-            name = os.fsdecode(module.name.string_())
-            for start, size, kind in _module_memory(module):
-                if size:
-                    found.append((start, start + size, name, kind))
-        return sorted(found)
+    def _modules(self) -> List[ModuleMemory]:
+        return module_memory(self.kernel)
 
     def _module(self, address: int, found: Translation) -> Iterator[Identity]:
         if found.region not in ("modules", "vmalloc") or self.kernel.source.types == "none":
             return
-        at = bisect_right(self._modules, (address, ALL, "", "")) - 1
-        if at < 0 or address >= self._modules[at][1]:
+        at = bisect_right(self._modules, ModuleMemory(address, ALL, "", "")) - 1
+        if at < 0 or address > self._modules[at].end:
             return
-        start, end, name, kind = self._modules[at]
-        text = f"module {name}: {kind} +{address - start:#x}"
-        details = {"module": name, "memory": kind, "offset": address - start}
-        yield Identity("module_memory", text, Address(start), end - start, details)
+        piece = self._modules[at]
+        offset = address - piece.start
+        text = f"module {piece.module}: {piece.kind} +{offset:#x}"
+        details = {"module": piece.module, "memory": piece.kind, "offset": offset}
+        yield Identity("module_memory", text, Address(piece.start), piece.end - piece.start + 1, details)
 
     def _init(self, address: int, found: Translation) -> Iterator[Identity]:
         if found.region != "kernel_image":
@@ -263,7 +268,9 @@ class Identifier:
         start, end = self.kernel.find_symbol("__init_begin"), self.kernel.find_symbol("__init_end")
         if start is None or end is None or not start <= address < end:
             return
-        yield Identity("init_section", "__init section, freed once the kernel is up", Address(start), end - start)
+        yield Identity(
+            "init_section", "__init section, freed once the kernel is up", Address(start), end - start
+        )
 
     def _region(self, address: int, found: Translation) -> Iterator[Identity]:
         region = self.translator.places.at(address)
@@ -272,21 +279,9 @@ class Identifier:
             return
         at = bisect_right(self.translator.places.starts, address) - 1
         start = self.translator.places.starts[at]
-        yield Identity("region", f"{region.name} +{address - start:#x}", Address(start), None, {"key": region.key})
-
-
-def _module_memory(module: drgn.Object) -> Iterator[Tuple[int, int, str]]:
-    """(start, size, type) of each piece of a module."""
-    try:
-        memory = module.mem
-    except AttributeError:
-        # Before 6.4 there were two pieces, with parts of different rights in them.
-        for layout, kind in ((module.core_layout, "core"), (module.init_layout, "init")):
-            yield layout.base.value_(), layout.size.value_(), kind
-        return
-    for number, piece in enumerate(memory):
-        kind = _MEMORY_TYPES[number] if number < len(_MEMORY_TYPES) else f"memory {number}"
-        yield piece.base.value_(), piece.size.value_(), kind
+        yield Identity(
+            "region", f"{region.name} +{address - start:#x}", Address(start), None, {"key": region.key}
+        )
 
 
 def _task(thing: Any) -> Identity:
@@ -299,7 +294,9 @@ def _stack(thing: Any) -> Identity:
     task = thing.task
     details = {"pid": task.pid.value_(), "comm": os.fsdecode(task.comm.string_())}
     start = task.stack.value_()
-    return Identity("task_stack", str(thing), Address(start), None, {**details, "offset": thing.address - start})
+    return Identity(
+        "task_stack", str(thing), Address(start), None, {**details, "offset": thing.address - start}
+    )
 
 
 def _slab(thing: Any) -> Identity:
@@ -327,5 +324,3 @@ _MAKERS: Mapping[str, Callable[[Any], Identity]] = {
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
-
-

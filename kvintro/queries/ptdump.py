@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A page-table tree as the kernel's own ptdump prints it.
 
-Follows ``mm/ptdump.c`` and ``arch/x86/mm/dump_pagetables.c`` to the letter, oddities included, so that the text
-can be compared with /sys/kernel/debug/page_tables line by line: what is printed is what ``note_page()`` would
-have been called with, one call for each entry, reduced to the calls that matter.
+Follows ``mm/ptdump.c`` and ``arch/x86/mm/dump_pagetables.c`` to the letter, oddities included, so that the
+text can be compared with /sys/kernel/debug/page_tables line by line: what is printed is what
+``note_page()`` would have been called with, one call for each entry, reduced to the calls that matter.
 """
 
 from __future__ import annotations
@@ -145,9 +145,7 @@ def stretches(kernel: Kernel, wanted: Optional[AddressRange] = None) -> Sequence
     ]
 
 
-def lines(
-    tree: Tree, markers: Markers, parts: Sequence[AddressRange]
-) -> Iterator[Line]:
+def lines(tree: Tree, markers: Markers, parts: Sequence[AddressRange]) -> Iterator[Line]:
     """The dump's lines, ascending.
 
     :param parts: from :func:`stretches`.
@@ -160,20 +158,21 @@ def lines(
         for start, end, key in tree.ranges(part.start, part.end):
             level = (key & LEVEL_MASK) >> LEVEL_SHIFT
             step = 1 << 12 + 9 * (level - 1)
+            noted = key & ~_NOT_COMPARED
             if key & PRUNED:
                 # Pruned entries are noted without asking for their rights: those of the last real one stick.
-                key = key & ~_EFFECTIVE | stale
+                noted = noted & ~_EFFECTIVE | stale
             elif level == 1:
                 if not key & (UNREADABLE | OVER_LIMIT):
                     stale = key & _EFFECTIVE if key & NONZERO else EFFECTIVE_NX if key & STALE_NX else 0
             elif key & NONZERO:
                 if level >= 4:
                     # No page is that large: p4d_none_or_clear_bad() makes a hole of it.
-                    key &= LEVEL_MASK
+                    noted &= LEVEL_MASK
                 elif not key & (PRESENT | PSE):
                     # Neither a page nor a table, and not empty either: passed over without a word.
                     continue
-            yield from state.note(start, end, step, key & ~_NOT_COMPARED)
+            yield from state.note(start, end, step, noted)
     yield from state.flush(parts[-1].end + 1 & ALL)
 
 
@@ -219,5 +218,3 @@ class _State:
         """``note_page_flush()``."""
         if self._key is not None:
             yield self._line(end)
-
-

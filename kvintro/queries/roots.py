@@ -33,7 +33,8 @@ def process_root(kernel: Kernel, pid: int) -> Root:
             raise UsageError(f"there is no process {pid}", "give the pid of a process that exists")
         if not task.mm:
             raise UsageError(
-                f"pid {pid} is a kernel thread and maps no user memory", "leave --pid away for the kernel's own"
+                f"pid {pid} is a kernel thread and maps no user memory",
+                "leave --pid away for the kernel's own",
             )
         return Root(table_of(kernel, task.mm.pgd.value_()), f"pid {pid}")
     except TROUBLE as error:

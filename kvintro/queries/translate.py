@@ -11,7 +11,7 @@ import re
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from kvintro.arch.x86_64 import ALL, PAGE_SHIFT
 from kvintro.arch.x86_64_entry import Swap, decode, level_name
@@ -81,7 +81,7 @@ class Translation:
 
 @dataclass(frozen=True)
 class Input:
-    """What was asked for: the text, the number that it stands for, what the number is, and why a symbol's is."""
+    """What was asked for: the text, the number it stands for, what the number is, and what to add to that."""
 
     text: str
     value: int
@@ -172,7 +172,9 @@ class Translator:
         if found is None:
             if self.kernel.source.symbols == "none":
                 raise UsageError(f"no symbols here, so {match['name']} cannot be found", "give -s VMLINUX")
-            raise UsageError(f"this kernel has no symbol {match['name']}", "check the name, or give its address")
+            raise UsageError(
+                f"this kernel has no symbol {match['name']}", "check the name, or give its address"
+            )
         note = ""
         offset = int(match["offset"], 16) if match["offset"] else 0
         value = found
@@ -220,7 +222,21 @@ class Translator:
 
     def _nothing(self, asked: Input, state: str, note: str) -> Translation:
         return Translation(
-            asked.text, asked.form, state, None, None, None, None, None, None, None, None, None, None, note, ()
+            asked.text,
+            asked.form,
+            state,
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+            note,
+            (),
         )
 
     def _of_virtual(self, asked: Input) -> Translation:
@@ -246,7 +262,7 @@ class Translator:
         return self._answer(asked, found, root, address, found.physical, method, notes)
 
     def _kept(self, found: Walk, address: int, notes: List[str]) -> Walk:
-        """A user page that the processor refuses to touch but the kernel still has mapped (``pte_present()``).
+        """A user page that the processor refuses and the kernel still has mapped (``pte_present()``).
 
         PROT_NONE and NUMA hinting leave such entries behind; pagemap calls them present too.
         """
@@ -340,7 +356,7 @@ class Translator:
         pfn, inside = divmod(asked.value - base, size)
         if not 0 <= pfn < count:
             raise UsageError(
-                f"{asked.text} is no struct page: they lie from {base:016x} to {base + count * size - 1:016x}",
+                f"{asked.text} is no struct page: they lie at {base:016x}-{base + count * size - 1:016x}",
                 "leave --from away to have it taken for what it is",
             )
         notes = [asked.note]
@@ -426,13 +442,9 @@ class Translator:
             name = level_name(step.level, geometry.levels)
             entry_address = Address(step.entry_address)
             if step.value is None:
-                out.append(
-                    WalkStep(name, entry_address, None, (), None, "this table is not in the dump")
-                )
+                out.append(WalkStep(name, entry_address, None, (), None, "this table is not in the dump"))
                 continue
-            entry = decode(
-                step.value, step.level, geometry, half=half, dialect=self.kernel.entry_dialect
-            )
+            entry = decode(step.value, step.level, geometry, half=half, dialect=self.kernel.entry_dialect)
             note = ""
             if entry.swap is not None:
                 note = _swap_text(entry.swap)
@@ -440,11 +452,7 @@ class Translator:
                 note = f"{entry.kind}: keeps page frame {(entry.physical or 0) >> PAGE_SHIFT:#x}"
             elif entry.reserved:
                 note = "reserved bits are set: the processor refuses it"
-            out.append(
-                WalkStep(
-                    name, entry_address, Address(step.value), entry.flags, entry.kind, note
-                )
-            )
+            out.append(WalkStep(name, entry_address, Address(step.value), entry.flags, entry.kind, note))
         return tuple(out)
 
     # Many answers, with what a line has room for
@@ -479,8 +487,8 @@ class Translator:
             forms[below & (values >> limit == numpy.uint64(0))] = FORMS.index("physical")
         return forms
 
-    def columns(self, texts: Sequence[str], values: U64, forms: "NDArray[numpy.uint8]") -> Dict[str, List[Any]]:
-        """The fields of many answers, a list for each. Regions with roots of their own are left to one-by-one.
+    def columns(self, texts: Sequence[str], values: U64, forms: "NDArray[numpy.uint8]") -> Columns:
+        """The fields of many answers, a list for each; see :meth:`one_by_one` for which are not final.
 
         :param forms: indices into :data:`FORMS`.
         """
@@ -537,31 +545,38 @@ class Translator:
         for i in numpy.flatnonzero(mapped & (linear == 2)).tolist():
             region = self.places.regions[int(stretch[i])]
             notes[i] = self._disagreement(int(virtual[i]), self._rules["" if region is None else region.key])
-        pages, has_page = self._pages_of(out_physical, has_physical)
         names = self._keys
-        return {
-            "input": list(texts),
-            "taken_as": [FORMS[f] for f in forms.tolist()],
-            "state": [STATES[s] for s in found.tolist()],
-            "region": [names[s] if h else None for s, h in zip(stretch.tolist(), has_virtual.tolist())],
-            "virtual": _addresses(virtual, has_virtual),
-            "physical": _addresses(out_physical, has_physical),
-            "pfn": [
-                p if h else None for p, h in zip((out_physical >> shift).tolist(), has_physical.tolist())
-            ],
-            "page": _addresses(pages, has_page),
-            "page_size": [
-                1 << s if m else None for s, m in zip(result.page_shifts.tolist(), mapped.tolist())
-            ],
-            "method": [
-                ("walk", "linear", "walk")[k] if m else None for k, m in zip(linear.tolist(), mapped.tolist())
-            ],
-            "symbol": [None] * n,
-            "in_dump": [None] * n,
-            "root": [self.root.owner] * n,
-            "note": notes,
-            "walk": [()] * n,
-        }
+
+        def optional(values: U64, has: NDArray[numpy.bool_]) -> List[Optional[int]]:
+            if has.all():
+                return list(values.tolist())
+            return [v if h else None for v, h in zip(values.tolist(), has.tolist())]
+
+        def paged() -> List[Optional[Address]]:
+            return _addresses(*self._pages_of(out_physical, has_physical))
+
+        methods = numpy.where(mapped, numpy.where(linear == 1, 2, 1), 0)
+        return Columns(
+            {
+                "input": lambda: list(texts),
+                "taken_as": lambda: [FORMS[f] for f in forms.tolist()],
+                "state": lambda: [STATES[s] for s in found.tolist()],
+                "region": lambda: [
+                    names[s] if h else None for s, h in zip(stretch.tolist(), has_virtual.tolist())
+                ],
+                "virtual": lambda: _addresses(virtual, has_virtual),
+                "physical": lambda: _addresses(out_physical, has_physical),
+                "pfn": lambda: optional(out_physical >> shift, has_physical),
+                "page": paged,
+                "page_size": lambda: optional(u(1) << result.page_shifts.astype(u), mapped),
+                "method": lambda: [(None, "walk", "linear")[m] for m in methods.tolist()],
+                "symbol": lambda: [None] * n,
+                "in_dump": lambda: [None] * n,
+                "root": lambda: [self.root.owner] * n,
+                "note": lambda: notes,
+                "walk": lambda: [()] * n,
+            }
+        )
 
     def one_by_one(
         self, values: U64, forms: "NDArray[numpy.uint8]", states: Sequence[str]
@@ -602,15 +617,15 @@ class Translator:
             at = bisect_right(self.places.starts, rule.range.start) - 1
             if self._keys[at] != key:
                 continue
-            inside = (stretch == at) & (virtual >= u(rule.range.start)) & (virtual <= u(rule.range.end)) & mapped
+            inside = (
+                (stretch == at) & (virtual >= u(rule.range.start)) & (virtual <= u(rule.range.end)) & mapped
+            )
             agree = virtual - u(rule.offset) == physical
             out[inside & agree] = 1
             out[inside & ~agree] = 2
         return out
 
-    def _pages_of(
-        self, physical: U64, has: "NDArray[numpy.bool_]"
-    ) -> "Tuple[U64, NDArray[numpy.bool_]]":
+    def _pages_of(self, physical: U64, has: "NDArray[numpy.bool_]") -> "Tuple[U64, NDArray[numpy.bool_]]":
         import numpy
 
         u = numpy.uint64
@@ -622,6 +637,26 @@ class Translator:
         has = has & (pfns < u(count))
         there = self.kernel.bulk().translate(numpy.where(has, pages, u(0))).states
         return pages, has & (there != 0)
+
+
+class Columns(Mapping[str, List[Any]]):
+    """Lists of values by field, each made when it is first asked for: a line of text has not room for all."""
+
+    def __init__(self, make: Mapping[str, Callable[[], List[Any]]]) -> None:
+        self._make = make
+        self._made: Dict[str, List[Any]] = {}
+
+    def __getitem__(self, key: str) -> List[Any]:
+        made = self._made.get(key)
+        if made is None:
+            made = self._made[key] = self._make[key]()
+        return made
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._make)
+
+    def __len__(self) -> int:
+        return len(self._make)
 
 
 def _swap_text(swap: Swap) -> str:

@@ -68,12 +68,14 @@ class Contents:
     :ivar totals: what the whole comes to, by name.
     :ivar notes: what a reader should know: disagreements with the page tables, damaged structures.
     :ivar partial: something that should be here could not be read.
+    :ivar ranged: the rows are those of the range asked for, in the region's own sense of it.
     """
 
     tables: Sequence[Table]
     totals: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
     partial: bool = False
+    ranged: bool = False
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,25 @@ def _modules() -> Tuple[Any, ...]:
     )
 
 
-def regions_of(arch: Any) -> Tuple[Region, ...]:
+class Regions(Tuple[Region, ...]):
+    """Regions in the order of their rows, each also an attribute by its key: ``regions.vmalloc``."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Region:
+        for region in self:
+            if region.key == name:
+                return region
+        raise AttributeError(f"there is no region {name!r}, only {', '.join(r.key for r in self)}")
+
+    def __dir__(self) -> List[str]:
+        return [*super().__dir__(), *(region.key for region in self)]
+
+    def __repr__(self) -> str:
+        return "\n".join(map(repr, self))
+
+
+def regions_of(arch: Any) -> Regions:
     """All regions of an architecture: those with a file here, and those its own file brings."""
     found = [m.REGION for m in _modules() if hasattr(m, "REGION") and m.REGION.arch == arch.name]
-    return tuple(sorted((*found, *arch.regions), key=lambda region: (region.row, region.key)))
+    return Regions(sorted((*found, *arch.regions), key=lambda region: (region.row, region.key)))

@@ -3,21 +3,100 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Dict, Iterator, List, Optional, Tuple
 
-from kvintro.arch.x86_64 import CPU_ENTRY_AREA_BASE, P4D_SHIFT
-from kvintro.model import AddressRange, Located
-from kvintro.regions import Region, fixed_place
+import drgn
+
+from kvintro.arch.x86_64 import CPU_ENTRY_AREA_BASE, P4D_SHIFT, PAGE_SIZE
+from kvintro.errors import Unavailable
+from kvintro.mapped import View
+from kvintro.model import Address, AddressRange, Column, Located, Size, Table
+from kvintro.processes import mapped_physical
+from kvintro.regions import Asked, Contents, Region, fixed_place
+from kvintro.structures import Damage, need_types, per_cpu_address, pointer_at, possible_cpus, size_of, type_of
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel
+
+# Members of struct cpu_entry_area: the per-CPU variable that each is another mapping of, and its rights
+# (arch/x86/mm/cpu_entry_area.c:setup_cpu_entry_area).
+_BEHIND: Dict[str, Tuple[str, str]] = {
+    "gdt": ("gdt_page", "r--"),
+    "entry_stack_page": ("entry_stack_storage", "rw-"),
+    "tss": ("cpu_tss_rw", "r--"),
+    "cpu_debug_store": ("cpu_debug_store", "rw-"),
+}
+# Mapped only on some machines: VC stacks in SEV-ES guests, the debug store on Intel's processors, and its
+# buffers while perf uses them.
+_OPTIONAL = ("VC_stack", "VC2_stack", "cpu_debug_store", "cpu_debug_buffers")
+
+
+@dataclass(frozen=True)
+class MemberRow:
+    """A member of a CPU's area, or the IDT at the start of the region.
+
+    :ivar cpu: None for the IDT, which all CPUs share.
+    :ivar guard: whether it is there to be mapped to nothing.
+    :ivar expected: rights that it should have, empty for nothing mapped.
+    :ivar physical: the first page behind it.
+    :ivar behind: the variable that it is another mapping of.
+    """
+
+    cpu: Optional[int]
+    member: str
+    start: Address
+    end: Address
+    size: Size
+    guard: bool
+    expected: str
+    rights: Tuple[str, ...]
+    mapped: Size
+    physical: Optional[Address]
+    behind: Optional[str]
+    problem: Optional[str]
+
+
+@dataclass(frozen=True)
+class AreaRow:
+    """A CPU's area.
+
+    :ivar slot: which of the places in the region it has; the CPU's number where they are not randomised.
+    """
+
+    cpu: int
+    slot: int
+    start: Address
+    end: Address
+    size: Size
+    mapped: Size
+
+
+_MEMBER_COLUMNS = (
+    Column("cpu", "cpu", "right"),
+    Column("member", "member"),
+    Column("start", "start"),
+    Column("end", "end"),
+    Column("size", "size", "right"),
+    Column("rights", "rights"),
+    Column("physical", "physical"),
+    Column("behind", "same as"),
+    Column("problem", ""),
+)
+_AREA_COLUMNS = (
+    Column("cpu", "cpu", "right"),
+    Column("slot", "slot", "right"),
+    Column("start", "start"),
+    Column("end", "end"),
+    Column("size", "size", "right"),
+    Column("mapped", "mapped", "right"),
+)
 
 
 class CpuEntryArea(Region):
     """``CPU_ENTRY_AREA_BASE``, one entry of a P4D; arch/x86/include/asm/cpu_entry_area.h."""
 
     key = "cpu_entry_area"
-    row = 9
     name = "cpu_entry_area"
     macro = "CPU_ENTRY_AREA_BASE"
     fixed = True
@@ -26,8 +105,169 @@ class CpuEntryArea(Region):
         base = CPU_ENTRY_AREA_BASE
         note = ""
         if kernel.source.symbols != "none" and kernel.has_symbol("_cea_offset"):
-            note = "each CPU's at a random place"
+            note = "each CPU's at a random place in it"
         return fixed_place(AddressRange(base, base + (1 << P4D_SHIFT) - 1), note)
+
+    def contents(self, kernel: Kernel, asked: Asked) -> Contents:
+        """The IDT, and every CPU's members."""
+        need_types(kernel, "members of cpu_entry_area")
+        damage = Damage()
+        base, end = CPU_ENTRY_AREA_BASE, CPU_ENTRY_AREA_BASE + (1 << P4D_SHIFT) - 1
+        view = View.of(kernel, base, end)
+        rows: List[MemberRow] = [_idt(kernel, view)]
+        areas: List[AreaRow] = []
+        size = size_of(kernel, "struct cpu_entry_area")
+        for cpu in possible_cpus(kernel):
+            try:
+                slot, start = area_of(kernel, cpu)
+            except Unavailable as error:
+                damage.add("the area of a CPU cannot be found", f"CPU {cpu}: {error.what}")
+                continue
+            if start + size - 1 > end:
+                damage.add("the area of a CPU lies outside of the region", f"CPU {cpu}: slot {slot}")
+                continue
+            mapped = view.stretch(start, start + size - 1).mapped
+            areas.append(AreaRow(cpu, slot, Address(start), Address(start + size - 1), Size(size), Size(mapped)))
+            rows += [
+                _member(kernel, view, cpu, name, start + offset, length, parent)
+                for name, offset, length, parent in _members(kernel)
+            ]
+        mapped = view.stretch(base, end).mapped
+        known = sum(row.mapped for row in rows)
+        totals = {
+            "cpus": len(areas),
+            "size_for_each": Size(size),
+            "mapped": Size(mapped),
+            "guards": sum(row.guard for row in rows),
+            "places": ((1 << P4D_SHIFT) - PAGE_SIZE) // size,
+        }
+        notes = [*damage.notes]
+        wrong = [row for row in rows if row.problem]
+        if wrong:
+            shown = "; ".join(f"{row.start:016x} ({row.member}): {row.problem}" for row in wrong[:3])
+            notes.append(f"{len(wrong)} members are not mapped as they should be: {shown}")
+        if mapped != known and not damage:
+            notes.append(f"{mapped - known} bytes are mapped here that belong to no member of any CPU")
+        return Contents(
+            (
+                Table("members", _MEMBER_COLUMNS, rows),
+                Table("cpus", _AREA_COLUMNS, areas, "each CPU's area"),
+            ),
+            totals,
+            notes,
+            partial=bool(damage),
+        )
+
+
+def area_of(kernel: Kernel, cpu: int) -> Tuple[int, int]:
+    """(place, address) of a CPU's area: ``get_cpu_entry_area()``.
+
+    The places were drawn at random since 97e3d26b5e5f "x86/mm: Randomize per-cpu entry area" (6.2); before,
+    and without KASLR, they go by CPU numbers.
+
+    :raises Unavailable: the source does not tell.
+    """
+    slot = cpu
+    if kernel.find_symbol("_cea_offset") is not None:
+        slot = pointer_at(kernel, per_cpu_address(kernel, "_cea_offset", cpu))
+    size = size_of(kernel, "struct cpu_entry_area")
+    if not 0 < size <= 1 << 24 or slot * size > 1 << P4D_SHIFT:
+        raise Unavailable(f"place {slot} of {size} bytes makes no sense")
+    # The first page is the IDT's.
+    return slot, CPU_ENTRY_AREA_BASE + PAGE_SIZE + slot * size
+
+
+def _members(kernel: Kernel) -> Iterator[Tuple[str, int, int, Optional[str]]]:
+    """(name, offset, size, containing member) of what the area consists of, in order."""
+    for member in type_of(kernel, "struct cpu_entry_area").members:
+        base = member.bit_offset // 8
+        if member.name == "estacks":
+            for inner in member.type.members:
+                yield inner.name or "", base + inner.bit_offset // 8, drgn.sizeof(inner.type), member.name
+        else:
+            yield member.name or "", base, drgn.sizeof(member.type), None
+
+
+def _idt(kernel: Kernel, view: View) -> MemberRow:
+    """``arch/x86/kernel/idt.c:idt_setup_apic_and_irq_gates`` maps idt_table, which is one page, read-only."""
+    wanted: Optional[int] = None
+    try:
+        wanted = mapped_physical(kernel, kernel.symbol("idt_table"))
+    except Unavailable:
+        pass
+    return _row(kernel, view, None, "IDT", CPU_ENTRY_AREA_BASE, PAGE_SIZE, "r--", "idt_table", [wanted])
+
+
+def _member(
+    kernel: Kernel, view: View, cpu: int, name: str, start: int, size: int, parent: Optional[str]
+) -> MemberRow:
+    guard = name.endswith("_guard")
+    behind, expected = _BEHIND.get(name, (None, ""))
+    offset = 0
+    if parent == "estacks" and not guard:
+        behind, expected = "exception_stacks", "rw-"
+        try:
+            offset = next(m.bit_offset // 8 for m in type_of(kernel, "struct exception_stacks").members if m.name == name)
+        except (StopIteration, Unavailable):
+            behind = None
+    wanted: List[Optional[int]] = []
+    if behind is not None:
+        try:
+            source = per_cpu_address(kernel, behind, cpu) + offset
+            wanted = [mapped_physical(kernel, source + at) for at in range(0, size, PAGE_SIZE)]
+        except Unavailable:
+            pass
+    shown = behind if parent is None or behind is None else f"{behind}.{name}"
+    return _row(kernel, view, cpu, name, start, size, expected, shown, wanted)
+
+
+def _row(
+    kernel: Kernel,
+    view: View,
+    cpu: Optional[int],
+    name: str,
+    start: int,
+    size: int,
+    expected: str,
+    behind: Optional[str],
+    wanted: List[Optional[int]],
+) -> MemberRow:
+    guard = name.endswith("_guard")
+    found = view.stretch(start, start + size - 1)
+    physical = mapped_physical(kernel, start) if found.mapped else None
+    optional = name in _OPTIONAL
+    problem = None
+    if found.unreadable:
+        pass
+    elif guard and found.mapped:
+        problem = "a guard page that is mapped"
+    elif expected and not found.mapped and not optional:
+        problem = "nothing is mapped"
+    elif expected and found.mapped:
+        if found.mapped != size:
+            problem = f"{found.mapped} of {size} bytes are mapped"
+        elif found.rights != (expected,):
+            problem = f"{' '.join(found.rights)}, should be {expected}"
+        else:
+            for index, frame in enumerate(wanted):
+                at = start + index * PAGE_SIZE
+                if frame is not None and mapped_physical(kernel, at) != frame:
+                    problem = f"{at:016x} is not the page of {behind}"
+                    break
+    return MemberRow(
+        cpu=cpu,
+        member=name,
+        start=Address(start),
+        end=Address(start + size - 1),
+        size=Size(size),
+        guard=guard,
+        expected="" if guard or (optional and not found.mapped) else expected,
+        rights=found.rights,
+        mapped=Size(found.mapped),
+        physical=None if physical is None else Address(physical),
+        behind=behind if found.mapped else None,
+        problem=problem,
+    )
 
 
 REGION = CpuEntryArea()

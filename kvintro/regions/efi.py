@@ -3,17 +3,95 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Iterator, List, Optional, Sequence, Tuple
 
-from kvintro.arch.x86_64 import EFI_VA_END, EFI_VA_START
+from kvintro.arch.x86_64 import ALL, EFI_VA_END, EFI_VA_START, PAGE_SHIFT
 from kvintro.errors import Unavailable
-from kvintro.model import Absent, AddressRange, Located
-from kvintro.regions import Region, Root, fixed_place
+from kvintro.mapped import View
+from kvintro.model import Absent, Address, AddressRange, Column, Located, Size, Table
+from kvintro.regions import RANGE_COLUMNS, Asked, Contents, Region, Root, fixed_place, mapped_ranges
 from kvintro.regions.ldt_remap import table_of
+from kvintro.structures import Damage, number, size_of, struct_at
 from kvintro.structures import TROUBLE
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel
+
+
+_MAX_DESCRIPTORS = 1 << 14
+_RUNTIME = 1 << 63
+# UEFI specification, 7.2.3 (EFI_MEMORY_TYPE) and include/linux/efi.h.
+_TYPES = (
+    "Reserved",
+    "Loader Code",
+    "Loader Data",
+    "Boot Code",
+    "Boot Data",
+    "Runtime Code",
+    "Runtime Data",
+    "Conventional",
+    "Unusable",
+    "ACPI Reclaim",
+    "ACPI Mem NVS",
+    "MMIO",
+    "MMIO Port",
+    "PAL Code",
+    "Persistent",
+    "Unaccepted",
+)
+_ATTRIBUTES = (
+    (0, "UC"),
+    (1, "WC"),
+    (2, "WT"),
+    (3, "WB"),
+    (4, "UCE"),
+    (12, "WP"),
+    (13, "RP"),
+    (14, "XP"),
+    (15, "NV"),
+    (16, "MR"),
+    (17, "RO"),
+    (18, "SP"),
+    (19, "CC"),
+    (63, "RUNTIME"),
+)
+
+
+@dataclass(frozen=True)
+class DescriptorRow:
+    """An entry of EFI's memory map.
+
+    :ivar type: number of the type, :ivar:`kind` its name.
+    :ivar physical: where firmware has it.
+    :ivar start: where it is called at; None if it has no virtual address.
+    :ivar rights: what ``efi_mm`` gives, in the order of addresses.
+    """
+
+    type: int
+    kind: str
+    attribute: int
+    attributes: Tuple[str, ...]
+    physical: Address
+    pages: int
+    size: Size
+    start: Optional[Address]
+    end: Optional[Address]
+    mapped: Size
+    rights: Tuple[str, ...]
+    problem: Optional[str]
+
+
+_COLUMNS = (
+    Column("start", "start"),
+    Column("end", "end"),
+    Column("size", "size", "right"),
+    Column("physical", "physical"),
+    Column("kind", "type"),
+    Column("rights", "rights"),
+    Column("attributes", "attributes"),
+    Column("problem", ""),
+)
 
 
 class Efi(Region):
@@ -37,6 +115,42 @@ class Efi(Region):
     def roots(self, kernel: Kernel) -> Sequence[Root]:
         return (Root(table_of(kernel, self._pgd(kernel)), "efi_mm"),)
 
+    def contents(self, kernel: Kernel, asked: Asked) -> Contents:
+        """The runtime map that the kernel keeps, against ``efi_mm``'s tables."""
+        damage = Damage()
+        (root,) = self.roots(kernel)
+        where = AddressRange(EFI_VA_END, EFI_VA_START - 1)
+        rows: List[DescriptorRow] = []
+        try:
+            rows = list(_descriptors(kernel, root, damage))
+        except Unavailable as error:
+            damage.add("EFI's memory map cannot be read", error.what)
+        ranges = mapped_ranges(kernel, root, where)
+        covered = sum(row.mapped for row in rows if row.start is not None and row.start in where)
+        mapped = sum(row.size for row in ranges)
+        notes = [*damage.notes]
+        notes += [f"{row.physical:016x} ({row.kind}): {row.problem}" for row in rows if row.problem][:8]
+        if mapped != covered and not damage:
+            notes.append(f"{mapped - covered} bytes are mapped here that no descriptor has")
+        writable = [row for row in rows if any("w" in r and "x" in r for r in row.rights)]
+        if writable:
+            notes.append(f"{len(writable)} descriptors are mapped writable and executable")
+        totals = {
+            "descriptors": len(rows),
+            "runtime": sum(row.start is not None for row in rows),
+            "size": Size(sum(row.size for row in rows if row.start is not None)),
+            "mapped": Size(mapped),
+        }
+        return Contents(
+            (
+                Table("descriptors", _COLUMNS, rows),
+                Table("ranges", RANGE_COLUMNS, ranges, "mapped by efi_mm"),
+            ),
+            totals,
+            notes,
+            partial=bool(damage),
+        )
+
     def _pgd(self, kernel: Kernel) -> int:
         if kernel.source.types == "none":
             raise Unavailable("efi_mm cannot be read without types")
@@ -44,6 +158,52 @@ class Efi(Region):
             return int(kernel.prog["efi_mm"].pgd.value_())
         except TROUBLE as error:
             raise Unavailable(f"efi_mm cannot be read: {error}") from error
+
+
+def _descriptors(kernel: Kernel, root: Root, damage: Damage) -> Iterator[DescriptorRow]:
+    """``for_each_efi_memory_desc()``: the stride is what firmware says, not the size of the structure."""
+    memmap = struct_at(kernel, "struct efi", kernel.symbol("efi")).memmap
+    base, count, stride = number(memmap, "map"), number(memmap, "nr_map"), number(memmap, "desc_size")
+    least = size_of(kernel, "efi_memory_desc_t")
+    if not 0 <= count <= _MAX_DESCRIPTORS or not least <= stride <= 4096:
+        raise Unavailable(f"{count} descriptors of {stride} bytes make no sense")
+    for index in range(count):
+        try:
+            descriptor = struct_at(kernel, "efi_memory_desc_t", base + index * stride)
+        except Unavailable as error:
+            damage.add("an EFI descriptor cannot be read", error.what)
+            continue
+        kind, attribute = number(descriptor, "type"), number(descriptor, "attribute")
+        physical, virtual = number(descriptor, "phys_addr"), number(descriptor, "virt_addr")
+        pages = number(descriptor, "num_pages")
+        size = pages << PAGE_SHIFT
+        used = bool(attribute & _RUNTIME and virtual and size and virtual + size <= ALL)
+        rights: Tuple[str, ...] = ()
+        mapped, problem = 0, None
+        if used:
+            found = View.of(kernel, virtual, virtual + size - 1, root.table).stretch(virtual, virtual + size - 1)
+            rights, mapped = found.rights, found.mapped
+            first, last = (kernel.walk(at, root.table).physical for at in (virtual, virtual + size - 1))
+            if found.unreadable:
+                pass
+            elif mapped != size:
+                problem = f"{mapped} of {size} bytes are mapped"
+            elif (first, last) != (physical, physical + size - 1):
+                problem = f"{virtual:016x} is {first or 0:x}, not {physical:x}"
+        yield DescriptorRow(
+            type=kind,
+            kind=_TYPES[kind] if kind < len(_TYPES) else f"type {kind:#x}",
+            attribute=attribute,
+            attributes=tuple(name for bit, name in _ATTRIBUTES if attribute >> bit & 1),
+            physical=Address(physical & ALL),
+            pages=pages,
+            size=Size(size),
+            start=Address(virtual) if used else None,
+            end=Address(virtual + size - 1) if used else None,
+            mapped=Size(mapped),
+            rights=rights,
+            problem=problem,
+        )
 
 
 REGION = Efi()

@@ -3,14 +3,59 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, List, Optional, Tuple
 
-from kvintro.arch.x86_64 import ESPFIX_BASE, P4D_SHIFT
-from kvintro.model import Absent, AddressRange, Located
-from kvintro.regions import Region, fixed_place
+from kvintro.arch.x86_64 import ESPFIX_BASE, P4D_SHIFT, PAGE_SIZE
+from kvintro.errors import Unavailable
+from kvintro.mapped import View
+from kvintro.model import Absent, Address, AddressRange, Column, Located, Size, Table
+from kvintro.processes import mapped_physical
+from kvintro.regions import Asked, Contents, Region, fixed_place
+from kvintro.structures import Damage, per_cpu_address, pointer_at, possible_cpus
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel
+
+_STACK_SIZE = 64  # ESPFIX_STACK_SIZE
+_STACKS_PER_PAGE = PAGE_SIZE // _STACK_SIZE
+_CLONE_STRIDE = 1 << 16
+
+
+@dataclass(frozen=True)
+class StackRow:
+    """A CPU's stack.
+
+    :ivar start: its bottom, by the mapping that user mode's tables have too: read-only.
+    :ivar slot: which of the page's places for a stack it has.
+    :ivar writable: the same memory where the kernel writes to it (``espfix_waddr``).
+    :ivar clones: how often the page is mapped in all, every 64 KB.
+    """
+
+    cpu: int
+    start: Address
+    end: Address
+    size: Size
+    slot: int
+    rights: Tuple[str, ...]
+    writable: Address
+    physical: Optional[Address]
+    clones: int
+    problem: Optional[str]
+
+
+_COLUMNS = (
+    Column("cpu", "cpu", "right"),
+    Column("start", "start"),
+    Column("end", "end"),
+    Column("size", "size", "right"),
+    Column("slot", "slot", "right"),
+    Column("rights", "rights"),
+    Column("writable", "writable at"),
+    Column("physical", "physical"),
+    Column("clones", "mapped, times", "right"),
+    Column("problem", ""),
+)
 
 
 class Espfix(Region):
@@ -30,6 +75,70 @@ class Espfix(Region):
         if walk.state == "unmapped" and walk.steps[-1].level >= 4:
             return Absent("the kernel did not set it up (with FRED it needs none)")
         return fixed_place(found, "each page again every 64 KB")
+
+    def contents(self, kernel: Kernel, asked: Asked) -> Contents:
+        """Each CPU's stack, from ``espfix_stack`` and ``espfix_waddr``; no types are needed but for the CPUs."""
+        damage = Damage()
+        base, end = ESPFIX_BASE, ESPFIX_BASE + (1 << P4D_SHIFT) - 1
+        view = View.of(kernel, base, end)
+        # Nothing but clones of a few pages is mapped here; each CPU's page has an equal share.
+        mapped = view.stretch(base, end).mapped
+        cpus = possible_cpus(kernel)
+        pages = max(-(-len(cpus) // _STACKS_PER_PAGE), 1)
+        rows: List[StackRow] = []
+        idle: List[int] = []
+        for cpu in cpus:
+            try:
+                start = pointer_at(kernel, per_cpu_address(kernel, "espfix_stack", cpu))
+                writable = pointer_at(kernel, per_cpu_address(kernel, "espfix_waddr", cpu))
+            except Unavailable as error:
+                damage.add("the stack of a CPU cannot be found", f"CPU {cpu}: {error.what}")
+                continue
+            if not start:
+                idle.append(cpu)  # set up when the CPU first comes up
+            elif not base <= start <= end - _STACK_SIZE + 1:
+                damage.add("the stack of a CPU lies outside of the region", f"CPU {cpu}: {start:016x}")
+            else:
+                rows.append(_stack(kernel, view, cpu, start, writable, mapped // PAGE_SIZE // pages))
+        notes = [*damage.notes]
+        if idle:
+            notes.append(f"{len(idle)} CPUs have never been up and have no stack: {idle[:8]}")
+        notes += [f"CPU {row.cpu}: {row.problem}" for row in rows if row.problem]
+        totals = {
+            "stacks": len(rows),
+            "pages": len({row.physical & ~(PAGE_SIZE - 1) for row in rows if row.physical is not None}),
+            "address_space_mapped": Size(mapped),
+        }
+        return Contents((Table("stacks", _COLUMNS, rows),), totals, notes, partial=bool(damage))
+
+
+def _stack(kernel: Kernel, view: View, cpu: int, start: int, writable: int, clones: int) -> StackRow:
+    found = view.stretch(start, start + _STACK_SIZE - 1)
+    here, there = mapped_physical(kernel, start), mapped_physical(kernel, writable)
+    problem = None
+    if found.unreadable:
+        pass
+    elif here is None:
+        problem = "nothing is mapped"
+    elif found.rights != ("r--",):
+        problem = f"mapped {' '.join(found.rights)}, should be r--"
+    elif here != there:
+        problem = f"{writable:016x} is not the same memory"
+    elif mapped_physical(kernel, (start + _CLONE_STRIDE) if start + _CLONE_STRIDE >> P4D_SHIFT == start >> P4D_SHIFT
+                         else start - _CLONE_STRIDE) != here:
+        problem = "the page is not mapped again 64 KB on"
+    return StackRow(
+        cpu=cpu,
+        start=Address(start),
+        end=Address(start + _STACK_SIZE - 1),
+        size=Size(_STACK_SIZE),
+        slot=start % PAGE_SIZE // _STACK_SIZE,
+        rights=found.rights,
+        writable=Address(writable),
+        physical=None if here is None else Address(here),
+        clones=clones,
+        problem=problem,
+    )
 
 
 REGION = Espfix()

@@ -3,15 +3,58 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Dict, List, Optional, Tuple
 
 from kvintro.arch.x86_64 import FIXADDR_TOP, PAGE_SHIFT, PAGE_SIZE, VSYSCALL_ADDR
 from kvintro.errors import Unavailable
-from kvintro.model import AddressRange, Located, Placement
-from kvintro.regions import Region
+from kvintro.mapped import View
+from kvintro.memory import Physical
+from kvintro.model import Address, AddressRange, Column, Located, Placement, Size, Table
+from kvintro.regions import Asked, Contents, Region
+from kvintro.structures import need_types
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel
+
+_MAX_SLOTS = 1 << 16
+_PERMANENT_END = "__end_of_permanent_fixed_addresses"
+_END = "__end_of_fixed_addresses"
+
+
+@dataclass(frozen=True)
+class SlotRow:
+    """A slot.
+
+    :ivar slot: its number; slot 0 is the highest page.
+    :ivar name: enumerator of ``enum fixed_addresses``, ``NAME+n`` within an array of slots, None for none.
+    :ivar permanent: whether it outlives early boot.
+    :ivar physical: the page behind it, None if nothing is mapped.
+    :ivar behind: what lies there.
+    """
+
+    slot: int
+    name: Optional[str]
+    start: Address
+    end: Address
+    size: Size
+    permanent: bool
+    mapped: Size
+    physical: Optional[Address]
+    behind: Optional[str]
+    rights: Tuple[str, ...]
+    caching: Tuple[str, ...]
+
+
+_COLUMNS = (
+    Column("slot", "slot", "right"),
+    Column("start", "address"),
+    Column("name", "name"),
+    Column("physical", "physical"),
+    Column("rights", "rights"),
+    Column("caching", "caching"),
+    Column("behind", "what is there"),
+)
 
 
 class Fixmap(Region):
@@ -22,16 +65,15 @@ class Fixmap(Region):
     """
 
     key = "fixmap"
-    row = 14
     name = "fixmap"
     macro = "FIXADDR_START"
 
     def locate(self, kernel: Kernel) -> Located:
         try:
-            slots = int(kernel.prog.constant("__end_of_permanent_fixed_addresses").value_())
+            slots = int(kernel.prog.constant(_PERMANENT_END).value_())
         except LookupError:
             raise Unavailable("its slots are an enum, which cannot be read without types") from None
-        if not 0 < slots < 1 << 16:
+        if not 0 < slots < _MAX_SLOTS:
             raise Unavailable(f"enum fixed_addresses has {slots} slots, which makes no sense")
         start = FIXADDR_TOP - (slots << PAGE_SHIFT)
         # Without CONFIG_X86_VSYSCALL_EMULATION the first slots start where the vsyscall page's number was.
@@ -40,7 +82,85 @@ class Fixmap(Region):
             end = VSYSCALL_ADDR - 1
         except LookupError:
             end = FIXADDR_TOP + PAGE_SIZE - 1
-        return Placement(AddressRange(start, end), "enum fixed_addresses", note=f"{slots} permanent slots")
+        return Placement(
+            AddressRange(start, end), "enum fixed_addresses", note=f"{slots} permanent slots"
+        )
+
+    def contents(self, kernel: Kernel, asked: Asked) -> Contents:
+        """Every slot that has a name, early boot's among them, and any other that something is mapped in."""
+        need_types(kernel, "fixmap slots")
+        names, permanent, last = _slots(kernel)
+        physical = Physical(kernel)
+        top, bottom = FIXADDR_TOP + PAGE_SIZE - 1, FIXADDR_TOP - (last << PAGE_SHIFT) + PAGE_SIZE
+        view = View.of(kernel, bottom, top)
+        rows: List[SlotRow] = []
+        for slot in range(last):
+            start = FIXADDR_TOP - (slot << PAGE_SHIFT)
+            found = view.stretch(start, start + PAGE_SIZE - 1)
+            name = names.get(slot)
+            if name is None and not found.mapped:
+                continue
+            frame = kernel.walk(start).physical if found.mapped else None
+            rows.append(
+                SlotRow(
+                    slot=slot,
+                    name=name,
+                    start=Address(start),
+                    end=Address(start + PAGE_SIZE - 1),
+                    size=Size(PAGE_SIZE),
+                    permanent=slot < permanent,
+                    mapped=Size(found.mapped),
+                    physical=None if frame is None else Address(frame),
+                    behind=None if frame is None else physical.behind(frame),
+                    rights=found.rights,
+                    caching=found.caching,
+                )
+            )
+        in_use = [row for row in rows if row.mapped]
+        totals = {
+            "permanent_slots": permanent,
+            "slots_of_early_boot": sum(not row.permanent for row in rows),
+            "mapped": len(in_use),
+        }
+        stray = [row for row in in_use if row.name is None]
+        notes = [f"slot {row.slot} has no name, but is mapped" for row in stray[:5]]
+        notes += [
+            f"slot {row.slot}, {row.name}, is early boot's and is still mapped" for row in in_use if not row.permanent
+        ][:5]
+        return Contents(
+            (
+                Table("mapped", _COLUMNS, in_use, "mapped"),
+                Table("slots", _COLUMNS, rows, "all slots with a name"),
+            ),
+            totals,
+            notes,
+        )
+
+
+def _slots(kernel: Kernel) -> Tuple[Dict[int, str], int, int]:
+    """(names by slot, number of permanent slots, number of all)."""
+    try:
+        enumerators = {e.name: int(e.value) for e in kernel.prog.type("enum fixed_addresses").enumerators}
+        permanent, last = enumerators.pop(_PERMANENT_END), enumerators.pop(_END)
+    except (LookupError, TypeError) as error:
+        raise Unavailable(f"enum fixed_addresses cannot be read: {error}") from error
+    if not 0 < permanent <= last < _MAX_SLOTS:
+        raise Unavailable(f"enum fixed_addresses has {last} slots, which makes no sense")
+    names = {value: name for name, value in enumerators.items()}
+    # An array of slots has a name at either end: X_0 or X_BEGIN or X, and X_END. On x86 early boot's are counted
+    # so that the one called BEGIN has the higher number.
+    for name, value in enumerators.items():
+        if not name.endswith("_END"):
+            continue
+        stem = name[: -len("_END")]
+        others = {n: v for n, v in enumerators.items() if n != name and n.startswith(stem)}
+        for other, first in others.items():
+            if other not in (stem, f"{stem}_0", f"{stem}_BEGIN"):
+                continue
+            low, high = sorted((first, value))
+            for slot in range(low + 1, high):
+                names.setdefault(slot, f"{stem}+{slot - low}")
+    return names, permanent, last
 
 
 REGION = Fixmap()

@@ -3,15 +3,84 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Optional
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
-from kvintro.arch.x86_64 import ALL, DEFAULT_TEXT, PMD_SHIFT, START_KERNEL_MAP
+from kvintro.arch.x86_64 import ALL, DEFAULT_TEXT, PAGE_SIZE, PMD_SHIFT, START_KERNEL_MAP
 from kvintro.errors import Unavailable
-from kvintro.model import AddressRange, Fact, Located, NoRange, Placement
-from kvintro.regions import Linear, Region
+from kvintro.mapped import View, rights_text
+from kvintro.model import Address, AddressRange, Column, Displacement, Fact, Located, NoRange, Placement, Size, Table
+from kvintro.paging import MAPPED
+from kvintro.regions import Asked, Contents, Linear, Region
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel
+
+
+# Parts in the order of addresses: name, first symbol, last symbol (exclusive), rights once the kernel runs, and
+# whether it is freed then (arch/x86/mm/init_64.c:mark_rodata_ro, init.c:free_initmem). What lies between parts
+# that follow one another is alignment, or belongs to the part before.
+_PARTS: Tuple[Tuple[str, str, str, str, bool], ...] = (
+    ("text", "_text", "_etext", "r-x", False),
+    ("gap behind text", "_etext", "__start_rodata", "", True),
+    ("rodata", "__start_rodata", "__end_rodata", "r--", False),
+    ("gap behind rodata", "__end_rodata", "_sdata", "", True),
+    ("data", "_sdata", "_edata", "rw-", False),
+    ("more data", "_edata", "__init_begin", "rw-", False),
+    ("init", "__init_begin", "__init_end", "", True),
+    ("behind init", "__init_end", "__bss_start", "rw-", False),
+    ("bss", "__bss_start", "__bss_stop", "rw-", False),
+    ("brk", "__brk_base", "_brk_end", "rw-", False),
+)
+# Parts of parts.
+_INNER: Tuple[Tuple[str, str, str, str], ...] = (
+    ("entry text", "text", "__entry_text_start", "__entry_text_end"),
+    ("noinstr text", "text", "__noinstr_text_start", "__noinstr_text_end"),
+    ("ro_after_init", "rodata", "__start_ro_after_init", "__end_ro_after_init"),
+    ("exception table", "rodata", "__start___ex_table", "__stop___ex_table"),
+    ("BTF", "rodata", "__start_BTF", "__stop_BTF"),
+    ("init text", "init", "_sinittext", "_einittext"),
+    ("per-CPU template", "init", "__per_cpu_start", "__per_cpu_end"),
+)
+
+
+@dataclass(frozen=True)
+class SectionRow:
+    """A part of the image.
+
+    :ivar inside: the part that it is a part of, empty for the main ones.
+    :ivar physical: where it lies by ``phys_base``.
+    :ivar expected: rights that it should have; empty for nothing mapped.
+    :ivar freed: whether its memory was given to the allocator after boot.
+    """
+
+    name: str
+    inside: str
+    start: Address
+    end: Address
+    size: Size
+    physical: Address
+    expected: str
+    rights: Tuple[str, ...]
+    mapped: Size
+    pages: Mapping[str, int]
+    freed: bool
+    symbols: str
+    problem: Optional[str]
+
+
+_COLUMNS = (
+    Column("name", "part"),
+    Column("start", "start"),
+    Column("end", "end"),
+    Column("size", "size", "right"),
+    Column("physical", "physical"),
+    Column("expected", "should be"),
+    Column("rights", "rights"),
+    Column("pages", "pages"),
+    Column("freed", "freed"),
+    Column("problem", ""),
+)
 
 
 class KernelImage(Region):
@@ -52,10 +121,176 @@ class KernelImage(Region):
             raise Unavailable(found.reason)
         return Linear(found.used or found.range, START_KERNEL_MAP - kernel.phys_base.value & ALL)
 
+    def contents(self, kernel: Kernel, asked: Asked) -> Contents:
+        """The parts, and their rights as they are against what they should be."""
+        found = kernel.locate(self)
+        if not isinstance(found, Placement):
+            raise Unavailable(found.reason)
+        rows = sections(kernel)
+        view = View.of(kernel, found.range.start, found.range.end)
+        inner = [row for row in _inner(kernel, view) if row.size]
+        mapped = view.stretch(found.range.start, found.range.end)
+        covered = 0 if found.used is None else view.stretch(found.used.start, found.used.end).mapped
+        notes = [f"{row.name}: {row.problem}" for row in rows if row.problem]
+        if mapped.unreadable:
+            notes.append(f"page tables of {mapped.unreadable} bytes are not in this source")
+        if found.used is not None and mapped.mapped != covered:
+            notes.append(f"{mapped.mapped - covered} bytes are mapped outside of the image")
+        if not _is_running(kernel):
+            notes.append("the kernel had not finished booting: nothing was freed and protected yet")
+        executable = [
+            (low, high)
+            for low, high, key in view.parts(found.range.start, found.range.end)
+            if key & MAPPED and rights_text(key)[1:3] == "wx"
+        ]
+        notes += [f"{low:016x}-{high:016x} is writable and executable" for low, high in executable[:5]]
+        totals = {
+            "size": Size(0 if found.used is None else found.used.size),
+            "mapped": Size(mapped.mapped),
+            "freed": Size(sum(row.size for row in rows if row.freed)),
+            "moved_by": Displacement(kernel.image_slide.value),
+        }
+        return Contents(
+            (
+                Table("sections", _COLUMNS, rows),
+                Table("inner", _COLUMNS, inner, "parts of them"),
+            ),
+            totals,
+            notes,
+            partial=bool(mapped.unreadable),
+        )
+
     def _end(self, kernel: Kernel) -> Fact[int]:
         """Last address of what cleanup_highmap leaves: up to the end of the brk area, on a 2M boundary."""
         brk = kernel.value("_brk_end")
         return Fact((brk.value + (1 << PMD_SHIFT) - 1 >> PMD_SHIFT << PMD_SHIFT) - 1, "_brk_end")
+
+
+def sections(kernel: Kernel) -> List[SectionRow]:
+    """The main parts of the image, in the order of addresses.
+
+    :raises Unavailable: there are no symbols.
+    """
+    place = kernel.locate(REGION)
+    if not isinstance(place, Placement):
+        raise Unavailable(place.reason)
+    view = View.of(kernel, place.range.start, place.range.end)
+    running = _is_running(kernel)
+    pti = kernel.pti.value
+    rows = []
+    for name, first, last, expected, freed in _PARTS:
+        bounds = _bounds(kernel, first, last, whole_pages=freed)
+        if bounds is None:
+            continue
+        if freed and running:
+            # What is freed becomes ordinary memory; under PTI its mapping here goes (free_kernel_image_pages).
+            expected = "" if pti else "rw-"
+        elif freed:
+            expected = "?"
+        rows.append(_row(kernel, view, name, "", bounds, expected, freed and running, f"{first} to {last}"))
+    if place.used is not None and rows and rows[-1].end < place.used.end:
+        start = -(-(rows[-1].end + 1) // PAGE_SIZE) * PAGE_SIZE
+        if start <= place.used.end:
+            rest = (start, place.used.end + 1)
+            rows.append(_row(kernel, view, "rest of the last 2 MB", "", rest, "rw-", False, "cleanup_highmap"))
+    return rows
+
+
+def _inner(kernel: Kernel, view: View) -> Iterator[SectionRow]:
+    outer = {row.name: row for row in sections(kernel)}
+    for name, inside, first, last in _INNER:
+        bounds = _bounds(kernel, first, last, whole_pages=False)
+        parent = outer.get(inside)
+        if bounds is None or parent is None or not parent.start <= bounds[0] <= parent.end:
+            continue
+        yield _row(kernel, view, name, inside, bounds, parent.expected, parent.freed, f"{first} to {last}")
+
+
+def _bounds(kernel: Kernel, first: str, last: str, *, whole_pages: bool) -> Optional[Tuple[int, int]]:
+    """(start, end) from symbols, the end exclusive; None if this kernel does not have them, or nothing between."""
+    try:
+        start = kernel.symbol(first)
+        end = kernel.value(last).value if last == "_brk_end" else kernel.symbol(last)
+    except Unavailable:
+        if kernel.source.symbols == "none":
+            raise
+        return None
+    if whole_pages:  # PFN_ALIGN() of both
+        start, end = (-(-at // PAGE_SIZE) * PAGE_SIZE for at in (start, end))
+    window = kernel.image_window.value
+    if not START_KERNEL_MAP <= start < end <= START_KERNEL_MAP + window:
+        return None
+    return start, end
+
+
+def _is_running(kernel: Kernel) -> bool:
+    """Whether init memory was freed and rights were set: ``system_state`` has come to SYSTEM_RUNNING."""
+    try:
+        running = int(kernel.prog.constant("SYSTEM_RUNNING").value_())
+        return kernel.value("system_state", 4).value >= running
+    except (LookupError, Unavailable):
+        return True
+
+
+def _row(
+    kernel: Kernel,
+    view: View,
+    name: str,
+    inside: str,
+    bounds: Sequence[int],
+    expected: str,
+    freed: bool,
+    symbols: str,
+) -> SectionRow:
+    start, end = bounds
+    low, high = start // PAGE_SIZE * PAGE_SIZE, -(-end // PAGE_SIZE) * PAGE_SIZE - 1
+    found = view.stretch(low, high)
+    physical = start - START_KERNEL_MAP + kernel.phys_base.value & ALL
+    problem = None
+    if found.unreadable or expected == "?":
+        pass
+    elif expected and found.mapped != high - low + 1:
+        problem = f"{found.mapped} of {high - low + 1} bytes are mapped"
+    elif not expected and found.mapped:
+        problem = f"freed, but {found.mapped} bytes are still mapped"
+    else:
+        wrong = _wrong_rights(kernel, view, low, high, expected)
+        if wrong:
+            told = ", ".join(f"{at:016x} {rights}" for at, rights in list(wrong.items())[:3])
+            problem = f"should be {expected}: {told}"
+        elif found.mapped and kernel.walk(low).physical != physical // PAGE_SIZE * PAGE_SIZE:
+            problem = f"is not at {physical:016x}"
+    return SectionRow(
+        name=name,
+        inside=inside,
+        start=Address(start),
+        end=Address(end - 1),
+        size=Size(end - start),
+        physical=Address(physical),
+        expected="" if expected == "?" else expected,
+        rights=found.rights,
+        mapped=Size(found.mapped),
+        pages=found.pages,
+        freed=freed,
+        symbols=symbols,
+        problem=problem,
+    )
+
+
+def _wrong_rights(kernel: Kernel, view: View, low: int, high: int, expected: str) -> Dict[int, str]:
+    """Addresses and rights of what is mapped otherwise than expected.
+
+    The IDT is data, but has been read-only since idt_setup_apic_and_irq_gates.
+    """
+    idt = kernel.find_symbol("idt_table")
+    wrong = {}
+    for start, end, key in view.parts(low, high):
+        if not key & MAPPED or rights_text(key) == expected:
+            continue
+        if rights_text(key) == "r--" and start == idt and end == start + PAGE_SIZE - 1:
+            continue
+        wrong[start] = rights_text(key)
+    return wrong
 
 
 REGION = KernelImage()

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, List, Optional, Tuple
 
 from kvintro.arch.x86_64 import PAGE_SIZE, VSYSCALL_ADDR
 from kvintro.errors import Unavailable
-from kvintro.model import Absent, AddressRange, Located, Placement
-from kvintro.regions import Region
+from kvintro.mapped import View
+from kvintro.memory import Physical
+from kvintro.model import Absent, Address, AddressRange, Column, Located, Placement, Size, Table
+from kvintro.regions import Asked, Contents, Region
+from kvintro.structures import number, struct_at
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel
@@ -19,6 +23,40 @@ _MODES = {
     1: "vsyscall=xonly: calls are emulated",
 }
 _NONE = 2
+_MODE_NAMES = {0: "emulate", 1: "xonly"}
+_VM_READ, _VM_EXEC = 1, 4
+
+
+@dataclass(frozen=True)
+class PageRow:
+    """The page.
+
+    :ivar mode: ``emulate`` or ``xonly``.
+    :ivar gate: rights of ``gate_vma``, which is what /proc/PID/maps shows of the page; None if it cannot be read.
+    :ivar physical: page that is mapped, None for none.
+    """
+
+    start: Address
+    end: Address
+    size: Size
+    mode: str
+    gate: Optional[str]
+    mapped: Size
+    rights: Tuple[str, ...]
+    physical: Optional[Address]
+    behind: Optional[str]
+    problem: Optional[str]
+
+
+_COLUMNS = (
+    Column("start", "address"),
+    Column("mode", "mode"),
+    Column("gate", "gate vma"),
+    Column("rights", "rights"),
+    Column("physical", "physical"),
+    Column("behind", "what is there"),
+    Column("problem", ""),
+)
 
 
 class Vsyscall(Region):
@@ -43,6 +81,42 @@ class Vsyscall(Region):
             default_start=VSYSCALL_ADDR,
             note=_MODES[mode.value],
         )
+
+    def contents(self, kernel: Kernel, asked: Asked) -> Contents:
+        """The mode, what processes see of the page, and what is mapped (arch/x86/entry/vsyscall)."""
+        mode = kernel.value("vsyscall_mode", 4).value
+        start, end = VSYSCALL_ADDR, VSYSCALL_ADDR + PAGE_SIZE - 1
+        found = View.of(kernel, start, end).stretch(start, end)
+        frame = kernel.walk(start).physical if found.mapped else None
+        notes: List[str] = []
+        gate = None
+        try:
+            vma = struct_at(kernel, "struct vm_area_struct", kernel.symbol("gate_vma"))
+            flags = number(vma, "vm_flags")
+            gate = f"{'r' if flags & _VM_READ else '-'}-{'x' if flags & _VM_EXEC else '-'}p"
+        except Unavailable as error:
+            notes.append(f"gate_vma cannot be read: {error.what}")
+        problem = None
+        # map_vsyscall: only to be read from does the page have to be there.
+        if mode == 0 and not found.mapped:
+            problem = "nothing is mapped, though the mode is emulate"
+        elif mode == 1 and found.mapped:
+            problem = "a page is mapped, though the mode is xonly"
+        if problem:
+            notes.append(problem)
+        row = PageRow(
+            start=Address(start),
+            end=Address(end),
+            size=Size(PAGE_SIZE),
+            mode=_MODE_NAMES.get(mode, str(mode)),
+            gate=gate,
+            mapped=Size(found.mapped),
+            rights=found.rights,
+            physical=None if frame is None else Address(frame),
+            behind=None if frame is None else Physical(kernel).behind(frame),
+            problem=problem,
+        )
+        return Contents((Table("page", _COLUMNS, (row,)),), {"mode": row.mode}, notes)
 
 
 REGION = Vsyscall()

@@ -15,7 +15,7 @@ _UNITS = "BKMGTPE"
 
 
 def ptdump_text(stream: Stream) -> Iterator[str]:
-    """Headings and lines; ends are exclusive, as the kernel's are. Notes come last, and only if there are any."""
+    """Headings and lines; ends are exclusive, as the kernel's are. Notes come last, if there are any."""
     marker = None
     count = 0
     for batch in stream:
@@ -30,17 +30,22 @@ def ptdump_text(stream: Stream) -> Iterator[str]:
             if count > _MAX_LINES.get(under, count):
                 continue
             end = start + size & (1 << 64) - 1
-            unit = 0
-            while not size & 1023 and unit < len(_UNITS) - 1:
-                size >>= 10
-                unit += 1
             rights = _rights(level, state, flags)
-            out.append(f"0x{start:016x}-0x{end:016x}   {size:9d}{_UNITS[unit]} {rights}\n")
+            out.append(f"0x{start:016x}-0x{end:016x}   {_size(size)} {rights}\n")
         yield "".join(out)
     if marker is not None:
         yield "".join(_skipped(marker, count))
     for note in stream.notes:
         yield f"# {printable(note)}\n"
+
+
+def _size(size: int) -> str:
+    """In the largest unit that leaves no rest."""
+    unit = 0
+    while not size & 1023 and unit < len(_UNITS) - 1:
+        size >>= 10
+        unit += 1
+    return f"{size:9d}{_UNITS[unit]}"
 
 
 def _skipped(marker: "str | None", count: int) -> List[str]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any, Callable, Dict, List
 
 from kvintro.model import Report, Table
-from kvintro.render.text import BOLD, DIM, lines_of, paint, table_text
+from kvintro.render.text import BOLD, DIM, Line, paint, table_text
 from kvintro.render.values import value_text
 from kvintro.text import printable
 
@@ -51,13 +51,21 @@ def _table_lines(table: Table, color: bool, width: int, most: "int | None" = Non
     if write is not None:
         out = [write(row) for row in rows]
     elif rows:
-        cut = Table(table.key, table.columns, rows)
-        out = table_text(table.columns, lines_of(cut), color=color, width=0)
+        lines = [Line({c.key: _cell(getattr(row, c.key)) for c in table.columns}) for row in rows]
+        # Columns that say nothing on any line are left away.
+        columns = [c for c in table.columns if any(line.cells[c.key] for line in lines)]
+        out = table_text(columns, lines, color=color, width=0)
     else:
         out = [paint("none", DIM, color)]
     if len(rows) < len(table.rows):
         out.append(paint(f"and {len(table.rows) - len(rows)} more: --table {table.key}", DIM, color))
     return out
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    return value_text(value)
 
 
 def area_line(row: Any) -> str:

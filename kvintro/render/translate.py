@@ -31,7 +31,9 @@ def translate_lines(report: Report, color: bool, width: int) -> List[str]:
 
 
 def _cells(row: Any) -> Dict[str, str]:
-    cells = {key: value_text(getattr(row, key)) for key in ("virtual", "physical", "page", "region", "symbol")}
+    cells = {
+        key: value_text(getattr(row, key)) for key in ("virtual", "physical", "page", "region", "symbol")
+    }
     cells["input"] = printable(row.input)
     cells["pfn"] = "" if row.pfn is None else f"{row.pfn:x}"
     cells["page_size"] = "" if row.page_size is None else value_text(row.page_size)

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Every kernel virtual address of a page of memory, with the region it lies in."""
+"""Every virtual address of a page of memory, with the region it lies in."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import List, Optional, Tuple
+from typing import List, Optional, Sequence, Tuple
 
+from kvintro.arch.x86_64 import PAGE_SHIFT, PAGE_SIZE
 from kvintro.arch.x86_64_entry import decode, level_name
+from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
 from kvintro.model import Address, Column, Report, Size, Table
 from kvintro.paging import (
@@ -18,6 +20,7 @@ from kvintro.paging import (
     LEVEL_SHIFT,
 )
 from kvintro.queries.aliases import Alias, aliases
+from kvintro.queries.rmap import user_mappings
 from kvintro.queries.translate import Translation, Translator
 
 
@@ -64,6 +67,9 @@ def alias_report(kernel: Kernel, text: str, *, form: Optional[str] = None) -> Re
         complete = found.complete
         notes += found.problems
         rows = [_row(kernel, translator, alias) for alias in found.found]
+        users, problem = _user_rows(kernel, subject.physical)
+        rows += users
+        notes += problem
         rows.sort(key=lambda row: (row.virtual, row.root))
     if subject.note:
         notes.append(f"{subject.input}: {subject.note}")
@@ -114,3 +120,31 @@ def _row(kernel: Kernel, translator: Translator, alias: Alias) -> AliasRow:
     )
 
 
+def _user_rows(kernel: Kernel, physical: int) -> Tuple[List[AliasRow], Sequence[str]]:
+    """The addresses at which processes have the page, by the reverse map."""
+    try:
+        found = user_mappings(kernel, physical >> PAGE_SHIFT)
+    except Unavailable as error:
+        return [], (f"addresses in processes: {error.what}",)
+    rows = []
+    for mapping in found.found:
+        level = {12: 1, 21: 2, 30: 3}[mapping.page_size.bit_length() - 1]
+        rights = (
+            "user",
+            "RW" if "w" in mapping.rights else "ro",
+            "x" if "x" in mapping.rights else "NX",
+        )
+        rows.append(
+            AliasRow(
+                virtual=Address(mapping.address + physical % PAGE_SIZE),
+                count=1,
+                page_size=mapping.page_size,
+                level=level_name(level, kernel.geometry.levels),
+                region="user",
+                symbol=None,
+                flags=(),
+                effective=rights if mapping.state == "mapped" else (mapping.state,),
+                root=f"pid {mapping.pid} ({mapping.comm})",
+            )
+        )
+    return rows, found.notes

@@ -115,7 +115,7 @@ def layout(kernel: Kernel, *, holes: bool = True, pid: Optional[int] = None) -> 
         command="layout",
         kernel=kernel.identity,
         tables=(Table("regions", COLUMNS, rows),),
-        head=_head(kernel),
+        head=head(kernel),
         notes=tuple(dict.fromkeys((*kernel.source.warnings, *notes))),
         partial=partial,
     )
@@ -268,7 +268,8 @@ def _missing(region: Region, why: "Absent | Unknown") -> RegionRow:
     return _bare(region.key, region.name, region.kind, state, None, region.macro, why.reason, "")
 
 
-def _head(kernel: Kernel) -> Sequence[str]:
+def head(kernel: Kernel) -> Sequence[str]:
+    """The two lines that say which kernel this is and what was read."""
     source = kernel.source
     who = kernel.identity
 
@@ -282,9 +283,18 @@ def _head(kernel: Kernel) -> Sequence[str]:
         f"PTI {said(who.pti)}",
     ]
     if source.kind == "core":
-        whole = {True: "complete", False: "TRUNCATED", None: ""}[source.complete]
-        size = size_text(source.size or 0)
-        what = ", ".join(part for part in (f"{source.format} {source.label}", size, whole) if part)
+        parts = [f"{source.format} {source.label}", f"{size_text(source.size or 0)} file"]
+        try:
+            parts.append(f"{size_text(kernel.max_pfn.value << 12)} of memory")
+        except Unavailable:
+            pass
+        if source.complete is False:
+            parts.append("TRUNCATED")
+        elif source.left_out:
+            parts.append(f"{size_text(source.left_out)} left out")
+        elif source.complete:
+            parts.append("complete")
+        what = ", ".join(parts)
     else:
         what = f"{'running kernel' if source.kind == 'live' else 'running guest'} {source.label}"
     return ("   ".join(first), f"{what}   types: {who.types}   symbols: {who.symbols}")

@@ -12,6 +12,7 @@ from kvintro.errors import UsageError
 from kvintro.kernel import Kernel
 from kvintro.model import Address, Column, Report, Size, Table
 
+
 @dataclass(frozen=True)
 class SwapRow:
     """A swap entry; the fields of :class:`kvintro.arch.x86_64_entry.Swap`."""
@@ -72,18 +73,22 @@ def pte(
         geometry = x86_64.ARCHITECTURE.geometry(5 if level in ("p4d", "5") else 4, (1 << 52) - 1)
         dialect = Dialect()
     number = _level(level, geometry.levels)
-    rows = [_row(text, decode(_value(text), number, geometry, half=half, dialect=dialect), geometry.levels)
-            for text in values]
+    rows = [
+        _row(text, decode(_value(text), number, geometry, half=half, dialect=dialect), geometry.levels)
+        for text in values
+    ]
     notes: List[str] = []
     if kernel is None:
         notes.append(
-            "no source was named: addresses are taken to be 52 bits wide (memory encryption takes some away), "
+            "no source was named: addresses are taken to be 52 bits wide (memory encryption takes some), "
             "and software bits 57 and 58 and special swap types stay without a name"
         )
     else:
         notes.extend(kernel.source.warnings)
         if geometry.physical_mask != (1 << 52) - 1:
-            notes.append(f"addresses are masked with {geometry.pfn_mask:#x} ({kernel.physical_mask.provenance})")
+            notes.append(
+                f"addresses are masked with {geometry.pfn_mask:#x} ({kernel.physical_mask.provenance})"
+            )
     return Report(
         command="pte",
         kernel=None if kernel is None else kernel.identity,

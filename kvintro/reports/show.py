@@ -95,6 +95,8 @@ def show(kernel: Kernel, key: str, asked: Asked, selection: Selection) -> Report
     unknown = isinstance(found, Unknown) or (isinstance(found, Placement) and reason is not None)
     state = "absent" if isinstance(found, Absent) else "unknown" if isinstance(found, Unknown) else "present"
     head = _head(region, found, state, reason)
+    if contents.ranged:
+        selection = dataclasses.replace(selection, within=None)
     extra: Dict[str, Any] = {"region": head, "totals": contents.totals}
     if selection.table:
         extra["table"] = selection.table

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import fields
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Sequence
 
 from kvintro.errors import KvintroError, Unavailable, UsageError
 from kvintro.kernel import Kernel
@@ -105,6 +105,6 @@ def _invalid(text: str, error: KvintroError) -> Translation:
     return Translation(**none)
 
 
-def _batch(columns: Dict[str, List[Any]]) -> Batch:
+def _batch(columns: Mapping[str, List[Any]]) -> Batch:
     states = set(columns["state"])
     return Batch(columns, partial="not-in-dump" in states, negative=bool(states - {"mapped"}))

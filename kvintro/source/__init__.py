@@ -9,7 +9,7 @@ of how complete it is.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Dict, List, Optional, Tuple
+from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Tuple
 
 import drgn
 
@@ -31,6 +31,8 @@ class Request:
     :ivar types: ``auto`` is ``dwarf`` with a vmlinux, else ``btf``.
     :ivar vmcoreinfo: path of a file with the text of VMCOREINFO, for dumps without the note.
     :ivar debuginfod: let drgn look for debuginfo on the system and download it.
+    :ivar sudo: have sudo open /proc/kcore, and nothing else.
+    :ivar opened: called when what may need root is open, before any of it is parsed.
     """
 
     core: Optional[str] = None
@@ -40,6 +42,8 @@ class Request:
     types: str = "auto"
     vmcoreinfo: Optional[str] = None
     debuginfod: bool = False
+    sudo: bool = False
+    opened: Callable[[], None] = field(default=lambda: None, compare=False)
 
 
 @dataclass
@@ -50,7 +54,8 @@ class Source:
     :ivar label: how the source is called in reports: a path, ``/proc/kcore``, a socket.
     :ivar format: ``ELF``, ``kdump``, ``flattened kdump``, ``kcore``, ``QMP``.
     :ivar size: bytes of the file, None where it has none.
-    :ivar complete: False if part of the dump is missing; None if that cannot be told.
+    :ivar complete: False if part of the file is missing; None if that cannot be told.
+    :ivar left_out: bytes of memory that the machine had and the dump's maker left out (makedumpfile -d).
     :ivar vmcoreinfo: VMCOREINFO's lines as keys and values.
     :ivar segments: the PT_LOADs of an ELF file or of /proc/kcore.
     :ivar symbols: where symbols come from, ``none`` if from nowhere.
@@ -65,6 +70,7 @@ class Source:
     format: str
     size: Optional[int] = None
     complete: Optional[bool] = None
+    left_out: int = 0
     vmcoreinfo: Dict[str, str] = field(default_factory=dict)
     segments: Tuple[Segment, ...] = ()
     symbols: str = "none"
@@ -94,11 +100,12 @@ def open_source(request: Request) -> Source:
     if request.vmcoreinfo is not None:
         vmcoreinfo = core.read_small_file(request.vmcoreinfo, "--vmcoreinfo")
     if request.core is not None:
-        source = core.open_core(request.core, vmcoreinfo)
+        source = core.open_core(request.core, vmcoreinfo, opened=request.opened)
     elif request.qemu is not None:
         source = live.open_qemu(request.qemu, vmcoreinfo)
+        request.opened()
     else:
-        source = live.open_running_kernel(vmcoreinfo)
+        source = live.open_running_kernel(vmcoreinfo, sudo=request.sudo, opened=request.opened)
     source.vmcoreinfo = parse_vmcoreinfo(source.prog)
     debuginfo.load(source, request)
     return source

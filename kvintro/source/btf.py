@@ -137,6 +137,7 @@ class Btf:
         self._starts, self._first, self._more = self._index()
         self.end_id: int = self.first_id + len(self._starts)
         self._spreads: Dict[int, int] = {}
+        self._spellings: Dict[int, int] = {}
         # Modules ask the kernel's blob for one name after the other.
         self._last_string: Tuple[str, List[int]] = ("", [])
         self._enumerators: Optional[Dict[int, int]] = None  # name -> enumeration
@@ -498,11 +499,36 @@ class Btf:
             btf._signed_enums = not any(words[start + 1] >> 24 == 0x80 | ENUM for start in btf._starts)
         return btf._signed_enums
 
+    def _words_to_spell(self, type_id: int, depth: int = 0) -> int:
+        """How many words C takes for a type, about.
+
+        A function that takes itself would make drgn's Type.type_name() recurse (before 0.3 until the stack
+        ends), and thirty functions that each take the next one twice would fill the memory.
+        """
+        if type_id in self._spellings:
+            return self._spellings[type_id]
+        kind = self.kind(type_id)
+        inner: List[int] = []
+        if kind == ARRAY:
+            inner = [self._tail(type_id)[0]]
+        elif kind in (PTR, FUNC_PROTO, TYPE_TAG, *_QUALIFIERS):
+            inner = [self.record(type_id)[2]]
+        if kind == FUNC_PROTO:
+            inner += self._tail(type_id)[1::2]
+        words = 1 + len(inner)
+        if depth > _MAX_NESTING or words > _MAX_MEMBERS:
+            raise BtfError(f"BTF of {self.name}: function type {type_id} is longer than any")
+        for other in inner:
+            words += self._words_to_spell(other, depth + 1)
+            if words > _MAX_MEMBERS:
+                raise BtfError(f"BTF of {self.name}: function type {type_id} is longer than any")
+        self._spellings[type_id] = words
+        return words
+
     def parameters(self, type_id: int) -> List[Tuple[Optional[str], int]]:
         """(name, type id) of each parameter of a function prototype; (None, 0) at the end is ``...``."""
+        self._words_to_spell(type_id)
         vlen = self.record(type_id)[3]
-        if vlen > _MAX_MEMBERS:
-            raise BtfError(f"BTF of {self.name}: type {type_id} is bigger than any")
         tail = self._tail(type_id)
         return [(self.string(tail[i]), tail[i + 1]) for i in range(0, 2 * vlen, 2)]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import struct
-from typing import BinaryIO, Optional, Tuple
+from typing import BinaryIO, Callable, NamedTuple, Optional, Tuple
 
 import drgn
 
@@ -33,44 +33,80 @@ _FLAT_HEADER_SIZE = 4096
 _FLAT_END = b"\xff" * 16
 # diskdump_mod.h:DUMP_DH_COMPRESSED_INCOMPLETE, set by makedumpfile when the disk filled up.
 _KDUMP_INCOMPLETE = 0x8
+# struct disk_dump_header: signature, version, utsname (6 x 65), padding, timeval; then these.
+_KDUMP_STATUS = 424
+_KDUMP_HEADER = struct.Struct("<IiiI")  # status, block_size, sub_hdr_size, bitmap_blocks
+_MAX_BITMAP = 64 << 20  # 2 TB of memory; beyond that counting would be felt
 _TRUNCATED = "the dump is truncated: what lies behind its end shows as not in the dump"
 
 
-def open_core(path: str, vmcoreinfo: Optional[bytes]) -> Source:
+class DumpFile(NamedTuple):
+    """What kind of dump a file is.
+
+    :ivar format: as in :class:`~kvintro.source.Source`.
+    :ivar left_out: bytes of memory that the machine had and the dump's maker left out.
+    :ivar headers: of an ELF file.
+    """
+
+    format: str
+    size: int
+    complete: bool
+    left_out: int = 0
+    headers: Optional[ElfHeaders] = None
+
+
+def examine(file: BinaryIO, path: str) -> DumpFile:
+    """Tell what kind of dump a file is.
+
+    :raises NotADump: it is none.
+    """
+    size = os.fstat(file.fileno()).st_size
+    head = file.read(16)
+    if not head:
+        raise NotADump(f"{path} is empty", "take the dump again; check the disk it was written to")
+    for magic, (name, command) in _PACKED.items():
+        if head.startswith(magic):
+            raise NotADump(f"{path} is compressed with {name}", f"unpack it first: {command}")
+    if head.startswith(b"\x7fELF"):
+        headers = read_headers(file)
+        return DumpFile("ELF", size, not headers.truncated, headers.left_out, headers)
+    if head.startswith(_FLATTENED):
+        return DumpFile("flattened kdump", size, _flattened_is_whole(file, size))
+    if head.startswith(_KDUMP) or head.startswith(_DISKDUMP):
+        return DumpFile("kdump", size, _kdump_is_whole(file, size), _kdump_left_out(file))
+    raise NotADump(
+        f"{path} is not a kernel dump",
+        "kvintro reads ELF vmcores and kdump files (makedumpfile, QEMU's dump-guest-memory)",
+    )
+
+
+def open_core(
+    path: str, vmcoreinfo: Optional[bytes], *, opened: Callable[[], None] = lambda: None
+) -> Source:
     """Open a dump.
 
     :param vmcoreinfo: VMCOREINFO text to use in place of the dump's note.
+    :param opened: called when the file is open, before it is parsed.
     :raises SourceError: with the reason and the remedy.
     """
     with open_file(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        head = file.read(16)
-        if not head:
-            raise NotADump(f"{path} is empty", "take the dump again; check the disk it was written to")
-        for magic, (name, command) in _PACKED.items():
-            if head.startswith(magic):
-                raise NotADump(f"{path} is compressed with {name}", f"unpack it first: {command}")
-        headers: Optional[ElfHeaders] = None
-        if head.startswith(b"\x7fELF"):
-            headers = read_headers(file)
-            kind, complete = "ELF", not headers.truncated
-            _check_elf(path, headers, vmcoreinfo is not None)
-        elif head.startswith(_FLATTENED):
-            kind, complete = "flattened kdump", _flattened_is_whole(file, size)
-        elif head.startswith(_KDUMP) or head.startswith(_DISKDUMP):
-            kind, complete = "kdump", _kdump_is_whole(file, size)
-        else:
-            raise NotADump(
-                f"{path} is not a kernel dump",
-                "kvintro reads ELF vmcores and kdump files (makedumpfile, QEMU's dump-guest-memory)",
-            )
+        opened()
+        return _open_core(file, path, vmcoreinfo)
+
+
+def _open_core(file: BinaryIO, path: str, vmcoreinfo: Optional[bytes]) -> Source:
+    kind, size, complete, left_out, headers = examine(file, path)
+    if headers is not None:
+        _check_elf(path, headers, vmcoreinfo is not None)
     # Its advice on flattened files would stand above every report; what matters raises an exception anyway.
     logging.getLogger("drgn").setLevel(logging.ERROR)
     # With a platform given, drgn opens kdumps whose header has an empty utsname, as QEMU writes them.
     platform = drgn.Platform(drgn.Architecture.X86_64)
     prog = drgn.Program(platform, vmcoreinfo=vmcoreinfo)
     try:
-        prog.set_core_dump(path)
+        # By descriptor, as this process may not be allowed to open it again. The program closes it.
+        file.seek(0)
+        prog.set_core_dump(os.dup(file.fileno()))
     except KvintroError:
         raise
     except Exception as error:
@@ -87,7 +123,7 @@ def open_core(path: str, vmcoreinfo: Optional[bytes]) -> Source:
     hide_null(prog)
     warnings = [] if complete else [_TRUNCATED]
     segments = headers.segments if headers is not None else ()
-    return Source(prog, "core", path, kind, size, complete, segments=segments, warnings=warnings)
+    return Source(prog, "core", path, kind, size, complete, left_out, segments=segments, warnings=warnings)
 
 
 def hide_null(prog: drgn.Program) -> None:
@@ -159,10 +195,9 @@ def _kdump_is_whole(file: BinaryIO, size: int) -> bool:
     """Whether the last page that a kdump's table names lies within the file."""
     file.seek(0)
     head = file.read(4096)
-    # struct disk_dump_header: signature, version, utsname (6 x 65), padding, timeval, status, block_size...
     if len(head) < 4096:
         return False
-    status, block_size, sub_blocks, bitmap_blocks = struct.unpack_from("<IiiI", head, 424)
+    status, block_size, sub_blocks, bitmap_blocks = _KDUMP_HEADER.unpack_from(head, _KDUMP_STATUS)
     if status & _KDUMP_INCOMPLETE:
         return False
     if not 4096 <= block_size <= 65536 or sub_blocks < 0:
@@ -174,6 +209,30 @@ def _kdump_is_whole(file: BinaryIO, size: int) -> bool:
         return False
     last = _descriptor(file, max(first_desc, first[0] - 24))
     return last is not None and last[0] + last[1] <= size
+
+
+def _kdump_left_out(file: BinaryIO) -> int:
+    """Bytes of the pages that the first of a kdump's bitmaps has (they exist) and the second has not.
+
+    The header's dump level does not tell: QEMU writes 1 and leaves nothing out.
+    """
+    head = read_at(file, 0, 4096)
+    if len(head) < 4096:
+        return 0
+    _, block_size, sub_blocks, bitmap_blocks = _KDUMP_HEADER.unpack_from(head, _KDUMP_STATUS)
+    size = bitmap_blocks * block_size // 2
+    if not 4096 <= block_size <= 65536 or not 0 <= size <= _MAX_BITMAP:
+        return 0
+    start = (1 + sub_blocks) * block_size
+    exist, dumped = (_count_bits(read_at(file, at, size)) for at in (start, start + size))
+    return max(0, exist - dumped) * block_size
+
+
+def _count_bits(data: bytes) -> int:
+    step = 1 << 16
+    return sum(
+        bin(int.from_bytes(data[at : at + step], "little")).count("1") for at in range(0, len(data), step)
+    )
 
 
 def _descriptor(file: BinaryIO, at: int) -> Optional[Tuple[int, int]]:

@@ -50,6 +50,11 @@ class ElfHeaders:
         return any(s.offset + s.filesz > self.file_size for s in self.segments)
 
     @property
+    def left_out(self) -> int:
+        """Bytes of memory that segments have and the file does not: pages that makedumpfile excluded."""
+        return sum(max(0, s.memsz - s.filesz) for s in self.segments)
+
+    @property
     def build_id(self) -> Optional[str]:
         """The GNU build id in hex, if there is one."""
         for name, kind, data in self.notes:

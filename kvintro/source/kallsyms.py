@@ -6,8 +6,9 @@ look-up by name is the kernel's own binary search, one by address a bisection, a
 names that it passes.
 
 drgn's load_vmlinux_kallsyms() asks for each symbol's length byte with a read of its own, to find the end of
-the names (kallsyms_copy_tables() in libdrgn/kallsyms.c), and then expands all of them. On an ELF core that is
-150,000 system calls and more; libkdumpfile keeps the page at hand, so a kdump suffers less.
+the names (kallsyms_copy_tables() in libdrgn/kallsyms.c), and then expands all of them. On an ELF core each
+such read is four system calls, three of them to walk the page tables; on a kdump, libkdumpfile has the pages
+at hand.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ import drgn
 from drgn import SymbolBinding, SymbolKind
 
 from kvintro.errors import KvintroError
+from kvintro.source.privileges import open_kernel_file
 
 __all__ = ("READ_ERRORS", "Kallsyms", "KallsymsError", "KallsymsSymbol", "vmcoreinfo_symbols")
 
@@ -120,18 +122,19 @@ class Kallsyms:
         self._data: Optional[List[Tuple[int, int]]] = None
 
     @classmethod
-    def from_memory(cls, read: Reader, symbols: Mapping[str, int]) -> Kallsyms:
+    def from_memory(cls, read: Reader, symbols: Mapping[str, int], origin: str = "kallsyms") -> Kallsyms:
         """Read the table from the kernel's memory.
 
         :param read: reads virtual memory.
         :param symbols: where kallsyms_names and the other tables lie, and _stext, by name.
+        :param origin: how people are told of it.
         :raises KallsymsError: the addresses are not all there, or what lies there is no symbol table.
         """
         for name in _MemoryTable.NEEDS:
-            if not symbols.get(name):
+            if not symbols.get(name) and not (name == "kallsyms_offsets" and "kallsyms_addresses" in symbols):
                 raise KallsymsError(f"VMCOREINFO has no {name}, as before Linux 6.0", _REMEDY)
         try:
-            return cls(_MemoryTable(read, symbols), "kallsyms")
+            return cls(_MemoryTable(read, symbols), origin)
         except READ_ERRORS as e:
             raise KallsymsError(f"the kernel's symbol table is not in the source: {e}", _REMEDY) from e
 
@@ -142,7 +145,7 @@ class Kallsyms:
         :raises KallsymsError: it is not there, or shows no addresses.
         """
         try:
-            with open(path, "rb") as file:
+            with open_kernel_file(path) as file:
                 table = _TextTable(file)
         except OSError as e:
             raise KallsymsError(f"cannot read {path}: {e.strerror}", _REMEDY) from e
@@ -159,6 +162,12 @@ class Kallsyms:
 
     def __iter__(self) -> Iterator[KallsymsSymbol]:
         return (self._symbol(index) for index in range(len(self._table)))
+
+    @property
+    def code_only(self) -> bool:
+        """Whether variables have no names here (CONFIG_KALLSYMS_ALL is off)."""
+        # A variable of every kernel; its section is .data, which only KALLSYMS_ALL takes in.
+        return self.lookup("init_uts_ns") is None
 
     def lookup(self, name: str) -> Optional[int]:
         """Address of a symbol, the first global one if several have the name; None if none has."""
@@ -177,15 +186,17 @@ class Kallsyms:
     def by_address(self, address: int) -> Optional[KallsymsSymbol]:
         """The symbol that an address belongs to; None if it belongs to none.
 
-        Of several at the same place it is the first, as in the kernel's get_symbol_pos(). Addresses in the
-        lower half have no symbol: per-CPU symbols before 6.15 are offsets from 0, and NULL is none of them.
+        Of several at the same place it is the first global one, as in drgn with an ELF symbol table.
+        Addresses in the lower half have none: per-CPU symbols before 6.15 are offsets from 0, NULL is not.
         """
         if address < _KERNEL_HALF:
             return None
-        index = self._bisect(address + 1) - 1
-        if index < 0:
+        last = self._bisect(address + 1) - 1
+        if last < 0:
             return None
-        symbol = self._symbol(min(self._bisect(self._table.address(index)), index))
+        first = max(min(self._bisect(self._table.address(last)), last), last - _MAX_ALIASES)
+        aliases = range(first, last + 1)
+        symbol = self._symbol(min(aliases, key=lambda index: self._table.name(index)[0].islower()))
         if symbol.address <= address < symbol.address + max(symbol.size, 1):
             return symbol
         return None
@@ -285,6 +296,10 @@ class _MemoryTable:
         self._tokens = self._read_tokens(read, symbols)
         self._names, self._starts, self._names_size = self._read_names(read, symbols)
         self._indices: Optional[_Names] = None
+        self._sequence: Optional[bytes] = None
+        if "kallsyms_addresses" in symbols:  # without CONFIG_KALLSYMS_BASE_RELATIVE; there was no sequence yet
+            self.address = self._addresses(read, symbols)
+            return
         self._offsets = self._words(read(symbols["kallsyms_offsets"], 4 * self._count))
         self._sequence = self._read_sequence(read, symbols)
         self.address = self._address_function(read, symbols)
@@ -370,6 +385,14 @@ class _MemoryTable:
     @staticmethod
     def _big24(data: bytes, index: int) -> int:
         return data[3 * index] << 16 | data[3 * index + 1] << 8 | data[3 * index + 2]
+
+    def _addresses(self, read: Reader, symbols: Mapping[str, int]) -> Callable[[int], int]:
+        addresses = array("Q", read(symbols["kallsyms_addresses"], 8 * self._count))
+        if sys.byteorder != "little":
+            addresses.byteswap()
+        if symbols["_stext"] not in (addresses[index] for index in self.find("_stext")):
+            raise KallsymsError("kallsyms_addresses does not have _stext where it is")
+        return addresses.__getitem__
 
     def _address_function(self, read: Reader, symbols: Mapping[str, int]) -> Callable[[int], int]:
         """How an index becomes an address: of the encodings there have been, the one that puts _stext right.

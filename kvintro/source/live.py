@@ -6,7 +6,8 @@ from __future__ import annotations
 import errno
 import os
 import platform
-from typing import Optional
+import subprocess
+from typing import BinaryIO, Callable, Optional
 
 import drgn
 
@@ -14,15 +15,20 @@ from kvintro.errors import NoSuchSource, NotADump, NotPermitted, SourceError, Wr
 from kvintro.source import Source
 from kvintro.source.core import one_line
 from kvintro.source.elf import read_headers
+from kvintro.source.privileges import hold_kernel_files
 
 KCORE = "/proc/kcore"
 _LOCKDOWN = "/sys/kernel/security/lockdown"
 _USE_DUMP = "use -c with a dump of it, or with a sample core"
 
 
-def open_running_kernel(vmcoreinfo: Optional[bytes]) -> Source:
+def open_running_kernel(
+    vmcoreinfo: Optional[bytes], *, sudo: bool = False, opened: Callable[[], None] = lambda: None
+) -> Source:
     """Open the kernel that this process runs on.
 
+    :param sudo: have sudo open /proc/kcore.
+    :param opened: called when everything that needs root is open.
     :raises SourceError: there is no /proc/kcore, or it may not be read; says why.
     """
     if platform.machine() != "x86_64":
@@ -31,16 +37,30 @@ def open_running_kernel(vmcoreinfo: Optional[bytes]) -> Source:
             "use -c with a dump of an x86-64 kernel",
         )
     try:
-        with open(KCORE, "rb") as file:
-            segments = read_headers(file).segments
+        file = _open_by_sudo() if sudo and os.geteuid() != 0 else open(KCORE, "rb")
     except OSError as error:
         raise _why_not(error) from None
-    prog = drgn.Program(vmcoreinfo=vmcoreinfo)
-    try:
-        prog.set_kernel()
-    except Exception as error:
-        raise SourceError(f"{KCORE} cannot be used: {one_line(error)}", _USE_DUMP) from error
+    with file:
+        hold_kernel_files()
+        opened()
+        segments = read_headers(file).segments
+        prog = drgn.Program(vmcoreinfo=vmcoreinfo)
+        try:
+            # The program keeps the descriptor, and closes it.
+            prog.set_core_dump(os.dup(file.fileno()))
+        except Exception as error:
+            raise SourceError(f"{KCORE} cannot be used: {one_line(error)}", _USE_DUMP) from error
     return Source(prog, "live", KCORE, "kcore", complete=None, segments=segments)
+
+
+def _open_by_sudo() -> BinaryIO:
+    """/proc/kcore, opened by a process of root's that does nothing else and hands it over (drgn's)."""
+    try:
+        from drgn.internal.sudohelper import open_via_sudo
+
+        return os.fdopen(open_via_sudo(KCORE, os.O_RDONLY), "rb")
+    except (ImportError, FileNotFoundError, subprocess.CalledProcessError) as error:
+        raise NotPermitted(f"sudo did not open {KCORE}: {one_line(error)}", _USE_DUMP) from None
 
 
 def open_qemu(address: str, vmcoreinfo: Optional[bytes]) -> Source:
@@ -80,7 +100,9 @@ def _why_not(error: OSError) -> SourceError:
                 "take a dump instead, or boot with lockdown=integrity",
             )
         if os.geteuid() != 0:
-            return NotPermitted(f"{KCORE} may be read by root only", "run it with sudo, or " + _USE_DUMP)
+            return NotPermitted(
+                f"{KCORE} may be read by root only", "run it with sudo, or with --sudo, or " + _USE_DUMP
+            )
         return NotPermitted(
             f"root may not read {KCORE} here (a container, or a security module)",
             "run it on the host with CAP_SYS_RAWIO, or " + _USE_DUMP,

@@ -29,7 +29,7 @@ _PAGE = 4096
 _SYMBOL = struct.Struct("<IBBHQQ")  # Elf64_Sym
 _STT_SECTION, _STT_FILE = 3, 4
 # What can go wrong in following structures whose types and contents may be anything.
-_TROUBLE = (LookupError, AttributeError, TypeError, KvintroError, *READ_ERRORS)
+_TROUBLE = (LookupError, AttributeError, TypeError, drgn.ObjectAbsentError, KvintroError, *READ_ERRORS)
 
 
 class Module:

@@ -4,7 +4,7 @@
 The table in :mod:`kvintro.source._variable_table` is generated from the debuginfo of several kernels by
 tools/gen_variable_table.py. It has, for each variable, the types that it has been seen with. Which of them a
 kernel has is decided by what its BTF and its symbol table say, never by its version: the kernel must know the
-type, there must be room for it up to the next symbol, and of several the one that fills the room best is taken.
+type, there must be room for it up to the next symbol, and of several it is the one that fills the room best.
 
 An entry of the table is what drgn takes for the name of a type, or one of these:
 
@@ -67,7 +67,7 @@ class VariableTypes:
 
         :param name: name of the variable.
         :param symbols: the symbols of that name, the likeliest first.
-        :return: the variable, at the first symbol that has the room for one of its types; None if there is none.
+        :return: the variable, at the first symbol that has room for one of its types; None if none has.
         """
         entries = self._table.get(name, ())
         for symbol in symbols:

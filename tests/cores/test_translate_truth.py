@@ -43,7 +43,7 @@ def test_kernel_addresses_are_where_the_emulator_has_them(
     wrong = {}
     for virtual, physical in emulated.items():
         found = translator.translate(Input("", virtual, "virtual"))
-        # The emulator asked the processor that was idle then, so efi_mm and other processes' LDTs were not in use.
+        # The emulator asked by what the processor used then: neither efi_mm nor other processes' LDTs.
         if found.root == "init_top_pgt" and found.physical != physical:
             wrong[virtual] = (physical, found)
     assert not wrong
@@ -137,7 +137,9 @@ def test_a_stream_says_what_single_answers_say(kernel: Kernel) -> None:
     chosen = random.Random(11)
     starts = [p.range.start for p in map(kernel.locate, kernel.regions) if isinstance(p, Placement)]
     numbers = [chosen.choice(starts) + chosen.randrange(1 << 27) & ALL for _ in range(1500)]
-    numbers += [chosen.randrange(1 << 28) for _ in range(200)] + [chosen.randrange(1 << 64) for _ in range(200)]
+    numbers += [chosen.randrange(1 << 28) for _ in range(200)] + [
+        chosen.randrange(1 << 64) for _ in range(200)
+    ]
     numbers += [0, ALL, 1 << 63, (1 << 63) - 1]
     texts = [f"{number:x}" for number in numbers]
     for options in ({}, {"form": "pfn"}, {"below": "virtual", "plain_virtual": True}):
@@ -148,7 +150,17 @@ def test_a_stream_says_what_single_answers_say(kernel: Kernel) -> None:
                 columns.setdefault(key, []).extend(values)
         for i, text in enumerate(texts):
             one = translator.translate(translator.parse(text))
-            for key in ("input", "taken_as", "state", "region", "virtual", "physical", "pfn", "page", "page_size"):
+            for key in (
+                "input",
+                "taken_as",
+                "state",
+                "region",
+                "virtual",
+                "physical",
+                "pfn",
+                "page",
+                "page_size",
+            ):
                 assert columns[key][i] == getattr(one, key), (text, key, options)
             assert columns["method"][i] == one.method
 
@@ -173,9 +185,25 @@ def test_symbols_are_where_kallsyms_has_them(core: Core, kernel: Kernel) -> None
 
 def test_every_input_form_is_understood(kernel: Kernel) -> None:
     translator = Translator(kernel)
-    for text, value in (("1000", 0x1000), ("0x1000", 0x1000), ("0XAbC", 0xABC), ("ffff888000000000", 0xFFFF888 << 36)):
+    for text, value in (
+        ("1000", 0x1000),
+        ("0x1000", 0x1000),
+        ("0XAbC", 0xABC),
+        ("ffff888000000000", 0xFFFF888 << 36),
+    ):
         assert translator.parse(text).value == value
-    for nonsense in ("", "0x", "%", "1 2", "12345678901234567", "nosuchsymbol", "init_task+", "-5", "1_0", "\x1b[2J"):
+    for nonsense in (
+        "",
+        "0x",
+        "%",
+        "1 2",
+        "12345678901234567",
+        "nosuchsymbol",
+        "init_task+",
+        "-5",
+        "1_0",
+        "\x1b[2J",
+    ):
         with pytest.raises(UsageError):
             translator.parse(nonsense)
     assert set(FORMS) == {"virtual", "physical", "pfn", "page"}

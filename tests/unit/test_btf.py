@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""BTF made by the test: every kind of type comes out right, and nonsense ends in BtfError and nothing else."""
+"""BTF made by the test: every kind of type comes out right, and nonsense ends in BtfError, nothing else."""
 
 from __future__ import annotations
 
 import random
 import struct
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, List, Optional, Tuple
+from typing import Callable, Iterator, List, Optional, Tuple
 
 import drgn
 import pytest
@@ -305,10 +306,6 @@ def test_too_big_a_blob(monkeypatch: pytest.MonkeyPatch) -> None:
         Btf(BtfBuilder().build() + bytes(30))
 
 
-def nothing(b: BtfBuilder) -> None:
-    pass
-
-
 @pytest.mark.parametrize("kind", [0, 20, 127])
 def test_unknown_kind(kind: int) -> None:
     b = BtfBuilder()
@@ -422,11 +419,26 @@ def result_of_itself(b: BtfBuilder) -> int:
     return b.prototype(b.next_id, [])
 
 
+def taking_itself(b: BtfBuilder) -> int:
+    pointer = b.pointer(b.next_id + 1)
+    return b.prototype(0, [("again", pointer)])
+
+
+def taking_the_last_twice(b: BtfBuilder) -> int:
+    last = b.int("int", 4)
+    for _ in range(30):
+        pointer = b.pointer(last)
+        last = b.prototype(0, [("a", pointer), ("b", pointer)])
+    return last
+
+
 def variable_as_type(b: BtfBuilder) -> int:
     return b.pointer(b.add(made_up.VAR, "v", 0, 1))
 
 
-@pytest.mark.parametrize("make", [pointer_to_itself, result_of_itself, variable_as_type])
+@pytest.mark.parametrize(
+    "make", [pointer_to_itself, result_of_itself, taking_itself, taking_the_last_twice, variable_as_type]
+)
 def test_types_that_cannot_be(make: Callable[[BtfBuilder], int]) -> None:
     b = BtfBuilder()
     type_id = make(b)
@@ -464,6 +476,18 @@ def small_blob() -> bytes:
     return b.build()
 
 
+@contextmanager
+def only_btf_errors() -> Iterator[None]:
+    """Before 0.3, drgn passes on what goes wrong in making a member's type as a plain Exception."""
+    try:
+        yield
+    except BtfError:
+        pass
+    except Exception as e:
+        if not str(e).startswith("BtfError: "):
+            raise
+
+
 def use_all_of_it(data: bytes) -> None:
     """Whatever the blob, nothing but BtfError comes out of it."""
     try:
@@ -473,20 +497,14 @@ def use_all_of_it(data: bytes) -> None:
     names = ["list_head", "bits", "outer", "outer_t", "e", "ONE", "BIG", "f", "v", "elsewhere", "int", "a"]
     for name in names:
         for look_up in (types.find_function, types.find_variable, types.find_constant):
-            try:
+            with only_btf_errors():
                 look_up(name)
-            except BtfError:
-                pass
         for kind in (TypeKind.STRUCT, TypeKind.UNION, TypeKind.ENUM, TypeKind.TYPEDEF, TypeKind.INT):
-            try:
+            with only_btf_errors():
                 types.find(kind, name)
-            except BtfError:
-                pass
     for type_id in range(min(len(types.btf) + 2, 200)):
-        try:
+        with only_btf_errors():
             use(types.make(type_id))
-        except BtfError:
-            pass
 
 
 def spell(type_: drgn.Type) -> None:
@@ -494,8 +512,6 @@ def spell(type_: drgn.Type) -> None:
         type_.type_name()
     except ValueError as e:  # drgn spells no function type without the function
         assert str(e) == "function must have name"
-    except RecursionError:  # and none that takes itself
-        pass
 
 
 def use(type_: drgn.Type) -> None:
@@ -511,6 +527,7 @@ def use(type_: drgn.Type) -> None:
 
 
 SMALL = small_blob()
+INFOS = [flag << 31 | kind << 24 | vlen for kind in range(1, 20) for vlen in range(3) for flag in (0, 1)]
 
 
 def test_the_small_blob_is_sound() -> None:
@@ -526,14 +543,12 @@ def test_the_small_blob_is_sound() -> None:
     st.lists(
         st.tuples(
             st.integers(0, len(SMALL) // 4 - 1),
-            st.one_of(st.integers(0, 64), st.integers(0, 0xFFFFFFFF), st.sampled_from(sorted(
-                kind << 24 | vlen | flag << 31 for kind in range(1, 20) for vlen in (0, 1, 2) for flag in (0, 1)
-            ))),
+            st.one_of(st.integers(0, 64), st.integers(0, 0xFFFFFFFF), st.sampled_from(INFOS)),
         ),
         max_size=6,
     ),
     st.integers(0, len(SMALL)),
-)  # fmt: skip
+)
 def test_a_damaged_blob_is_an_error_and_no_more(changes: List[Tuple[int, int]], cut: int) -> None:
     data = bytearray(SMALL)
     for word, value in changes:

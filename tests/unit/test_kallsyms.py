@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 from typing import Dict, List
 
@@ -20,6 +19,7 @@ LONG = "x" * 300
 SYMBOLS = [
     Symbol("_stext", TEXT, "T"),
     Symbol("_text", TEXT, "T"),
+    Symbol("__do_start", TEXT + 0x100, "t"),
     Symbol("start", TEXT + 0x100, "T"),
     Symbol("twice", TEXT + 0x200, "t"),
     Symbol("twice", TEXT + 0x300, "T"),
@@ -142,7 +142,7 @@ def test_vmcoreinfo() -> None:
     assert vmcoreinfo_symbols(text) == {"_stext": TEXT}
 
 
-@pytest.mark.parametrize("name", [s for s in Tables(SYMBOLS).symbols])
+@pytest.mark.parametrize("name", list(Tables(SYMBOLS).symbols))
 @pytest.mark.parametrize("address", [1, TABLES - 4096, TABLES + 64, TABLES + 100_000, (1 << 64) - 2])
 def test_wrong_addresses(name: str, address: int) -> None:
     tables = Tables(SYMBOLS)

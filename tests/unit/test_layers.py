@@ -19,6 +19,7 @@ PACKAGE = Path(kvintro.__file__).parent
 # modules.
 FLOORS = {
     "errors": 0,
+    "isolation": 0,
     "model": 0,
     "text": 0,
     "arch": 1,
@@ -28,12 +29,18 @@ FLOORS = {
     "kernel": 3,
     "regions": 3,
     "mapped": 3,
+    "memory": 3,
+    "names": 3,
+    "processes": 3,
     "structures": 3,
     "queries": 4,
     "reports": 5,
     "render": 6,
     "commands": 7,
     "cli": 8,
+    "prompt": 8,
+    "plugin": 8,
+    "repl": 8,
     "__main__": 9,
 }
 # The model and the renderers may not know of kernels at all.

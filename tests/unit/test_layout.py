@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any, Dict, List
 
 import pytest
@@ -11,9 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kvintro.errors import KvintroError
+from kvintro.kernel import open_kernel
 from kvintro.render import render
 from kvintro.reports.layout import layout
-from tests.synthetic import Memory, kernel_of, vmcoreinfo
+from kvintro.source import Request
+from tests.synthetic import Memory, elf_core, kernel_of, vmcoreinfo
 
 BASES = {4: 0xFFFF9A1000000000, 5: 0xFF2C561A00000000}
 VMALLOC = {4: 0xFFFFB80000000000, 5: 0xFF70E37F40000000}
@@ -117,3 +120,23 @@ def test_nonsense_still_partitions(
     assert_partition(json.loads(render(report, "json"))["regions"])
     assert render(report, "text")
     assert render(report, "csv")
+
+
+def test_pages_left_out_of_an_elf_dump(tmp_path: Path) -> None:
+    """makedumpfile leaves them out of the file, not of the segment; a table there is not a table of zeros."""
+    memory = made_up(4)
+    entry = memory.read(memory.root + 8 * (VMALLOC[4] >> 39 & 511), 8)
+    table = int.from_bytes(entry, "little") & 0xFFFFFFFFFF000
+    info = vmcoreinfo(**{"NUMBER(VMALLOC_START)": f"0x{VMALLOC[4]:x}"}).encode()
+    path = tmp_path / "vmcore"
+
+    def document(without: int) -> Any:
+        segments = [(0, page, bytes(data)) for page, data in sorted(memory.pages.items()) if page != without]
+        path.write_bytes(elf_core(segments, [("VMCOREINFO", 0, info)], left_out={without - 4096: 4096}))
+        return json.loads(render(layout(open_kernel(Request(core=str(path)))), "json"))
+
+    whole = {row["key"]: row for row in document(0)["regions"]}
+    assert whole["vmalloc"]["mapped"] == 4096
+    filtered = document(table)
+    assert "vmalloc and ioremap: page tables of 512 GB are not in this source" in filtered["notes"]
+    assert filtered["partial"]

@@ -61,7 +61,10 @@ def test_walk_of_a_page(levels: int, virtual: int, level: int, physical: int) ->
         found = walk(memory.read, geometry, memory.root, virtual + inside)
         assert (found.state, found.physical, found.page_size) == ("mapped", physical + inside, size)
     assert [step.level for step in found.steps] == list(range(levels, level - 1, -1))
-    assert walk(memory.read, geometry, memory.root, (virtual - 1) & ALL).state in ("unmapped", "non-canonical")
+    assert walk(memory.read, geometry, memory.root, (virtual - 1) & ALL).state in (
+        "unmapped",
+        "non-canonical",
+    )
 
 
 def test_non_canonical_addresses_are_not_walked() -> None:
@@ -155,7 +158,7 @@ def test_rights_are_those_of_all_levels_together() -> None:
 
 @st.composite
 def page_tables(draw: st.DrawFn) -> Tuple[int, Dict[int, bytearray], int]:
-    """(levels, tables by address, root): a few tables that point to each other or nowhere, any way they like."""
+    """(levels, tables by address, root): a few tables that point to each other or nowhere, anyhow."""
     levels = draw(st.sampled_from([4, 5]))
     addresses = [0x1000 * (i + 1) for i in range(draw(st.integers(1, 6)))]
     pages = {}
@@ -167,9 +170,7 @@ def page_tables(draw: st.DrawFn) -> Tuple[int, Dict[int, bytearray], int]:
     )
     for address in addresses:
         table = bytearray(4096)
-        slots = draw(
-            st.dictionaries(st.sampled_from([0, 1, 2, 255, 256, 272, 510, 511]), entry, max_size=8)
-        )
+        slots = draw(st.dictionaries(st.sampled_from([0, 1, 2, 255, 256, 272, 510, 511]), entry, max_size=8))
         for index, value in slots.items():
             struct.pack_into("<Q", table, 8 * index, value & ALL)
         pages[address] = table
@@ -180,7 +181,9 @@ INDEX = st.sampled_from([0, 1, 2, 3, 255, 256, 272, 510, 511])
 
 
 @settings(max_examples=150, deadline=None)
-@given(page_tables(), st.lists(st.tuples(INDEX, INDEX, INDEX, INDEX, INDEX, st.integers(0, 0xFFF)), max_size=12))
+@given(
+    page_tables(), st.lists(st.tuples(INDEX, INDEX, INDEX, INDEX, INDEX, st.integers(0, 0xFFF)), max_size=12)
+)
 def test_three_walkers_agree_on_any_tables(
     tables: Tuple[int, Dict[int, bytearray], int], picks: "list[tuple[int, ...]]"
 ) -> None:
@@ -244,7 +247,7 @@ def test_a_table_that_refers_to_itself_ends(levels: int) -> None:
 
 
 def test_wild_sharing_of_varied_tables_ends() -> None:
-    """512 entries a level, each table shared by all, and the lowest as varied as can be: 2^27 ranges a pud."""
+    """512 entries a level, each table shared by all, and the lowest varied: 2^27 ranges a pud."""
     memory = Memory()
     low, pmd, pud = 0x2000, 0x3000, 0x4000
     flags = [0x63, 0x61, 0, 0x63 | NX]

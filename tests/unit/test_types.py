@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""kvintro.types.install() on a kernel made by the test: an image, a module, and what can be wrong with them."""
+"""kvintro.types.install() on a kernel made by the test: an image, a module, and what can be wrong in them."""
 
 from __future__ import annotations
 
@@ -117,15 +117,16 @@ class MadeUp:
         self.put(BTF_MODULES, struct.pack("<2Q", MODULE_ENTRY, MODULE_ENTRY))
         self.put(COUNTER, struct.pack("<i", 42))
         self.put(INIT_TASK, struct.pack("<i", 7))
-        names = ["own_function", "own_data", "a_file", "absolute"]
         table = b"\0"
         symbols = bytes(24)
-        for index, (name, info, section, value, size) in enumerate(
-            [(names[0], 0x12, 1, MODULE + 0x10, 0x20), (names[1], 0x01, 2, MODULE + 0x1000, 8),
-             (names[2], 0x04, 1, 0, 0), (names[3], 0x12, 0, MODULE, 8)]
-        ):  # fmt: skip
+        for name, info, section, value, size in (
+            ("own_function", 0x12, 1, MODULE + 0x10, 0x20),
+            ("own_data", 0x01, 2, MODULE + 0x1000, 8),
+            ("a_file", 0x04, 1, 0, 0),
+            ("undefined", 0x12, 0, MODULE, 8),
+        ):
             symbols += struct.pack("<IBBHQQ", len(table), info, 0, section, value, size)
-            table += names[index].encode() + b"\0"
+            table += name.encode() + b"\0"
         self.put(SYMTAB, symbols)
         self.put(STRTAB, table)
         self.put(MOD_KALLSYMS, struct.pack("<QQQ", SYMTAB, len(symbols) // 24, STRTAB))
@@ -185,7 +186,7 @@ def test_modules() -> None:
     for nowhere in (MODULE + 0x30, MODULE + 0x5000):
         with pytest.raises(LookupError):
             prog.symbol(nowhere)
-    for none in ("a_file", "absolute"):
+    for none in ("a_file", "undefined"):
         with pytest.raises(LookupError):
             prog.symbol(none)
     assert len(prog.symbols()) == 15

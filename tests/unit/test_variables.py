@@ -71,7 +71,6 @@ def find(types: BtfTypes, entries: Sequence[str], *rooms: int, padded: bool = Fa
         (["struct small *"], 8, "struct small *"),
         (["struct unknown"], 64, None),
         (["struct incomplete"], 64, None),
-        (["struct incomplete *"], 8, "struct incomplete *"),
         (["struct unknown", "struct small"], 8, "struct small"),
         (["no type at all"], 8, None),
         # What fills the room.

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What ``kvintro explain`` says of a region, apart from this kernel's values.
 
-The text of a region is an ``EXPLAIN``, an :class:`Explanation`, in the region's own file or in the file here that is
-called by its key; a region without one is still explained by its placement. Texts are prose for people:
-paragraphs are set apart by empty lines, line breaks mean nothing. Facts in them were checked in the sources of
-Linux 6.1, 6.12 and 7.3.
+The text of a region is an ``EXPLAIN``, an :class:`Explanation`, in the region's own file or in the file
+here that is called by its key; a region without one is still explained by its placement. Texts are prose
+for people: paragraphs are set apart by empty lines, line breaks mean nothing. Facts in them were checked in
+the sources of Linux 6.1, 6.12 and 7.3.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class Definition:
     :ivar symbols: variables to read, the first that this kernel has; of a ``config``, the symbol that exists
         only when it is on.
     :ivar size: bytes of the variable.
-    :ivar shows: what its value is: ``address``, ``size`` or ``number``.
+    :ivar shows: what its value is: ``address``, ``size``, ``number``, or ``signed`` for an address that may
+    be negative.
     """
 
     kind: str
@@ -69,9 +70,7 @@ def macro(name: str, what: str) -> Definition:
     return Definition("macro", name, what)
 
 
-def variable(
-    name: str, what: str, *other_names: str, size: int = 8, shows: str = "address"
-) -> Definition:
+def variable(name: str, what: str, *other_names: str, size: int = 8, shows: str = "address") -> Definition:
     """A variable of the kernel, which has other names on other kernels."""
     return Definition("variable", name, what, (name, *other_names), size, shows)
 

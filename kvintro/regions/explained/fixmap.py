@@ -6,13 +6,13 @@ from kvintro.regions.explained import Explanation, boot, config, macro
 EXPLAIN = Explanation(
     also=("fixaddr", "fix-mapped", "fixmap range"),
     purpose="""
-    Addresses that are constants of the program: each slot is one page with a number, known when the kernel is
-    compiled, and gets its memory at run time. Code that runs before there is an allocator, or that may not
-    wait for one, uses them.
+    Addresses that are constants of the program: each slot is one page with a number, known when the
+    kernel is compiled, and gets its memory at run time. Code that runs before there is an allocator, or
+    that may not wait for one, uses them.
     """,
     users="""
-    The local APIC's and the I/O APICs' registers, ACPI's error reports (GHES), early consoles, and below the
-    permanent slots early_ioremap() while booting. On kernels with CONFIG_DEBUG_KMAP_LOCAL_FORCE_MAP
+    The local APIC's and the I/O APICs' registers, ACPI's error reports (GHES), early consoles, and below
+    the permanent slots early_ioremap() while booting. On kernels with CONFIG_DEBUG_KMAP_LOCAL_FORCE_MAP
     kmap_local().
     """,
     definitions=(
@@ -23,16 +23,18 @@ EXPLAIN = Explanation(
         config("DEBUG_KMAP_LOCAL_FORCE_MAP", "slots for every CPU, and MODULES_END 16 MB lower"),
         boot("early_ioremap_debug", "prints what is mapped while booting"),
     ),
-    translation="By page tables, from tables that are part of the image (level1_fixmap_pgt). set_fixmap() fills a slot.",
+    translation="""
+    By page tables, from tables that are part of the image (level1_fixmap_pgt). set_fixmap() fills a slot.
+    """,
     attacker="""
-    Known addresses, of pages that are mostly devices'. Patching code went through slots here until 5.1; it has
-    page tables of its own since, and the slots are gone.
+    Known addresses, of pages that are mostly devices'. Patching code went through slots here until 5.1;
+    it has page tables of its own since, and the slots are gone.
     """,
     debugger="""
     Mapped slots are few; APIC pages are uncached and in no dump. "kvintro show fixmap" names them.
     """,
     changed="""
-    mm.rst gives no start since there is none for all kernels: it is FIXADDR_TOP less the permanent slots of the
-    build, read from enum fixed_addresses.
+    mm.rst gives no start since there is none for all kernels: it is FIXADDR_TOP less the permanent slots
+    of the build, read from enum fixed_addresses.
     """,
 )

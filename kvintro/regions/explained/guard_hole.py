@@ -6,9 +6,9 @@ from kvintro.regions.explained import Explanation, config, macro
 EXPLAIN = Explanation(
     also=("hypervisor",),
     purpose="""
-    The first sixteen entries of the root table's upper half are left empty. They belong to the hypervisor by Xen's
-    contract with paravirtual guests, which share page tables with it; everywhere else they put a distance between
-    the last number that is no address and the first one that Linux uses.
+    The first sixteen entries of the root table's upper half are left empty. They belong to the hypervisor
+    by Xen's contract with paravirtual guests, which share page tables with it; everywhere else they put a
+    distance between the last number that is no address and the first one that Linux uses.
     """,
     users="Xen, in PV guests. KVM, Hyper-V and VMware run in page tables of their own and need no room here.",
     definitions=(

@@ -6,12 +6,12 @@ from kvintro.regions.explained import Explanation, boot, config, macro, variable
 EXPLAIN = Explanation(
     also=("module", "lkm", "execmem", "module mapping space", "bpf"),
     purpose="""
-    Code that joins the running kernel. It has to lie within 2 GB of the image, so that calls between the two fit in
-    32 bits; that is why it has a region of its own and not a piece of the vmalloc area.
+    Code that joins the running kernel. It has to lie within 2 GB of the image, so that calls between the
+    two fit in 32 bits; that is why it has a region of its own and not a piece of the vmalloc area.
     """,
     users="""
-    Modules; also programs that BPF compiled, ftrace's trampolines and the copied instructions of kprobes. All
-    take it from one allocator, execmem.
+    Modules; also programs that BPF compiled, ftrace's trampolines and the copied instructions of kprobes.
+    All take it from one allocator, execmem.
     """,
     definitions=(
         macro("MODULES_VADDR", "the start: where the image's window ends"),
@@ -27,21 +27,22 @@ EXPLAIN = Explanation(
         boot("module.sig_enforce", "only signed ones"),
     ),
     translation="""
-    By page tables, as in the vmalloc area, whose allocator keeps both: its list has these areas too. The image's
-    rule (phys_base) does not hold here, though the addresses look alike.
+    By page tables, as in the vmalloc area, whose allocator keeps both: its list has these areas too. The
+    image's rule (phys_base) does not hold here, though the addresses look alike.
     """,
     attacker="""
-    Module code at a place of which 10 bits are random, once one address in the region is known all others of the
-    same module. JIT compiled BPF programs are code whose constants a user may have chosen;
+    Module code at a place of which 10 bits are random, once one address in the region is known all others
+    of the same module. JIT compiled BPF programs are code whose constants a user may have chosen;
     bpf_jit_harden= hides them.
     """,
     debugger="""
-    "kvintro show modules" lists each module's parts: since 6.4 a module is up to seven pieces (mod->mem[]) that need
-    not be neighbours. An address that no module owns is BPF's, a trampoline, or left over from an unload.
+    "kvintro show modules" lists each module's parts: since 6.4 a module is up to seven pieces
+    (mod->mem[]) that need not be neighbours. An address that no module owns is BPF's, a trampoline, or
+    left over from an unload.
     """,
     changed="""
-    mm.rst has 1520 MB from ffffffffa0000000: that is what a kernel without RANDOMIZE_BASE leaves. On others it is
-    1008 MB from ffffffffc0000000, with nokaslr too. Newer kernels keep a cache of 2 MB pages for code that is never
-    writable where it runs (execmem's ROX cache).
+    mm.rst has 1520 MB from ffffffffa0000000: that is what a kernel without RANDOMIZE_BASE leaves. On
+    others it is 1008 MB from ffffffffc0000000, with nokaslr too. Newer kernels keep a cache of 2 MB pages
+    for code that is never writable where it runs (execmem's ROX cache).
     """,
 )

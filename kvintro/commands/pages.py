@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""``kvintro pages``: where the memory went."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Callable, List
+
+if TYPE_CHECKING:
+    from kvintro.kernel import Kernel
+    from kvintro.model import Report
+
+HELP = "a census of all page frames: what each is used for, and a picture of physical memory"
+EXAMPLES = """\
+examples:
+  kvintro -c vmcore pages
+  kvintro -c vmcore pages --by cache --top 10          the largest slab caches
+  kvintro -c vmcore pages --by flags                   as tools/mm/page-types prints them
+  kvintro -c vmcore pages --by free                    free blocks by order, as in /proc/buddyinfo
+  kvintro -c vmcore pages --range 100000000-140000000  physical addresses, the end exclusive
+  kvintro -c vmcore --json pages
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's own options."""
+    from kvintro.reports.pages import BREAKDOWNS
+
+    parser.add_argument("--by", choices=BREAKDOWNS, help="list pages by this alone (default: type, free and a picture)")
+    parser.add_argument("--top", type=_count, metavar="N", help="so many rows of that list, the largest first")
+    parser.add_argument("--range", metavar="A-B", help="physical addresses from A up to but not including B, or A+SIZE")
+    parser.add_argument("--raw", action="store_true", help="flags as /proc/kpageflags has them, none hidden")
+    parser.add_argument(
+        "--cells", type=_count, default=512, metavar="N", help="cells of the picture, at most (default: %(default)s)"
+    )
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if not 0 < value <= 1 << 20:
+        raise ValueError(text)
+    return value
+
+
+def run(kernel: Kernel, args: argparse.Namespace) -> Report:
+    """The report."""
+    from kvintro.reports.pages import pages_report, parse_range
+
+    closing: List[Callable[[], None]] = []
+
+    def progress(total: int) -> Callable[[int], None]:
+        if not sys.stderr.isatty():
+            return lambda pages: None
+        from tqdm import tqdm
+
+        # Shown only if it takes longer than a second.
+        bar = tqdm(total=total, unit="page", unit_scale=True, delay=1, leave=False, file=sys.stderr)
+        closing.append(bar.close)
+
+        def tick(pages: int) -> None:
+            bar.update(pages)
+
+        return tick
+
+    try:
+        return pages_report(
+            kernel,
+            by=args.by,
+            top=args.top,
+            where=None if args.range is None else parse_range(args.range),
+            raw=args.raw,
+            cells=args.cells,
+            progress=progress,
+        )
+    finally:
+        for close in closing:
+            close()

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""``kvintro report``: all of it on one page."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Iterator, Sequence
+
+if TYPE_CHECKING:
+    from kvintro.kernel import Kernel
+    from kvintro.model import Report
+
+HELP = "everything about a kernel on one self-contained HTML page, with the map drawn"
+EXAMPLES = """\
+examples:
+  kvintro -c vmcore report -o vmcore.html
+  sudo kvintro report -o this-host.html
+  kvintro -c vmcore --json report -o vmcore.json     the same for programs
+"""
+#: What it is unless --format says otherwise.
+FORMAT = "html"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """It has no options of its own."""
+
+
+def run(kernel: Kernel, args: argparse.Namespace) -> Report:
+    """The report."""
+    from kvintro.errors import UsageError
+    from kvintro.reports.report import full
+
+    if args.format == "html" and args.output is None and sys.stdout.isatty():
+        raise UsageError("a page is nothing for a terminal", "name a file for it: kvintro report -o FILE.html")
+    return full(kernel, progress=_progress)
+
+
+def _progress(titles: Sequence[str]) -> Iterator[str]:
+    if not sys.stderr.isatty():
+        yield from titles
+        return
+    from tqdm import tqdm
+
+    # Shown only if it takes longer than a second.
+    with tqdm(titles, delay=1, leave=False, file=sys.stderr, unit="section") as bar:
+        for title in bar:
+            bar.set_postfix_str(title)
+            yield title

@@ -1,0 +1,390 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Does the kernel keep its own rules in its page tables? Each rule is one function of :data:`CHECKS`.
+
+What is judged is the rights of all levels taken together. Page tables of a running kernel change: a module
+being loaded or text being patched may show for a moment what a rule forbids.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Callable, Iterable, Iterator, List, Optional, Sequence, Tuple
+
+from kvintro.arch.x86_64 import (
+    ALL,
+    PAGE_SIZE,
+    PMD_SHIFT,
+    PRESENT,
+    PTI_USER_ROOT_BIT,
+    PTRS_PER_TABLE,
+)
+from kvintro.errors import NotInDump, Unavailable
+from kvintro.kernel import Kernel
+from kvintro.model import Absent, AddressRange, Placement
+from kvintro.paging import (
+    EFFECTIVE_NX,
+    EFFECTIVE_RW,
+    EFFECTIVE_USER,
+    MAPPED,
+    OVER_LIMIT,
+    UNREADABLE,
+    Ranges,
+)
+from kvintro.queries.modules import module_memory
+from kvintro.regions.ldt_remap import table_of
+
+_RIGHTS = MAPPED | EFFECTIVE_RW | EFFECTIVE_USER | EFFECTIVE_NX | UNREADABLE | OVER_LIMIT
+_LOW_MEMORY = 1 << 20
+_PMD = 1 << PMD_SHIFT
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rule is broken."""
+
+    start: int
+    end: int
+    what: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of one rule.
+
+    :ivar state: ``ok``, ``failed``, ``unknown`` (this source does not tell) or ``not-applicable``.
+    :ivar detail: how much was looked at, or why nothing was.
+    """
+
+    state: str
+    detail: str
+    places: Tuple[Place, ...] = ()
+
+
+@dataclass(frozen=True)
+class Check:
+    """A rule.
+
+    :ivar key: its name in JSON.
+    :ivar title: the rule itself, one line.
+    """
+
+    key: str
+    title: str
+    judge: Callable[[Kernel], Verdict]
+
+    def verdict(self, kernel: Kernel) -> Verdict:
+        """Apply it; what cannot be read makes it unknown."""
+        try:
+            return self.judge(kernel)
+        except Unavailable as error:
+            return Verdict("unknown", error.what)
+
+
+def _rights(key: int) -> str:
+    return " ".join(
+        (
+            "user" if key & EFFECTIVE_USER else "kernel",
+            "RW" if key & EFFECTIVE_RW else "ro",
+            "NX" if key & EFFECTIVE_NX else "x",
+        )
+    )
+
+
+def _where(ranges: Ranges, part: AddressRange, broken: Callable[[int], bool]) -> Iterator[Place]:
+    """Mapped places of a part whose rights break a rule."""
+    for start, end, key in ranges.clip(part.start, part.end).masked(_RIGHTS):
+        if key & MAPPED and broken(key):
+            yield Place(start, end, _rights(key))
+
+
+def _unread(ranges: Ranges, parts: Iterable[AddressRange]) -> bool:
+    return any(ranges.clip(part.start, part.end).select(UNREADABLE | OVER_LIMIT) for part in parts)
+
+
+def _judge(
+    kernel: Kernel, parts: Sequence[AddressRange], broken: Callable[[int], bool], detail: str
+) -> Verdict:
+    """Verdict over parts of the kernel's own tables."""
+    places = [place for part in parts for place in _where(kernel.kernel_ranges, part, broken)]
+    return _conclude(places, _unread(kernel.kernel_ranges, parts), detail)
+
+
+def _conclude(places: Sequence[Place], unread: bool, detail: str) -> Verdict:
+    if places:
+        return Verdict("failed", detail, tuple(places))
+    if unread:
+        return Verdict("unknown", f"{detail}; some page tables are not in this source")
+    return Verdict("ok", detail)
+
+
+def _between(kernel: Kernel, first: str, last: str) -> AddressRange:
+    """From a symbol's address up to but not including another's."""
+    start, end = kernel.symbol(first), kernel.symbol(last)
+    if not start < end:
+        raise Unavailable(f"{first} does not lie before {last}")
+    return AddressRange(start, end - 1)
+
+
+def _place_of(kernel: Kernel, key: str) -> AddressRange:
+    found = kernel.locate(key)
+    if not isinstance(found, Placement):
+        raise Unavailable(found.reason)
+    return found.range
+
+
+def _alias(kernel: Kernel, part: AddressRange) -> AddressRange:
+    """A part of the image in the direct map."""
+    for region in kernel.regions:
+        rule = region.linear(kernel)
+        if rule is not None and part.start in rule.range:
+            base = kernel.page_offset_base.value - rule.offset
+            return AddressRange(part.start + base & ALL, part.end + base & ALL)
+    raise Unavailable("where the image lies in the direct map is not known")
+
+
+def _writable(key: int) -> bool:
+    return bool(key & EFFECTIVE_RW)
+
+
+def _executable(key: int) -> bool:
+    return not key & EFFECTIVE_NX
+
+
+def _writable_and_executable(key: int) -> bool:
+    return _writable(key) and _executable(key)
+
+
+def writable_and_executable(kernel: Kernel) -> Verdict:
+    """The kernel's own CONFIG_DEBUG_WX, at the time of the dump."""
+    half = AddressRange(kernel.geometry.guard_hole.end + 1, ALL)
+    return _judge(kernel, [half], _writable_and_executable, "the kernel half of init_top_pgt")
+
+
+def firmware(kernel: Kernel) -> Verdict:
+    """The same of what firmware's runtime services run on (arch/x86/platform/efi/efi_64.c)."""
+    region = next(r for r in kernel.regions if r.key == "efi")
+    found = kernel.locate(region)
+    if isinstance(found, Absent):
+        return Verdict("not-applicable", found.reason)
+    part = _place_of(kernel, "efi")
+    (root,) = region.roots(kernel)
+    ranges = kernel.tree(root.table).ranges(part.start, part.end)
+    places = list(_where(ranges, part, _writable_and_executable))
+    return _conclude(places, _unread(ranges, [part]), "the EFI region of efi_mm")
+
+
+def writable_text(kernel: Kernel) -> Verdict:
+    """mark_rodata_ro()."""
+    text = _between(kernel, "_text", "_etext")
+    return _judge(kernel, [text, _alias(kernel, text)], _writable, "_text to _etext, and its direct map")
+
+
+def writable_rodata(kernel: Kernel) -> Verdict:
+    """mark_rodata_ro()."""
+    rodata = _between(kernel, "__start_rodata", "__end_rodata")
+    detail = "__start_rodata to __end_rodata, and its direct map"
+    return _judge(kernel, [rodata, _alias(kernel, rodata)], _writable, detail)
+
+
+def executable_data(kernel: Kernel) -> Verdict:
+    """mark_rodata_ro() again: everything behind the text."""
+    found = kernel.locate("kernel_image")
+    end = found.used.end if isinstance(found, Placement) and found.used else None
+    if end is None:
+        raise Unavailable("where the image ends is not known")
+    start = kernel.symbol("__start_rodata")
+    return _judge(kernel, [AddressRange(start, end)], _executable, "the image from __start_rodata on")
+
+
+def executable_direct_map(kernel: Kernel) -> Verdict:
+    """All of it, save the first megabyte, where processors start in real mode (realmode/init.c)."""
+    place = _place_of(kernel, "direct_map")
+    part = AddressRange(place.start + _LOW_MEMORY, place.end)
+    return _judge(kernel, [part], _executable, "the direct map above 1 MB")
+
+
+def user_bit(kernel: Kernel) -> Verdict:
+    """Only the vsyscall page may be user mode's."""
+    half = AddressRange(kernel.geometry.guard_hole.end + 1, ALL)
+    found = kernel.locate("vsyscall")
+    allowed = found.range if isinstance(found, Placement) else None
+    places = [
+        place
+        for place in _where(kernel.kernel_ranges, half, lambda key: bool(key & EFFECTIVE_USER))
+        if allowed is None or not (place.start in allowed and place.end in allowed)
+    ]
+    return _conclude(places, _unread(kernel.kernel_ranges, [half]), "the kernel half of init_top_pgt")
+
+
+def module_rights(kernel: Kernel) -> Verdict:
+    """module_enable_rodata_ro(), module_enable_nx()."""
+    pieces = module_memory(kernel)
+    broken = {
+        "text": _writable,
+        "rodata": lambda key: _writable(key) or _executable(key),
+        "ro_after_init": lambda key: _writable(key) or _executable(key),
+        "data": _executable,
+        # Text, read-only and other data in one allocation, before 6.4.
+        "core": _writable_and_executable,
+    }
+    places = []
+    for piece in pieces:
+        rule = broken.get(piece.kind)
+        if rule is not None:
+            part = AddressRange(piece.start, piece.end)
+            places += [
+                Place(place.start, place.end, f"{piece.module} {piece.kind}: {place.what}")
+                for place in _where(kernel.kernel_ranges, part, rule)
+            ]
+    detail = f"{len({piece.module for piece in pieces})} modules"
+    parts = [AddressRange(piece.start, piece.end) for piece in pieces]
+    return _conclude(places, _unread(kernel.kernel_ranges, parts), detail)
+
+
+def user_half(kernel: Kernel) -> Verdict:
+    """What arch/x86/mm/pti.c clones, and nothing else."""
+    if not kernel.pti.value:
+        return Verdict("not-applicable", f"page-table isolation is off ({kernel.pti.provenance})")
+    half = AddressRange(kernel.geometry.guard_hole.end + 1, ALL)
+    ranges = kernel.tree(kernel.root.value | PTI_USER_ROOT_BIT).ranges(half.start, half.end)
+    allowed = list(_cloned(kernel))
+    text = _image_text(kernel)
+    places = []
+    for start, end, key in ranges.masked(_RIGHTS):
+        if not key & MAPPED:
+            continue
+        if text is not None and start in text and end in text and not key & EFFECTIVE_RW:
+            continue
+        places += [Place(low, high, _rights(key)) for low, high in _outside(start, end, allowed)]
+    return _conclude(places, _unread(ranges, [half]), "the kernel half of init_top_pgt's user half")
+
+
+def _cloned(kernel: Kernel) -> Iterator[AddressRange]:
+    """What user mode's tables may have of the kernel's, rights aside."""
+    for key in ("cpu_entry_area", "espfix", "vsyscall"):
+        found = kernel.locate(key)
+        if isinstance(found, Placement):
+            yield found.range
+    tss = kernel.find_symbol("cpu_tss_rw")
+    if tss is None:
+        raise Unavailable("cpu_tss_rw cannot be found")
+    count = kernel.value("nr_cpu_ids", 4).value
+    if not 0 < count <= 1 << 13:
+        raise Unavailable(f"nr_cpu_ids is {count}, which makes no sense")
+    for offset in struct.unpack(f"<{count}Q", kernel.read(kernel.symbol("__per_cpu_offset"), 8 * count)):
+        address = tss + offset & ALL & -PAGE_SIZE
+        yield AddressRange(address, address + PAGE_SIZE - 1)
+
+
+def _image_text(kernel: Kernel) -> Optional[AddressRange]:
+    """The part of the image that user mode may see read-only.
+
+    The entry text always, in pages of 2M; without PCID and with pti=auto all text and read-only data, which
+    the kernel then says by making them global (pti_kernel_image_global_ok).
+    """
+    entry = _between(kernel, "__entry_text_start", "__entry_text_end")
+    whole = _between(kernel, "_text", "__end_rodata_aligned")
+    found = kernel.walk(whole.start)
+    last = found.steps[-1].value if found.steps else None
+    global_text = last is not None and last & 1 << 8 and last & PRESENT
+    entry_part = AddressRange(entry.start & -_PMD, (entry.end | (_PMD - 1)) & ALL)
+    if global_text and whole.start not in entry_part:
+        return whole
+    return entry_part
+
+
+def _outside(start: int, end: int, allowed: Sequence[AddressRange]) -> List[Tuple[int, int]]:
+    """What is left of a range without others."""
+    left = [(start, end)]
+    for part in allowed:
+        left = (
+            [
+                piece
+                for low, high in left
+                for piece in (
+                    (low, min(high, part.start - 1)),
+                    (max(low, part.end + 1), high),
+                )
+                if piece[0] <= piece[1]
+            ]
+            if any(low <= part.end and part.start <= high for low, high in left)
+            else left
+        )
+    return left
+
+
+def process_roots(kernel: Kernel) -> Verdict:
+    """Every process has the kernel half that init_top_pgt has (pgd_ctor, and pti.c for the user half)."""
+    geometry = kernel.geometry
+    first = geometry.index(geometry.guard_hole.end + 1, geometry.levels)
+    slot = geometry.index(geometry.ldt_remap.start, geometry.levels)
+    own = _entries(kernel, kernel.root.value)
+    own_user = _entries(kernel, kernel.root.value | PTI_USER_ROOT_BIT) if kernel.pti.value else None
+    places = []
+    count = 0
+    for pid, root in _processes(kernel):
+        count += 1
+        for ours, theirs, name in (
+            (own, root, "kernel"),
+            (own_user, root | PTI_USER_ROOT_BIT, "user"),
+        ):
+            if ours is None:
+                continue
+            entries = _entries(kernel, theirs)
+            for index in range(first, PTRS_PER_TABLE):
+                # The LDT is a process's own, and vmalloc's entries come when they are used first.
+                if index == slot or entries[index] in (ours[index], 0):
+                    continue
+                if _same_but_accessed(entries[index], ours[index]):
+                    continue
+                start = geometry.sign_extend(index << geometry.pgdir_shift)
+                what = (
+                    f"pid {pid}, {name} half: entry {entries[index]:016x}, the kernel's is {ours[index]:016x}"
+                )
+                places.append(Place(start, start + (1 << geometry.pgdir_shift) - 1, what))
+    return _conclude(places, False, f"{count} processes")
+
+
+def _same_but_accessed(one: int, other: int) -> bool:
+    return not (one ^ other) & ~0x20
+
+
+def _entries(kernel: Kernel, table: int) -> Tuple[int, ...]:
+    try:
+        return struct.unpack("<512Q", kernel.read_physical(table, PAGE_SIZE))
+    except NotInDump as error:
+        raise Unavailable(error.what) from error
+
+
+def _processes(kernel: Kernel) -> Iterator[Tuple[int, int]]:
+    """(pid, physical address of the root) of each process with memory of its own."""
+    from drgn.helpers.linux.pid import for_each_task
+
+    if kernel.source.types == "none":
+        raise Unavailable("processes cannot be listed without types")
+    seen = set()
+    try:
+        for count, task in enumerate(for_each_task(kernel.prog)):
+            if count > 1 << 22:
+                raise Unavailable("the list of tasks does not end")
+            mm = task.mm.read_()
+            if mm and mm.value_() not in seen:
+                seen.add(mm.value_())
+                yield task.pid.value_(), table_of(kernel, mm.pgd.value_())
+    except (LookupError, AttributeError, ValueError, TypeError) as error:
+        raise Unavailable(f"processes cannot be listed: {error}") from error
+
+
+CHECKS: Tuple[Check, ...] = (
+    Check("wx", "nothing is writable and executable", writable_and_executable),
+    Check("efi_wx", "nothing of firmware is writable and executable", firmware),
+    Check("text_ro", "the kernel's text cannot be written", writable_text),
+    Check("rodata_ro", "read-only data cannot be written", writable_rodata),
+    Check("data_nx", "data of the image cannot be executed", executable_data),
+    Check("direct_map_nx", "the direct map cannot be executed", executable_direct_map),
+    Check("module_rights", "modules' text cannot be written, their data not executed", module_rights),
+    Check("user_bit", "user mode has no access to the kernel half", user_bit),
+    Check("pti_user_half", "user mode's page tables have only what entering the kernel needs", user_half),
+    Check("process_roots", "all processes have the kernel's own half", process_roots),
+)

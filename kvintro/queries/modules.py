@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Memory of loaded modules, piece by piece."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Iterator, List, Tuple
+
+import drgn
+
+from kvintro.errors import Unavailable
+from kvintro.kernel import Kernel
+
+_MAX_MODULES = 1 << 14
+#: enum mod_mem_type, by number.
+MEMORY_TYPES = ("text", "data", "rodata", "ro_after_init", "init_text", "init_data", "init_rodata")
+
+
+@dataclass(frozen=True, order=True)
+class ModuleMemory:
+    """One piece of one module.
+
+    :ivar end: last address.
+    :ivar kind: of :data:`MEMORY_TYPES`; ``core`` or ``init`` before 6.4, when pieces held all rights mixed.
+    """
+
+    start: int
+    end: int
+    module: str
+    kind: str
+
+
+def module_memory(kernel: Kernel) -> List[ModuleMemory]:
+    """All pieces of all modules, ascending.
+
+    :raises Unavailable: this source does not tell.
+    """
+    from drgn.helpers.linux.module import for_each_module
+
+    if kernel.source.types == "none":
+        raise Unavailable("modules cannot be listed without types")
+    found: List[ModuleMemory] = []
+    try:
+        if kernel.find_symbol("modules") is None and kernel.find_symbol("mod_tree") is None:
+            return found  # CONFIG_MODULES is off
+        for number, module in enumerate(for_each_module(kernel.prog)):
+            if number >= _MAX_MODULES:
+                raise Unavailable("the list of modules does not end")
+            name = os.fsdecode(module.name.string_())
+            found += [
+                ModuleMemory(start, start + size - 1, name, kind)
+                for start, size, kind in _pieces(module)
+                if 0 < size < 1 << 32
+            ]
+    except (LookupError, AttributeError, TypeError, ValueError, drgn.FaultError) as error:
+        raise Unavailable(f"modules cannot be listed: {error}") from error
+    return sorted(found)
+
+
+def _pieces(module: drgn.Object) -> Iterator[Tuple[int, int, str]]:
+    """(start, size, kind) of each piece of a module."""
+    try:
+        memory = module.mem
+    except AttributeError:
+        # Before 6.4 there were two, with parts of different rights in them.
+        for layout, kind in ((module.core_layout, "core"), (module.init_layout, "init")):
+            yield layout.base.value_(), layout.size.value_(), kind
+        return
+    for number, piece in enumerate(memory):
+        kind = MEMORY_TYPES[number] if number < len(MEMORY_TYPES) else f"memory {number}"
+        yield piece.base.value_(), piece.size.value_(), kind

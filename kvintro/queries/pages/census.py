@@ -1,0 +1,359 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""How many page frames there are of what."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
+
+import drgn
+
+from kvintro.errors import Unavailable
+from kvintro.kernel import Kernel
+from kvintro.queries.pages.format import PageFormat, page_format, zero_pages
+from kvintro.queries.pages.meaning import TYPES, Meaning
+from kvintro.queries.pages.runs import IN_FREE_BLOCK, ORDER_MASK, ORDER_SHIFT, TAIL, Decoder, Interned, Runs, cut
+from kvintro.queries.pages.sections import Reader, Sections, sections_of
+
+if TYPE_CHECKING:
+    import numpy
+    from numpy.typing import NDArray
+
+#: Told how many page frames have been looked at since it was told last.
+Progress = Callable[[int], None]
+
+_CACHE_LIMIT = 1 << 16  # slab caches; a kernel has some hundreds
+_TYPE_NAMES = tuple(TYPES)
+_TYPE_NUMBERS = {name: number for number, name in enumerate(_TYPE_NAMES)}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Pages that are alike in all that is counted.
+
+    :ivar node: NUMA node, None where the struct page does not say.
+    :ivar order: of the compound page or free block.
+    :ivar first: whether these are the first pages of such, single pages included.
+    :ivar kpageflags: as in /proc/kpageflags.
+    """
+
+    type: str
+    node: Optional[int]
+    zone: str
+    order: int
+    first: bool
+    kpageflags: int
+
+
+@dataclass
+class CacheUse:
+    """What a slab cache has, added up over its slabs.
+
+    :ivar objects: objects that there is room for.
+    :ivar in_use: objects that are not free, as the slabs count them: those that CPUs keep ready count too.
+    """
+
+    slabs: int = 0
+    pages: int = 0
+    objects: int = 0
+    in_use: int = 0
+
+
+@dataclass
+class PageCensus:
+    """Counts of page frames.
+
+    :ivar total: page frames with a struct page (``pfn_valid()``), counted or not.
+    :ivar holes: page frames below the highest that have none.
+    :ivar unmapped: of ``total``, those whose struct page nothing maps.
+    :ivar missing: of ``total``, those whose struct page is not in the dump.
+    :ivar groups: pages by all that is counted.
+    :ivar caches: by address of the struct kmem_cache.
+    :ivar cell_pages: page frames of a cell of the picture.
+    :ivar cells: pages by cell and type, the latter by :data:`TYPES`' order; only cells that have any.
+    """
+
+    total: int
+    holes: int
+    unmapped: int = 0
+    missing: int = 0
+    groups: Counter[Group] = field(default_factory=Counter)
+    caches: Dict[int, CacheUse] = field(default_factory=lambda: defaultdict(CacheUse))
+    cell_pages: int = 1
+    cells: Dict[int, "NDArray[numpy.int64]"] = field(default_factory=dict)
+    limited: bool = False
+
+    def by(self, key: Callable[[Group], Any]) -> Counter[Any]:
+        """Page frames by whatever a group has."""
+        out: Counter[Any] = Counter()
+        for group, pages in self.groups.items():
+            out[key(group)] += pages
+        return out
+
+    def cell_types(self, cell: int) -> Dict[str, int]:
+        """Pages by type in a cell of the picture."""
+        return {_TYPE_NAMES[i]: int(n) for i, n in enumerate(self.cells[cell].tolist()) if n}
+
+
+class Pages:
+    """All struct pages of a kernel.
+
+    :raises Unavailable: there are no types, or no struct pages.
+    """
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.form: PageFormat = page_format(kernel)
+        self.meaning = Meaning(self.form)
+        self.reader = Reader(kernel, self.form)
+        zero, huge_zero = zero_pages(kernel)
+        self.decoder = Decoder(self.form, zero=zero, huge_zero=huge_zero, peek=self._peek)
+
+    @cached_property
+    def sections(self) -> Sections:
+        """Which page frames have a struct page.
+
+        :raises Unavailable: the source does not tell.
+        """
+        return sections_of(self.kernel)
+
+    def _peek(self, pfn: int) -> Optional[bytes]:
+        return self.reader.read(pfn, 2)
+
+    def node_of(self, place: int) -> Optional[int]:
+        """The node of a run's ``places``."""
+        return None if place < 0 else place >> self.form.zone_bits
+
+    def zone_of(self, place: int) -> str:
+        """The zone's name of a run's ``places``."""
+        return "" if place < 0 else self.form.zone_name(place & (1 << self.form.zone_bits) - 1)
+
+    @cached_property
+    def page_limit(self) -> int:
+        """How many struct pages there can be: they have to fit into the machine's own memory."""
+        if self.kernel.source.size:
+            # A compressed dump is rarely a hundredth of what it holds.
+            return self.kernel.source.size * 1024 // self.form.size
+        try:
+            return (self.kernel.max_pfn.value << 12) // self.form.size
+        except Unavailable:
+            return 1 << 40
+
+    def census(
+        self,
+        low: int = 0,
+        high: int = 1 << 52,
+        *,
+        cells: int = 1024,
+        progress: Progress = lambda pages: None,
+    ) -> PageCensus:
+        """Count page frames.
+
+        :param low: the first to count.
+        :param high: one more than the last to count.
+        :param cells: into about how many cells the picture divides them.
+        :raises Unavailable: the source does not tell which page frames there are.
+        """
+        sections = self.sections.clip(low, high)
+        ranges = [(max(a, low), min(b, high)) for a, b in sections.ranges]
+        total = sum(b - a for a, b in ranges)
+        span = ranges[-1][1] - ranges[0][0] if ranges else 0
+        # Below the first page asked for there are no holes to count, save that memory starts at 0.
+        holes = max(0, (ranges[-1][1] - low if ranges else 0) - total)
+        counted = PageCensus(total, holes)
+        while counted.cell_pages * cells < span:
+            counted.cell_pages <<= 1
+        counter = _Counter(self, counted, low, high)
+        seen = 0
+        for piece in self.reader.pieces(sections):
+            seen += piece.count
+            if seen > self.page_limit:
+                counted.limited = True
+                break
+            if piece.state == "read":
+                every = counted.cell_pages if counted.cell_pages < piece.count else 0
+                counter.add(self.decoder.decode(piece.data, piece.first, every=every))
+            else:
+                inside = min(piece.first + piece.count, high) - max(piece.first, low)
+                counter.absent(piece.first, max(inside, 0), piece.state)
+            progress(piece.count)
+        counter.finish()
+        return counted
+
+
+class _Counter:
+    """Adds up runs."""
+
+    def __init__(self, pages: Pages, census: PageCensus, low: int, high: int) -> None:
+        import numpy
+
+        self._pages = pages
+        self._census = census
+        self._low = low
+        self._high = high
+        self._states = Interned()
+        self._groups = Interned()
+        self._counts = numpy.zeros(1024, numpy.int64)
+        self._types = numpy.zeros(1024, numpy.int64)
+        self._types_known = 0
+        self._slab = _SlabFields.of(pages.kernel)
+
+    def add(self, runs: Runs) -> None:
+        """Count a block's runs."""
+        import numpy
+
+        starts, lengths = runs.starts, runs.lengths
+        states, heads, places = runs.states, runs.heads, runs.places
+        if runs.first < self._low or runs.first + len(runs.rows) > self._high:
+            at, lengths = cut(runs, self._low, self._high)
+            starts, states, heads, places = starts[at], states[at], heads[at], places[at]
+        # Nearly all runs are no tails, and their heads all the same.
+        own = self._states.ids(states)
+        head = self._states.ids(heads)
+        packed = own << 40 | head << 20 | (places & 0xFFFFF)
+        groups = self._groups.ids(packed.astype(numpy.uint64))
+        if len(self._groups.values) > self._types_known:
+            self._learn()
+        if len(groups):
+            sums = numpy.bincount(groups, weights=lengths)
+            self._counts[: len(sums)] += sums.astype(numpy.int64)
+        self._picture(starts + runs.first, lengths, self._types[groups])
+        self._slabs(runs, starts, lengths, states)
+
+    def _learn(self) -> None:
+        """Work out what each new combination is."""
+        import numpy
+
+        wanted = len(self._groups.values)
+        while len(self._types) <= wanted:
+            self._types = numpy.concatenate((self._types, numpy.zeros_like(self._types)))
+            self._counts = numpy.concatenate((self._counts, numpy.zeros_like(self._counts)))
+        for i in range(self._types_known, wanted):
+            self._types[i] = _TYPE_NUMBERS[self._type(self._groups.values[i])]
+        self._types_known = wanted
+
+    def _unpack(self, packed: int) -> Tuple[int, int, int]:
+        values = self._states.values
+        own, head, place = packed >> 40, packed >> 20 & 0xFFFFF, packed & 0xFFFFF
+        if place == 0xFFFFF:
+            place = -1
+        return (
+            values[own] if own < len(values) else 0,
+            values[head] if head < len(values) else 0,
+            place,
+        )
+
+    def _type(self, packed: int) -> str:
+        state, head, place = self._unpack(packed)
+        return self._pages.meaning.type_of(state, head, self._pages.zone_of(place))
+
+    def _picture(
+        self, pfns: "NDArray[numpy.int64]", lengths: "NDArray[numpy.int64]", types: "NDArray[numpy.int64]"
+    ) -> None:
+        import numpy
+
+        if not len(pfns):
+            return
+        cells = pfns // self._census.cell_pages
+        first = int(cells[0])
+        width = len(_TYPE_NAMES)
+        index = (cells - first) * width + types
+        sums = numpy.bincount(index, weights=lengths)
+        rows = -(-len(sums) // width)
+        table = numpy.zeros(rows * width, numpy.int64)
+        table[: len(sums)] = sums
+        for i, row in enumerate(table.reshape(rows, width)):
+            if row.any():
+                known = self._census.cells.get(first + i)
+                self._census.cells[first + i] = row.copy() if known is None else known + row
+
+    def _slabs(
+        self,
+        runs: Runs,
+        starts: "NDArray[numpy.int64]",
+        lengths: "NDArray[numpy.int64]",
+        states: "NDArray[numpy.uint64]",
+    ) -> None:
+        import numpy
+
+        is_slab = self._pages.decoder.slabs(states)
+        if not is_slab.any() or self._pages.form.slab_cache is None:
+            return
+        at = starts[is_slab]
+        found = states[is_slab]
+        orders = (found & numpy.uint64(ORDER_MASK)) >> numpy.uint64(ORDER_SHIFT)
+        orders[(found & numpy.uint64(self._pages.form.mask("head"))) == numpy.uint64(0)] = 0
+        pages = numpy.int64(1) << orders.astype(numpy.int64)
+        pointers, which = numpy.unique(runs.rows["slab_cache"][at], return_inverse=True)
+        sums = {"slabs": numpy.bincount(which), "pages": numpy.bincount(which, weights=pages)}
+        if self._slab is not None:
+            for name, values in self._slab.values(runs.rows, at).items():
+                sums[name] = numpy.bincount(which, weights=values)
+        for i, pointer in enumerate(pointers.tolist()):
+            if pointer not in self._census.caches and len(self._census.caches) >= _CACHE_LIMIT:
+                self._census.limited = True
+                continue
+            use = self._census.caches[pointer]
+            for name, column in sums.items():
+                setattr(use, name, getattr(use, name) + int(column[i]))
+
+    def absent(self, first: int, count: int, state: str) -> None:
+        """Count page frames whose struct pages cannot be read."""
+        if state == "hole":
+            self._census.unmapped += count
+            return
+        self._census.missing += count
+        self._census.groups[Group("not_in_dump", None, "", 0, True, 0)] += count
+
+    def finish(self) -> None:
+        """Say of all that was counted what it is."""
+        pages = self._pages
+        for i, packed in enumerate(self._groups.values):
+            state, head, place = self._unpack(packed)
+            group = Group(
+                type=_TYPE_NAMES[int(self._types[i])],
+                node=pages.node_of(place),
+                zone=pages.zone_of(place),
+                order=pages.meaning.order(state, head),
+                first=not state & (TAIL | IN_FREE_BLOCK),
+                kpageflags=pages.meaning.kpageflags(state, head),
+            )
+            self._census.groups[group] += int(self._counts[i])
+        self._census.limited |= self._states.full or self._groups.full
+
+
+@dataclass(frozen=True)
+class _SlabFields:
+    """Where a slab counts its objects: offset in bytes, shift and mask of each."""
+
+    fields: Tuple[Tuple[str, int, int, int], ...]
+
+    @classmethod
+    def of(cls, kernel: Kernel) -> "Optional[_SlabFields]":
+        fields: List[Tuple[str, int, int, int]] = []
+        try:
+            type_ = kernel.prog.type("struct slab")
+        except LookupError:
+            type_ = kernel.prog.type("struct page")
+        for ours, theirs in (("objects", "objects"), ("in_use", "inuse")):
+            try:
+                member = type_.member(theirs)
+            except LookupError:
+                return None
+            bits = member.bit_field_size or drgn.sizeof(member.type) * 8
+            word = member.bit_offset // 32 * 4
+            fields.append((ours, word, member.bit_offset % 32, (1 << bits) - 1))
+        return cls(tuple(fields))
+
+    def values(self, rows: Any, at: "NDArray[numpy.int64]") -> Dict[str, Any]:
+        """The counts of the slabs that begin at those rows."""
+        import numpy
+
+        flat = rows.view(numpy.uint8).reshape(len(rows), rows.dtype.itemsize)
+        out = {}
+        for name, word, shift, mask in self.fields:
+            words = numpy.ascontiguousarray(flat[at, word : word + 4]).view("<u4")[:, 0]
+            out[name] = words >> numpy.uint32(shift) & numpy.uint32(mask)
+        return out

@@ -1,0 +1,377 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""One page frame: all that its struct page says, and what that leads to."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Optional, Tuple
+
+from kvintro.arch.x86_64 import ALL, PAGE_SHIFT
+from kvintro.errors import NotInDump, Unavailable
+from kvintro.kernel import Kernel
+from kvintro.queries.files import FileName, file_of
+from kvintro.queries.pages.census import Pages
+from kvintro.queries.pages.format import offset
+from kvintro.queries.pages.meaning import Meaning
+from kvintro.queries.pages.owner import PageOwner, page_owner
+from kvintro.queries.pages.runs import DANGLING, MAPPED, TAIL, TYPE_MASK, Runs
+from kvintro.structures import TROUBLE, has_member, number, optional, struct_at, text_at
+
+_BLOCKS = 4  # kept decoded, 2 MB each
+_PATH_DEPTH = 64
+
+
+@dataclass(frozen=True)
+class PageState:
+    """A struct page as far as its own memory goes.
+
+    :ivar state: see :mod:`kvintro.queries.pages.runs`.
+    :ivar head: state of the compound page's head for a tail, else 0.
+    :ivar head_pfn: page frame of the head; its own for all else.
+    :ivar free_pfn: first page frame of the free block that it lies in, if any.
+    :ivar mapping: ``mapping`` of the head: what the page belongs to.
+    :ivar offset: of the page in that, in pages of 4 KB.
+    :ivar mapcount: how many page-table entries map the page, as in /proc/kpagecount.
+    :ivar is_typed: whether it is of a kind that has no mapping: slab, page table, free...
+    """
+
+    pfn: int
+    state: int
+    head: int
+    head_pfn: int
+    node: Optional[int]
+    zone: str
+    free_pfn: Optional[int]
+    flags: int
+    refcount: int
+    mapcount: int
+    private: int
+    mapping: int
+    offset: int
+    memcg_data: int
+    is_typed: bool
+
+
+@dataclass(frozen=True)
+class SlabUse:
+    """The slab that a page is part of.
+
+    :ivar object_address: of the object that the address asked for lies in, None if that was no address in it.
+    :ivar allocated: whether that object is in use; None if that cannot be told.
+    """
+
+    cache: Optional[str]
+    cache_address: int
+    object_size: int
+    objects: int
+    in_use: int
+    object_address: Optional[int] = None
+    object_offset: Optional[int] = None
+    allocated: Optional[bool] = None
+
+
+@dataclass(frozen=True)
+class MemoryGroup:
+    """Whom a page is charged to.
+
+    :ivar path: of the cgroup.
+    :ivar kernel: whether it is charged as memory of the kernel.
+    """
+
+    path: Optional[str]
+    address: int
+    kernel: bool
+
+
+class PageLookup:
+    """Looks at single pages.
+
+    :raises Unavailable: there are no types, or no struct pages.
+    """
+
+    def __init__(self, kernel: Kernel, pages: Optional[Pages] = None) -> None:
+        self.kernel = kernel
+        self.pages = pages if pages is not None else Pages(kernel)
+        self.form = self.pages.form
+        self.meaning: Meaning = self.pages.meaning
+        self._blocks: "OrderedDict[int, Optional[Runs]]" = OrderedDict()
+
+    def _runs(self, pfn: int) -> Runs:
+        """The decoded block of a page frame.
+
+        :raises Unavailable: it has no struct page, or that is not in the source.
+        """
+        sections = self.pages.sections
+        found = next((r for r in sections.ranges if r[0] <= pfn < r[1]), None)
+        if found is None:
+            raise Unavailable(f"page frame {pfn:x} has no struct page: no memory is known there")
+        low = found[0]
+        if low not in self._blocks:
+            while len(self._blocks) >= _BLOCKS:
+                self._blocks.popitem(last=False)
+            pieces = list(self.pages.reader.pieces(sections.clip(pfn, pfn + 1)))
+            piece = next(p for p in pieces if p.first <= pfn < p.first + p.count)
+            if piece.state != "read":
+                if piece.state == "missing":
+                    raise NotInDump(self.form.address(pfn), self.form.size, physical=False)
+                raise Unavailable(f"page frame {pfn:x} has no struct page: nothing is mapped where it would be")
+            runs = self.pages.decoder.decode(piece.data, piece.first)
+            if len(pieces) > 1:
+                return runs
+            self._blocks[low] = runs
+        self._blocks.move_to_end(low)
+        kept = self._blocks[low]
+        assert kept is not None
+        return kept
+
+    def state(self, pfn: int) -> PageState:
+        """What the struct page of a page frame says.
+
+        :raises Unavailable: it has none, or that is not in the source.
+        """
+        import numpy
+
+        runs = self._runs(pfn)
+        run = int(numpy.searchsorted(runs.starts, pfn - runs.first, side="right")) - 1
+        state, head = int(runs.states[run]), int(runs.heads[run])
+        row = runs.rows[pfn - runs.first]
+        place = int(runs.places[run])
+        head_pfn = int(runs.head_pfns[run]) if head else pfn
+        meaning = self.meaning
+        free_pfn = None
+        if meaning.is_free_head(state):
+            free_pfn = pfn
+        elif meaning.is_free(state):
+            at = run
+            while at >= 0 and not meaning.is_free_head(int(runs.states[at])):
+                at -= 1
+            free_pfn = int(runs.starts[at]) + runs.first if at >= 0 else None
+        whole = head or state
+        compound = bool(head) or meaning.is_head(state)
+        head_bytes = self._second(head_pfn) if compound else None
+        typed = meaning.is_free(state) or meaning.is_slab(whole) or (
+            bool(whole & TYPE_MASK) and not meaning.is_hugetlb(whole)
+        )
+        mapping, index = self._mapping(head_pfn)
+        shift = 0
+        if compound and meaning.is_hugetlb(whole) and self._hugetlb_units:
+            shift = meaning.order(state, head)
+        memcg = 0
+        if self.form.memcg_data is not None:
+            memcg = self._word(head_pfn, self.form.memcg_data)
+        return PageState(
+            pfn=pfn,
+            state=state,
+            head=head,
+            head_pfn=head_pfn,
+            node=self.pages.node_of(place),
+            zone=self.pages.zone_of(place),
+            free_pfn=free_pfn,
+            flags=int(row["flags"]),
+            refcount=int(row["refcount"]),
+            mapcount=self._mapcount(state, whole, int(row["page_type"]), head_bytes),
+            private=int(row["private"]),
+            mapping=mapping,
+            offset=(index << shift) + pfn - head_pfn,
+            memcg_data=memcg,
+            is_typed=typed,
+        )
+
+    # What a head keeps
+
+    @cached_property
+    def _index_offset(self) -> int:
+        page = self.kernel.prog.type("struct page")
+        for name in ("index", "__folio_index"):
+            if page.has_member(name):
+                return offset(page, name)
+        return offset(self.kernel.prog.type("struct folio"), "index")
+
+    @cached_property
+    def _entire_offset(self) -> Optional[int]:
+        """Where a head keeps how often all of it is mapped by one entry."""
+        if self.form.counts_parts:
+            return self.form.large_mapcount
+        try:
+            return offset(self.kernel.prog.type("struct folio"), "_entire_mapcount")
+        except LookupError:
+            return None
+
+    @cached_property
+    def _hugetlb_units(self) -> bool:
+        """Whether ``index`` of hugetlb pages counts pages of their own size (until 6.7)."""
+        return self.kernel.find_symbol("hugetlb_basepage_index") is not None
+
+    def _word(self, pfn: int, at: int) -> int:
+        data = self.pages.reader.read(pfn, 1)
+        if data is None:
+            raise NotInDump(self.form.address(pfn), self.form.size, physical=False)
+        return int.from_bytes(data[at : at + 8], "little")
+
+    def _mapping(self, pfn: int) -> Tuple[int, int]:
+        return self._word(pfn, self.form.mapping), self._word(pfn, self._index_offset)
+
+    def _second(self, pfn: int) -> Optional[bytes]:
+        return self.pages.reader.read(pfn, 2)
+
+    def _mapcount(self, state: int, whole: int, own: int, head: Optional[bytes]) -> int:
+        """include/linux/mm.h:folio_precise_page_mapcount, in 6.1 mm/util.c:__page_mapcount."""
+        count = own + 1 if state & MAPPED else 0
+        if head is None:
+            return count
+        if self.meaning.is_slab(whole):
+            return 0
+        at = self._entire_offset
+        entire = int.from_bytes(head[at : at + 4], "little", signed=True) + 1 if at is not None else 0
+        if self.form.counts_parts and self.meaning.is_hugetlb(whole):
+            return entire
+        double = self.form.mask("double_map")
+        second = int.from_bytes(head[self.form.size + self.form.flags :][:8], "little")
+        if double and self.form.counts_parts and second & double and not self.meaning.is_hugetlb(whole):
+            count -= 1
+        return count + max(entire, 0)
+
+    # What it leads to
+
+    def kind(self, page: PageState) -> str:
+        """One of :data:`kvintro.queries.pages.meaning.TYPES`."""
+        return self.meaning.type_of(page.state, page.head, page.zone)
+
+    def order(self, page: PageState) -> int:
+        """Of the compound page or free block that the page is part of."""
+        if page.free_pfn is not None and page.free_pfn != page.pfn:
+            return self.order(self.state(page.free_pfn))
+        return self.meaning.order(page.state, page.head)
+
+    def compound(self, page: PageState) -> Optional[str]:
+        """``head``, ``tail`` or None."""
+        if page.state & TAIL:
+            return "tail without a head" if page.state & DANGLING else "tail"
+        return "head" if self.meaning.is_head(page.state) else None
+
+    def file(self, page: PageState) -> Optional[FileName]:
+        """The file that the page caches a part of, None if it does none.
+
+        :raises Unavailable: it cannot be read.
+        """
+        if page.is_typed or not page.mapping or page.mapping & 3:
+            return None
+        space = struct_at(self.kernel, "struct address_space", page.mapping)
+        host = number(space, "host")
+        if not host:
+            return None  # the swap cache
+        return file_of(self.kernel, host)
+
+    def slab(self, page: PageState, address: Optional[int] = None) -> Optional[SlabUse]:
+        """The slab that the page is part of, None if it is of none.
+
+        :param address: an address in the page, to find the object there.
+        :raises Unavailable: it cannot be read.
+        """
+        if not self.meaning.is_slab(page.head or page.state) or self.form.slab_cache is None:
+            return None
+        cache_at = self._word(page.head_pfn, self.form.slab_cache)
+        cache = struct_at(self.kernel, "struct kmem_cache", cache_at)
+        try:
+            slab: Any = struct_at(self.kernel, "struct slab", self.form.address(page.head_pfn))
+        except Unavailable:
+            slab = struct_at(self.kernel, "struct page", self.form.address(page.head_pfn))
+        try:
+            name: Optional[str] = text_at(self.kernel, number(cache, "name"), 256)
+        except Unavailable:
+            name = None
+        start = into = allocated = None
+        if address is not None:
+            start, into, allocated = self._object(address)
+        return SlabUse(
+            cache=name,
+            cache_address=cache_at,
+            object_size=number(cache, "object_size"),
+            objects=number(slab, "objects"),
+            in_use=number(slab, "inuse"),
+            object_address=start,
+            object_offset=into,
+            allocated=allocated,
+        )
+
+    def _object(self, address: int) -> "Tuple[Optional[int], Optional[int], Optional[bool]]":
+        from drgn.helpers.linux.slab import slab_object_info
+
+        try:
+            found = slab_object_info(self.kernel.prog, address)
+        except (*TROUBLE, NotImplementedError):
+            return None, None, None
+        if found is None:
+            return None, None, None
+        start = int(found.address)
+        return start, address - start, found.allocated
+
+    def group(self, page: PageState) -> Optional[MemoryGroup]:
+        """Whom the page is charged to, None for nobody (include/linux/memcontrol.h:page_memcg).
+
+        :raises Unavailable: it cannot be read.
+        """
+        data = page.memcg_data
+        if not data or page.free_pfn is not None:
+            return None
+        prog = self.kernel.prog
+        try:
+            last = next(n for n in ("__NR_OBJEXTS_FLAGS", "__NR_MEMCG_DATA_FLAGS") if _has(prog, n))
+            mask = int(prog.constant(last)) - 1
+            charged_kernel = int(prog.constant("MEMCG_DATA_KMEM"))
+            vector = next(
+                (int(prog.constant(n)) for n in ("MEMCG_DATA_OBJEXTS", "MEMCG_DATA_OBJCGS") if _has(prog, n)), 0
+            )
+        except (LookupError, StopIteration) as error:
+            raise Unavailable(f"how memory is charged to cgroups is not known: {error}") from error
+        if data & vector or self.meaning.is_slab(page.head or page.state):
+            return None  # each object is charged by itself
+        address = data & ~mask & ALL
+        kernel = bool(data & charged_kernel)
+        # Of memory of the kernel, and since obj_cgroups know the root's (7.1) of all, an obj_cgroup is kept.
+        if kernel or has_member(self.kernel, "struct obj_cgroup", "is_root"):
+            address = number(struct_at(self.kernel, "struct obj_cgroup", address), "memcg")
+        return MemoryGroup(self._cgroup_path(address), address, kernel)
+
+    def _cgroup_path(self, memcg: int) -> Optional[str]:
+        try:
+            found = struct_at(self.kernel, "struct mem_cgroup", memcg)
+            group = struct_at(self.kernel, "struct cgroup", int(found.css.cgroup.value_()))
+            node = number(group, "kn")
+            names = []
+            for _ in range(_PATH_DEPTH):
+                entry = struct_at(self.kernel, "struct kernfs_node", node)
+                parent = optional(entry, "parent")
+                if parent is None:
+                    parent = entry.member_("__parent")  # 6.15
+                above = int(parent.value_())
+                if not above:
+                    return "/" + "/".join(reversed(names))
+                names.append(text_at(self.kernel, number(entry, "name"), 256))
+                node = above
+        except TROUBLE:
+            pass
+        return None
+
+    def owner(self, page: PageState) -> Optional[PageOwner]:
+        """Who allocated the page, None if this kernel does not keep that.
+
+        :raises Unavailable: it cannot be read.
+        """
+        return page_owner(self.kernel, page.pfn)
+
+    def direct_address(self, pfn: int) -> Optional[int]:
+        """Where the direct map has the page, None if it does not."""
+        address = self.kernel.page_offset_base.value + (pfn << PAGE_SHIFT) & ALL
+        found = self.kernel.walk(address)
+        return address if found.physical == pfn << PAGE_SHIFT else None
+
+
+def _has(prog: Any, name: str) -> bool:
+    try:
+        prog.constant(name)
+        return True
+    except LookupError:
+        return False

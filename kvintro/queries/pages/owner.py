@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Who allocated a page, where the kernel keeps account of that (CONFIG_PAGE_OWNER and ``page_owner=on``)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional, Tuple
+
+import drgn
+
+from kvintro.arch.x86_64 import ALL, PAGE_SHIFT, PAGE_SIZE
+from kvintro.errors import Unavailable
+from kvintro.kernel import Kernel
+from kvintro.model import Address
+from kvintro.structures import TROUBLE, number, offset_of, pointer_at, size_of, struct_at, text_of
+
+_MAX_FRAMES = 256  # CONFIG_STACKDEPOT_MAX_FRAMES
+_STACK_ALIGN = 4  # lib/stackdepot.c:DEPOT_STACK_ALIGN
+_INVALID = 1  # mm/page_ext.c:PAGE_EXT_INVALID
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A return address of a stack."""
+
+    address: Address
+    symbol: Optional[str]
+
+
+@dataclass(frozen=True)
+class PageOwner:
+    """``struct page_owner``.
+
+    :ivar allocated: whether the page still is; if not, all this is of the last time.
+    :ivar order: order of the allocation.
+    :ivar gfp: ``gfp_mask`` of the allocation.
+    :ivar nanoseconds: when, by the kernel's clock.
+    :ivar stack: who, innermost first.
+    :ivar freed: who freed it last.
+    """
+
+    allocated: bool
+    order: int
+    gfp: int
+    pid: int
+    tgid: Optional[int]
+    comm: Optional[str]
+    nanoseconds: int
+    stack: Tuple[Frame, ...]
+    freed: Tuple[Frame, ...]
+
+
+def page_owner(kernel: Kernel, pfn: int) -> Optional[PageOwner]:
+    """The record of a page frame, None if this kernel keeps none.
+
+    :raises Unavailable: it cannot be read.
+    """
+    operations = kernel.find_symbol("page_owner_ops")
+    if operations is None or kernel.find_symbol("page_ext_size") is None:
+        return None
+    try:
+        record, flags = _record(kernel, operations, pfn)
+        if not record:
+            return None
+        prog = kernel.prog
+        if not flags >> int(prog.constant("PAGE_EXT_OWNER")) & 1:
+            return None
+        owner = struct_at(kernel, "struct page_owner", record)
+        comm = getattr(owner, "comm", None)
+        return PageOwner(
+            allocated=bool(flags >> int(prog.constant("PAGE_EXT_OWNER_ALLOCATED")) & 1),
+            order=number(owner, "order"),
+            gfp=number(owner, "gfp_mask"),
+            pid=number(owner, "pid"),
+            tgid=number(owner, "tgid") if hasattr(owner, "tgid") else None,
+            comm=None if comm is None else text_of(comm),
+            nanoseconds=number(owner, "ts_nsec"),
+            stack=_stack(kernel, number(owner, "handle")),
+            freed=_stack(kernel, number(owner, "free_handle")),
+        )
+    except TROUBLE as error:
+        raise Unavailable(f"the page's owner cannot be read: {error}") from error
+
+
+def _record(kernel: Kernel, operations: int, pfn: int) -> Tuple[int, int]:
+    """(address of the ``struct page_owner``, flags of the page_ext); (0, 0) for none.
+
+    mm/page_ext.c:lookup_page_ext with SPARSEMEM: each section points to where page frame 0's would be.
+    """
+    section_size = size_of(kernel, "struct mem_section")
+    per_root = PAGE_SIZE // section_size
+    shift = kernel.number("NUMBER(SECTION_SIZE_BITS)").value - PAGE_SHIFT
+    section = pfn >> shift
+    table = kernel.first_fact(
+        lambda: kernel.number("SYMBOL(mem_section)"), lambda: kernel.value("mem_section")
+    ).value
+    root = pointer_at(kernel, table + 8 * (section // per_root))
+    if not root:
+        return 0, 0
+    at = root + section % per_root * section_size
+    base = pointer_at(kernel, at + offset_of(kernel, "struct mem_section", "page_ext"))
+    if not base or base & _INVALID:
+        return 0, 0
+    each = kernel.value("page_ext_size").value
+    entry = base + each * pfn & ALL
+    offset = pointer_at(kernel, operations + offset_of(kernel, "struct page_ext_operations", "offset"))
+    flags = pointer_at(kernel, entry + offset_of(kernel, "struct page_ext", "flags"))
+    return entry + offset & ALL, flags
+
+
+def _stack(kernel: Kernel, handle: int) -> Tuple[Frame, ...]:
+    """lib/stackdepot.c:stack_depot_fetch."""
+    if not handle:
+        return ()
+    prog = kernel.prog
+    parts = drgn.Object.from_bytes_(prog, prog.type("union handle_parts"), handle.to_bytes(4, "little"))
+    if kernel.find_symbol("stack_pools") is not None:
+        name = "stack_pools"
+        # 6.9 gave the first pool the number 1, so that no handle is 0.
+        index = number(parts, "pool_index_plus_1") - 1 if hasattr(parts, "pool_index_plus_1") else number(parts, "pool_index")
+    else:
+        name, index = "stack_slabs", number(parts, "slabindex")
+    pools = prog.symbol(name)
+    # An array, since 6.18 a pointer to one.
+    table = pointer_at(kernel, pools.address) if pools.size == 8 else int(pools.address)
+    record_at = pointer_at(kernel, table + 8 * index) + (number(parts, "offset") << _STACK_ALIGN) & ALL
+    record = struct_at(kernel, "struct stack_record", record_at)
+    count = min(number(record, "size"), _MAX_FRAMES)
+    data = kernel.read(record_at + offset_of(kernel, "struct stack_record", "entries"), 8 * count)
+    frames = []
+    for i in range(count):
+        address = int.from_bytes(data[8 * i : 8 * i + 8], "little")
+        frames.append(Frame(Address(address), _symbol(kernel, address)))
+    return tuple(frames)
+
+
+def _symbol(kernel: Kernel, address: int) -> Optional[str]:
+    try:
+        # A return address may be the first byte of the next function.
+        symbol = kernel.prog.symbol(address - 1)
+    except LookupError:
+        return None
+    return f"{symbol.name}+{address - symbol.address:#x}"

@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Which page frames have a struct page, and reading those in bulk.
+
+Memory comes in sections (128 MB on x86-64), and a section that was plugged in later in subsections (2 MB). The struct
+pages of a section are usually one large page of the vmemmap, which is then read in one piece by its physical
+address; where they are not (huge pages whose tails share their struct pages, memory plugged in), piece by piece.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Iterator, List, Tuple
+
+from kvintro.arch.x86_64 import PAGE_SHIFT, PAGE_SIZE
+from kvintro.errors import NotInDump, Unavailable
+from kvintro.kernel import Kernel
+from kvintro.paging.bulk import MAPPED, NOT_IN_DUMP
+from kvintro.queries.pages.format import PageFormat, offset
+
+if TYPE_CHECKING:
+    import numpy
+    from numpy.typing import NDArray
+
+SUBSECTION_SHIFT = 21  # include/linux/mmzone.h
+# include/linux/mmzone.h: macros until 6.1, an enumeration since; the numbers are the same.
+_HAS_MEM_MAP_BIT, _IS_EARLY_BIT = 1, 3
+_MAX_SECTIONS = 1 << 25  # MAX_PHYSMEM_BITS - SECTION_SIZE_BITS with 5 levels
+_BATCH = 32  # sections whose addresses are translated together
+
+
+@dataclass(frozen=True)
+class Sections:
+    """Page frames with struct pages.
+
+    :ivar ranges: (first, last + 1) of each stretch, ascending; none crosses a section's end.
+    :ivar pages_per_section: page frames of a section.
+    :ivar missing: tables of sections that are not in the dump.
+    """
+
+    ranges: Tuple[Tuple[int, int], ...]
+    pages_per_section: int
+    missing: int = 0
+
+    @property
+    def total(self) -> int:
+        """Number of page frames."""
+        return sum(high - low for low, high in self.ranges)
+
+    @property
+    def end(self) -> int:
+        """One more than the highest page frame."""
+        return self.ranges[-1][1] if self.ranges else 0
+
+    def clip(self, low: int, high: int) -> Sections:
+        """Those of the stretches that have page frames from ``low`` to ``high`` - 1, whole."""
+        ranges = tuple(r for r in self.ranges if r[0] < high and low < r[1])
+        return Sections(ranges, self.pages_per_section, self.missing)
+
+    def holes(self) -> int:
+        """Page frames without struct page below the highest that has one."""
+        return self.end - self.total
+
+
+def sections_of(kernel: Kernel) -> Sections:
+    """Which page frames this kernel has struct pages for: ``pfn_valid()``.
+
+    :raises Unavailable: the source does not tell.
+    """
+    try:
+        return _sections_of(kernel)
+    except (LookupError, AttributeError, ValueError, TypeError) as error:
+        raise Unavailable(f"which page frames exist cannot be read: {error}") from error
+
+
+def _sections_of(kernel: Kernel) -> Sections:
+    import numpy
+
+    type_ = kernel.prog.type("struct mem_section")
+    size = type_.size
+    map_at, usage_at = offset(type_, "section_mem_map"), offset(type_, "usage")
+    bits = kernel.number("NUMBER(SECTION_SIZE_BITS)").value
+    if not SUBSECTION_SHIFT <= bits <= 40 or not 0 < size <= PAGE_SIZE:
+        raise Unavailable(f"sections of 2^{bits} bytes with {size} bytes for each make no sense")
+    pages = 1 << (bits - PAGE_SHIFT)
+    # With SPARSEMEM_EXTREME, as on all of x86-64: an array of pointers to pages of sections.
+    table = kernel.first_fact(
+        lambda: kernel.number("SYMBOL(mem_section)"), lambda: kernel.value("mem_section")
+    ).value
+    per_root = PAGE_SIZE // size
+    roots = kernel.number("LENGTH(mem_section)").value
+    if not 0 < roots <= _MAX_SECTIONS:
+        raise Unavailable(f"{roots} tables of sections make no sense")
+    pointers = numpy.frombuffer(kernel.read(table, 8 * roots), "<u8")
+    ranges: List[Tuple[int, int]] = []
+    missing = 0
+    has_map = 1 << _bit(kernel, "SECTION_HAS_MEM_MAP_BIT", _HAS_MEM_MAP_BIT)
+    early = 1 << _bit(kernel, "SECTION_IS_EARLY_BIT", _IS_EARLY_BIT)
+    seen: "set[int]" = set()
+    for root in numpy.flatnonzero(pointers).tolist():
+        address = int(pointers[root])
+        if address in seen:
+            continue  # each has a page of its own
+        seen.add(address)
+        try:
+            data = kernel.read(address, per_root * size)
+        except NotInDump:
+            missing += 1
+            continue
+        for i in range(per_root):
+            value = int.from_bytes(data[i * size + map_at : i * size + map_at + 8], "little")
+            if not value & has_map:
+                continue
+            first = (root * per_root + i) * pages
+            if value & early:
+                ranges.append((first, first + pages))
+                continue
+            usage = int.from_bytes(data[i * size + usage_at : i * size + usage_at + 8], "little")
+            ranges.extend(_subsections(kernel, usage, first, pages))
+    return Sections(tuple(ranges), pages, missing)
+
+
+def _bit(kernel: Kernel, name: str, macro: int) -> int:
+    try:
+        return int(kernel.prog.constant(name))
+    except LookupError:
+        return macro
+
+
+def _subsections(kernel: Kernel, usage: int, first: int, pages: int) -> Iterator[Tuple[int, int]]:
+    """Stretches of a section that was not there at boot: include/linux/mmzone.h:pfn_section_valid."""
+    at = offset(kernel.prog.type("struct mem_section_usage"), "subsection_map")
+    each = 1 << (SUBSECTION_SHIFT - PAGE_SHIFT)
+    count = pages // each
+    try:
+        bitmap = int.from_bytes(kernel.read(usage + at, -(-count // 64) * 8), "little")
+    except NotInDump:
+        return
+    low = None
+    for i in range(count + 1):
+        if i < count and bitmap >> i & 1:
+            low = i if low is None else low
+        elif low is not None:
+            yield first + low * each, first + i * each
+            low = None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Struct pages of consecutive page frames.
+
+    :ivar state: ``read``, ``hole`` (no struct pages are mapped there) or ``missing`` (they are not in the dump).
+    """
+
+    first: int
+    count: int
+    state: str
+    data: bytes = b""
+
+
+class Reader:
+    """Reads struct pages by the page tables of the vmemmap."""
+
+    def __init__(self, kernel: Kernel, form: PageFormat) -> None:
+        self._kernel = kernel
+        self._form = form
+        self._bulk = kernel.bulk()
+
+    def pieces(self, sections: Sections) -> Iterator[Piece]:
+        """All struct pages of the sections, in order."""
+        for i in range(0, len(sections.ranges), _BATCH):
+            yield from self._batch(sections.ranges[i : i + _BATCH])
+
+    def read(self, pfn: int, count: int) -> "bytes | None":
+        """The struct pages of a few page frames, None if they are not there."""
+        for piece in self._batch([(pfn, pfn + count)]):
+            return piece.data if piece.state == "read" and piece.count == count else None
+        return None
+
+    def _batch(self, ranges: "Tuple[Tuple[int, int], ...] | List[Tuple[int, int]]") -> Iterator[Piece]:
+        import numpy
+
+        form = self._form
+        spans = []
+        for low, high in ranges:
+            start, end = form.address(low), form.address(high)
+            first = start & ~(PAGE_SIZE - 1)
+            spans.append((start, end, first, (end - first + PAGE_SIZE - 1) >> PAGE_SHIFT))
+        addresses = numpy.concatenate(
+            [
+                numpy.uint64(first) + (numpy.arange(count, dtype=numpy.uint64) << numpy.uint64(PAGE_SHIFT))
+                for _, _, first, count in spans
+            ]
+        )
+        result = self._bulk.translate(addresses)
+        at = 0
+        for (low, high), (start, end, first, count) in zip(ranges, spans):
+            part = slice(at, at + count)
+            at += count
+            yield from self._one(low, high, start - first, end - first, result.physical[part], result.states[part])
+
+    def _one(
+        self,
+        low: int,
+        high: int,
+        start: int,
+        end: int,
+        physical: "NDArray[numpy.uint64]",
+        states: "NDArray[numpy.uint8]",
+    ) -> Iterator[Piece]:
+        """One stretch of page frames, whose struct pages lie from byte ``start`` to ``end`` of some pages."""
+        import numpy
+
+        if bool((states == MAPPED).all()):
+            steps = numpy.diff(physical)
+            if bool((steps == numpy.uint64(PAGE_SIZE)).all()):
+                try:
+                    data = self._kernel.read_physical(int(physical[0]) + start, end - start)
+                    yield Piece(low, high - low, "read", data)
+                    return
+                except NotInDump:
+                    pass
+        yield from self._split(low, high, start, self._pages(physical, states))
+
+    def _pages(
+        self, physical: "NDArray[numpy.uint64]", states: "NDArray[numpy.uint8]"
+    ) -> Iterator[Tuple[str, int, bytes]]:
+        """(state, pages, content) of pages of the vmemmap, alike ones together."""
+        import numpy
+
+        breaks = numpy.flatnonzero(
+            (numpy.diff(physical) != numpy.uint64(PAGE_SIZE)) | (states[1:] != states[:-1])
+        )
+        bounds = [0, *(breaks + 1).tolist(), len(physical)]
+        shared: "dict[int, Tuple[str, int, bytes]]" = {}
+        for a, b in zip(bounds, bounds[1:]):
+            state = int(states[a])
+            if state != MAPPED:
+                yield ("missing" if state == NOT_IN_DUMP else "hole"), b - a, b""
+                continue
+            if b - a == 1:
+                # Tails of huge pages share a page of struct pages; it need not be read again and again.
+                address = int(physical[a])
+                if address not in shared:
+                    shared[address] = next(self._content(address, 1))
+                yield shared[address]
+            else:
+                yield from self._content(int(physical[a]), b - a)
+
+    def _content(self, address: int, count: int) -> Iterator[Tuple[str, int, bytes]]:
+        """A stretch of physical pages whole if all of it is there, else page by page."""
+        try:
+            yield "read", count, self._kernel.read_physical(address, count << PAGE_SHIFT)
+        except NotInDump:
+            if count == 1:
+                yield "missing", 1, b""
+                return
+            for i in range(count):
+                yield from self._content(address + (i << PAGE_SHIFT), 1)
+
+    def _split(
+        self, low: int, high: int, start: int, pages: Iterator[Tuple[str, int, bytes]]
+    ) -> Iterator[Piece]:
+        """Pages of the vmemmap as struct pages; one that lies on two pages takes the worse state."""
+        size = self._form.size
+        content = bytearray()
+        marks: List[Tuple[int, str]] = []  # (end in bytes, state)
+        for state, count, data in pages:
+            content += data if state == "read" else bytes(count << PAGE_SHIFT)
+            marks.append((len(content), state))
+        rank = {"read": 0, "missing": 1, "hole": 2}
+        pieces: List[Tuple[int, int, str]] = []
+        mark = 0
+        cursor = low
+        while cursor < high:
+            at = start + (cursor - low) * size
+            while marks[mark][0] <= at:
+                mark += 1
+            end, state = marks[mark]
+            whole = min((end - at) // size, high - cursor)
+            if whole == 0:
+                other = marks[mark + 1][1] if mark + 1 < len(marks) else state
+                state, whole = max(state, other, key=rank.__getitem__), 1
+            if pieces and pieces[-1][2] == state:
+                first, count, _ = pieces.pop()
+                pieces.append((first, count + whole, state))
+            else:
+                pieces.append((cursor, whole, state))
+            cursor += whole
+        for first, count, state in pieces:
+            at = start + (first - low) * size
+            yield Piece(first, count, state, bytes(content[at : at + count * size]) if state == "read" else b"")

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What zones say of themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Dict, Iterator, Tuple
+
+from kvintro.arch.x86_64 import ALL
+from kvintro.errors import Unavailable
+from kvintro.kernel import Kernel
+from kvintro.queries.pages.format import PageFormat
+from kvintro.structures import TROUBLE, number, offset_of, pointer_at, size_of, struct_at
+
+
+@dataclass(frozen=True)
+class ZoneFacts:
+    """A ``struct zone``.
+
+    :ivar start: its first page frame.
+    :ivar spanned: page frames from its first to its last.
+    :ivar present: those of them that are memory.
+    :ivar managed: those of them that the allocator was given.
+    """
+
+    start: int
+    spanned: int
+    present: int
+    managed: int
+
+
+def _nodes(kernel: Kernel) -> Iterator[int]:
+    """Addresses of the nodes' ``struct pglist_data``."""
+    single = kernel.find_symbol("contig_page_data")
+    if single is not None:
+        yield single
+        return
+    table = kernel.symbol("node_data")
+    count = kernel.number("LENGTH(node_data)").value
+    for i in range(min(count, 1 << 10)):  # MAX_NUMNODES with CONFIG_NODES_SHIFT=10, its largest value
+        node = pointer_at(kernel, table + 8 * i)
+        if node:
+            yield node
+
+
+def zone_facts(kernel: Kernel, form: PageFormat) -> Dict[Tuple[int, str], ZoneFacts]:
+    """Every zone that spans anything, by node and name, in the order of the kernel.
+
+    :raises Unavailable: the source does not tell.
+    """
+    out: Dict[Tuple[int, str], ZoneFacts] = {}
+    try:
+        size = size_of(kernel, "struct zone")
+        zones = offset_of(kernel, "struct pglist_data", "node_zones")
+        node_id = offset_of(kernel, "struct pglist_data", "node_id")
+        for node in _nodes(kernel):
+            nid = int.from_bytes(kernel.read(node + node_id & ALL, 4), "little")
+            for i, name in enumerate(form.zones):
+                zone = struct_at(kernel, "struct zone", node + zones + i * size)
+                spanned = number(zone, "spanned_pages")
+                if spanned:
+                    managed = int(zone.managed_pages.counter.value_())
+                    out[nid, name] = ZoneFacts(
+                        number(zone, "zone_start_pfn"), spanned, number(zone, "present_pages"), managed
+                    )
+    except TROUBLE as error:
+        raise Unavailable(f"the kernel's zones cannot be read: {error}") from error
+    return out

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Page frames as text: a paragraph for each."""
+
+from __future__ import annotations
+
+from typing import Any, Iterator, List, Tuple
+
+from kvintro.model import Report
+from kvintro.render.text import BOLD, DIM, RED, YELLOW, paint
+from kvintro.render.values import value_text
+from kvintro.text import printable
+
+_STATES = {
+    "unmapped": "no memory is there",
+    "no-struct-page": "no struct page",
+    "not-in-dump": "its struct page is not in this source",
+}
+
+
+def page_lines(report: Report, color: bool, width: int) -> List[str]:
+    """A paragraph a page."""
+    (table,) = report.tables
+    out: List[str] = []
+    for row in table.rows:
+        if out:
+            out.append("")
+        out += _page(row, color)
+    return out
+
+
+def _page(row: Any, color: bool) -> List[str]:
+    if row.state != "page":
+        where = printable(row.input) if row.pfn is None else f"pfn {row.pfn:x}  physical {row.physical:016x}"
+        lines = [paint(f"{where}  {_STATES[row.state]}", RED, color)]
+        return lines + [paint(f"  {printable(note)}", YELLOW, color) for note in row.notes]
+    out = [paint(f"pfn {row.pfn:x}  physical {row.physical:016x}  {row.type}: {row.meaning}", BOLD, color)]
+    out += [f"  {name:12}{text}" for name, text in _facts(row)]
+    if row.mappings is not None:
+        out += _mappings(row, color)
+    if row.owner is not None:
+        out += _owner(row.owner, color)
+    out += [paint(f"  note: {printable(note)}", YELLOW, color) for note in row.notes]
+    return out
+
+
+def _facts(row: Any) -> Iterator[Tuple[str, str]]:
+    direct = "not in the direct map" if row.direct is None else f"direct map {row.direct:016x}"
+    yield "struct page", f"{row.page:016x}   {direct}"
+    if row.in_dump is False:
+        yield "content", "not in this source"
+    place = [] if row.node is None else [f"node {row.node}"]
+    place += [f"zone {row.zone}"] if row.zone else []
+    yield "place", "  ".join([*place, f"section {row.section}"])
+    yield "flags", f"{' '.join(row.flags) or 'none'}   ({row.flags_value:016x})"
+    if row.head_flags:
+        yield "head's flags", " ".join(row.head_flags)
+    if row.kpageflags:
+        yield "kpageflags", " ".join(row.kpageflags)
+    yield "counts", f"refcount {row.refcount}  mapcount {row.mapcount}"
+    if row.type == "free":
+        yield "free block", f"order {row.order}, from pfn {row.head_pfn:x}"
+    elif row.compound:
+        yield "compound", f"{row.compound}, order {row.order}" + (
+            f", head pfn {row.head_pfn:x}" if row.compound == "tail" else ""
+        )
+    if row.slab is not None:
+        yield from _slab(row.slab)
+    if row.file is not None:
+        file = row.file
+        name = printable(file.path) if file.path else "no name"
+        yield "file", f"{name}  offset {file.offset:#x}  ({printable(file.file_system)} {file.device}, inode {file.inode})"
+    elif row.mapping is not None:
+        yield "mapping", f"{row.mapping:016x}  offset {row.offset:#x} pages"
+    if row.private:
+        yield "private", f"{row.private:016x}"
+    if row.memcg is not None:
+        kind = ", memory of the kernel" if row.memcg.kernel else ""
+        yield "cgroup", f"{printable(row.memcg.path) if row.memcg.path else 'unknown'}{kind}"
+
+
+def _slab(slab: Any) -> Iterator[Tuple[str, str]]:
+    cache = printable(slab.cache) if slab.cache else "no name"
+    yield "slab", f"{cache}: {slab.in_use} of {slab.objects} objects of {value_text(slab.object_size)} in use"
+    if slab.object is not None:
+        state = {True: "allocated", False: "free", None: ""}[slab.allocated]
+        yield "object", f"{slab.object:016x}+{slab.object_offset:#x}  {state}".rstrip()
+
+
+def _mappings(row: Any, color: bool) -> List[str]:
+    if not row.mappings:
+        how = f" ({row.mapped_by})" if row.mapped_by else ""
+        return [f"  {'mapped by':12}no process{how}"]
+    out = [f"  {'mapped by':12}{paint('pid      comm             address           rights  page', DIM, color)}"]
+    for found in row.mappings:
+        state = "" if found.state == "mapped" else f"  {found.state}"
+        out.append(
+            f"  {'':12}{found.pid:<8} {printable(found.comm):<16} {found.address:016x}  {found.rights:<6}"
+            f"  {value_text(found.page_size)}{state}"
+        )
+    return out
+
+
+def _owner(owner: Any, color: bool) -> List[str]:
+    who = f"pid {owner.pid}" + (f" ({printable(owner.comm)})" if owner.comm else "")
+    when = f"{owner.nanoseconds // 10**9}.{owner.nanoseconds % 10**9 // 1000:06d} s"
+    state = "allocated" if owner.allocated else "was last allocated"
+    out = [f"  {'owner':12}{state} at order {owner.order} by {who} at {when}, gfp {owner.gfp:#x}"]
+    out += [paint(f"  {'':14}{printable(f.symbol or f'{f.address:016x}')}", DIM, color) for f in owner.stack]
+    if owner.freed and not owner.allocated:
+        out.append(f"  {'':12}freed by")
+        out += [paint(f"  {'':14}{printable(f.symbol or f'{f.address:016x}')}", DIM, color) for f in owner.freed]
+    return out

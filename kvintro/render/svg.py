@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The memory map as a picture: one self-contained SVG, light and dark, which can stand alone or in a page.
+
+Everything that is text is escaped on its way (:func:`_safe`): names and notes may hold strings of a dump.
+"""
+
+from __future__ import annotations
+
+import math
+from html import escape
+from typing import Any, List, Sequence
+
+from kvintro.model import Report
+from kvintro.render.drawing import Room, largest, placed_rows, rooms, spread, weight
+from kvintro.text import displacement_text, printable, size_text
+
+_WIDTH = 1180
+_TOP = 66  # below the head of the columns
+_BAND_LEFT, _BAND_WIDTH = 156, 306
+_BAR_LEFT, _BAR_WIDTH = 486, 300
+_ROOM_LEFT, _ROOM_RIGHT = 846, _WIDTH - 8
+_HOLE = 17
+
+_STYLE = """
+.kv-map{--fg:#1d2733;--soft:#5b6876;--line:#c9d1d9;--paper:#ffffff;
+font-family:system-ui,"Segoe UI","DejaVu Sans",Helvetica,Arial,sans-serif;font-size:12.5px}
+@media (prefers-color-scheme:dark){
+.kv-map{--fg:#e4e9ef;--soft:#98a5b3;--line:#3a4550;--paper:#12171d}}
+.kv-map text{fill:var(--fg)}
+.kv-map .soft{fill:var(--soft)}
+.kv-map .mono{font-family:ui-monospace,"DejaVu Sans Mono",Menlo,Consolas,monospace;font-size:11px}
+.kv-map .small{font-size:11px}
+.kv-map .halo{paint-order:stroke;stroke:var(--paper);stroke-width:5px;stroke-linejoin:round}
+.kv-map .head{font-weight:600}
+.kv-map .paper{fill:var(--paper)}
+.kv-map .rule{stroke:var(--line);stroke-width:1;fill:none}
+.kv-map .hole{fill:url(#kv-hatch)}
+.kv-map .hatch{stroke:var(--line);stroke-width:1.2}
+.kv-map .band{fill:var(--c);fill-opacity:.17}
+.kv-map .edge,.kv-map .mapped,.kv-map .here{fill:var(--c)}
+.kv-map .reserved{fill:var(--c);fill-opacity:.17}
+.kv-map .ribbon{fill:var(--c);fill-opacity:.25}
+.kv-map .default{fill:var(--c);fill-opacity:.45}
+.kv-map a:hover .band,.kv-map a:focus .band{fill-opacity:.36}
+.kv-map a:focus{outline:none}
+.kv-map a:focus .band{stroke:var(--fg);stroke-width:2}
+"""
+_COLORS = {
+    "user": "#5d7286",
+    "ldt_remap": "#8a6f5a",
+    "direct_map": "#2f73c4",
+    "vmalloc": "#12897b",
+    "vmemmap": "#8a5cc0",
+    "kasan_shadow": "#b9741a",
+    "cpu_entry_area": "#c8503c",
+    "espfix": "#b34b86",
+    "efi": "#5f8427",
+    "kernel_image": "#c08a00",
+    "modules": "#96702a",
+    "fixmap": "#5a68b5",
+    "vsyscall": "#a04c4c",
+}
+_OTHER = "#4d8a99"
+
+
+def color_of(key: str) -> str:
+    """The colour in which a region is drawn, as ``#rrggbb``."""
+    return _COLORS.get(key, _OTHER)
+
+
+def layout_svg(report: Report, *, links: str = "") -> str:
+    """The drawing of a layout.
+
+    :param links: what the ids of sections start with that bands link to, such as ``#region-``; empty for a
+        drawing that stands alone.
+    """
+    rows = placed_rows(report)
+    body: List[str] = []
+    y = float(_TOP)
+    axis = _Axis(largest(rows))
+    for row in rows:
+        height = _height(row)
+        body += _row(row, y, height, axis, links)
+        y += height
+    body.append(_text(_BAND_LEFT - 10, y + 4, f"{rows[-1].end:016x}" if rows else "", "mono soft", "end"))
+    bottom = y + 14
+    head = _head(report, axis, bottom)
+    drawn, floor = _rooms(rooms(rows), _TOP, bottom)
+    height = max(bottom + 10, floor) + 12
+    who = report.kernel
+    title = f"Address space of Linux {who.release or 'of unknown release'}" if who else "Address space"
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height:.0f}" class="kv-map" '
+        # A picture with links in it is no image to a screen reader, but a group of them.
+        f'role="{"group" if links else "img"}" aria-labelledby="kv-map-title kv-map-desc">',
+        f'<title id="kv-map-title">{_safe(title)}</title>',
+        f'<desc id="kv-map-desc">{_safe(_description(rows))}</desc>',
+        f"<style>{_STYLE}</style>",
+        '<defs><pattern id="kv-hatch" width="7" height="7" patternUnits="userSpaceOnUse" '
+        'patternTransform="rotate(45)"><path class="hatch" d="M0 0V7"/></pattern></defs>',
+        f'<rect class="paper" width="{_WIDTH}" height="{height:.0f}" rx="6"/>',
+        *head,
+        *body,
+        *drawn,
+        "</svg>",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+class _Axis:
+    """The logarithmic scale of sizes, from a page to the largest region."""
+
+    def __init__(self, size: int) -> None:
+        self._top = math.log2(max(size, 1 << 30))
+
+    def x(self, size: int) -> float:
+        """Where a size lies."""
+        if size <= 4096:
+            return float(_BAR_LEFT)
+        return _BAR_LEFT + _BAR_WIDTH * min(1.0, (math.log2(size) - 12) / (self._top - 12))
+
+    def ticks(self) -> Sequence[int]:
+        """Sizes worth a line."""
+        return [1 << bits for bits in (12, 20, 30, 40, 50) if bits <= self._top]
+
+
+def _height(row: Any) -> float:
+    if row.kind == "hole":
+        return _HOLE
+    return 26 + 30 * weight(row.size) + (13 if _note(row) else 0)
+
+
+def _row(row: Any, y: float, height: float, axis: _Axis, links: str) -> List[str]:
+    middle = y + height / 2 + 4
+    out = [_text(_BAND_LEFT - 10, y + 4, f"{row.start:016x}", "mono soft", "end")]
+    band = f'x="{_BAND_LEFT}" y="{y:.1f}" width="{_BAND_WIDTH}" height="{height:.1f}"'
+    rule = f'<path class="rule" d="M{_BAND_LEFT - 6} {y:.1f}H{_BAND_LEFT + _BAND_WIDTH}"/>'
+    if row.kind == "hole":
+        name = row.name if row.key != "hole" or not row.note else f"{row.name}, {row.note}"
+        out.append(f'<g><title>{_safe(_told(row))}</title><rect class="hole" {band}/></g>')
+        out.append(rule)
+        out.append(
+            _text(_BAND_LEFT + _BAND_WIDTH / 2, y + _HOLE / 2 + 4, f"{name} \u00b7 {size_text(row.size)}",
+                  "small soft halo", "middle")
+        )  # fmt: skip
+        return out
+    shape = [
+        f"<title>{_safe(_told(row))}</title>",
+        f'<rect class="band" {band}/>',
+        f'<rect class="edge" x="{_BAND_LEFT}" y="{y:.1f}" width="5" height="{height:.1f}"/>',
+    ]
+    note = _note(row)
+    at = middle - (7 if note else 0)
+    shape.append(_text(_BAND_LEFT + 14, at, row.name, "head"))
+    shape.append(_text(_BAND_LEFT + _BAND_WIDTH - 8, at, size_text(row.size), "soft", "end"))
+    if note:
+        shape.append(_text(_BAND_LEFT + 14, at + 15, note, "small soft"))
+    color = f'style="--c:{color_of(row.key)}"'
+    bars = _bars(row, y + height / 2, axis)
+    if links:
+        label = _safe(_told(row))
+        out.append(f'<a href="{_safe(links + row.key)}" aria-label="{label}" {color}>')
+        out += [*shape, "</a>", f"<g {color}>", *bars, "</g>"]
+    else:
+        out += [f"<g {color}>", *shape, *bars, "</g>"]
+    out.append(rule)
+    return out
+
+
+def _bars(row: Any, middle: float, axis: _Axis) -> List[str]:
+    end = axis.x(row.size)
+    out = [
+        f'<rect class="reserved" x="{_BAR_LEFT}" y="{middle - 5:.1f}" width="{max(end - _BAR_LEFT, 2):.1f}" '
+        'height="10" rx="2"/>'
+    ]
+    if row.mapped:
+        width = max(axis.x(row.mapped) - _BAR_LEFT, 2)
+        out.append(
+            f'<rect class="mapped" x="{_BAR_LEFT}" y="{middle - 5:.1f}" width="{width:.1f}" '
+            'height="10" rx="2"/>'
+        )
+    text = ""
+    if row.mapped is not None:
+        text = "nothing mapped"
+        if row.mapped:
+            text = " \u00b7 ".join((f"{size_text(row.mapped)} mapped", " ".join(row.leaves)))
+    # Above the bar, so that no bar is ever too long for its text.
+    out.append(_text(_BAR_LEFT + _BAR_WIDTH, middle - 9, text, "small", "end"))
+    return out
+
+
+def _note(row: Any) -> str:
+    if row.slide:
+        of = "image " if row.key == "kernel_image" else ""
+        return f"{of}moved by {displacement_text(row.slide)}"
+    return printable(row.note)[:46] if row.note and row.kind != "hole" else ""
+
+
+def _told(row: Any) -> str:
+    """The row as a sentence, for tooltips and screen readers."""
+    parts = [f"{row.name}: {row.start:016x} to {row.end:016x}, {size_text(row.size)}"]
+    if row.mapped is not None:
+        parts.append(f"{size_text(row.mapped)} mapped" if row.mapped else "nothing mapped")
+    if row.slide is not None:
+        parts.append(f"moved by {displacement_text(row.slide)}" if row.slide else "not moved by KASLR")
+    return ", ".join(parts)
+
+
+def _head(report: Report, axis: _Axis, bottom: float) -> List[str]:
+    out: List[str] = []
+    who = " \u00b7 ".join(part for part in report.head[0].split("   ") if part) if report.head else ""
+    out.append(_text(8, 24, who, "head"))
+    out.append(_text(_BAND_LEFT - 10, _TOP - 10, "first address", "small soft", "end"))
+    out.append(_text(_BAND_LEFT, _TOP - 10, "region and its size", "small soft"))
+    for size in axis.ticks():
+        x = axis.x(size)
+        out.append(f'<path class="rule" stroke-dasharray="2 4" d="M{x:.1f} {_TOP - 6}V{bottom - 14:.1f}"/>')
+        out.append(_text(x, _TOP - 10, size_text(size), "small soft", "middle" if size > 4096 else "start"))
+    legend = (
+        "Heights grow with the logarithm of the size, holes are compressed. Bars: reserved (pale) and mapped."
+    )
+    out.append(_text(_BAND_LEFT, bottom + 8, legend, "small soft"))
+    return out
+
+
+def _rooms(found: Sequence[Room], top: float, bottom: float) -> "tuple[List[str], float]":
+    """What KASLR moved, to true scale; and how far down it reaches."""
+    if not found:
+        return [], 0.0
+    out: List[str] = [_text(_ROOM_LEFT, top - 30, "What KASLR moved, to true scale", "head")]
+    left, right, wide = _ROOM_LEFT + 4, _ROOM_LEFT + 118, 46
+    # Rooms with more bars are taller; all together they take what the map does, but stay readable.
+    total = max(min(bottom - top, 760), 420)
+    shares = [3 if len(room.bars) > 1 else 1 for room in found]
+    y = top
+    for room, share in zip(found, shares):
+        height = (total - 64 * len(found)) * share / sum(shares)
+        out.append(_text(_ROOM_LEFT, y - 8, f"{room.title}: {size_text(room.size)}", "small soft"))
+        y += 12
+        out.append(_text(left + wide / 2, y + 2, "default", "small soft", "middle"))
+        out.append(_text(right + wide / 2, y + 2, "here", "small soft", "middle"))
+        y += 9
+        for x in (left, right):
+            out.append(
+                f'<rect class="rule" x="{x}" y="{y:.1f}" width="{wide}" height="{height:.1f}"/>'
+                f'<rect class="hole" x="{x}" y="{y:.1f}" width="{wide}" height="{height:.1f}"/>'
+            )
+        labels = spread([y + bar.here[0] * height + 11 for bar in room.bars], 30, y + 11, y + height - 8)
+        for bar, at in zip(room.bars, labels):
+            out += _bar(bar, y, height, left, right, wide, at)
+        last = room.start + room.size - 1
+        out.append(_text(left, y + height + 15, f"{room.start:016x} to {last:016x}", "mono soft"))
+        y += height + 56
+    return out, y - 38
+
+
+def _bar(
+    bar: Any, y: float, height: float, left: float, right: float, wide: float, label: float
+) -> List[str]:
+    def span(part: Sequence[float]) -> "tuple[float, float]":
+        first = y + part[0] * height
+        # What is too thin to see is drawn three pixels high.
+        return first, max(first + 3, y + part[1] * height)
+
+    d0, d1 = span(bar.default)
+    h0, h1 = span(bar.here)
+    points = f"{left + wide},{d0:.1f} {right},{h0:.1f} {right},{h1:.1f} {left + wide},{d1:.1f}"
+    moved = displacement_text(bar.slide) if bar.slide else "not moved"
+    end = right + wide
+    return [
+        f'<g style="--c:{color_of(bar.key)}"><title>{_safe(f"{bar.name}: {moved}")}</title>',
+        f'<polygon class="ribbon" points="{points}"/>',
+        f'<rect class="default" x="{left}" y="{d0:.1f}" width="{wide}" height="{d1 - d0:.1f}"/>',
+        f'<rect class="here" x="{right}" y="{h0:.1f}" width="{wide}" height="{h1 - h0:.1f}"/>',
+        f'<path class="rule" d="M{end} {h0 + 1:.1f}H{end + 6}L{end + 12} {label - 4:.1f}"/>',
+        _text(end + 16, label, bar.name.split(" of ")[0].split(",")[0], "small head"),
+        _text(end + 16, label + 14, moved, "small"),
+        "</g>",
+    ]
+
+
+def _description(rows: Sequence[Any]) -> str:
+    present = [row for row in rows if row.kind == "region"]
+    return (
+        f"{len(present)} regions from address 0 at the top to the last one at the bottom. "
+        + ". ".join(_told(row) for row in present)
+        + "."
+    )
+
+
+def _text(x: float, y: float, text: str, classes: str, anchor: str = "start") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" class="{classes}" text-anchor="{anchor}">{_safe(text)}</text>'
+
+
+def _safe(text: str) -> str:
+    """Text that is nothing but text in SVG: markup escaped, and no control characters, which XML forbids."""
+    return escape(printable(text), quote=True)

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""``kvintro shell``: drgn's own prompt, and its way of running scripts, on a kernel that kvintro opened."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import os
+import sys
+import traceback
+from typing import Any, Dict, Optional
+
+import drgn
+
+from kvintro.errors import KvintroError, NoSuchSource
+from kvintro.kernel import Kernel
+from kvintro.source.attached import adopt
+
+_BANNER = """
+>>> from kvintro import kernel
+>>> k = kernel(prog)
+Every command of kvintro is a method of k, and %kvintro COMMAND runs it as the shell would."""
+
+
+def start(kernel: Kernel, args: argparse.Namespace) -> int:
+    """Run the prompt, or what is to be run in place of it; returns the exit code."""
+    _load_commands()
+    adopt(kernel.source)
+    drgn.set_default_prog(kernel.prog)
+    if args.code is not None:
+        words = [args.script] if args.script else []
+        return _batch(kernel, args.code, "<string>", ["-e", *words, *args.arguments])
+    if args.script not in (None, "-"):
+        return _script(kernel, args.script, args.arguments)
+    if args.script == "-" or not sys.stdin.isatty():
+        return _batch(kernel, sys.stdin.read(), "<stdin>", ["-", *args.arguments])
+    _interactive(kernel)
+    return 0
+
+
+def _load_commands() -> None:
+    """drgn's own commands and ours: an installed drgn would load them as plugins, which root's does not."""
+    for name in ("drgn.commands._builtin", "drgn.commands._crash", "kvintro.plugin"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+
+
+def _globals(kernel: Kernel, names: Optional[Dict[str, Any]] = None) -> Dict[str, Any]:
+    from drgn.cli import default_globals
+
+    from kvintro import prompt
+
+    found = default_globals(kernel.prog) if names is None else names
+    found["k"] = prompt.PromptKernel(kernel.source)
+    found["kernel"] = prompt.kernel
+    return found
+
+
+def _interactive(kernel: Kernel) -> None:
+    from drgn.cli import run_interactive, version_header
+
+    if os.geteuid() == 0:
+        sys.meta_path.insert(0, _NotFromHere())
+    sys.stderr.write(version_header() + "\n")
+    run_interactive(
+        kernel.prog,
+        banner_func=lambda banner: banner + _BANNER,
+        globals_func=lambda names: _globals(kernel, names),
+    )
+
+
+class _NotFromHere:
+    """Keeps root's prompt from importing what lies in the working directory, which drgn lets it search."""
+
+    def find_spec(self, *_: Any) -> None:
+        while "" in sys.path:
+            sys.path.remove("")
+
+
+def _batch(kernel: Kernel, code: str, name: str, argv: "list[str]") -> int:
+    sys.argv = argv
+    names = _globals(kernel)
+    if code.startswith("%"):
+        from drgn.commands import run_command
+
+        return _guarded(lambda: run_command(kernel.prog, code[1:], globals=names))
+    names["__file__"] = name
+    return _guarded(lambda: exec(compile(code, name, "exec"), names))
+
+
+def _script(kernel: Kernel, path: str, arguments: "list[str]") -> int:
+    try:
+        with open(path, "rb") as file:
+            code = file.read()
+    except OSError as error:
+        raise NoSuchSource(f"{path}: {error.strerror}", "check the path of the script") from None
+    sys.argv = [path, *arguments]
+    if os.geteuid() != 0:
+        sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
+    names = {"prog": kernel.prog, "k": _globals(kernel, {})["k"], "__name__": "__main__", "__file__": path}
+    return _guarded(lambda: exec(compile(code, path, "exec"), names))
+
+
+def _guarded(run: Any) -> int:
+    """Run it as python would: an exception is printed with its traceback, less our own part of that."""
+    try:
+        run()
+    except (KvintroError, BrokenPipeError):
+        raise
+    except Exception as error:
+        from drgn.commands import CommandError
+
+        if isinstance(error, CommandError):
+            sys.stderr.write(f"kvintro: {error}\n")
+            return 1
+        trace = error.__traceback__
+        for _ in range(2):
+            trace = trace.tb_next if trace is not None and trace.tb_next is not None else trace
+        traceback.print_exception(type(error), error, trace)
+        return 1
+    return 0

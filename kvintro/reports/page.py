@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Single page frames: everything that the kernel knows about each, and who maps it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable, Dict, List, Optional, Sequence, Tuple, TypeVar
+
+from kvintro.arch.x86_64 import PAGE_SHIFT
+from kvintro.errors import NotInDump, Unavailable
+from kvintro.kernel import Kernel
+from kvintro.model import Address, Column, Report, Size, Table
+from kvintro.queries.files import FileName
+from kvintro.queries.pages.meaning import TYPES, kpf_long
+from kvintro.queries.pages.one import MemoryGroup, PageLookup, PageState
+from kvintro.queries.pages.owner import PageOwner
+from kvintro.queries.rmap import ReverseMap, UserMapping, UserMappings, mappings_by_walk
+from kvintro.queries.translate import Translation, Translator
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class SlabRow:
+    """The slab of a page."""
+
+    cache: Optional[str]
+    cache_address: Address
+    object_size: Size
+    objects: int
+    in_use: int
+    object: Optional[Address]
+    object_offset: Optional[int]
+    allocated: Optional[bool]
+
+
+@dataclass(frozen=True)
+class FileRow:
+    """The file that a page is of, and where in it."""
+
+    path: Optional[str]
+    file_system: str
+    device: str
+    inode: int
+    offset: Size
+
+
+@dataclass(frozen=True)
+class PageRow:
+    """One page frame; docs/page.md describes the JSON object of the same fields.
+
+    :ivar state: ``page``, ``no-struct-page``, ``not-in-dump``, ``unmapped`` (the address asked for leads to no page).
+    """
+
+    input: str
+    state: str
+    pfn: Optional[int]
+    physical: Optional[Address]
+    page: Optional[Address]
+    direct: Optional[Address]
+    in_dump: Optional[bool]
+    type: Optional[str] = None
+    meaning: Optional[str] = None
+    flags: Tuple[str, ...] = ()
+    flags_value: Optional[Address] = None
+    head_flags: Tuple[str, ...] = ()
+    kpageflags: Tuple[str, ...] = ()
+    node: Optional[int] = None
+    zone: Optional[str] = None
+    section: Optional[int] = None
+    order: Optional[int] = None
+    compound: Optional[str] = None
+    head_pfn: Optional[int] = None
+    refcount: Optional[int] = None
+    mapcount: Optional[int] = None
+    private: Optional[Address] = None
+    mapping: Optional[Address] = None
+    offset: Optional[int] = None
+    file: Optional[FileRow] = None
+    slab: Optional[SlabRow] = None
+    memcg: Optional[MemoryGroup] = None
+    owner: Optional[PageOwner] = None
+    mapped_by: Optional[str] = None
+    mappings: Optional[Tuple[UserMapping, ...]] = None
+    notes: Tuple[str, ...] = ()
+
+
+COLUMNS = (
+    Column("pfn", "pfn"),
+    Column("physical", "physical"),
+    Column("type", "type"),
+    Column("flags", "flags"),
+    Column("refcount", "refs", "right"),
+    Column("mapcount", "maps", "right"),
+)
+
+
+def page_report(
+    kernel: Kernel,
+    texts: Sequence[str],
+    *,
+    form: Optional[str] = None,
+    pid: Optional[int] = None,
+    search: bool = False,
+    mappings: bool = True,
+) -> Report:
+    """The page frames that some addresses stand for.
+
+    :param texts: see :meth:`kvintro.queries.translate.Translator.parse`; ``pfn:`` before a number makes it one.
+    :param form: what all numbers are.
+    :param pid: whose page tables to take for addresses of the user half.
+    :param search: find who maps a page in the page tables of all processes, not by the reverse map.
+    :param mappings: whether to find who maps a page at all.
+    :raises UsageError: no address.
+    :raises Unavailable: there are no types.
+    """
+    maker = _Maker(kernel, form, pid, search, mappings)
+    rows = [maker.row(text) for text in texts]
+    notes = [*kernel.source.warnings]
+    return Report(
+        command="page",
+        kernel=kernel.identity,
+        tables=(Table("pages", COLUMNS, rows),),
+        notes=tuple(dict.fromkeys(notes)),
+        partial=maker.partial,
+        negative=any(row.state in ("unmapped", "no-struct-page") for row in rows),
+    )
+
+
+class _Maker:
+    def __init__(self, kernel: Kernel, form: Optional[str], pid: Optional[int], search: bool, mappings: bool) -> None:
+        self._kernel = kernel
+        self._form = form
+        self._pid = pid
+        self._search = search
+        self._mappings = mappings
+        self._translators: Dict[Optional[str], Translator] = {}
+        self.partial = False
+        self._lookup = PageLookup(kernel)
+        self._rmap = ReverseMap(kernel)
+
+    def _translate(self, text: str) -> Translation:
+        form, word = self._form, text.strip()
+        if word.lower().startswith("pfn:"):
+            form, word = "pfn", word[4:]
+        if form not in self._translators:
+            self._translators[form] = Translator(self._kernel, pid=self._pid, form=form)
+        translator = self._translators[form]
+        return translator.translate(translator.parse(word))
+
+    def row(self, text: str) -> PageRow:
+        """One page."""
+        found = self._translate(text)
+        if found.physical is None:
+            self.partial |= found.state == "not-in-dump"
+            state = "not-in-dump" if found.state == "not-in-dump" else "unmapped"
+            note = found.note or {"not-in-dump": "its page tables are not in this source"}.get(
+                found.state, "nothing is mapped at that address"
+            )
+            return PageRow(text, state, None, None, None, None, None, notes=(note,))
+        pfn = found.physical >> PAGE_SHIFT
+        address = self._lookup.form.address(pfn)
+        direct = self._optional(lambda: self._lookup.direct_address(pfn), [])
+        try:
+            page = self._lookup.state(pfn)
+        except NotInDump as error:
+            self.partial = True
+            return PageRow(text, "not-in-dump", pfn, found.physical, Address(address), _address(direct), found.in_dump, notes=(error.what,))
+        except Unavailable as error:
+            return PageRow(text, "no-struct-page", pfn, found.physical, None, _address(direct), found.in_dump, notes=(error.what,))
+        return self._described(text, found, page, direct)
+
+    def _optional(self, ask: Callable[[], Optional[T]], notes: List[str]) -> Optional[T]:
+        """What an answer is, None with a note where it cannot be read."""
+        try:
+            return ask()
+        except Unavailable as error:
+            notes.append(error.what)
+            self.partial = True
+            return None
+
+    def _described(self, text: str, found: Translation, page: PageState, direct: Optional[int]) -> PageRow:
+        lookup, meaning = self._lookup, self._lookup.meaning
+        notes: List[str] = []
+        kind = lookup.kind(page)
+        # An address in the page, by which to find the object in it: any alias does, as slabs lie in the direct map.
+        inside = None if direct is None or found.physical is None else direct + found.physical % (1 << PAGE_SHIFT)
+        slab = self._optional(lambda: lookup.slab(page, inside), notes)
+        file = self._optional(lambda: lookup.file(page), notes)
+        maps = self._user_mappings(page, notes)
+        compound = lookup.compound(page)
+        return PageRow(
+            input=text,
+            state="page",
+            pfn=page.pfn,
+            physical=found.physical,
+            page=Address(lookup.form.address(page.pfn)),
+            direct=_address(direct),
+            in_dump=found.in_dump,
+            type=kind,
+            meaning=TYPES[kind],
+            flags=tuple(meaning.flag_names(page.state)),
+            flags_value=Address(page.flags),
+            head_flags=tuple(meaning.flag_names(page.head)) if page.head else (),
+            kpageflags=tuple(filter(None, kpf_long(meaning.kpageflags(page.state, page.head)).split(","))),
+            node=page.node,
+            zone=page.zone or None,
+            section=page.pfn // lookup.pages.sections.pages_per_section,
+            order=lookup.order(page),
+            compound=compound,
+            head_pfn=page.free_pfn if page.free_pfn is not None else page.head_pfn if compound else None,
+            refcount=page.refcount,
+            mapcount=page.mapcount,
+            private=Address(page.private),
+            mapping=Address(page.mapping) if page.mapping and not page.is_typed else None,
+            offset=page.offset if page.mapping and not page.is_typed else None,
+            file=None if file is None else _file(file, page),
+            slab=None
+            if slab is None
+            else SlabRow(
+                slab.cache,
+                Address(slab.cache_address),
+                Size(slab.object_size),
+                slab.objects,
+                slab.in_use,
+                _address(slab.object_address),
+                slab.object_offset,
+                slab.allocated,
+            ),
+            memcg=self._optional(lambda: lookup.group(page), notes),
+            owner=self._optional(lambda: lookup.owner(page), notes),
+            mapped_by=None if maps is None else maps.way,
+            mappings=None if maps is None else maps.found,
+            notes=tuple(dict.fromkeys(notes)),
+        )
+
+    def _user_mappings(self, page: PageState, notes: List[str]) -> Optional[UserMappings]:
+        if not self._mappings:
+            return None
+        maps: Optional[UserMappings]
+        if self._search:
+            maps = self._optional(lambda: mappings_by_walk(self._kernel, [page.pfn])[page.pfn], notes)
+        else:
+            maps = self._optional(lambda: self._rmap.mappings(page), notes)
+        if maps is None:
+            return None
+        notes += maps.notes
+        self.partial |= maps.damaged
+        if maps.way is None and page.mapcount > 0:
+            notes.append("it is mapped, but nothing leads from the page to who maps it; --search looks everywhere")
+        return maps
+
+
+def _file(file: FileName, page: PageState) -> FileRow:
+    return FileRow(file.path, file.file_system, file.device, file.inode, Size(page.offset << PAGE_SHIFT))
+
+
+def _address(value: Optional[int]) -> Optional[Address]:
+    return None if value is None else Address(value)

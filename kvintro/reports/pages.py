@@ -1,0 +1,423 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""All page frames by what they are, and the picture of physical memory."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+
+from kvintro.arch.x86_64 import ALL, PAGE_SHIFT
+from kvintro.errors import Unavailable, UsageError
+from kvintro.kernel import Kernel
+from kvintro.model import Address, Column, Report, Size, Table
+from kvintro.queries.pages.census import Group, PageCensus, Pages
+from kvintro.queries.pages.meaning import KPF_COMPOUND_HEAD, KPF_COMPOUND_TAIL, KPF_HUGE, TYPES, kpf_long, kpf_symbols
+from kvintro.queries.pages.zones import ZoneFacts, zone_facts
+from kvintro.reports.layout import head
+from kvintro.structures import TROUBLE, number, struct_at, text_at
+
+#: What pages can be listed by.
+BREAKDOWNS = ("type", "zone", "node", "order", "cache", "flags", "free")
+#: Orders that the buddy allocator and /proc/buddyinfo have at least.
+_ORDERS = 11
+
+
+@dataclass(frozen=True)
+class TypeRow:
+    """Pages of one type; docs/pages.md has the types.
+
+    :ivar share: of all page frames counted, in percent.
+    """
+
+    type: str
+    pages: int
+    size: Size
+    share: float
+    meaning: str
+
+
+@dataclass(frozen=True)
+class ZoneRow:
+    """Pages of a zone.
+
+    :ivar present: pages that the zone itself says are there; None where it cannot be read.
+    :ivar managed: those that the kernel gave to the allocator.
+    """
+
+    node: Optional[int]
+    zone: str
+    pages: int
+    size: Size
+    free: int
+    reserved: int
+    present: Optional[int]
+    managed: Optional[int]
+
+
+@dataclass(frozen=True)
+class NodeRow:
+    """Pages of a NUMA node."""
+
+    node: Optional[int]
+    pages: int
+    size: Size
+    free: int
+
+
+@dataclass(frozen=True)
+class OrderRow:
+    """Pages by the order of what they are part of.
+
+    :ivar free_blocks: free blocks of that order.
+    :ivar compounds: compound pages of that order; with order 0, single pages in use.
+    """
+
+    order: int
+    free_blocks: int
+    free_size: Size
+    compounds: int
+    compound_size: Size
+
+
+@dataclass(frozen=True)
+class CacheRow:
+    """Slab pages of a cache.
+
+    :ivar address: of the ``struct kmem_cache``.
+    :ivar in_use: objects not free by the slabs' own count; those kept ready for a CPU are among them.
+    """
+
+    name: Optional[str]
+    address: Address
+    slabs: int
+    pages: int
+    size: Size
+    objects: int
+    in_use: int
+    object_size: Optional[Size]
+
+
+@dataclass(frozen=True)
+class FlagsRow:
+    """Pages with the same flags in /proc/kpageflags.
+
+    :ivar flags: the bits as there.
+    :ivar symbols: a letter for each, as tools/mm/page-types prints them.
+    """
+
+    flags: Address
+    pages: int
+    size: Size
+    symbols: str
+    names: str
+
+
+@dataclass(frozen=True)
+class FreeRow:
+    """Free memory of a zone: blocks by order, as in /proc/buddyinfo."""
+
+    node: Optional[int]
+    zone: str
+    blocks: Tuple[int, ...]
+    pages: int
+    size: Size
+
+
+@dataclass(frozen=True)
+class CellRow:
+    """A cell of the picture: so many page frames of physical memory from ``start`` on.
+
+    :ivar types: page frames by type; those without struct page are in none.
+    """
+
+    start: Address
+    types: Mapping[str, int]
+
+
+_NUMBERS = (Column("pages", "pages", "right"), Column("size", "size", "right"))
+COLUMNS: Dict[str, Sequence[Column]] = {
+    "type": (Column("type", "type"), *_NUMBERS, Column("share", "%", "right"), Column("meaning", "what it is")),
+    "zone": (
+        Column("node", "node", "right"),
+        Column("zone", "zone"),
+        *_NUMBERS,
+        Column("free", "free", "right"),
+        Column("reserved", "reserved", "right"),
+        Column("present", "present", "right"),
+        Column("managed", "managed", "right"),
+    ),
+    "node": (Column("node", "node", "right"), *_NUMBERS, Column("free", "free", "right")),
+    "order": (
+        Column("order", "order", "right"),
+        Column("free_blocks", "free blocks", "right"),
+        Column("free_size", "free", "right"),
+        Column("compounds", "in use", "right"),
+        Column("compound_size", "size", "right"),
+    ),
+    "cache": (
+        Column("name", "cache"),
+        Column("slabs", "slabs", "right"),
+        *_NUMBERS,
+        Column("objects", "objects", "right"),
+        Column("in_use", "in use", "right"),
+        Column("object_size", "object", "right"),
+    ),
+    "flags": (Column("flags", "flags"), *_NUMBERS, Column("symbols", "symbolic"), Column("names", "names")),
+    "free": (
+        Column("node", "node", "right"),
+        Column("zone", "zone"),
+        Column("blocks", "free blocks of order 0, 1, ..."),
+        *_NUMBERS,
+    ),
+    "map": (Column("start", "physical"), Column("types", "pages by type")),
+}
+_KEYS = {
+    "type": "types",
+    "zone": "zones",
+    "node": "nodes",
+    "order": "orders",
+    "cache": "caches",
+    "flags": "flags",
+    "free": "free",
+}
+
+
+def parse_range(text: str) -> Tuple[int, int]:
+    """Page frames of physical addresses given as ``A-B`` (B exclusive) or ``A+SIZE``, all hexadecimal.
+
+    :return: the first page frame, and one more than the last.
+    :raises UsageError: it is neither.
+    """
+    match = re.fullmatch(r"(?:0x)?([0-9a-f]{1,16})([-+])(?:0x)?([0-9a-f]{1,16})", text.strip().lower())
+    if match:
+        low, high = int(match[1], 16), int(match[3], 16)
+        high += low if match[2] == "+" else 0
+        if low < high <= ALL:
+            return low >> PAGE_SHIFT, high + (1 << PAGE_SHIFT) - 1 >> PAGE_SHIFT
+    raise UsageError(
+        f"{text!r} is no range of physical addresses", "give it as 100000000-140000000 or 100000000+40000000"
+    )
+
+
+def pages_report(
+    kernel: Kernel,
+    *,
+    by: Optional[str] = None,
+    top: Optional[int] = None,
+    where: Optional[Tuple[int, int]] = None,
+    raw: bool = False,
+    cells: int = 512,
+    progress: Optional[Callable[[int], Callable[[int], None]]] = None,
+) -> Report:
+    """The census.
+
+    :param by: one of :data:`BREAKDOWNS`, to come first and alone as text and CSV.
+    :param top: so many rows of it.
+    :param where: page frames to count, the second exclusive.
+    :param raw: flags as they are, not as page-types shows them.
+    :param progress: called with the number of page frames there are; what it returns is called with the
+        number of those done since.
+    :raises Unavailable: there are no types, or nothing tells which page frames there are.
+    """
+    pages = Pages(kernel)
+    low, high = where if where is not None else (0, 1 << 52)
+    notes = [*kernel.source.warnings]
+    partial = False
+    sections = pages.sections
+    if sections.missing:
+        notes.append(f"{sections.missing} tables of memory sections are not in this source: page frames are missing")
+        partial = True
+    tick = progress(sections.clip(low, high).total) if progress is not None else None
+    began = time.perf_counter()
+    census = pages.census(low, high, cells=cells, **({} if tick is None else {"progress": tick}))
+    seconds = time.perf_counter() - began
+    if not census.total:
+        raise UsageError(
+            f"no page frame from {low:x} to {high - 1:x} has a struct page",
+            f"page frames go up to {max(sections.end - 1, 0):x}",
+        )
+    if census.missing:
+        notes.append(f"{census.missing} struct pages are not in this source; they are counted as not_in_dump")
+        partial = True
+    if census.unmapped:
+        notes.append(f"{census.unmapped} page frames have a section but no struct page: nothing is mapped there")
+    if census.limited:
+        notes.append("struct pages are damaged: more kinds of them than any kernel has; the rest is not counted")
+        partial = True
+    try:
+        facts = zone_facts(kernel, pages.form)
+    except Unavailable as error:
+        facts = {}
+        notes.append(f"zones: {error.what}")
+    caches, nameless = _caches(kernel, census)
+    if nameless:
+        notes.append(f"{nameless} slab caches have no name in this source")
+    made: Dict[str, List[Any]] = {
+        "type": _types(census),
+        "zone": _zones(census, facts),
+        "node": _nodes(census),
+        "order": _orders(census),
+        "cache": caches,
+        "flags": _flags(census, raw),
+        "free": _free(census),
+    }
+    first = by or "type"
+    if top is not None and len(made[first]) > top:
+        notes.append(f"the first {top} of {len(made[first])} are shown")
+        made[first] = made[first][:top]
+    order = [first, *(name for name in BREAKDOWNS if name != first)]
+    picture = [
+        CellRow(Address(cell * census.cell_pages << PAGE_SHIFT), census.cell_types(cell))
+        for cell in sorted(census.cells)
+    ]
+    counted = census.total - census.unmapped
+    return Report(
+        command="pages",
+        kernel=kernel.identity,
+        tables=(
+            *(Table(_KEYS[name], COLUMNS[name], made[name]) for name in order),
+            Table("map", COLUMNS["map"], picture),
+        ),
+        head=head(kernel),
+        notes=tuple(dict.fromkeys(notes)),
+        partial=partial,
+        extra={
+            "total": counted,
+            "holes": census.holes,
+            "unmapped": census.unmapped,
+            "missing": census.missing,
+            "seconds": seconds,
+            "rate": round(census.total / seconds) if seconds > 0 else None,
+            "by": by,
+            "by_type": {row.type: row.pages for row in _types(census)},
+            "by_zone": _plain(census.by(lambda g: g.zone or None)),
+            "by_node": _plain(census.by(lambda g: g.node)),
+            "cell_size": Size(census.cell_pages << PAGE_SHIFT),
+        },
+    )
+
+
+def _plain(counts: "Counter[Any]") -> Dict[str, int]:
+    return {str(key): pages for key, pages in sorted(counts.items(), key=lambda i: str(i[0])) if key is not None}
+
+
+def _size(pages: int) -> Size:
+    return Size(pages << PAGE_SHIFT)
+
+
+def _types(census: PageCensus) -> List[TypeRow]:
+    counts = census.by(lambda g: g.type)
+    total = sum(counts.values()) or 1
+    names = [name for name in TYPES if counts[name]]
+    names.sort(key=lambda name: -counts[name])
+    return [
+        TypeRow(name, counts[name], _size(counts[name]), round(100 * counts[name] / total, 2), TYPES[name])
+        for name in names
+    ]
+
+
+def _zones(census: PageCensus, facts: Mapping[Tuple[int, str], ZoneFacts]) -> List[ZoneRow]:
+    def count(want: Callable[[Group], bool]) -> "Counter[Tuple[Optional[int], str]]":
+        out: Counter[Tuple[Optional[int], str]] = Counter()
+        for group, pages in census.groups.items():
+            if group.zone and want(group):
+                out[group.node, group.zone] += pages
+        return out
+
+    all_, free, reserved = count(lambda g: True), count(lambda g: g.type == "free"), count(lambda g: g.type == "reserved")
+    rows = []
+    for node, zone in sorted(all_, key=lambda k: (-1 if k[0] is None else k[0], list(facts).index(k) if k in facts else 99, k[1])):
+        fact = facts.get((node, zone)) if node is not None else None
+        key = node, zone
+        rows.append(
+            ZoneRow(
+                node,
+                zone,
+                all_[key],
+                _size(all_[key]),
+                free[key],
+                reserved[key],
+                None if fact is None else fact.present,
+                None if fact is None else fact.managed,
+            )
+        )
+    return rows
+
+
+def _nodes(census: PageCensus) -> List[NodeRow]:
+    counts = census.by(lambda g: g.node)
+    free = census.by(lambda g: g.node if g.type == "free" else "")
+    return [
+        NodeRow(node, counts[node], _size(counts[node]), free[node])
+        for node in sorted(counts, key=lambda n: -1 if n is None else n)
+        if node is not None
+    ]
+
+
+def _orders(census: PageCensus) -> List[OrderRow]:
+    blocks: Counter[int] = Counter()
+    compounds: Counter[int] = Counter()
+    for group, pages in census.groups.items():
+        if group.first and group.type == "free":
+            blocks[group.order] += pages
+        elif group.first and group.type not in ("not_in_dump", "reserved", "free_cpu", "uninitialised", "broken"):
+            compounds[group.order] += pages
+    highest = max([_ORDERS - 1, *blocks, *compounds])
+    return [
+        OrderRow(order, blocks[order], _size(blocks[order] << order), compounds[order], _size(compounds[order] << order))
+        for order in range(highest + 1)
+        if order < _ORDERS or blocks[order] or compounds[order]
+    ]
+
+
+def _free(census: PageCensus) -> List[FreeRow]:
+    zones: Dict[Tuple[int, str], Counter[int]] = {}
+    for group, pages in census.groups.items():
+        if group.type == "free" and group.first and group.node is not None:
+            zones.setdefault((group.node, group.zone), Counter())[group.order] += pages
+    rows = []
+    for (node, zone), orders in sorted(zones.items()):
+        blocks = tuple(orders[order] for order in range(max(_ORDERS, max(orders) + 1)))
+        pages = sum(count << order for order, count in enumerate(blocks))
+        rows.append(FreeRow(node, zone, blocks, pages, _size(pages)))
+    return rows
+
+
+def _flags(census: PageCensus, raw: bool) -> List[FlagsRow]:
+    compound = 1 << KPF_COMPOUND_HEAD | 1 << KPF_COMPOUND_TAIL
+    counts: Counter[int] = Counter()
+    for group, pages in census.groups.items():
+        if group.type == "not_in_dump":
+            continue
+        flags = group.kpageflags
+        if not raw:
+            # tools/mm/page-types.c:well_known_flags
+            flags &= (1 << 32) - 1
+            if not flags & 1 << KPF_HUGE:
+                flags &= ~compound
+        counts[flags] += pages
+    return [
+        FlagsRow(Address(flags), pages, _size(pages), kpf_symbols(flags), kpf_long(flags))
+        for flags, pages in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    ]
+
+
+def _caches(kernel: Kernel, census: PageCensus) -> Tuple[List[CacheRow], int]:
+    rows = []
+    nameless = 0
+    for address, use in census.caches.items():
+        name = size = None
+        try:
+            cache = struct_at(kernel, "struct kmem_cache", address)
+            size = Size(number(cache, "object_size"))
+            name = text_at(kernel, number(cache, "name"), 256)
+        except TROUBLE:
+            nameless += 1
+        rows.append(
+            CacheRow(name, Address(address), use.slabs, use.pages, _size(use.pages), use.objects, use.in_use, size)
+        )
+    rows.sort(key=lambda row: (-row.pages, row.name or ""))
+    return rows, nameless

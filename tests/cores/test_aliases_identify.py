@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Aliases and identities against what is known otherwise: the kernel's own lists, the emulator's MMU."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from typing import Dict, List, Set
+
+import pytest
+
+from kvintro.errors import Unavailable
+from kvintro.kernel import Kernel
+from kvintro.queries.aliases import aliases
+from kvintro.reports.aliases import alias_report
+from kvintro.reports.identify import identify
+from tests.conftest import Core
+
+
+def test_all_that_the_emulator_translates_to_a_page_are_its_aliases(core: Core, kernel: Kernel) -> None:
+    by_page: Dict[int, Set[int]] = defaultdict(set)
+    for virtual, physical in json.loads(core.truth("gva2gpa.json")).items():
+        if str(physical).startswith("0x"):
+            by_page[int(physical, 16)].add(int(virtual, 16))
+    chosen = list(by_page.items())[:: max(1, len(by_page) // 40)]
+    # Pages with several aliases say most.
+    chosen += [item for item in by_page.items() if len(item[1]) > 1][:20]
+    for physical, virtuals in chosen:
+        found = aliases(kernel, physical)
+        assert found.complete
+        known: Set[int] = set()
+        for alias in found.found:
+            if alias.root == "init_top_pgt":
+                for number in range(min(alias.count, 1 << 12)):
+                    known.add(alias.virtual + number * alias.page_size)
+            assert kernel.walk(alias.virtual).physical == physical or alias.root != "init_top_pgt"
+        huge = any(alias.count > 1 << 12 for alias in found.found)
+        assert virtuals <= known or huge, hex(physical)
+
+
+def test_the_image_has_two_addresses(kernel: Kernel) -> None:
+    try:
+        kernel.symbol("init_task")
+    except Unavailable as error:
+        pytest.skip(error.what)
+    report = alias_report(kernel, "init_task")
+    regions = [row.region for row in report.tables[0].rows]
+    assert sorted(regions) == ["direct_map", "kernel_image"]
+    (image,) = (row for row in report.tables[0].rows if row.region == "kernel_image")
+    assert image.symbol == "init_task"
+    assert not report.negative
+
+
+def test_the_idt_has_three(kernel: Kernel) -> None:
+    """It is aliased read-only at the start of cpu_entry_area."""
+    report = alias_report(kernel, "fffffe0000000000")
+    regions = {row.region for row in report.tables[0].rows}
+    assert {"cpu_entry_area", "direct_map"} <= regions
+    for row in report.tables[0].rows:
+        if row.region == "cpu_entry_area":
+            assert row.effective == ("ro", "NX")
+
+
+def kinds(kernel: Kernel, text: str) -> List[str]:
+    (row,) = identify(kernel, [text]).tables[0].rows
+    return [identity.kind for identity in row.identities]
+
+
+def texts(kernel: Kernel, text: str) -> List[str]:
+    (row,) = identify(kernel, [text]).tables[0].rows
+    return [identity.text for identity in row.identities]
+
+
+@pytest.fixture
+def typed(kernel: Kernel) -> Kernel:
+    """The kernel, if there are types for it."""
+    if kernel.source.types == "none" or kernel.source.symbols == "none":
+        pytest.skip("no types for this kernel")
+    return kernel
+
+
+def test_init_task(typed: Kernel) -> None:
+    assert kinds(typed, "init_task+0x10")[:2] == ["task", "symbol"]
+    assert "swapper" in texts(typed, "init_task+0x10")[0]
+
+
+def test_per_cpu_variables(typed: Kernel) -> None:
+    found = texts(typed, "runqueues+0x8")
+    assert found[0] == "per-CPU variable: runqueues+0x8 of CPU 0"
+
+
+def test_struct_pages(typed: Kernel) -> None:
+    from kvintro.regions.vmemmap import REGION
+
+    base, size, _ = REGION.pages(typed)
+    (row,) = identify(typed, [f"{base + 0x100 * size + 8:x}"]).tables[0].rows
+    assert row.identities[0].kind == "struct_page"
+    assert row.identities[0].details["pfn"] == 0x100
+
+
+def test_modules(core: Core, typed: Kernel) -> None:
+    """/proc/modules: name size ... address, which is where its text starts."""
+    checked = 0
+    for line in core.truth("modules").splitlines():
+        match = re.match(r"(\S+) .* 0x([0-9a-f]{16})", line)
+        if match is None:
+            continue
+        found = texts(typed, match[2])
+        assert any(text.startswith(f"module {match[1]}: ") for text in found), (line, found)
+        checked += 1
+    assert checked
+
+
+def test_vmalloc_areas(core: Core, typed: Kernel) -> None:
+    """/proc/vmallocinfo: 0xS-0xE size caller+0x..."""
+    checked = 0
+    for line in core.truth("vmallocinfo").splitlines():
+        match = re.match(r"0x([0-9a-f]{16})-0x([0-9a-f]{16})\s+\d+ (\S+?)(?:\+0x\S+)? ", line)
+        if match is None or match[3] == "unpurged" or "vm_map_ram" in line:
+            continue
+        found = [text for text in texts(typed, match[1]) if text.startswith("vmap: ")]
+        if not found:
+            continue  # freed between the print and the dump; the next lines are enough
+        assert f"0x{match[1]}-0x{match[2]}" in found[0]
+        if "+0x" in line.split()[2]:
+            assert match[3] in found[0]
+        checked += 1
+        if checked == 30:
+            break
+    assert checked > 5
+
+
+def test_stacks_of_tasks(core: Core, typed: Kernel) -> None:
+    from drgn.helpers.linux.pid import find_task
+
+    task = find_task(typed.prog, 1)
+    stack = task.stack.value_()
+    found = texts(typed, f"{stack + 0x1000:x}")
+    (comm,) = re.findall(r"^1 0 (.*)$", core.truth("proc-list"), re.M)
+    assert found[0] == f"task stack: 1 ({comm}) +0x1000"
+    assert kinds(typed, f"{task.value_():x}")[:2] == ["task", "slab_object"]
+
+
+def test_fixmap_slots(typed: Kernel) -> None:
+    slot = int(typed.prog.constant("FIX_IO_APIC_BASE_0"))
+    address = 0xFFFF_FFFF_FF7F_F000 - (slot << 12)
+    assert texts(typed, f"{address + 0x10:x}")[0] == f"fixmap slot {slot}: FIX_IO_APIC_BASE_0"
+
+
+def test_freed_init_is_not_taken_for_its_symbol(typed: Kernel) -> None:
+    (row,) = identify(typed, ["__init_begin+0x10"]).tables[0].rows
+    if typed.pti.value:
+        assert (row.state, row.physical) == ("unmapped", None)
+    assert "init_section" in [identity.kind for identity in row.identities]
+
+
+def test_what_is_nowhere(kernel: Kernel) -> None:
+    report = identify(kernel, ["ffffffffffffffff", "feff000000000000"])
+    first, second = report.tables[0].rows
+    assert first.state == "unmapped"
+    assert [identity.kind for identity in first.identities] == ["region"]
+    assert second.state in ("non-canonical", "unmapped")
+    assert report.negative

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What ``explain`` says of a kernel, against that kernel's configuration, command line and variables."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from typing import Any, Dict
+
+import pytest
+
+from kvintro.kernel import Kernel
+from kvintro.render import render
+from kvintro.reports.explain import explain
+from tests.conftest import Core
+
+
+@pytest.fixture(scope="module")
+def definitions(kernel: Kernel) -> Dict[str, Any]:
+    if kernel.source.symbols == "none":
+        pytest.skip("this kernel's VMCOREINFO does not lead to its symbols")
+    document = json.loads(render(explain(kernel, everything=True), "json"))
+    return {d["name"]: d for row in document["regions"] for d in row["definitions"]}
+
+
+def test_configuration(core: Core, definitions: Dict[str, Any]) -> None:
+    if core.has_truth("config.gz"):
+        text = gzip.decompress((core.truth_directory / "config.gz").read_bytes()).decode()
+    else:
+        text = core.truth("config")
+    built = set(re.findall(r"^(CONFIG_\w+)=y", text, re.M))
+    told = {name: d["here"] for name, d in definitions.items() if d["kind"] == "config" and d["here"]}
+    assert len(told) > 8
+    for name, here in told.items():
+        # 6.9 renamed it; the text says so.
+        former = name.replace("MITIGATION_", "")
+        assert here == ("on" if {name, former} & built else "off"), name
+
+
+def test_boot_options(core: Core, definitions: Dict[str, Any]) -> None:
+    given = core.truth("cmdline").split()
+    for name, definition in definitions.items():
+        if definition["kind"] == "boot":
+            same = [o for o in given if o.split("=")[0].replace("-", "_") == name.split("=")[0]]
+            assert definition["here"] == (" ".join(same) or "not given"), name
+
+
+def test_variables(core: Core, definitions: Dict[str, Any]) -> None:
+    values = {
+        line.split()[0]: int(line.split()[3], 0)
+        for line in core.truth("values").splitlines()
+        if len(line.split()) == 4 and not line.startswith("#") and "bytes:" not in line
+    }
+    compared = 0
+    for name, definition in definitions.items():
+        if (
+            definition["kind"] == "variable"
+            and name in values
+            and re.fullmatch("-?[0-9a-f]+", definition["here"])
+        ):
+            number = definition["here"]
+            bases = {int(number, 16), *([int(number)] if number.isdigit() else [])}
+            signed = {v - (1 << 64) if v >> 63 else v for v in bases} | bases
+            assert values[name] in signed | {v & (1 << 64) - 1 for v in signed}, name
+            compared += 1
+    assert compared >= 4
+
+
+def test_examples_follow_the_rule(kernel: Kernel) -> None:
+    for key in ("direct_map", "kernel_image"):
+        (row,) = explain(kernel, [key]).tables[0].rows
+        example = [text for text in row.here if text.startswith("For example")]
+        if kernel.source.symbols != "none":
+            assert example[0].endswith("gives the same.")
+
+
+def test_text_says_it_all(kernel: Kernel) -> None:
+    report = explain(kernel, everything=True)
+    text = " ".join(render(report, "text").split())
+    for row in report.tables[0].rows:
+        for part in (*row.purpose, *row.here, *row.changed):
+            assert part in text

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Runs thousands of damaged inputs, each within its limits, in processes that may die of them.
+
+A target makes one case from a random generator and raises when something is wrong. What is wrong for every
+target alike is judged here: an exception that is no error message, more than :data:`SECONDS` of time, more than
+:data:`MEMORY` of memory, the death of the process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import select
+import signal
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from typing import Any, Dict, List, Optional, Sequence
+
+from kvintro.errors import KvintroError
+
+SECONDS = 5
+MEMORY = 1 << 30
+_FAILURES_KEPT = 20
+
+
+class Hang(BaseException):
+    """A case took longer than it may. No Exception, so that nothing takes it for one of its own."""
+
+
+class Target:
+    """One kind of input."""
+
+    name: str
+    #: Cases in the tier that every change is tested with.
+    cases: int
+
+    def prepare(self) -> None:
+        """What all cases of a process share."""
+
+    def run(self, chosen: random.Random) -> None:
+        """One case.
+
+        :raises KvintroError: refused, which is an answer.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A case that went wrong; the seed and the number make it again."""
+
+    number: int
+    what: str
+
+
+@dataclass
+class Outcome:
+    """What became of a target's cases."""
+
+    done: int = 0
+    refused: int = 0
+    slowest: float = 0
+    memory: int = 0
+    failures: "List[Failure]" = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        self.failures = self.failures or []
+
+
+def generator(target: Target, seed: int, number: int) -> random.Random:
+    """The generator of one case, whatever ran before it."""
+    return random.Random(f"{target.name}/{seed}/{number}")
+
+
+def run(target: Target, count: int, seed: int, workers: int = 2) -> Outcome:
+    """Run cases 0 to ``count`` - 1."""
+    outcome = Outcome()
+    running = [_Worker(target, range(first, count, workers), seed) for first in range(workers)]
+    while running:
+        ready, _, _ = select.select([w.file for w in running], [], [], 1)
+        for worker in list(running):
+            ended = worker.file in ready and worker.take(outcome)
+            if not ended and time.monotonic() - worker.heard > 3 * SECONDS + worker.grace:
+                # The process sits in a library's code, where no signal of ours reaches it.
+                worker.kill()
+                ended = True
+                worker.fault = "no end in sight"
+            if ended:
+                running.remove(worker)
+                again = worker.end(outcome)
+                if again is not None and len(outcome.failures) < _FAILURES_KEPT:
+                    running.append(again)
+    return outcome
+
+
+class _Worker:
+    """A process with its share of the cases."""
+
+    def __init__(self, target: Target, numbers: Sequence[int], seed: int) -> None:
+        self.target, self.numbers, self.seed = target, list(numbers), seed
+        self.grace = 120  # until the first case: preparations
+        self.heard = time.monotonic()
+        self.fault: Optional[str] = None
+        self._rest = b""
+        self._current: Optional[int] = None
+        self._finished = False
+        receiver, sender = os.pipe()
+        self._pid = os.fork()
+        if self._pid == 0:
+            os.close(receiver)
+            code = 1
+            try:
+                _work(target, self.numbers, seed, sender)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        os.close(sender)
+        self.file = os.fdopen(receiver, "rb", buffering=0)
+
+    def take(self, outcome: Outcome) -> bool:
+        """Read what the process says; whether it ended."""
+        data = self.file.read(1 << 16)
+        self.heard = time.monotonic()
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            self._note(json.loads(line), outcome)
+        return not data
+
+    def _note(self, message: Dict[str, Any], outcome: Outcome) -> None:
+        if "start" in message:
+            self._current = message["start"]
+            self.grace = 0
+        elif "end" in message:
+            self._current = None
+            outcome.done += 1
+            outcome.refused += message["refused"]
+            outcome.slowest = max(outcome.slowest, message["seconds"])
+            outcome.memory = max(outcome.memory, message["memory"])
+            if message["failure"]:
+                outcome.failures.append(Failure(message["end"], message["failure"]))
+        else:
+            self._finished = True
+
+    def kill(self) -> None:
+        """End the process."""
+        os.kill(self._pid, signal.SIGKILL)
+
+    def end(self, outcome: Outcome) -> Optional[_Worker]:
+        """After the process ended: the one that goes on where it died, if it did not finish."""
+        self.file.close()
+        _, status = os.waitpid(self._pid, 0)
+        if self._finished:
+            return None
+        if self.fault is None:
+            self.fault = f"died of {signal.Signals(os.WTERMSIG(status)).name}" if os.WIFSIGNALED(status) else "ended"
+        number = -1 if self._current is None else self._current
+        outcome.failures.append(Failure(number, self.fault))
+        outcome.done += 1
+        rest = [n for n in self.numbers if n > number]
+        return _Worker(self.target, rest, self.seed) if rest and number >= 0 else None
+
+
+def _work(target: Target, numbers: Sequence[int], seed: int, sender: int) -> None:
+    def say(**message: Any) -> None:
+        os.write(sender, json.dumps(message).encode() + b"\n")
+
+    def too_long(*_: object) -> None:
+        raise Hang
+
+    # Twice what is allowed: what is measured is the peak, and this stops what would hurt the machine.
+    for kind in (resource.RLIMIT_DATA,):
+        resource.setrlimit(kind, (2 * MEMORY, 2 * MEMORY))
+    signal.signal(signal.SIGALRM, too_long)
+    target.prepare()
+    for number in numbers:
+        say(start=number)
+        failure, refused = "", False
+        started = time.monotonic()
+        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        try:
+            target.run(generator(target, seed, number))
+        except KvintroError:
+            refused = True
+        except Hang:
+            failure = f"more than {SECONDS} s:\n{traceback.format_exc()[-2000:]}"
+        except BaseException:
+            failure = traceback.format_exc()[-3000:]
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        if memory > MEMORY:
+            failure = failure or f"{memory >> 20} MB of memory"
+        say(
+            end=number,
+            refused=refused,
+            seconds=time.monotonic() - started,
+            memory=memory,
+            failure=failure,
+        )
+        if memory > MEMORY:
+            sys.exit(1)  # the next case would be blamed for it
+    say(finished=True)

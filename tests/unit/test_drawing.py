@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The picture and the drawing in the terminal, of made-up kernels."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import xml.etree.ElementTree as ElementTree
+from typing import Any, List
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvintro.errors import UsageError
+from kvintro.model import Report
+from kvintro.render import render
+from kvintro.render.drawing import placed_rows, rooms, spread, weight
+from kvintro.render.svg import layout_svg
+from kvintro.reports.explain import explain
+from kvintro.reports.layout import layout
+from tests.synthetic import kernel_of, vmcoreinfo
+from tests.unit.test_layout import VMALLOC, VMEMMAP, made_up
+
+SVG = "{http://www.w3.org/2000/svg}"
+HOSTILE = "<script>alert(1)</script>\x1b[31m\x00&\"'"
+
+
+@pytest.fixture(params=[4, 5])
+def report(request: pytest.FixtureRequest) -> Report:
+    levels = request.param
+    bases = {
+        "NUMBER(VMALLOC_START)": hex(VMALLOC[levels]),
+        "SYMBOL(vmemmap)": f"{VMEMMAP[levels]:x}",
+        "KERNELOFFSET": "2000000",
+    }
+    return layout(kernel_of(made_up(levels), vmcoreinfo(levels, **bases)))
+
+
+def texts(svg: str) -> List[str]:
+    return [element.text or "" for element in ElementTree.fromstring(svg).iter(f"{SVG}text")]
+
+
+def test_every_row_is_drawn(report: Report) -> None:
+    found = texts(layout_svg(report))
+    for row in placed_rows(report):
+        assert f"{row.start:016x}" in found
+        assert any(row.name in text for text in found)
+
+
+def test_bands_follow_each_other(report: Report) -> None:
+    root = ElementTree.fromstring(layout_svg(report))
+    bands = [e for e in root.iter(f"{SVG}rect") if e.get("class") in ("band", "hole") and e.get("x") == "156"]
+    assert len(bands) == len(placed_rows(report))
+    for above, below in zip(bands, bands[1:]):
+        assert float(above.get("y", "")) + float(above.get("height", "")) == pytest.approx(
+            float(below.get("y", "")), abs=0.2
+        )
+
+
+def test_links_only_where_there_are_sections(report: Report) -> None:
+    assert "<a " not in layout_svg(report)
+    root = ElementTree.fromstring(layout_svg(report, links="#region-"))
+    targets = {a.get("href") for a in root.iter(f"{SVG}a")}
+    assert targets == {f"#region-{row.key}" for row in placed_rows(report) if row.kind == "region"}
+    assert all(a.get("aria-label") for a in root.iter(f"{SVG}a"))
+
+
+def test_strings_stay_text(report: Report) -> None:
+    rows = [
+        dataclasses.replace(row, name=HOSTILE, note=HOSTILE, reason=HOSTILE) for row in report.tables[0].rows
+    ]
+    assert report.kernel is not None
+    hostile = dataclasses.replace(
+        report,
+        tables=(dataclasses.replace(report.tables[0], rows=rows),),
+        head=(HOSTILE,),
+        kernel=dataclasses.replace(report.kernel, release=HOSTILE),
+    )
+    for links in ("", "#region-"):
+        root = ElementTree.fromstring(layout_svg(hostile, links=links))
+        assert not list(root.iter(f"{SVG}script"))
+        assert not list(root.iter("script"))
+    drawn = render(hostile, "map")
+    assert "\x1b" not in drawn
+    assert "\x00" not in drawn
+
+
+def test_true_scale(report: Report) -> None:
+    """Displacements on the scale are what the rows say."""
+    found = rooms(placed_rows(report))
+    by_key = {row.key: row for row in placed_rows(report)}
+    assert [bar.key for bar in found[0].bars] == ["direct_map", "vmalloc", "vmemmap"]
+    for room in found:
+        for bar in room.bars:
+            assert bar.slide == by_key[bar.key].slide
+            assert (bar.here[0] - bar.default[0]) * room.size == pytest.approx(
+                bar.slide, rel=1e-6, abs=room.size / 1e9
+            )
+
+
+@pytest.mark.parametrize("width", [0, 60, 80, 100, 140, 200])
+def test_the_map_fits(report: Report, width: int) -> None:
+    drawn = render(report, "map", width=width)
+    below_head = drawn.split("\n\n", 1)[1]
+    boxes = [line for line in below_head.splitlines() if re.search("[│╎┌├└]", line)]
+    edges = {line.find("│") for line in boxes if "│" in line}
+    assert len(edges) == 1
+    if width >= 64:
+        assert max(map(len, boxes)) <= width
+    for row in placed_rows(report):
+        assert f"{row.start:016x}" in drawn
+
+
+def test_nothing_else_is_drawn() -> None:
+    for form in ("svg", "map"):
+        with pytest.raises(UsageError):
+            render(explain(None), form)
+
+
+@given(st.lists(st.floats(0, 500), max_size=8).map(sorted))
+def test_labels_do_not_overlap(wanted: List[float]) -> None:
+    found = spread(wanted, 30, 0, 500)
+    assert all(b - a >= 29.999 for a, b in zip(found, found[1:]))
+    assert not found or found[-1] <= 500
+
+
+@given(st.integers(0, 1 << 64), st.integers(0, 1 << 64))
+def test_larger_is_never_drawn_smaller(a: int, b: int) -> None:
+    if a <= b:
+        assert 0 <= weight(a) <= weight(b) <= 1
+
+
+def test_rows_without_anything() -> None:
+    empty: Any = dataclasses.replace(
+        layout(kernel_of(made_up(4), vmcoreinfo())),
+        tables=(dataclasses.replace(explain(None).tables[0], rows=()),),
+    )
+    ElementTree.fromstring(layout_svg(empty))
+    assert render(empty, "map")

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Explanations: every region has one, every name leads to one, and they are read without a kernel too."""
+
+from __future__ import annotations
+
+import json
+from typing import Dict
+
+import pytest
+
+from kvintro.arch.x86_64 import ARCHITECTURE
+from kvintro.errors import UsageError
+from kvintro.regions import regions_of
+from kvintro.regions.explained import explanation, explanation_of
+from kvintro.render import render
+from kvintro.reports.explain import explain, paragraphs
+from tests.synthetic import Memory, kernel_of, vmcoreinfo
+
+REGIONS = regions_of(ARCHITECTURE)
+
+
+@pytest.mark.parametrize("region", REGIONS, ids=lambda r: r.key)
+def test_every_region_is_explained(region) -> None:  # type: ignore[no-untyped-def]
+    text = explanation_of(region)
+    assert text is not None
+    for section in ("purpose", "users", "translation", "attacker", "debugger", "changed"):
+        assert paragraphs(getattr(text, section)), section
+    assert text.definitions
+    assert any(d.kind == "macro" for d in text.definitions)
+    # The region's own macro is among those told of, save where the table's name for it is another's.
+    assert {d.kind for d in text.definitions} <= {"macro", "variable", "config", "boot"}
+
+
+def test_no_name_means_two_regions() -> None:
+    seen: Dict[str, str] = {}
+    for key in (*(r.key for r in REGIONS), "hole"):
+        text = explanation(key)
+        assert text is not None
+        for name in (key, *text.also):
+            assert seen.setdefault(name, key) == key, name
+
+
+def test_names_lead_to_regions() -> None:
+    for name, key in (
+        ("physmap", "direct_map"),
+        ("LDT", "ldt_remap"),
+        ("PAGE_OFFSET", "direct_map"),
+        ("kernel text", "kernel_image"),
+        ("cpu-entry-area", "cpu_entry_area"),
+        ("hole", "hole"),
+    ):
+        (row,) = explain(None, [name]).tables[0].rows
+        assert row.key == key
+
+
+def test_an_address_leads_to_its_region() -> None:
+    kernel = kernel_of(Memory(), vmcoreinfo())
+    (row,) = explain(kernel, ["fffffe0000001000"]).tables[0].rows
+    assert row.key == "cpu_entry_area"
+    # Without a kernel nothing tells where regions are.
+    with pytest.raises(UsageError):
+        explain(None, ["fffffe0000001000"])
+
+
+def test_an_unknown_name() -> None:
+    with pytest.raises(UsageError, match="no region stack"):
+        explain(None, ["stack"])
+
+
+def test_the_order_asked_for_is_kept() -> None:
+    rows = explain(None, ["vsyscall", "user"]).tables[0].rows
+    assert [row.key for row in rows] == ["vsyscall", "user"]
+
+
+def test_text_is_wrapped() -> None:
+    for width in (0, 60, 200):
+        text = render(explain(None, everything=True), "text", width=width)
+        assert max(map(len, text.splitlines())) <= (width if 0 < width < 100 else 100) + 20
+    assert "\x1b[" not in text
+
+
+def test_json_without_a_kernel() -> None:
+    document = json.loads(render(explain(None), "json"))
+    assert document["schema"] == "kvintro.explain/1"
+    assert document["kernel"] is None
+    assert {row["key"] for row in document["regions"]} == {*(r.key for r in REGIONS), "hole"}
+    assert document["notes"]
+
+
+def test_what_a_source_does_not_tell_stays_open() -> None:
+    """A kernel without symbols and types: texts as ever, and no value made up."""
+    document = json.loads(render(explain(kernel_of(Memory(), vmcoreinfo()), everything=True), "json"))
+    assert document["partial"]
+    for row in document["regions"]:
+        for definition in row["definitions"]:
+            assert definition["here"] is None
+    kasan = next(row for row in document["regions"] if row["key"] == "kasan_shadow")
+    assert kasan["state"] == "unknown"
+    assert kasan["here"][0].startswith("Not known: ")
