@@ -10,7 +10,7 @@ import sys
 from typing import Any, Callable, List, NoReturn, Optional, Sequence, TextIO
 
 from kvintro import __version__, isolation
-from kvintro.commands import ALIASES, command_names, load_command
+from kvintro.commands import ALIASES, command_names, load_command, run_command
 from kvintro.errors import (
     EXIT_INTERRUPTED,
     EXIT_NEGATIVE,
@@ -20,7 +20,8 @@ from kvintro.errors import (
     KvintroError,
     UsageError,
 )
-from kvintro.model import Report, Stream
+from kvintro.model import DUMP_FORMATS, Report, Stream
+from kvintro.pager import show_paged
 from kvintro.render import FORMATS, render, render_stream
 from kvintro.text import printable
 
@@ -29,6 +30,12 @@ Without -c and --qemu the running kernel is shown (needs root). Types and symbol
 itself; no debuginfo is needed and nothing is downloaded unless --debuginfod asks for it.
 
 exit status: 0 fine, 1 the answer is no, 2 usage, 3 the source cannot be opened, 4 the report is partial
+"""
+
+
+_BUS_ERROR = """\
+kvintro: the dump ended where it was being read
+  hint: copy it again whole, or wait until it is
 """
 
 
@@ -75,6 +82,7 @@ def _add_common(parser: argparse.ArgumentParser, default: Optional[str] = None) 
         "color": "auto",
         "debug": False,
         "debuginfod": False,
+        "no_pager": False,
         "sudo": False,
         "keep_root": False,
     }
@@ -89,7 +97,7 @@ def _add_common(parser: argparse.ArgumentParser, default: Optional[str] = None) 
         "--core",
         dest="core",
         metavar="CORE",
-        help="a dump: ELF vmcore, kdump or flattened kdump",
+        help="a dump: ELF vmcore, kdump, raw memory, LiME, AVML",
     )
     option(source, "--qemu", dest="qemu", metavar="ADDR", help="a running QEMU guest, by its QMP socket")
     option(source, "-s", "--symbols", dest="symbols", metavar="VMLINUX", help="debuginfo (DWARF) to use")
@@ -107,6 +115,13 @@ def _add_common(parser: argparse.ArgumentParser, default: Optional[str] = None) 
         dest="vmcoreinfo",
         metavar="FILE",
         help="VMCOREINFO text, for dumps without the note",
+    )
+    option(
+        source,
+        "--format-in",
+        dest="format_in",
+        choices=DUMP_FORMATS,
+        help="what the dump is, where its content does not tell",
     )
     option(
         source,
@@ -132,9 +147,17 @@ def _add_common(parser: argparse.ArgumentParser, default: Optional[str] = None) 
     output = parser.add_argument_group("output")
     form = output.add_mutually_exclusive_group()
     option(form, "--json", dest="format", action="store_const", const="json", help="same as --format json")
+    option(form, "--csv", dest="format", action="store_const", const="csv", help="same as --format csv")
     option(form, "--format", dest="format", choices=FORMATS, help="default: text")
     option(output, "-o", "--output", dest="output", metavar="FILE", help="write to FILE")
     option(output, "--color", dest="color", choices=("auto", "always", "never"), help="default: auto")
+    option(
+        output,
+        "--no-pager",
+        dest="no_pager",
+        action="store_true",
+        help="write long text straight to the terminal (otherwise $PAGER shows it)",
+    )
     option(output, "--debug", dest="debug", action="store_true", help="show a traceback on errors")
 
 
@@ -203,13 +226,20 @@ def _named(arguments: Sequence[str]) -> Optional[str]:
     return next((ALIASES.get(a, a) for a in arguments if a in command_names() or a in ALIASES), None)
 
 
-def deliver(result: "Report | Stream", args: argparse.Namespace) -> int:
-    """Write what a command found to where the command line says; returns the exit code."""
+def deliver(result: "Report | Stream", args: argparse.Namespace, *, paged: bool = False) -> int:
+    """Write what a command found to where the command line says; returns the exit code.
+
+    :param paged: show what is longer than the terminal in a pager.
+    """
     if args.output is not None:
         with open(args.output, "w", encoding="utf-8") as file:
             _write(result, args.format, file, color=False, width=0)
     else:
         color, width = _color(args.color, sys.stdout), terminal_width(sys.stdout)
+        if paged and isinstance(result, Report) and args.format in ("text", "map") and not args.no_pager:
+            text = render(result, args.format, color=color, width=width)
+            if show_paged(text, sys.stdout):
+                return exit_code(result)
         _write(result, args.format, sys.stdout, color=color, width=width)
     return exit_code(result)
 
@@ -219,6 +249,10 @@ def _run(arguments: List[str]) -> int:
     module = load_command(args.command)
     kernel = None
     give_up_root = _root_is_given_up(args)
+    if args.core is not None:
+        from kvintro.source.cut_off import end_on_bus_error
+
+        end_on_bus_error(_BUS_ERROR, EXIT_SOURCE)
     if not hasattr(module, "needs_source") or module.needs_source(args):
         from kvintro.kernel import open_kernel
         from kvintro.source import Request
@@ -231,6 +265,7 @@ def _run(arguments: List[str]) -> int:
                 btf=args.btf,
                 types=args.types,
                 vmcoreinfo=args.vmcoreinfo,
+                form=args.format_in,
                 debuginfod=args.debuginfod,
                 sudo=args.sudo,
                 opened=give_up_root,
@@ -243,7 +278,7 @@ def _run(arguments: List[str]) -> int:
 
         assert kernel is not None
         return start(kernel, args)
-    return deliver(module.run(kernel, args), args)
+    return deliver(run_command(kernel, args), args, paged=True)
 
 
 def _root_is_given_up(args: argparse.Namespace) -> Callable[[], None]:

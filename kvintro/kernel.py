@@ -69,7 +69,7 @@ class Kernel:
         try:
             data: bytes = self.prog.read(address, size, True)
             return data
-        except (drgn.FaultError, OverflowError, ValueError) as error:
+        except (drgn.FaultError, OverflowError, ValueError, OSError) as error:
             raise NotInDump(address, size, physical=True) from error
 
     def read(self, address: int, size: int) -> bytes:
@@ -80,7 +80,7 @@ class Kernel:
         try:
             data: bytes = self.prog.read(address, size)
             return data
-        except (drgn.FaultError, OverflowError, ValueError) as error:
+        except (drgn.FaultError, OverflowError, ValueError, OSError) as error:
             raise NotInDump(address, size, physical=False) from error
 
     # Symbols and facts
@@ -147,6 +147,8 @@ class Kernel:
             value = int(text, 16 if text.startswith("0x") else base)
         except ValueError:
             raise Unavailable(f"VMCOREINFO's {key} is no number") from None
+        if not -(1 << 63) <= value < 1 << 64:
+            raise Unavailable(f"VMCOREINFO's {key} is no number of 64 bits")
         return Fact(value, f"VMCOREINFO {key[key.find('(') + 1 :].rstrip(')')}")
 
     def first_fact(self, *ways: Callable[[], Fact[int]]) -> Fact[int]:
@@ -303,7 +305,9 @@ class Kernel:
             mask = self.geometry.pfn_mask
             same = self._entry((user_top & mask) + index) == self._entry((kernel_top & mask) + index)
         else:
-            same = self._entry(address) == self._entry(kernel_half + x86_64.PTI_USER_ROOT_BIT + offset)
+            entry = self._entry(address)
+            same = entry == self._entry(kernel_half + x86_64.PTI_USER_ROOT_BIT + offset)
+            same = same and bool(entry & x86_64.PRESENT)
         return Fact(same, f"page tables: {'a' if same else 'no'} user root")
 
     def _entry(self, physical: int) -> int:

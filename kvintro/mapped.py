@@ -32,7 +32,7 @@ PAGE_NAMES = {1: "4K", 2: "2M", 3: "1G"}
 
 
 def rights_text(key: int) -> str:
-    """What may be done with a range, the rights of all levels together: ``rw-``, ``r-x``; ``u`` for user mode."""
+    """What may be done with a range, all levels together: ``rw-``, ``r-x``; ``u`` for user mode, too."""
     return (
         "r"
         + ("w" if key & EFFECTIVE_RW else "-")

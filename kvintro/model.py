@@ -14,6 +14,9 @@ from typing import Any, Generic, Iterable, Iterator, Mapping, Optional, Sequence
 
 T = TypeVar("T")
 
+#: What the command line can call a dump's format.
+DUMP_FORMATS = ("elf", "kdump", "raw", "lime", "avml")
+
 
 class Address(int):
     """A virtual or physical address."""

@@ -22,8 +22,8 @@ _ELF_SYMBOL_SIZE = 24
 def module_parts(module: drgn.Object) -> List[Tuple[str, int, int]]:
     """(kind, start, size) of the pieces of memory that a ``struct module`` has, empty ones left out.
 
-    Since ac3b43283923 "module: replace module_layout with module_memory" (6.4) each kind is a piece of its own;
-    before, the kinds followed one another in two blocks.
+    Since ac3b43283923 "module: replace module_layout with module_memory" (6.4) each kind is a piece of its
+    own; before, the kinds followed one another in two blocks.
     """
     parts: List[Tuple[str, int, int]] = []
     try:
@@ -38,8 +38,8 @@ def module_parts(module: drgn.Object) -> List[Tuple[str, int, int]]:
                 ("data", end),
             )
             start = 0
-            for kind, cut in cuts:
-                cut = min(max(cut, start), end)
+            for kind, limit in cuts:
+                cut = min(max(limit, start), end)
                 parts.append((prefix + kind, base + start, cut - start))
                 start = cut
         return [part for part in parts if part[2] > 0]
@@ -109,7 +109,7 @@ class Names:
         return out
 
     def _symbol_of(self, module: drgn.Object, name: str, start: int, end: int, address: int) -> str:
-        """kernel/module/kallsyms.c:find_kallsyms_symbol: sizes reach to the next symbol, not as ELF has them."""
+        """kernel/module/kallsyms.c:find_kallsyms_symbol, where a size reaches to the next symbol."""
         table = self._tables.get((start, end))
         if table is None:
             table = self._tables[start, end] = self._table(module, start, end)

@@ -10,7 +10,16 @@ import drgn
 
 from kvintro.arch.x86_64 import ALL, START_KERNEL_MAP
 from kvintro.errors import Unavailable, UsageError
-from kvintro.structures import TROUBLE, Damage, list_entries, need_types, number, offset_of, struct_at, text_of
+from kvintro.structures import (
+    TROUBLE,
+    Damage,
+    list_entries,
+    need_types,
+    number,
+    offset_of,
+    struct_at,
+    text_of,
+)
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel
@@ -40,7 +49,13 @@ def processes(kernel: Kernel, damage: Damage) -> Iterator[Process]:
     init = kernel.symbol("init_task")
     tasks = offset_of(kernel, "struct task_struct", "tasks")
     entries = list_entries(
-        kernel, init + tasks, "struct task_struct", "tasks", damage, "the list of processes", limit=_MAX_PROCESSES
+        kernel,
+        init + tasks,
+        "struct task_struct",
+        "tasks",
+        damage,
+        "the list of processes",
+        limit=_MAX_PROCESSES,
     )
     for address, task in entries:
         try:
@@ -80,7 +95,9 @@ def find_process(kernel: Kernel, pid: int) -> Process:
                 )
             return process
     if damage:
-        raise Unavailable(f"process {pid} was not found, and the list of processes is damaged: {damage.notes[0]}")
+        raise Unavailable(
+            f"process {pid} was not found, and the list of processes is damaged: {damage.notes[0]}"
+        )
     raise UsageError(f"there is no process {pid}", "see `user --all`; threads go by the pid of their process")
 
 

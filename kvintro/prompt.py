@@ -22,6 +22,7 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Seque
 
 import drgn
 
+from kvintro import commands
 from kvintro.cli import make_parser, terminal_width
 from kvintro.commands import ALIASES, command_names, load_command
 from kvintro.errors import UsageError
@@ -368,8 +369,7 @@ def run_command(of: Kernel, args: argparse.Namespace) -> Union[Report, Stream]:
             )
     if of.source.live:
         of = PromptKernel(of.source)
-    result: Union[Report, Stream] = load_command(args.command).run(of, args)
-    return result
+    return commands.run_command(of, args)
 
 
 def _kept(result: Union[Report, Stream]) -> Union[Answer, Listing]:

@@ -2,8 +2,8 @@
 """Lists, trees and strings of a kernel whose memory cannot be trusted.
 
 drgn's own iterators follow a pointer wherever it leads and go round in a circle for ever. These stop at the
-first node that was met before, that is not in the source, or past a limit that no real kernel reaches, and say
-so in a :class:`Damage`; what was found until then is kept.
+first node that was met before, that is not in the source, or past a limit that no real kernel reaches, and
+say so in a :class:`Damage`; what was found until then is kept.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ TROUBLE = (
 #: Entries of one list or tree; a machine with a million vmalloc areas would be the first.
 LIMIT = 1 << 20
 _KERNEL_HALF = 1 << 63
+_MAX_CPUS = 8192  # NR_CPUS_RANGE_END with MAXSMP
 
 
 class Damage:
@@ -189,6 +190,33 @@ def list_entries(
             damage.add(f"{what} runs in a circle", f"after {count} entries back to {node:016x}")
 
 
+def chain_entries(
+    kernel: Kernel, head: int, type_name: str, member: str, damage: Damage, what: str, *, limit: int = LIMIT
+) -> Iterator[Tuple[int, drgn.Object]]:
+    """As :func:`list_entries`, for a ``struct llist_head``: linked one way, and ended by NULL."""
+    offset = offset_of(kernel, type_name, member)
+    seen: Set[int] = set()
+    try:
+        node = pointer_at(kernel, head)
+    except Unavailable as error:
+        damage.add(f"{what} has no head here", error.what)
+        return
+    while node:
+        if node in seen or len(seen) > limit:
+            damage.add(f"{what} does not end", f"given up after {len(seen)} entries")
+            return
+        seen.add(node)
+        try:
+            if node < _KERNEL_HALF:
+                raise Unavailable(f"{node:016x} is no kernel address")
+            entry = struct_at(kernel, type_name, node - offset)
+        except Unavailable as error:
+            damage.add(f"{what} breaks off", f"after {len(seen) - 1} entries: {error.what}")
+            return
+        yield node - offset & ALL, entry
+        node = int(getattr(entry, member).next.value_())
+
+
 def tree_entries(
     kernel: Kernel, root: int, type_name: str, member: str, damage: Damage, what: str, *, limit: int = LIMIT
 ) -> Iterator[Tuple[int, drgn.Object]]:
@@ -265,10 +293,13 @@ def maple_entries(
                     yield first, last, entry
             continue
         for first, last, entry in reversed(slots):
-            if _is_maple_node(entry):
+            # Below the root, nodes are not marked as such: their parents' kind says what they are.
+            if entry >= _KERNEL_HALF:
                 waiting.append((entry, first, last))
             else:
-                damage.add(f"{what} is damaged: what hangs below one pointer is missing", f"{entry:#x} is no node")
+                damage.add(
+                    f"{what} is damaged: what hangs below one pointer is missing", f"{entry:#x} is no node"
+                )
 
 
 def _is_maple_node(entry: int) -> bool:
@@ -276,7 +307,9 @@ def _is_maple_node(entry: int) -> bool:
     return entry & 3 == _XA_INTERNAL and entry > 4096
 
 
-def _maple_slots(kernel: Kernel, encoded: int, low: int, high: int) -> Tuple[List[Tuple[int, int, int]], bool]:
+def _maple_slots(
+    kernel: Kernel, encoded: int, low: int, high: int
+) -> Tuple[List[Tuple[int, int, int]], bool]:
     """(first index, last index, content) of the slots in use, and whether it is a leaf."""
     kind = encoded >> _MAPLE_TYPE_SHIFT & _MAPLE_TYPE_MASK
     node = struct_at(kernel, "struct maple_node", encoded & ~_MAPLE_NODE_MASK)
@@ -342,11 +375,16 @@ def possible_cpus(kernel: Kernel) -> List[int]:
     """
     from drgn.helpers.linux.cpumask import for_each_possible_cpu
 
+    # The helper believes any number, and reads as many bits.
+    if kernel.find_symbol("nr_cpu_ids") is not None:
+        count = kernel.value("nr_cpu_ids", 4).value
+        if not 0 < count <= _MAX_CPUS:
+            raise Unavailable(f"which CPUs there are cannot be read: nr_cpu_ids is {count}")
     try:
         found = [int(cpu) for cpu in for_each_possible_cpu(kernel.prog)]
     except TROUBLE as error:
         raise Unavailable(f"which CPUs there are cannot be read: {error}") from error
-    return found[:8192]  # NR_CPUS_RANGE_END with MAXSMP
+    return found[:_MAX_CPUS]
 
 
 def per_cpu_address(kernel: Kernel, name: str, cpu: int) -> int:

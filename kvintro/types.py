@@ -35,6 +35,9 @@ __all__ = ("Installed", "Missing", "install")
 
 _KEY = "kvintro.types"  # in Program.config
 _SYS_BTF = "/sys/kernel/btf"
+# Functions that libdrgn asks for to learn whether they exist (for vmemmap, of CONFIG_SPARSEMEM_VMEMMAP). BTF
+# of pahole before 1.21 has only those that can be traced, and not these of .init and .meminit.
+_ASKED_TO_BE = ("vmemmap_populate",)
 _KASAN = "__asan_register_globals"
 _NO_BTF = "give the kernel's BTF with --btf FILE, or its vmlinux with -s"
 
@@ -221,6 +224,8 @@ class _Finders:
                     return drgn.Object(prog, type_, address=symbols[0].address)
             if symbols and flags & FindObjectFlags.FUNCTION:
                 type_ = types.find_function(name)
+                if type_ is None and name in _ASKED_TO_BE:
+                    type_ = prog.function_type(prog.void_type(), (), True)
                 if type_ is not None:
                     return drgn.Object(prog, type_, address=symbols[0].address)
             if flags & FindObjectFlags.CONSTANT:
@@ -236,6 +241,7 @@ def _is_local(prog: drgn.Program) -> bool:
 
 
 def _find_symbols(prog: drgn.Program) -> Kallsyms:
+    error = KallsymsError("VMCOREINFO names no symbol", "give another with --vmcoreinfo FILE")
     try:
         symbols = vmcoreinfo_symbols(_vmcoreinfo(prog))
     except LookupError:

@@ -13,9 +13,14 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 import pytest
+from hypothesis import settings
 
 from kvintro.kernel import Kernel, open_kernel
 from kvintro.source import Request
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("kvintro", deadline=None)
+settings.load_profile("kvintro")
 
 ROOT = Path(__file__).resolve().parent.parent
 VMCORES = ROOT / "vmcores"

@@ -111,8 +111,10 @@ BY_HAND = {
     "tk_core": ("struct{seq,timekeeper,lock,shadow_timekeeper}", "struct{seq,timekeeper}"),
     "vsyscall_mode": ("typeof(XONLY)",),
 }
-# Lengths that the kernel takes from an enumerator that BTF has.
+# Lengths that the kernel takes from an enumerator that BTF has, or that an array in a structure has as well.
 LENGTHS = {
+    "cpu_caps_cleared": "cpuinfo_x86.x86_capability",
+    "cpu_caps_set": "cpuinfo_x86.x86_capability",
     "direct_pages_count": "PG_LEVEL_NUM",
     "vm_zone_stat": "NR_VM_ZONE_STAT_ITEMS",
     "vm_node_stat": "NR_VM_NODE_STAT_ITEMS",
@@ -129,6 +131,7 @@ CONDITIONS: Dict[Tuple[str, str], str] = {
 
 # Differences that nothing in a kernel without debuginfo can tell, and why they do no harm.
 TOLERATED = {
+    "nr_swapper_spaces": "MAX_SWAPFILES is nowhere; what padding has in place of more is zero, no spaces",
     "taint_flags": "padding may have the room of one more entry; it is zero, a flag that is never set",
 }
 

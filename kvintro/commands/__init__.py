@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """One file per subcommand: ``HELP``, ``configure(parser)`` and ``run(kernel, args) -> Report``.
 
-A command that can do without a kernel also has ``needs_source(args) -> bool``; where that says no, ``kernel`` is
-None. ``run`` may return a :class:`~kvintro.model.Stream` in place of a report.
+A command that can do without a kernel also has ``needs_source(args) -> bool``; where that says no, ``kernel``
+is None. ``run`` may return a :class:`~kvintro.model.Stream` in place of a report.
 
 The three doors (:mod:`kvintro.cli`, ``kvintro shell``, ``%kvintro`` in drgn) find commands by the names of
 these files, and by the aliases here.
@@ -10,9 +10,19 @@ these files, and by the aliases here.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pkgutil
-from typing import Any, Dict, List
+import time
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Union
+
+from kvintro.errors import Unavailable
+
+if TYPE_CHECKING:
+    import argparse
+
+    from kvintro.kernel import Kernel
+    from kvintro.model import Report, Stream
 
 #: Other names that people know a command by; ``args.command`` says which was used.
 ALIASES: Dict[str, str] = {"vtop": "translate", "ptov": "translate"}
@@ -26,3 +36,44 @@ def command_names() -> List[str]:
 def load_command(name: str) -> Any:
     """The module of one subcommand, by its name or an alias."""
     return importlib.import_module(f"{__name__}.{ALIASES.get(name, name)}")
+
+
+#: How often a running kernel is asked that changes while it is read, and for how many seconds at most.
+ATTEMPTS = 3
+_PATIENCE = 10.0
+_CHANGING = "what could not be read was asked for again: it changes all the time, or is not to be read here"
+
+
+def run_command(kernel: Optional[Kernel], args: argparse.Namespace) -> Union[Report, Stream]:
+    """Run a parsed command.
+
+    A running kernel changes under the reader: a list is followed into what has just been freed, a page table
+    is gone. What comes out partial, or not at all, is asked again a few times, of all that is cached anew;
+    what still is partial then is marked as such. Lists that come as they are read are not.
+    """
+    module = load_command(args.command)
+    if kernel is None or not kernel.source.live:
+        found: Union[Report, Stream] = module.run(kernel, args)
+        return found
+    from drgn import FaultError
+
+    from kvintro.model import Report
+
+    started = time.monotonic()
+    for attempt in range(ATTEMPTS):
+        last = attempt == ATTEMPTS - 1
+        try:
+            found = module.run(kernel, args)
+        except Unavailable:
+            if last:
+                raise
+        except FaultError as error:
+            if last:
+                raise Unavailable(f"the kernel changed while it was read: {error}", "try it again") from error
+        else:
+            if not isinstance(found, Report) or not found.partial:
+                return found
+            if last or time.monotonic() - started > _PATIENCE:
+                return dataclasses.replace(found, notes=(*found.notes, _CHANGING))
+        kernel = type(kernel)(kernel.source)
+    raise AssertionError

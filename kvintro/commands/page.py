@@ -27,14 +27,20 @@ examples:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's own options."""
-    parser.add_argument("pages", nargs="+", metavar="PAGE", help="address, pfn:NUMBER, symbol or symbol+offset")
+    parser.add_argument(
+        "pages", nargs="+", metavar="PAGE", help="address, pfn:NUMBER, symbol or symbol+offset"
+    )
     parser.add_argument(
         "--from", dest="form", choices=("virtual", "physical", "pfn", "page"), help="what the numbers are"
     )
     parser.add_argument("--pid", type=int, metavar="PID", help="whose page tables to take for user addresses")
     who = parser.add_mutually_exclusive_group()
-    who.add_argument("--search", action="store_true", help="find who maps it in all page tables, not by reverse map")
-    who.add_argument("--no-mappings", action="store_false", dest="mappings", help="do not look for who maps it")
+    who.add_argument(
+        "--search", action="store_true", help="find who maps it in all page tables, not by reverse map"
+    )
+    who.add_argument(
+        "--no-mappings", action="store_false", dest="mappings", help="do not look for who maps it"
+    )
 
 
 def run(kernel: Kernel, args: argparse.Namespace) -> Report:

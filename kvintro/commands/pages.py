@@ -27,12 +27,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's own options."""
     from kvintro.reports.pages import BREAKDOWNS
 
-    parser.add_argument("--by", choices=BREAKDOWNS, help="list pages by this alone (default: type, free and a picture)")
-    parser.add_argument("--top", type=_count, metavar="N", help="so many rows of that list, the largest first")
-    parser.add_argument("--range", metavar="A-B", help="physical addresses from A up to but not including B, or A+SIZE")
+    parser.add_argument(
+        "--by", choices=BREAKDOWNS, help="list pages by this alone (default: type, free and a picture)"
+    )
+    parser.add_argument(
+        "--top", type=_count, metavar="N", help="so many rows of that list, the largest first"
+    )
+    parser.add_argument(
+        "--range", metavar="A-B", help="physical addresses from A up to but not including B, or A+SIZE"
+    )
     parser.add_argument("--raw", action="store_true", help="flags as /proc/kpageflags has them, none hidden")
     parser.add_argument(
-        "--cells", type=_count, default=512, metavar="N", help="cells of the picture, at most (default: %(default)s)"
+        "--cells",
+        type=_count,
+        default=512,
+        metavar="N",
+        help="cells of the picture, at most (default: %(default)s)",
     )
 
 

@@ -32,7 +32,9 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
     from kvintro.reports.report import full
 
     if args.format == "html" and args.output is None and sys.stdout.isatty():
-        raise UsageError("a page is nothing for a terminal", "name a file for it: kvintro report -o FILE.html")
+        raise UsageError(
+            "a page is nothing for a terminal", "name a file for it: kvintro report -o FILE.html"
+        )
     return full(kernel, progress=_progress)
 
 

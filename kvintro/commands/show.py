@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel
     from kvintro.model import Report
+    from kvintro.reports.show import Selection
 
 HELP = "what is inside a region, from the kernel's own structures, checked against the page tables"
 EXAMPLES = """\
@@ -17,7 +18,7 @@ kernel_image, kasan_shadow, ldt_remap, espfix, efi, vsyscall, user
 
 examples:
   kvintro -c vmcore show vmalloc
-  kvintro -c vmcore show vmalloc --table areas | diff /proc/vmallocinfo -
+  kvintro -c vmcore show vmalloc --table areas              lines as in /proc/vmallocinfo
   kvintro -c vmcore show vmalloc --top 10                   the largest areas, callers and gaps
   kvintro -c vmcore show vmalloc --match kernel_clone
   kvintro -c vmcore show modules --sort size
@@ -37,8 +38,12 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     """The options that choose rows."""
     parser.add_argument("--table", metavar="NAME", help="this table alone, without head and totals")
     parser.add_argument("--match", metavar="REGEX", help="rows whose text has it")
-    parser.add_argument("--range", metavar="A-B", help="rows that lie, even partly, from A up to but not including B")
-    parser.add_argument("--top", type=_count, metavar="N", help="so many rows of each table, the largest unless sorted")
+    parser.add_argument(
+        "--range", metavar="A-B", help="rows that lie, even partly, from A up to but not including B"
+    )
+    parser.add_argument(
+        "--top", type=_count, metavar="N", help="so many rows of each table, the largest unless sorted"
+    )
     parser.add_argument(
         "--sort", metavar="COLUMN", help="addresses and names ascending, sizes and counts descending"
     )
@@ -52,12 +57,11 @@ def _count(text: str) -> int:
     return value
 
 
-def run(kernel: Kernel, args: argparse.Namespace) -> Report:
-    """The report."""
-    from kvintro.regions import Asked
-    from kvintro.reports.show import Selection, parse_pattern, parse_range, show
+def selection_of(args: argparse.Namespace) -> Selection:
+    """What those options say."""
+    from kvintro.reports.show import Selection, parse_pattern, parse_range
 
-    selection = Selection(
+    return Selection(
         table=args.table,
         match=None if args.match is None else parse_pattern(args.match),
         within=None if args.range is None else parse_range(args.range),
@@ -65,4 +69,12 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
         reverse=args.reverse,
         top=args.top,
     )
+
+
+def run(kernel: Kernel, args: argparse.Namespace) -> Report:
+    """The report."""
+    from kvintro.regions import Asked
+    from kvintro.reports.show import show
+
+    selection = selection_of(args)
     return show(kernel, args.region, Asked(within=selection.within, pid=args.pid), selection)

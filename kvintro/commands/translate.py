@@ -84,6 +84,9 @@ def _chunks(descriptor: int) -> Iterator[List[str]]:
         data = os.read(descriptor, _CHUNK)
         head, newline, tail = (rest + data).rpartition(b"\n")
         rest = tail if data else b""
+        if len(rest) > _CHUNK:
+            # No line is that long; what has no end must not be waited for.
+            head, rest = head + newline + rest, b""
         words = (head if data else head + newline + tail).decode("utf-8", "replace").split()
         if words:
             yield words

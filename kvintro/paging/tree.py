@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Dict, Iterator, List, Mapping, Optional, Tuple
+from typing import TYPE_CHECKING, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from kvintro.arch.x86_64 import (
     ACCESSED,
@@ -93,6 +93,22 @@ class Ranges:
             out.append((int(self.starts[i]), end, int(self.keys[i])))
         return out
 
+    def matching(self, patterns: Sequence[Tuple[int, int]], limit: int) -> List[Tuple[int, int, int]]:
+        """(start, end inclusive, key) of the first ranges that match any (mask, value): key & mask == value.
+
+        :param limit: how many at most.
+        """
+        import numpy
+
+        wanted = numpy.zeros(len(self.keys), bool)
+        for mask, value in patterns:
+            wanted |= self.keys & numpy.uint64(mask) == numpy.uint64(value)
+        out = []
+        for i in numpy.flatnonzero(wanted)[:limit].tolist():
+            end = int(self.starts[i + 1]) - 1 if i + 1 < len(self.starts) else self.end
+            out.append((int(self.starts[i]), end, int(self.keys[i])))
+        return out
+
     def masked(self, mask: int) -> Ranges:
         """The same stretch with only some bits of the keys, and cut only where those change."""
         import numpy
@@ -116,8 +132,12 @@ class Tree:
 
     #: Distinct tables above the lowest level; a machine of 64 TB has some 66,000 of level 2.
     UPPER_LIMIT = 1 << 17
-    #: Ranges held at once, 16 bytes each.
-    RANGE_LIMIT = 1 << 22
+    #: Ranges held at once over all levels, 16 bytes each.
+    RANGE_LIMIT = 1 << 23
+    #: Ranges that any tree may have; beyond that as many as the tables read so far have entries. A sane
+    #: kernel shares tables that are uniform (KASAN's early shadow), or those of espfix, which make 131,072
+    #: lines for up to 1024 processors.
+    RANGES_FREE = 1 << 21
 
     def __init__(
         self,
@@ -134,7 +154,8 @@ class Tree:
         self._root = root
         self._tables_left = table_limit
         self._upper_left = self.UPPER_LIMIT
-        self._ranges_left = self.RANGE_LIMIT
+        self._ranges_used = 0
+        self._tables_read = 0
         self._prune = prune or {}
         self._prune_as = prune_as
         # Known subtrees by table, level and rights; they may be met again anywhere in the tree.
@@ -203,10 +224,11 @@ class Tree:
         known = self._known.get((table, level, effective)) if whole else None
         if known is not None:
             return known[0], known[1] | numpy.uint64(REPEATED)
-        if self._upper_left <= 0 or self._ranges_left <= 0:
+        if self._upper_left <= 0 or self._room() <= 0:
             self.limited = True
             return self._one(OVER_LIMIT | level << LEVEL_SHIFT)
         self._upper_left -= 1
+        self._tables_read += 1
         entries = self._read_table(table)
         if entries is None:
             return self._one(UNREADABLE | level << LEVEL_SHIFT)
@@ -217,10 +239,15 @@ class Tree:
             starts = numpy.arange(len(entries), dtype=numpy.uint64) << numpy.uint64(12)
             return coalesce(starts, self._keys(entries, 1, numpy.uint64(effective)))
         result = self._expand_entries(entries, level, effective)
-        self._ranges_left -= len(result[0])
+        self._ranges_used += len(result[0])
         if whole:
             self._known[table, level, effective] = result
         return result
+
+    def _room(self) -> int:
+        """How many more ranges there may be. One counts at each level that it is handed up through."""
+        entries = self._tables_read * PTRS_PER_TABLE * self._geometry.levels
+        return min(self.RANGE_LIMIT, self.RANGES_FREE + entries) - self._ranges_used
 
     def _select(self, entries: U64, level: int) -> U64:
         """Those entries of interest, the others as 0. None of them points to a table."""
@@ -302,13 +329,13 @@ class Tree:
 
         span = 1 << self._geometry.shift(level)
         # A subtree that is known costs no reading, but as many ranges as it has every time it is met.
-        left = self._ranges_left
+        met = 0
         for index in below.tolist():
             entry = int(entries[index])
             rights = effective & entry & (USER | RW) | (effective | entry) & NX
-            if left > 0:
+            if self._room() > met:
                 offsets, child_keys = self._expand(entry & self._geometry.pfn_mask, level - 1, rights)
-                left -= len(offsets)
+                met += len(offsets)
             else:
                 self.limited = True
                 offsets, child_keys = self._one(OVER_LIMIT | (level - 1) << LEVEL_SHIFT)
@@ -326,6 +353,7 @@ class Tree:
             keys = numpy.full(len(entries), OVER_LIMIT | 1 << LEVEL_SHIFT, numpy.uint64)
             return numpy.arange(len(entries), dtype=numpy.uint64) << u(21), keys
         self._tables_left -= len(tables)
+        self._tables_read += len(tables)
         data, missing = self._read_tables(tables)
         in_order = len(tables) == len(entries) and bool((row_of[1:] > row_of[:-1]).all())
         rows = self._select(data if in_order else data[row_of], 1)

@@ -14,6 +14,9 @@ from kvintro.paging import LEVEL_MASK, LEVEL_SHIFT, MAPPED, FrameTree
 from kvintro.queries.roots import kernel_root
 from kvintro.regions import Root
 
+#: Stretches of one root; damaged tables can map a page in millions of places.
+_MAX_FOUND = 1 << 16
+
 
 @dataclass(frozen=True)
 class Alias:
@@ -59,7 +62,11 @@ def aliases(kernel: Kernel, physical: int) -> Aliases:
             table_limit=kernel.table_limit,
         )
         for part in parts:
-            for start, end, key in tree.ranges(part.start, part.end).select(MAPPED):
+            stretches = tree.ranges(part.start, part.end).matching(((MAPPED, MAPPED),), _MAX_FOUND + 1)
+            if len(stretches) > _MAX_FOUND:
+                complete = False
+                problems.append(f"{root.owner} maps it more than {_MAX_FOUND} times; the rest is left out")
+            for start, end, key in stretches[:_MAX_FOUND]:
                 level = (key & LEVEL_MASK) >> LEVEL_SHIFT
                 size = 1 << kernel.geometry.shift(level)
                 # A large page may stick out of the part asked for; it starts where its size says.

@@ -33,10 +33,22 @@ from kvintro.paging import (
 )
 from kvintro.queries.modules import module_memory
 from kvintro.regions.ldt_remap import table_of
+from kvintro.structures import TROUBLE
 
 _RIGHTS = MAPPED | EFFECTIVE_RW | EFFECTIVE_USER | EFFECTIVE_NX | UNREADABLE | OVER_LIMIT
 _LOW_MEMORY = 1 << 20
 _PMD = 1 << PMD_SHIFT
+#: Broken rules listed at most for each check; damaged tables can break a rule in millions of places.
+_MAX_PLACES = 1 << 14
+
+#: What breaks a rule: key & mask == value for any (mask, value).
+Patterns = Sequence[Tuple[int, int]]
+
+_WRITABLE: Patterns = ((MAPPED | EFFECTIVE_RW, MAPPED | EFFECTIVE_RW),)
+_EXECUTABLE: Patterns = ((MAPPED | EFFECTIVE_NX, MAPPED),)
+_WRITABLE_AND_EXECUTABLE: Patterns = ((MAPPED | EFFECTIVE_RW | EFFECTIVE_NX, MAPPED | EFFECTIVE_RW),)
+_USER: Patterns = ((MAPPED | EFFECTIVE_USER, MAPPED | EFFECTIVE_USER),)
+_ANY: Patterns = ((MAPPED, MAPPED),)
 
 
 @dataclass(frozen=True)
@@ -79,6 +91,9 @@ class Check:
             return self.judge(kernel)
         except Unavailable as error:
             return Verdict("unknown", error.what)
+        except TROUBLE as error:
+            # What was read contradicts itself.
+            return Verdict("unknown", " ".join(str(error).split()) or type(error).__name__)
 
 
 def _rights(key: int) -> str:
@@ -91,20 +106,17 @@ def _rights(key: int) -> str:
     )
 
 
-def _where(ranges: Ranges, part: AddressRange, broken: Callable[[int], bool]) -> Iterator[Place]:
-    """Mapped places of a part whose rights break a rule."""
-    for start, end, key in ranges.clip(part.start, part.end).masked(_RIGHTS):
-        if key & MAPPED and broken(key):
-            yield Place(start, end, _rights(key))
+def _where(ranges: Ranges, part: AddressRange, broken: Patterns) -> List[Place]:
+    """Places of a part whose rights break a rule."""
+    found = ranges.clip(part.start, part.end).masked(_RIGHTS).matching(broken, _MAX_PLACES)
+    return [Place(start, end, _rights(key)) for start, end, key in found]
 
 
 def _unread(ranges: Ranges, parts: Iterable[AddressRange]) -> bool:
     return any(ranges.clip(part.start, part.end).select(UNREADABLE | OVER_LIMIT) for part in parts)
 
 
-def _judge(
-    kernel: Kernel, parts: Sequence[AddressRange], broken: Callable[[int], bool], detail: str
-) -> Verdict:
+def _judge(kernel: Kernel, parts: Sequence[AddressRange], broken: Patterns, detail: str) -> Verdict:
     """Verdict over parts of the kernel's own tables."""
     places = [place for part in parts for place in _where(kernel.kernel_ranges, part, broken)]
     return _conclude(places, _unread(kernel.kernel_ranges, parts), detail)
@@ -143,22 +155,10 @@ def _alias(kernel: Kernel, part: AddressRange) -> AddressRange:
     raise Unavailable("where the image lies in the direct map is not known")
 
 
-def _writable(key: int) -> bool:
-    return bool(key & EFFECTIVE_RW)
-
-
-def _executable(key: int) -> bool:
-    return not key & EFFECTIVE_NX
-
-
-def _writable_and_executable(key: int) -> bool:
-    return _writable(key) and _executable(key)
-
-
 def writable_and_executable(kernel: Kernel) -> Verdict:
     """The kernel's own CONFIG_DEBUG_WX, at the time of the dump."""
     half = AddressRange(kernel.geometry.guard_hole.end + 1, ALL)
-    return _judge(kernel, [half], _writable_and_executable, "the kernel half of init_top_pgt")
+    return _judge(kernel, [half], _WRITABLE_AND_EXECUTABLE, "the kernel half of init_top_pgt")
 
 
 def firmware(kernel: Kernel) -> Verdict:
@@ -170,21 +170,21 @@ def firmware(kernel: Kernel) -> Verdict:
     part = _place_of(kernel, "efi")
     (root,) = region.roots(kernel)
     ranges = kernel.tree(root.table).ranges(part.start, part.end)
-    places = list(_where(ranges, part, _writable_and_executable))
+    places = _where(ranges, part, _WRITABLE_AND_EXECUTABLE)
     return _conclude(places, _unread(ranges, [part]), "the EFI region of efi_mm")
 
 
 def writable_text(kernel: Kernel) -> Verdict:
     """mark_rodata_ro()."""
     text = _between(kernel, "_text", "_etext")
-    return _judge(kernel, [text, _alias(kernel, text)], _writable, "_text to _etext, and its direct map")
+    return _judge(kernel, [text, _alias(kernel, text)], _WRITABLE, "_text to _etext, and its direct map")
 
 
 def writable_rodata(kernel: Kernel) -> Verdict:
     """mark_rodata_ro()."""
     rodata = _between(kernel, "__start_rodata", "__end_rodata")
     detail = "__start_rodata to __end_rodata, and its direct map"
-    return _judge(kernel, [rodata, _alias(kernel, rodata)], _writable, detail)
+    return _judge(kernel, [rodata, _alias(kernel, rodata)], _WRITABLE, detail)
 
 
 def executable_data(kernel: Kernel) -> Verdict:
@@ -194,14 +194,14 @@ def executable_data(kernel: Kernel) -> Verdict:
     if end is None:
         raise Unavailable("where the image ends is not known")
     start = kernel.symbol("__start_rodata")
-    return _judge(kernel, [AddressRange(start, end)], _executable, "the image from __start_rodata on")
+    return _judge(kernel, [AddressRange(start, end)], _EXECUTABLE, "the image from __start_rodata on")
 
 
 def executable_direct_map(kernel: Kernel) -> Verdict:
     """All of it, save the first megabyte, where processors start in real mode (realmode/init.c)."""
     place = _place_of(kernel, "direct_map")
     part = AddressRange(place.start + _LOW_MEMORY, place.end)
-    return _judge(kernel, [part], _executable, "the direct map above 1 MB")
+    return _judge(kernel, [part], _EXECUTABLE, "the direct map above 1 MB")
 
 
 def user_bit(kernel: Kernel) -> Verdict:
@@ -211,7 +211,7 @@ def user_bit(kernel: Kernel) -> Verdict:
     allowed = found.range if isinstance(found, Placement) else None
     places = [
         place
-        for place in _where(kernel.kernel_ranges, half, lambda key: bool(key & EFFECTIVE_USER))
+        for place in _where(kernel.kernel_ranges, half, _USER)
         if allowed is None or not (place.start in allowed and place.end in allowed)
     ]
     return _conclude(places, _unread(kernel.kernel_ranges, [half]), "the kernel half of init_top_pgt")
@@ -221,12 +221,12 @@ def module_rights(kernel: Kernel) -> Verdict:
     """module_enable_rodata_ro(), module_enable_nx()."""
     pieces = module_memory(kernel)
     broken = {
-        "text": _writable,
-        "rodata": lambda key: _writable(key) or _executable(key),
-        "ro_after_init": lambda key: _writable(key) or _executable(key),
-        "data": _executable,
+        "text": _WRITABLE,
+        "rodata": (*_WRITABLE, *_EXECUTABLE),
+        "ro_after_init": (*_WRITABLE, *_EXECUTABLE),
+        "data": _EXECUTABLE,
         # Text, read-only and other data in one allocation, before 6.4.
-        "core": _writable_and_executable,
+        "core": _WRITABLE_AND_EXECUTABLE,
     }
     places = []
     for piece in pieces:
@@ -251,9 +251,7 @@ def user_half(kernel: Kernel) -> Verdict:
     allowed = list(_cloned(kernel))
     text = _image_text(kernel)
     places = []
-    for start, end, key in ranges.masked(_RIGHTS):
-        if not key & MAPPED:
-            continue
+    for start, end, key in ranges.masked(_RIGHTS).matching(_ANY, _MAX_PLACES):
         if text is not None and start in text and end in text and not key & EFFECTIVE_RW:
             continue
         places += [Place(low, high, _rights(key)) for low, high in _outside(start, end, allowed)]

@@ -20,12 +20,14 @@ class Census:
     :ivar repeated: bytes of those that lie below a table already counted elsewhere in the same tree.
     :ivar leaves: number of entries that map, by page size.
     :ivar unreadable: bytes of address space whose tables are not in the source or were not walked.
+    :ivar limited: the tree has more tables than there can be, and was not walked to its end.
     """
 
     mapped: int
     repeated: int
     leaves: Mapping[str, int]
     unreadable: int
+    limited: bool = False
 
 
 def count(ranges: Ranges, geometry: X86Geometry, start: int, end: int) -> Census:

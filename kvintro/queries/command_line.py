@@ -32,7 +32,11 @@ def options(kernel: Kernel) -> Tuple[str, ...]:
 
     :raises Unavailable: the source does not tell.
     """
-    text = command_line(kernel).value
+    return split_options(command_line(kernel).value)
+
+
+def split_options(text: str) -> Tuple[str, ...]:
+    """The options of a command line one by one; those in quotes stay whole."""
     try:
         return tuple(shlex.split(text))
     except ValueError:

@@ -30,7 +30,8 @@ _TROUBLE = (
     AttributeError,
     TypeError,
     ValueError,
-    OverflowError,
+    ArithmeticError,
+    OSError,
     NotImplementedError,
     drgn.FaultError,
 )
@@ -125,10 +126,23 @@ class Identifier:
             return
         from drgn.helpers.common.memory import identify_address_all
 
-        for thing in identify_address_all(self.kernel.prog, address, cache=self._cache):
-            made = _MAKERS.get(type(thing).__name__)
-            if made is not None:
-                yield made(thing)
+        # With a cache all stacks are looked up at once; where one cannot be, the one asked for may still
+        # be found by looking for it alone.
+        for cache in (self._cache, None):
+            found_here: List[Identity] = []
+            try:
+                for thing in identify_address_all(self.kernel.prog, address, cache=cache):
+                    made = _MAKERS.get(type(thing).__name__)
+                    if made is not None:
+                        found_here.append(made(thing))
+            except Exception as error:
+                # On damaged memory it raises what it comes upon, plain Exception included.
+                if cache is None:
+                    yield from found_here
+                    raise Unavailable(f"what drgn knows of it cannot be read: {_one_line(error)}") from error
+                continue
+            yield from found_here
+            return
 
     def _symbol(self, address: int, found: Translation) -> Optional[Identity]:
         if found.region not in ("kernel_image", "modules"):

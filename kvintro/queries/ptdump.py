@@ -8,8 +8,7 @@ text can be compared with /sys/kernel/debug/page_tables line by line: what is pr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from kvintro.arch.x86_64 import (
     ALL,
@@ -46,8 +45,7 @@ _EFFECTIVE = EFFECTIVE_RW | EFFECTIVE_USER | EFFECTIVE_NX
 _NOT_COMPARED = MAPPED | REPEATED | PRUNED | NONZERO | STALE_NX | 1 << 12
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """One line of the dump.
 
     :ivar end: the address behind the last one; 0 at the top of the address space.
@@ -181,40 +179,43 @@ class _State:
 
     def __init__(self, markers: Sequence[Tuple[int, str]], start: int) -> None:
         self._markers = markers
-        self._at = 0
+        self._at = -1
+        self._advance()
         # A dump that starts in the middle starts under the heading it would stand under.
-        while self._at + 1 < len(markers) and markers[self._at + 1][0] <= start and start:
-            self._at += 1
+        while start and self._next <= start:
+            self._advance()
         self._start = start
         self._key: Optional[int] = None
 
-    def _next_marker(self) -> int:
-        return self._markers[self._at + 1][0] if self._at + 1 < len(self._markers) else ALL
+    def _advance(self) -> None:
+        self._at += 1
+        self._name = self._markers[self._at][1]
+        last = self._at + 1 == len(self._markers)
+        # END_OF_SPACE_NR: an address that no entry has.
+        self._next = ALL if last else self._markers[self._at + 1][0]
 
-    def _line(self, end: int) -> Line:
-        assert self._key is not None
-        return Line(self._start, end, self._key, self._markers[self._at][1])
-
-    def note(self, start: int, end: int, step: int, key: int) -> Iterator[Line]:
+    def note(self, start: int, end: int, step: int, key: int) -> List[Line]:
         """``note_page()`` for every entry of a range; entries lie ``step`` apart."""
+        out = []
         if self._key is None:
             self._key = key
-        elif key != self._key or start >= self._next_marker():
-            yield self._line(start)
-            if start >= self._next_marker():
-                self._at += 1
+        elif key != self._key or start >= self._next:
+            out.append(Line(self._start, start, self._key, self._name))
+            if start >= self._next:
+                self._advance()
             self._start, self._key = start, key
         # The next heading comes with the first entry at or above its address, and only one with each entry.
         call = start
-        while self._next_marker() <= end:
-            call = max(call + step, call + -(-(self._next_marker() - call) // step) * step)
+        while self._next <= end:
+            call = max(call + step, call + -(-(self._next - call) // step) * step)
             if call > end:
-                return
-            yield self._line(call)
-            self._at += 1
+                break
+            out.append(Line(self._start, call, key, self._name))
+            self._advance()
             self._start = call
+        return out
 
     def flush(self, end: int) -> Iterator[Line]:
         """``note_page_flush()``."""
         if self._key is not None:
-            yield self._line(end)
+            yield Line(self._start, end, self._key, self._name)

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """From a page to the processes that map it.
 
-The kernel's own way (mm/rmap.c): an anonymous page names its anon_vma, whose interval tree has every area that
-may map it; a page of a file names its address_space, whose ``i_mmap`` tree has every area that maps that part of
-the file. Each area says at which address the page would be, and the page tables of its process say whether it is. No other
-process is looked at.
+The kernel's own way (mm/rmap.c): an anonymous page names its anon_vma, whose interval tree has every area
+that may map it; a page of a file names its address_space, whose ``i_mmap`` tree has every area that maps
+that part of the file. Each area says at which address the page would be, and the page tables of its process
+say whether it is. No other process is looked at.
 
-:func:`mappings_by_walk` finds the same by looking through the page tables of all processes, to check the first.
+:func:`mappings_by_walk` finds the same by looking through the page tables of all processes, to check the
+first.
 """
 
 from __future__ import annotations
@@ -18,7 +19,18 @@ from typing import TYPE_CHECKING, Callable, Dict, Iterator, List, Optional, Sequ
 
 import drgn
 
-from kvintro.arch.x86_64 import ALL, NX, PAGE_SHIFT, PAGE_SIZE, PRESENT, PROTNONE, PSE, PTRS_PER_TABLE, RW, USER
+from kvintro.arch.x86_64 import (
+    ALL,
+    NX,
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    PRESENT,
+    PROTNONE,
+    PSE,
+    PTRS_PER_TABLE,
+    RW,
+    USER,
+)
 from kvintro.arch.x86_64_entry import decode
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
@@ -47,8 +59,8 @@ class UserMapping:
     """A place where a process has the page.
 
     :ivar address: where the page asked for begins.
-    :ivar state: ``mapped``; ``protnone`` (the process has it, but may not touch it now: PROT_NONE, NUMA hints);
-        ``migrating`` (the page is being moved, and this address waits for it).
+    :ivar state: ``mapped``; ``protnone`` (the process has it, but may not touch it now: PROT_NONE, NUMA
+        hints); ``migrating`` (the page is being moved, and this address waits for it).
     :ivar rights: as in /proc/PID/maps, but what the page tables allow.
     :ivar page_size: of the page-table entry.
     :ivar area_start: of the area (VMA) that the address is in; None where only page tables were looked at.
@@ -70,8 +82,8 @@ class UserMapping:
 class UserMappings:
     """All of them.
 
-    :ivar way: by which tree they were found: ``anon_vma``, ``i_mmap``, ``ksm``, ``page tables``; None if the page
-        is in none, so that nothing leads to who maps it.
+    :ivar way: by which tree they were found: ``anon_vma``, ``i_mmap``, ``ksm``, ``page tables``; None if the
+        page is in none, so that nothing leads to who maps it.
     :ivar candidates: areas that could have had the page.
     """
 
@@ -114,7 +126,13 @@ class ReverseMap:
                 way, areas = "ksm", self._ksm(mapping & ~3, damage)
             elif low == _ANON:
                 way = "anon_vma"
-                areas = self._anonymous(mapping & ~3, page.offset, page.offset, damage, lambda a: self._anon_address(a, page.offset))
+                areas = self._anonymous(
+                    mapping & ~3,
+                    page.offset,
+                    page.offset,
+                    damage,
+                    lambda a: self._anon_address(a, page.offset),
+                )
             else:
                 way, areas = "i_mmap", self._file(mapping, page.offset, damage)
             found: List[UserMapping] = []
@@ -145,7 +163,7 @@ class ReverseMap:
         damage: Damage,
         what: str,
     ) -> Iterator[drgn.Object]:
-        """Entries of an interval tree that overlap a span of page offsets (include/linux/interval_tree_generic.h)."""
+        """Entries of an interval tree (include/linux/interval_tree_generic.h) that overlap a span."""
         offset = offset_of(self.kernel, type_name, member)
         seen: Set[int] = set()
         waiting = [node]
@@ -182,7 +200,12 @@ class ReverseMap:
         return struct_at(self.kernel, "struct vm_area_struct", address)
 
     def _anonymous(
-        self, anon_vma: int, first: int, last: int, damage: Damage, place: "Callable[[drgn.Object], Optional[int]]"
+        self,
+        anon_vma: int,
+        first: int,
+        last: int,
+        damage: Damage,
+        place: "Callable[[drgn.Object], Optional[int]]",
     ) -> Iterator[Tuple[drgn.Object, int]]:
         """Areas of an anon_vma's tree, and where in each the page would be."""
         root = pointer_at(self.kernel, anon_vma + offset_of(self.kernel, "struct anon_vma", "rb_root"))
@@ -195,7 +218,15 @@ class ReverseMap:
             return start, start + _pages(area) - 1
 
         for entry in self._interval(
-            root, "struct anon_vma_chain", "rb", "rb_subtree_last", first, last, span, damage, "an anon_vma's tree"
+            root,
+            "struct anon_vma_chain",
+            "rb",
+            "rb_subtree_last",
+            first,
+            last,
+            span,
+            damage,
+            "an anon_vma's tree",
         ):
             area = areas[number(entry, "vma")]
             address = place(area)
@@ -318,7 +349,7 @@ def _anon_start(area: drgn.Object) -> int:
 
 def _address(area: drgn.Object, pages: int) -> Optional[int]:
     address = number(area, "vm_start") + (pages << PAGE_SHIFT)
-    return address if 0 <= pages and address < number(area, "vm_end") else None
+    return address if pages >= 0 and address < number(area, "vm_end") else None
 
 
 def _vm_flags(area: drgn.Object) -> int:
@@ -337,12 +368,24 @@ def _state(kernel: Kernel, found: Walk, address: int, pfn: int) -> Optional[Tupl
             return None
         state = "mapped" if entry.kind == "page" and found.state == "mapped" else "protnone"
         values = [step.value or 0 for step in found.steps]
+        if _isolated(kernel):
+            # The kernel's own copy of the root forbids it to run user code (arch/x86/mm/pti.c:
+            # __pti_set_user_pgtbl); the process's copy does not.
+            values[0] &= ~NX
         return state, _rights(values) if state == "mapped" else "---", entry.page_size
-    if entry.swap is not None and entry.swap.pfn is not None and (entry.swap.kind or "").startswith("migration"):
-        # An entry of a huge page has the first page frame of it.
-        if entry.swap.pfn + ((address & (size - 1)) >> PAGE_SHIFT) == pfn:
-            return "migrating", "---", size
-    return None
+    swap = entry.swap
+    if swap is None or swap.pfn is None or not (swap.kind or "").startswith("migration"):
+        return None
+    # An entry of a huge page has the first page frame of it.
+    first = swap.pfn + ((address & (size - 1)) >> PAGE_SHIFT)
+    return ("migrating", "---", size) if first == pfn else None
+
+
+def _isolated(kernel: Kernel) -> bool:
+    try:
+        return kernel.pti.value
+    except Unavailable:
+        return False
 
 
 def _rights(values: Sequence[int]) -> str:
@@ -386,7 +429,11 @@ def mappings_by_walk(kernel: Kernel, pfns: Sequence[int]) -> Dict[int, UserMappi
             ]
     return {
         pfn: UserMappings(
-            tuple(sorted(maps, key=lambda m: (m.pid, m.address))), "page tables", 0, tuple(damage.notes), bool(damage)
+            tuple(sorted(maps, key=lambda m: (m.pid, m.address))),
+            "page tables",
+            0,
+            tuple(damage.notes),
+            bool(damage),
         )
         for pfn, maps in found.items()
     }

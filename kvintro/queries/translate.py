@@ -19,7 +19,7 @@ from kvintro.errors import NotInDump, Unavailable, UsageError
 from kvintro.kernel import Kernel
 from kvintro.model import Address, Size
 from kvintro.paging import Walk
-from kvintro.paging.bulk import MAPPED, STATES
+from kvintro.paging.bulk import MAPPED, NOT_IN_DUMP, STATES
 from kvintro.queries.placements import HOLE, Places
 from kvintro.queries.roots import kernel_root, process_root, user_half
 from kvintro.regions import Linear, Region, Root
@@ -161,12 +161,15 @@ class Translator:
         if _HEX.fullmatch(text):
             value = int(text, 16)
             if value > ALL:
-                raise UsageError(f"{text} has more than 64 bits", "give an address of up to 16 hex digits")
+                raise UsageError(
+                    f"{_short(text)} has more than 64 bits", "give an address of up to 16 hex digits"
+                )
             return Input(text, value, self._form or self.form_of(value))
         match = _SYMBOL.fullmatch(text)
         if match is None:
             raise UsageError(
-                f"{printable(text)!r} is no address", "give hex digits, a symbol, or symbol+offset in hex"
+                f"{printable(_short(text))!r} is no address",
+                "give hex digits, a symbol, or symbol+offset in hex",
             )
         found = self.kernel.find_symbol(match["name"])
         if found is None:
@@ -329,8 +332,8 @@ class Translator:
         """A physical address, at its place in the direct map."""
         rule = self._direct_map
         if rule is None:
-            notes.append("where the direct map lies is not known")
-            return self._answer(asked, None, None, None, physical, None, notes)
+            notes.append("this source does not tell where the direct map lies")
+            return self._answer(asked, None, None, None, physical, None, notes, state="not-in-dump")
         address = physical + rule.offset & ALL
         if address not in rule.range:
             notes.append("not in the direct map: beyond what is reserved for it")
@@ -532,6 +535,8 @@ class Translator:
         mapped = result.states == MAPPED
         found = numpy.where(is_virtual, result.states, numpy.where(mapped, MAPPED, result.states % 3))
         found[lost] = numpy.where(states[lost] == MAPPED, 0, states[lost])
+        if self._direct_map is None:
+            found[other & known] = NOT_IN_DUMP
         # A direct map that maps something else there does not map this page.
         agrees = ~other | (result.physical == physical)
         found[mapped & ~agrees] = 0
@@ -657,6 +662,10 @@ class Columns(Mapping[str, List[Any]]):
 
     def __len__(self) -> int:
         return len(self._make)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:60] + "..."
 
 
 def _swap_text(swap: Swap) -> str:

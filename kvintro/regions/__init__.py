@@ -20,6 +20,7 @@ from kvintro.paging import LEVEL_MASK, LEVEL_SHIFT, MAPPED
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel
+    from kvintro.randomness import Randomised
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,8 @@ class Region:
     def contents(self, kernel: Kernel, asked: Asked) -> Contents:
         """What is inside, for regions that lie somewhere on this kernel.
 
-        By default what the page tables map there; regions whose contents the kernel keeps account of say more.
+        By default what the page tables map there; regions whose contents the kernel keeps account of say
+        more.
 
         :raises Unavailable: the source does not tell.
         """
@@ -155,9 +157,18 @@ class Region:
             raise Unavailable(found.reason)
         roots = self.roots(kernel)
         rows = [row for root in roots for row in mapped_ranges(kernel, root, found.range)]
-        notes = () if roots else ("no page tables are looked into for this: nothing of the kernel's lives here",)
+        notes = (
+            () if roots else ("no page tables are looked into for this: nothing of the kernel's lives here",)
+        )
         totals = {"mapped": Size(sum(row.size for row in rows))}
         return Contents((Table("ranges", RANGE_COLUMNS, rows),), totals, notes)
+
+    def randomised(self, kernel: Kernel) -> Sequence[Randomised]:
+        """What of it KASLR draws at random, empty for what never moves.
+
+        :raises Unavailable: the source does not tell.
+        """
+        return ()
 
     def located(self, kernel: Kernel) -> Located:
         """:meth:`locate`, with what cannot be read as :class:`~kvintro.model.Unknown`."""
@@ -177,13 +188,24 @@ def mapped_ranges(kernel: Kernel, root: Root, where: AddressRange) -> List[Range
             continue
         page = Size(1 << 12 + 9 * ((key & LEVEL_MASK) >> LEVEL_SHIFT) - 9)
         row = RangeRow(
-            Address(low), Address(high), Size(high - low + 1), page, rights_text(key), caching_text(key), root.owner
+            Address(low),
+            Address(high),
+            Size(high - low + 1),
+            page,
+            rights_text(key),
+            caching_text(key),
+            root.owner,
         )
         last = rows[-1] if rows else None
-        if last and last.end + 1 == low and (last.page_size, last.rights, last.caching) == (
-            page,
-            row.rights,
-            row.caching,
+        if (
+            last
+            and last.end + 1 == low
+            and (last.page_size, last.rights, last.caching)
+            == (
+                page,
+                row.rights,
+                row.caching,
+            )
         ):
             rows[-1] = replace(last, end=row.end, size=Size(high - last.start + 1))
         else:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Dict, Iterator, List, Optional, Tuple
+from typing import TYPE_CHECKING, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import drgn
 
@@ -13,8 +13,17 @@ from kvintro.errors import Unavailable
 from kvintro.mapped import View
 from kvintro.model import Address, AddressRange, Column, Located, Size, Table
 from kvintro.processes import mapped_physical
+from kvintro.randomness import Randomised, drawn, kaslr_enabled, not_drawn, why_off
 from kvintro.regions import Asked, Contents, Region, fixed_place
-from kvintro.structures import Damage, need_types, per_cpu_address, pointer_at, possible_cpus, size_of, type_of
+from kvintro.structures import (
+    Damage,
+    need_types,
+    per_cpu_address,
+    pointer_at,
+    possible_cpus,
+    size_of,
+    type_of,
+)
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel
@@ -97,6 +106,7 @@ class CpuEntryArea(Region):
     """``CPU_ENTRY_AREA_BASE``, one entry of a P4D; arch/x86/include/asm/cpu_entry_area.h."""
 
     key = "cpu_entry_area"
+    row = 9
     name = "cpu_entry_area"
     macro = "CPU_ENTRY_AREA_BASE"
     fixed = True
@@ -107,6 +117,41 @@ class CpuEntryArea(Region):
         if kernel.source.symbols != "none" and kernel.has_symbol("_cea_offset"):
             note = "each CPU's at a random place in it"
         return fixed_place(AddressRange(base, base + (1 << P4D_SHIFT) - 1), note)
+
+    def randomised(self, kernel: Kernel) -> Sequence[Randomised]:
+        """Each CPU's place (init_cea_offsets)."""
+        size = size_of(kernel, "struct cpu_entry_area")
+        places = ((1 << P4D_SHIFT) - PAGE_SIZE) // size
+        has_offsets = kernel.find_symbol("_cea_offset") is not None
+        found = [(cpu, *area_of(kernel, cpu)) for cpu in possible_cpus(kernel)]
+        # For a while they were drawn without KASLR, too (a3f547addcaa "x86/mm: Do not shuffle CPU entry areas
+        # without KASLR").
+        moved = any(slot != cpu for cpu, slot, _ in found)
+        enabled = has_offsets and (moved or kaslr_enabled(kernel)[0])
+        rows = []
+        for cpu, _, start in found:
+            key, what = f"cpu_entry_area.{cpu}", f"cpu_entry_area of CPU {cpu}"
+            default = CPU_ENTRY_AREA_BASE + PAGE_SIZE + cpu * size
+            if not enabled:
+                reason = why_off(kernel) if has_offsets else "this kernel puts them one after the other"
+                rows.append(
+                    not_drawn(key, what, reason, default=default, actual=start, provenance="constant")
+                )
+                continue
+            rows.append(
+                drawn(
+                    key,
+                    what,
+                    default=default,
+                    actual=start,
+                    granularity=size,
+                    # Drawn anew until it is a place that no CPU before it has.
+                    slots=max(places - cpu, 1),
+                    provenance="_cea_offset",
+                    computed="places of its size in the region, less those of the CPUs before",
+                )
+            )
+        return rows
 
     def contents(self, kernel: Kernel, asked: Asked) -> Contents:
         """The IDT, and every CPU's members."""
@@ -127,7 +172,9 @@ class CpuEntryArea(Region):
                 damage.add("the area of a CPU lies outside of the region", f"CPU {cpu}: slot {slot}")
                 continue
             mapped = view.stretch(start, start + size - 1).mapped
-            areas.append(AreaRow(cpu, slot, Address(start), Address(start + size - 1), Size(size), Size(mapped)))
+            areas.append(
+                AreaRow(cpu, slot, Address(start), Address(start + size - 1), Size(size), Size(mapped))
+            )
             rows += [
                 _member(kernel, view, cpu, name, start + offset, length, parent)
                 for name, offset, length, parent in _members(kernel)
@@ -191,10 +238,9 @@ def _members(kernel: Kernel) -> Iterator[Tuple[str, int, int, Optional[str]]]:
 def _idt(kernel: Kernel, view: View) -> MemberRow:
     """``arch/x86/kernel/idt.c:idt_setup_apic_and_irq_gates`` maps idt_table, which is one page, read-only."""
     wanted: Optional[int] = None
-    try:
-        wanted = mapped_physical(kernel, kernel.symbol("idt_table"))
-    except Unavailable:
-        pass
+    address = kernel.find_symbol("idt_table")
+    if address is not None:
+        wanted = mapped_physical(kernel, address)
     return _row(kernel, view, None, "IDT", CPU_ENTRY_AREA_BASE, PAGE_SIZE, "r--", "idt_table", [wanted])
 
 
@@ -207,7 +253,11 @@ def _member(
     if parent == "estacks" and not guard:
         behind, expected = "exception_stacks", "rw-"
         try:
-            offset = next(m.bit_offset // 8 for m in type_of(kernel, "struct exception_stacks").members if m.name == name)
+            offset = next(
+                m.bit_offset // 8
+                for m in type_of(kernel, "struct exception_stacks").members
+                if m.name == name
+            )
         except (StopIteration, Unavailable):
             behind = None
     wanted: List[Optional[int]] = []

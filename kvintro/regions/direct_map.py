@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Optional, Set, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from kvintro.arch.x86_64 import ALL, CPU_ENTRY_AREA_BASE, PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT
 from kvintro.errors import Unavailable
@@ -13,6 +13,7 @@ from kvintro.memory import SYSTEM_RAM, Physical
 from kvintro.model import Address, AddressRange, Column, Located, Placement, Size, Table
 from kvintro.paging import LEVEL_MASK, LEVEL_SHIFT, MAPPED, NONZERO, OVER_LIMIT, UNREADABLE
 from kvintro.paging.bulk import MAPPED as FOUND
+from kvintro.randomness import Randomised, region_draw
 from kvintro.regions import Asked, Contents, Linear, Region
 from kvintro.regions.vmemmap import REGION as VMEMMAP
 from kvintro.structures import Damage, has_member, maple_entries, offset_of
@@ -167,8 +168,14 @@ class DirectMap(Region):
             raise Unavailable(found.reason)
         return Linear(found.range, kernel.page_offset_base.value)
 
+    def randomised(self, kernel: Kernel) -> Sequence[Randomised]:
+        """Its base (arch/x86/mm/kaslr.c)."""
+        return (region_draw(kernel, self.key, "direct map of physical memory"),)
+
     def contents(self, kernel: Kernel, asked: Asked) -> Contents:
-        """RAM and how it is mapped; what is split into small pages, and what is left out, with the reasons."""
+        """RAM and how it is mapped; what is split into small pages, and what is left out, with the
+        reasons.
+        """
         base = kernel.page_offset_base.value
         last = base + (kernel.max_pfn.value << PAGE_SHIFT) - 1
         found = kernel.locate(self)
@@ -178,7 +185,9 @@ class DirectMap(Region):
         view = View.of(kernel, base, last)
         physical = Physical(kernel)
         if not physical.resources:
-            damage.add("what is RAM and what is not is unknown", "the tree of memory resources cannot be read")
+            damage.add(
+                "what is RAM and what is not is unknown", "the tree of memory resources cannot be read"
+            )
         runs: List[RunRow] = []
         blocks: Dict[int, _Block] = {}
         holes: List[Tuple[int, int, bool]] = []
@@ -195,7 +204,9 @@ class DirectMap(Region):
                 _add_hole(holes, low, high, bool(key & NONZERO))
             if key & (MAPPED | NONZERO):
                 # The kernel counts entries, and goes on counting those that are no longer present.
-                counted[PAGE_NAMES[level]] = counted.get(PAGE_NAMES[level], 0) + (high - low + 1 >> 12 + 9 * (level - 1))
+                counted[PAGE_NAMES[level]] = counted.get(PAGE_NAMES[level], 0) + (
+                    high - low + 1 >> 12 + 9 * (level - 1)
+                )
             if level == 1:
                 _add_to_blocks(blocks, low, high, key)
         reasons = _Reasons(kernel, base, physical, damage)
@@ -213,7 +224,8 @@ class DirectMap(Region):
             notes.append(f"page tables of {unreadable} bytes are not in this source")
         counts = _direct_pages_count(kernel)
         if counts:
-            # mm/pat/set_memory.c:__split_large_page takes a split of the image's own mapping for one here, too.
+            # mm/pat/set_memory.c:__split_large_page takes a split of the image's own mapping for one here,
+            # too.
             image = _blocks_split_in_image(kernel)
             totals["blocks_split_in_image"] = image
             totals.update({f"kernel_counts_{name}": count for name, count in counts.items()})
@@ -221,7 +233,9 @@ class DirectMap(Region):
             expected["1G"] = counted.get("1G", 0)
             differing = {name: count for name, count in counts.items() if expected[name] != count}
             if differing and not unreadable:
-                told = ", ".join(f"{name}: {expected[name]}, not {count}" for name, count in differing.items())
+                told = ", ".join(
+                    f"{name}: {expected[name]}, not {count}" for name, count in differing.items()
+                )
                 notes.append(f"direct_pages_count does not agree with the page tables: {told}")
         return Contents(
             (
@@ -330,7 +344,9 @@ def _splits(blocks: Mapping[int, _Block], base: int, last: int, reasons: _Reason
         row = SplitRow(Address(start), Address(end), Size(end - start + 1), Address(start - base), 1, why)
         before = rows[-1] if rows else None
         if before and before.why == why and before.end + 1 == start:
-            rows[-1] = replace(before, end=row.end, size=Size(end - before.start + 1), blocks=before.blocks + 1)
+            rows[-1] = replace(
+                before, end=row.end, size=Size(end - before.start + 1), blocks=before.blocks + 1
+            )
         else:
             rows.append(row)
     return rows
@@ -368,7 +384,9 @@ def _direct_pages_count(kernel: Kernel) -> Dict[str, int]:
         data = kernel.read(kernel.symbol("direct_pages_count"), 32)
     except Unavailable:
         return {}
-    return {name: int.from_bytes(data[8 * level : 8 * level + 8], "little") for level, name in PAGE_NAMES.items()}
+    return {
+        name: int.from_bytes(data[8 * level : 8 * level + 8], "little") for level, name in PAGE_NAMES.items()
+    }
 
 
 def _blocks_split_in_image(kernel: Kernel) -> int:
@@ -422,13 +440,21 @@ class _Reasons:
                 run = at
                 while run <= end and self._examined < _MAX_EXAMINED and self._page(run, kept) == why:
                     run += PAGE_SIZE
-                following = end + 1 if self._examined >= _MAX_EXAMINED else min(max(run, at + PAGE_SIZE), end + 1)
+                following = (
+                    end + 1 if self._examined >= _MAX_EXAMINED else min(max(run, at + PAGE_SIZE), end + 1)
+                )
                 yield self._hole(at, following - 1, resource, kept, why)
                 at = following
 
     def _hole(self, start: int, end: int, resource: Optional[str], kept: bool, why: str) -> HoleRow:
         return HoleRow(
-            Address(start), Address(end), Size(end - start + 1), Address(start - self._base), resource, kept, why
+            Address(start),
+            Address(end),
+            Size(end - start + 1),
+            Address(start - self._base),
+            resource,
+            kept,
+            why,
         )
 
     def _pieces(self, low: int, high: int) -> Iterator[Tuple[int, int, Optional[str]]]:
@@ -517,7 +543,8 @@ class _Reasons:
 
         try:
             return tuple(
-                (part.physical, part.physical + part.end - part.start, part.name) for part in sections(self._kernel)
+                (part.physical, part.physical + part.end - part.start, part.name)
+                for part in sections(self._kernel)
             )
         except Unavailable:
             return ()
@@ -546,7 +573,9 @@ class _Reasons:
     def _executable_cache(self) -> Set[int]:
         """Physical addresses of the pages of ``execmem_cache``, which leave the direct map (6.13)."""
         kernel = self._kernel
-        if kernel.find_symbol("execmem_cache") is None or not has_member(kernel, "struct execmem_cache", "busy_areas"):
+        if kernel.find_symbol("execmem_cache") is None or not has_member(
+            kernel, "struct execmem_cache", "busy_areas"
+        ):
             return set()
         found: Set[int] = set()
         for name in ("busy_areas", "free_areas"):

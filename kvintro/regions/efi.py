@@ -12,8 +12,7 @@ from kvintro.mapped import View
 from kvintro.model import Absent, Address, AddressRange, Column, Located, Size, Table
 from kvintro.regions import RANGE_COLUMNS, Asked, Contents, Region, Root, fixed_place, mapped_ranges
 from kvintro.regions.ldt_remap import table_of
-from kvintro.structures import Damage, number, size_of, struct_at
-from kvintro.structures import TROUBLE
+from kvintro.structures import TROUBLE, Damage, number, size_of, struct_at
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel
@@ -181,7 +180,9 @@ def _descriptors(kernel: Kernel, root: Root, damage: Damage) -> Iterator[Descrip
         rights: Tuple[str, ...] = ()
         mapped, problem = 0, None
         if used:
-            found = View.of(kernel, virtual, virtual + size - 1, root.table).stretch(virtual, virtual + size - 1)
+            found = View.of(kernel, virtual, virtual + size - 1, root.table).stretch(
+                virtual, virtual + size - 1
+            )
             rights, mapped = found.rights, found.mapped
             first, last = (kernel.walk(at, root.table).physical for at in (virtual, virtual + size - 1))
             if found.unreadable:

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, List, Optional, Tuple
+from typing import TYPE_CHECKING, List, Optional, Sequence, Tuple
 
 from kvintro.arch.x86_64 import ESPFIX_BASE, P4D_SHIFT, PAGE_SIZE
 from kvintro.errors import Unavailable
 from kvintro.mapped import View
-from kvintro.model import Absent, Address, AddressRange, Column, Located, Size, Table
+from kvintro.model import Absent, Address, AddressRange, Column, Located, Placement, Size, Table
 from kvintro.processes import mapped_physical
+from kvintro.randomness import Randomised, drawn, not_known
 from kvintro.regions import Asked, Contents, Region, fixed_place
 from kvintro.structures import Damage, per_cpu_address, pointer_at, possible_cpus
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _STACK_SIZE = 64  # ESPFIX_STACK_SIZE
 _STACKS_PER_PAGE = PAGE_SIZE // _STACK_SIZE
 _CLONE_STRIDE = 1 << 16
+_PAGE_SPACE = 1 << P4D_SHIFT - 12 - 16  # ESPFIX_PAGE_SPACE
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,32 @@ class Espfix(Region):
             return Absent("the kernel did not set it up (with FRED it needs none)")
         return fixed_place(found, "each page again every 64 KB")
 
+    def randomised(self, kernel: Kernel) -> Sequence[Randomised]:
+        """The place of the first CPU's stack (init_espfix_random), whether there is KASLR or not."""
+        what = "espfix stack of CPU 0"
+        if not isinstance(kernel.locate(self), Placement):
+            return ()
+        start = pointer_at(kernel, per_cpu_address(kernel, "espfix_stack", 0))
+        if not ESPFIX_BASE <= start < ESPFIX_BASE + (1 << P4D_SHIFT):
+            return (not_known(self.key, what, "CPU 0 has none"),)
+        return (
+            drawn(
+                self.key,
+                what,
+                default=ESPFIX_BASE,
+                actual=start,
+                granularity=_STACK_SIZE,
+                slots=_PAGE_SPACE * _STACKS_PER_PAGE,
+                provenance="espfix_stack",
+                computed=f"{_PAGE_SPACE} pages (page_random) of {_STACKS_PER_PAGE} places (slot_random)",
+                note="drawn without KASLR, too",
+            ),
+        )
+
     def contents(self, kernel: Kernel, asked: Asked) -> Contents:
-        """Each CPU's stack, from ``espfix_stack`` and ``espfix_waddr``; no types are needed but for the CPUs."""
+        """Each CPU's stack, from ``espfix_stack`` and ``espfix_waddr``; no types are needed but for the
+        CPUs.
+        """
         damage = Damage()
         base, end = ESPFIX_BASE, ESPFIX_BASE + (1 << P4D_SHIFT) - 1
         view = View.of(kernel, base, end)
@@ -124,8 +150,15 @@ def _stack(kernel: Kernel, view: View, cpu: int, start: int, writable: int, clon
         problem = f"mapped {' '.join(found.rights)}, should be r--"
     elif here != there:
         problem = f"{writable:016x} is not the same memory"
-    elif mapped_physical(kernel, (start + _CLONE_STRIDE) if start + _CLONE_STRIDE >> P4D_SHIFT == start >> P4D_SHIFT
-                         else start - _CLONE_STRIDE) != here:
+    elif (
+        mapped_physical(
+            kernel,
+            (start + _CLONE_STRIDE)
+            if start + _CLONE_STRIDE >> P4D_SHIFT == start >> P4D_SHIFT
+            else start - _CLONE_STRIDE,
+        )
+        != here
+    ):
         problem = "the page is not mapped again 64 KB on"
     return StackRow(
         cpu=cpu,

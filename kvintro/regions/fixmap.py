@@ -65,6 +65,7 @@ class Fixmap(Region):
     """
 
     key = "fixmap"
+    row = 14
     name = "fixmap"
     macro = "FIXADDR_START"
 
@@ -82,9 +83,7 @@ class Fixmap(Region):
             end = VSYSCALL_ADDR - 1
         except LookupError:
             end = FIXADDR_TOP + PAGE_SIZE - 1
-        return Placement(
-            AddressRange(start, end), "enum fixed_addresses", note=f"{slots} permanent slots"
-        )
+        return Placement(AddressRange(start, end), "enum fixed_addresses", note=f"{slots} permanent slots")
 
     def contents(self, kernel: Kernel, asked: Asked) -> Contents:
         """Every slot that has a name, early boot's among them, and any other that something is mapped in."""
@@ -125,7 +124,9 @@ class Fixmap(Region):
         stray = [row for row in in_use if row.name is None]
         notes = [f"slot {row.slot} has no name, but is mapped" for row in stray[:5]]
         notes += [
-            f"slot {row.slot}, {row.name}, is early boot's and is still mapped" for row in in_use if not row.permanent
+            f"slot {row.slot}, {row.name}, is early boot's and is still mapped"
+            for row in in_use
+            if not row.permanent
         ][:5]
         return Contents(
             (
@@ -147,8 +148,8 @@ def _slots(kernel: Kernel) -> Tuple[Dict[int, str], int, int]:
     if not 0 < permanent <= last < _MAX_SLOTS:
         raise Unavailable(f"enum fixed_addresses has {last} slots, which makes no sense")
     names = {value: name for name, value in enumerators.items()}
-    # An array of slots has a name at either end: X_0 or X_BEGIN or X, and X_END. On x86 early boot's are counted
-    # so that the one called BEGIN has the higher number.
+    # An array of slots has a name at either end: X_0 or X_BEGIN or X, and X_END. On x86 early boot's are
+    # counted so that the one called BEGIN has the higher number.
     for name, value in enumerators.items():
         if not name.endswith("_END"):
             continue

@@ -113,8 +113,6 @@ class KasanShadow(Region):
             return Absent("CONFIG_KASAN is off")
         return fixed_place(kernel.geometry.kasan_shadow, "mostly one shared page of zeros")
 
-
-
     def contents(self, kernel: Kernel, asked: Asked) -> Contents:
         """What of the shadow is real; and the shadow of the addresses asked for, byte by byte.
 
@@ -244,7 +242,9 @@ def _decode(
     else:
         low, high = shadow_of(within.start), shadow_of(within.end)
         if low not in where or high not in where:
-            raise Unavailable(f"{within.start:016x}-{within.end:016x} has no shadow: only the kernel half has")
+            raise Unavailable(
+                f"{within.start:016x}-{within.end:016x} has no shadow: only the kernel half has"
+            )
     if high - low >= _MOST:
         damage.add("not all of the range is decoded", f"{_MOST << _SCALE_SHIFT} bytes are the most at a time")
         high = low + _MOST - 1

@@ -6,20 +6,44 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
+from kvintro.arch import x86_64_kaslr
 from kvintro.arch.x86_64 import ALL, DEFAULT_TEXT, PAGE_SIZE, PMD_SHIFT, START_KERNEL_MAP
 from kvintro.errors import Unavailable
 from kvintro.mapped import View, rights_text
-from kvintro.model import Address, AddressRange, Column, Displacement, Fact, Located, NoRange, Placement, Size, Table
+from kvintro.model import (
+    Address,
+    AddressRange,
+    Column,
+    Displacement,
+    Fact,
+    Located,
+    NoRange,
+    Placement,
+    Size,
+    Table,
+)
 from kvintro.paging import MAPPED
+from kvintro.randomness import (
+    Randomised,
+    alignment,
+    boot_ram,
+    boot_taken,
+    drawn,
+    image_size,
+    kaslr_enabled,
+    not_drawn,
+    not_known,
+    why_off,
+)
 from kvintro.regions import Asked, Contents, Linear, Region
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel
 
 
-# Parts in the order of addresses: name, first symbol, last symbol (exclusive), rights once the kernel runs, and
-# whether it is freed then (arch/x86/mm/init_64.c:mark_rodata_ro, init.c:free_initmem). What lies between parts
-# that follow one another is alignment, or belongs to the part before.
+# Parts in the order of addresses: name, first symbol, last symbol (exclusive), rights once the kernel runs,
+# and whether it is freed then (arch/x86/mm/init_64.c:mark_rodata_ro, init.c:free_initmem). What lies between
+# parts that follow one another is alignment, or belongs to the part before.
 _PARTS: Tuple[Tuple[str, str, str, str, bool], ...] = (
     ("text", "_text", "_etext", "r-x", False),
     ("gap behind text", "_etext", "__start_rodata", "", True),
@@ -121,6 +145,10 @@ class KernelImage(Region):
             raise Unavailable(found.reason)
         return Linear(found.used or found.range, START_KERNEL_MAP - kernel.phys_base.value & ALL)
 
+    def randomised(self, kernel: Kernel) -> Sequence[Randomised]:
+        """Its place in the window, and that in physical memory, which is drawn on its own."""
+        return (_virtual_draw(kernel), _physical_draw(kernel))
+
     def contents(self, kernel: Kernel, asked: Asked) -> Contents:
         """The parts, and their rights as they are against what they should be."""
         found = kernel.locate(self)
@@ -166,6 +194,68 @@ class KernelImage(Region):
         return Fact((brk.value + (1 << PMD_SHIFT) - 1 >> PMD_SHIFT << PMD_SHIFT) - 1, "_brk_end")
 
 
+def _virtual_draw(kernel: Kernel) -> Randomised:
+    what = "kernel image, virtual"
+    actual = kernel.text.value
+    default = actual - kernel.image_slide.value
+    provenance = kernel.text.provenance
+    try:
+        enabled, _ = kaslr_enabled(kernel)
+        align, load = alignment(kernel)
+        size, source = image_size(kernel)
+    except Unavailable as error:
+        return not_known("image_virtual", what, error.what, default=default, actual=actual)
+    if not enabled:
+        return not_drawn(
+            "image_virtual", what, why_off(kernel), default=default, actual=actual, provenance=provenance
+        )
+    slots = x86_64_kaslr.image_slots(kernel.image_window.value, load, size, align)
+    return drawn(
+        "image_virtual",
+        what,
+        default=default,
+        actual=actual,
+        granularity=align,
+        slots=slots,
+        bound="at most" if source == "_text to _end" else "at least",
+        provenance=provenance,
+        computed=f"the window from {load >> 20} MB up, less {-(-size >> 20)} MB of image ({source})",
+    )
+
+
+def _physical_draw(kernel: Kernel) -> Randomised:
+    what = "kernel image, physical"
+    actual = kernel.text.value - START_KERNEL_MAP + kernel.phys_base.value & ALL
+    provenance = kernel.phys_base.provenance
+    try:
+        enabled, _ = kaslr_enabled(kernel)
+        align, load = alignment(kernel)
+        size, _ = image_size(kernel)
+        ram, taken = boot_ram(kernel), boot_taken(kernel)
+    except Unavailable as error:
+        return not_known("image_physical", what, error.what, actual=actual)
+    if not enabled:
+        return not_drawn(
+            "image_physical", what, why_off(kernel), default=load, actual=actual, provenance=provenance
+        )
+    slots = x86_64_kaslr.physical_slots(ram, taken, min(load, 512 << 20), size, align)
+    if not slots:
+        return not_known(
+            "image_physical", what, "the boot memory map has no room for the image", actual=actual
+        )
+    return drawn(
+        "image_physical",
+        what,
+        default=load,
+        actual=actual,
+        granularity=align,
+        slots=slots,
+        bound="at most",
+        provenance=provenance,
+        computed="RAM by boot_params.e820_table less initrd and command line; the packed kernel's is unknown",
+    )
+
+
 def sections(kernel: Kernel) -> List[SectionRow]:
     """The main parts of the image, in the order of addresses.
 
@@ -178,21 +268,23 @@ def sections(kernel: Kernel) -> List[SectionRow]:
     running = _is_running(kernel)
     pti = kernel.pti.value
     rows = []
-    for name, first, last, expected, freed in _PARTS:
+    for name, first, last, rights, freed in _PARTS:
         bounds = _bounds(kernel, first, last, whole_pages=freed)
         if bounds is None:
             continue
-        if freed and running:
-            # What is freed becomes ordinary memory; under PTI its mapping here goes (free_kernel_image_pages).
-            expected = "" if pti else "rw-"
-        elif freed:
-            expected = "?"
-        rows.append(_row(kernel, view, name, "", bounds, expected, freed and running, f"{first} to {last}"))
+        expected = rights
+        if freed:
+            # What is freed becomes ordinary memory; under PTI its mapping goes (free_kernel_image_pages).
+            expected = "?" if not running else "" if pti else "rw-"
+        symbols = f"{first} to {last}"
+        rows.append(_row(kernel, view, name, "", bounds, expected, freed and running, symbols))
     if place.used is not None and rows and rows[-1].end < place.used.end:
         start = -(-(rows[-1].end + 1) // PAGE_SIZE) * PAGE_SIZE
         if start <= place.used.end:
             rest = (start, place.used.end + 1)
-            rows.append(_row(kernel, view, "rest of the last 2 MB", "", rest, "rw-", False, "cleanup_highmap"))
+            rows.append(
+                _row(kernel, view, "rest of the last 2 MB", "", rest, "rw-", False, "cleanup_highmap")
+            )
     return rows
 
 
@@ -207,7 +299,9 @@ def _inner(kernel: Kernel, view: View) -> Iterator[SectionRow]:
 
 
 def _bounds(kernel: Kernel, first: str, last: str, *, whole_pages: bool) -> Optional[Tuple[int, int]]:
-    """(start, end) from symbols, the end exclusive; None if this kernel does not have them, or nothing between."""
+    """(start, end) from symbols, the end exclusive; None if this kernel does not have them, or nothing
+    between.
+    """
     try:
         start = kernel.symbol(first)
         end = kernel.value(last).value if last == "_brk_end" else kernel.symbol(last)

@@ -170,8 +170,8 @@ def _table(kernel: Kernel, process: Process, root: int, ldt: drgn.Object) -> Ldt
     size = -(-count * _ENTRY_SIZE // PAGE_SIZE) * PAGE_SIZE
     if slot not in (0, 1) or not size:
         return LdtRow(
-            process.pid, process.comm, None, count, None, None, Size(size), Address(memory), Size(0), (), None,
-            "it is not mapped, though page-table isolation is on",
+            process.pid, process.comm, None, count, None, None, Size(size), Address(memory), Size(0), (),
+            None, "it is not mapped, though page-table isolation is on",
         )  # fmt: skip
     start = kernel.geometry.ldt_remap.start + slot * LDT_SLOT_STRIDE
     found = View.of(kernel, start, start + size - 1, root).stretch(start, start + size - 1)
@@ -237,7 +237,9 @@ def _kind(value: int) -> str:
     if not value >> 44 & 1:
         return f"system {kind}"
     if kind & 8:
-        return f"{width} code, {'readable' if kind & 2 else 'execute only'}{', conforming' if kind & 4 else ''}"
+        return (
+            f"{width} code, {'readable' if kind & 2 else 'execute only'}{', conforming' if kind & 4 else ''}"
+        )
     return f"{width} data, {'writable' if kind & 2 else 'read-only'}{', expands down' if kind & 4 else ''}"
 
 

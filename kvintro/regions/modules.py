@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
-from kvintro.arch.x86_64 import MODULES_END, START_KERNEL_MAP
+from kvintro.arch.x86_64 import MODULES_END, PAGE_SIZE, START_KERNEL_MAP
+from kvintro.arch.x86_64_kaslr import MODULE_SLOTS
 from kvintro.errors import Unavailable
 from kvintro.mapped import View
 from kvintro.model import Absent, Address, AddressRange, Column, Located, Placement, Size, Table
 from kvintro.names import module_parts
+from kvintro.randomness import Randomised, drawn, kaslr_enabled, not_drawn, not_known, why_off
 from kvintro.regions import Asked, Contents, Region
 from kvintro.structures import (
     TROUBLE,
@@ -170,6 +172,7 @@ class Modules(Region):
     """``MODULES_VADDR .. MODULES_END``: what the image's window leaves below the fixmap."""
 
     key = "modules"
+    row = 13
     name = "modules"
     macro = "MODULES_VADDR"
 
@@ -186,6 +189,35 @@ class Modules(Region):
         except LookupError:
             pass
         return Placement(AddressRange(start, end - 1), f"{window.provenance}, {provenance}", start)
+
+    def randomised(self, kernel: Kernel) -> Sequence[Randomised]:
+        """Where the first module goes: a number of pages behind the start, drawn once."""
+        what = "modules"
+        default = START_KERNEL_MAP + kernel.image_window.value
+        try:
+            enabled, _ = kaslr_enabled(kernel)
+        except Unavailable as error:
+            return (not_known(self.key, what, error.what),)
+        if not enabled:
+            return (not_drawn(self.key, what, why_off(kernel), default=default, actual=default),)
+        found = _first_place(kernel, default)
+        if found is None:
+            reason = "no module was loaded yet, so nothing was drawn, or the source does not tell"
+            return (not_known(self.key, what, reason),)
+        actual, provenance = found
+        return (
+            drawn(
+                self.key,
+                what,
+                default=default,
+                actual=actual,
+                granularity=PAGE_SIZE,
+                slots=MODULE_SLOTS,
+                provenance=provenance,
+                computed=f"1 to {MODULE_SLOTS} pages",
+                note="" if 0 < actual - default <= MODULE_SLOTS * PAGE_SIZE else "this is none of the places",
+            ),
+        )
 
     def contents(self, kernel: Kernel, asked: Asked) -> Contents:
         """Modules by kind of memory, code that was made at run time, and what is free."""
@@ -225,7 +257,7 @@ class Modules(Region):
             "free": Size(free),
             "largest_gap": Size(gaps[0].size if gaps else 0),
         }
-        wrong: List[Any] = [row for row in (*memory, *code) if row.problem]
+        wrong: List[Any] = [row for rows in (memory, code) for row in rows if row.problem]
         notes = [*damage.notes]
         if wrong:
             shown = "; ".join(f"{row.start:016x}: {row.problem}" for row in wrong[:3])
@@ -242,6 +274,28 @@ class Modules(Region):
         return Contents(tables, totals, notes, partial=bool(damage))
 
 
+def _first_place(kernel: Kernel, default: int) -> Optional[Tuple[int, str]]:
+    """(address, where it was read): ``module_load_offset``; since 223b5e57d0d5 "mm/execmem, arch: convert
+    remaining overrides of module_alloc to execmem" (6.10) the start of the first range of ``execmem_info``.
+    """
+    if kernel.find_symbol("module_load_offset") is not None:
+        offset = kernel.value("module_load_offset").value
+        return (default + offset, "module_load_offset") if offset else None
+    try:
+        # Of two variables of this name one is a pointer to the other.
+        candidates = kernel.prog.symbols("execmem_info")
+    except LookupError:
+        return None
+    for symbol in candidates:
+        try:
+            start = pointer_at(kernel, symbol.address)
+        except Unavailable:
+            continue
+        if default <= start < MODULES_END:
+            return start, "execmem_info.ranges[EXECMEM_MODULE_TEXT].start"
+    return None
+
+
 def each_module(kernel: Kernel, damage: Damage) -> Iterator[Tuple[int, drgn.Object]]:
     """(address, struct module) of all modules that /proc/modules would list, the last loaded first."""
     head = kernel.symbol("modules")
@@ -253,7 +307,12 @@ def each_module(kernel: Kernel, damage: Damage) -> Iterator[Tuple[int, drgn.Obje
 
 
 def _module(
-    kernel: Kernel, view: View, address: int, module: drgn.Object, taints: Sequence[Tuple[int, str]], damage: Damage
+    kernel: Kernel,
+    view: View,
+    address: int,
+    module: drgn.Object,
+    taints: Sequence[Tuple[int, str]],
+    damage: Damage,
 ) -> Tuple[ModuleRow, List[MemoryRow]]:
     name, state = text_of(module.name), number(module, "state")
     pieces = []
@@ -265,7 +324,13 @@ def _module(
     users = []
     source = offset_of(kernel, "struct module", "source_list")
     for _, use in list_entries(
-        kernel, address + source, "struct module_use", "source_list", damage, f"the list of {name}'s users", limit=1000
+        kernel,
+        address + source,
+        "struct module_use",
+        "source_list",
+        damage,
+        f"the list of {name}'s users",
+        limit=1000,
     ):
         users.append(text_of(struct_at(kernel, "struct module", number(use, "source")).name))
     if number(module, "init") and not number(module, "exit"):
@@ -381,7 +446,12 @@ def _code(kernel: Kernel, view: View, damage: Damage) -> Iterator[CodeRow]:
     """What has no module: each kind is there only if the kernel was built with it and uses it."""
     if kernel.find_symbol("bpf_kallsyms") is not None:
         entries = list_entries(
-            kernel, kernel.symbol("bpf_kallsyms"), "struct bpf_ksym", "lnode", damage, "the list of BPF programs"
+            kernel,
+            kernel.symbol("bpf_kallsyms"),
+            "struct bpf_ksym",
+            "lnode",
+            damage,
+            "the list of BPF programs",
         )
         for _, entry in entries:
             start, end = number(entry, "start"), number(entry, "end")
@@ -400,7 +470,9 @@ def _code(kernel: Kernel, view: View, damage: Damage) -> Iterator[CodeRow]:
         if kernel.find_symbol(symbol) is None or not has_member(kernel, "struct kprobe_insn_cache", "pages"):
             continue
         head = kernel.symbol(symbol) + offset_of(kernel, "struct kprobe_insn_cache", "pages")
-        for _, entry in list_entries(kernel, head, "struct kprobe_insn_page", "list", damage, f"pages of {symbol}"):
+        for _, entry in list_entries(
+            kernel, head, "struct kprobe_insn_page", "list", damage, f"pages of {symbol}"
+        ):
             yield from _code_row(view, number(entry, "insns"), 4096, "kprobe page", symbol, damage)
 
 
@@ -415,13 +487,22 @@ def _code_row(view: View, start: int, size: int, kind: str, name: str, damage: D
     elif any("x" not in rights or "w" in rights for rights in found.rights):
         problem = f"{' '.join(found.rights)}, should be r-x"
     yield CodeRow(
-        Address(start), Address(start + size - 1), Size(size), kind, name, found.rights, Size(found.mapped), problem
+        Address(start),
+        Address(start + size - 1),
+        Size(size),
+        kind,
+        name,
+        found.rights,
+        Size(found.mapped),
+        problem,
     )
 
 
 def _cache(kernel: Kernel, view: View, damage: Damage) -> Iterator[CacheRow]:
     """``execmem_cache``, since 2e45474ab14f "execmem: add support for cache of large ROX pages" (6.13)."""
-    if kernel.find_symbol("execmem_cache") is None or not has_member(kernel, "struct execmem_cache", "busy_areas"):
+    if kernel.find_symbol("execmem_cache") is None or not has_member(
+        kernel, "struct execmem_cache", "busy_areas"
+    ):
         return
     rows: List[CacheRow] = []
     for state in ("busy", "free"):

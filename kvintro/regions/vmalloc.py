@@ -12,10 +12,12 @@ from kvintro.mapped import View
 from kvintro.model import Address, AddressRange, Column, Located, Placement, Size, Table
 from kvintro.names import Names
 from kvintro.paging.bulk import MAPPED
+from kvintro.randomness import Randomised, region_draw
 from kvintro.regions import Asked, Contents, Region
 from kvintro.regions.vmemmap import REGION as VMEMMAP
 from kvintro.structures import (
     Damage,
+    chain_entries,
     has_member,
     list_entries,
     need_types,
@@ -126,6 +128,7 @@ class Vmalloc(Region):
     """``VMALLOC_START .. VMALLOC_END`` (inclusive), arch/x86/include/asm/pgtable_64_types.h."""
 
     key = "vmalloc"
+    row = 6
     name = "vmalloc and ioremap"
     macro = "VMALLOC_START"
 
@@ -147,8 +150,13 @@ class Vmalloc(Region):
             note=note,
         )
 
+    def randomised(self, kernel: Kernel) -> Sequence[Randomised]:
+        """Its base (arch/x86/mm/kaslr.c)."""
+        return (region_draw(kernel, self.key, "vmalloc"),)
+
     def contents(self, kernel: Kernel, asked: Asked) -> Contents:
-        """Every area, as ``mm/vmalloc.c:vmalloc_info_show`` lists them: in use, then freed and not yet purged.
+        """Every area, as ``mm/vmalloc.c:vmalloc_info_show`` lists them: in use, then freed and not yet
+        purged.
 
         Areas of modules are among them, since the same allocator hands out both regions.
         """
@@ -193,7 +201,12 @@ class Vmalloc(Region):
         return Contents(
             (
                 Table("areas", AREA_COLUMNS, rows),
-                Table("by_caller", (Column("name", "caller"), *_SUM_COLUMNS), _sums(rows, _function), "by caller"),
+                Table(
+                    "by_caller",
+                    (Column("name", "caller"), *_SUM_COLUMNS),
+                    _sums(rows, _function),
+                    "by caller",
+                ),
                 Table("by_kind", (Column("name", "kind"), *_SUM_COLUMNS), _sums(rows, _kind), "by kind"),
                 Table("gaps", GAP_COLUMNS, gaps, "free gaps"),
             ),
@@ -206,8 +219,8 @@ class Vmalloc(Region):
 class Areas:
     """The kernel's own account of areas, whichever of its two forms this kernel has.
 
-    Up to 6.8 it is ``vmap_area_list``; since 72210662c5a2 "mm: vmalloc: offload free_vmap_area_lock lock" (6.9)
-    every ``vmap_nodes[]`` has lists of its own, each sorted only by itself.
+    Up to 6.8 it is ``vmap_area_list``. Since 6.9 ("mm: vmalloc: remove global vmap_area_root rb-tree") each
+    of ``vmap_nodes[]`` has lists of its own, sorted only by themselves.
     """
 
     def __init__(self, kernel: Kernel, where: AddressRange, damage: Damage) -> None:
@@ -266,14 +279,35 @@ class Areas:
 
     def lazy(self) -> Iterator[AreaRow]:
         """Areas that were freed and whose addresses are not yet handed out again (lazy TLB flush)."""
-        for head, what in self._lists("purge_vmap_area_list", "lazy", "head"):
-            for area in self._entries(head, what):
+        for entries in self._lazy_entries():
+            for area in entries:
                 row = self._bare(number(area, "va_start"), number(area, "va_end"), "unpurged")
                 if row is not None:
                     yield row
 
+    def _lazy_entries(self) -> Iterator[Iterator[Any]]:
+        # Before "mm/vmalloc: rework the drain logic" (5.11) they were chained, in the place of their vm.
+        chain = self._kernel.find_symbol("vmap_purge_list")
+        if chain is not None and not self._per_node:
+            yield self._chained(chain)
+            return
+        for head, what in self._lists("purge_vmap_area_list", "lazy", "head"):
+            yield self._entries(head, what)
+
+    def _chained(self, head: int) -> Iterator[Any]:
+        what = "vmap_purge_list"
+        try:
+            for _, area in chain_entries(
+                self._kernel, head, "struct vmap_area", "purge_list", self._damage, what
+            ):
+                yield area
+        except Unavailable as error:
+            self._damage.add(f"{what} cannot be read", error.what)
+
     def free_space(self) -> Optional[Tuple[int, int]]:
-        """Bytes of the region that the kernel counts as free, and that it holds back in pools for one size."""
+        """Bytes of the region that the kernel counts as free, and that it holds back in pools for one
+        size.
+        """
         kernel = self._kernel
         try:
             head = kernel.symbol("free_vmap_area_list")
@@ -288,10 +322,15 @@ class Areas:
             size = size_of(kernel, "struct vmap_pool")
             count = kernel.prog.type("struct vmap_node").member("pool").type.length
             for index, node in enumerate(self._vmap_nodes()):
+                try:
+                    heads = kernel.read(node + pools, count * size)
+                except Unavailable as error:
+                    self._damage.add("pools of vmap_nodes cannot be read", error.what)
+                    continue
                 for slot in range(count):
                     pool = node + pools + slot * size
                     # Nearly all are empty: their heads point to themselves.
-                    if pointer_at(kernel, pool) in (pool, 0):
+                    if int.from_bytes(heads[slot * size : slot * size + 8], "little") in (pool, 0):
                         continue
                     for area in self._entries(pool, f"vmap_nodes[{index}].pool[{slot}]"):
                         pooled += number(area, "va_end") - number(area, "va_start")
@@ -328,7 +367,8 @@ class Areas:
             names.append("vpages")
         caller, physical = number(vm, "caller"), number(vm, "phys_addr")
         requested = number(vm, "requested_size", -1)
-        # Chunks of per-CPU memory (pcpu_get_vm_areas) lie side by side without guards, mapped as they are used.
+        # Chunks of per-CPU memory (pcpu_get_vm_areas) lie side by side without guards, mapped as they are
+        # used.
         guarded = not flags & _VM_NO_GUARD and not (kind == "vmalloc" and not count)
         return replace(
             row,
@@ -337,7 +377,9 @@ class Areas:
             physical=Address(physical) if physical else None,
             kind=kind,
             flags=tuple(names),
-            nodes={} if flags & _VM_UNINITIALIZED else self._node_counts(pages, count, number(vm, "page_order")),
+            nodes={}
+            if flags & _VM_UNINITIALIZED
+            else self._node_counts(pages, count, number(vm, "page_order")),
             guard=Size(min(PAGE_SIZE, size) if guarded else 0),
             requested=Size(requested) if requested > 0 else None,
         )
@@ -386,7 +428,8 @@ class _Nodes:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         try:
-            # MAX_NUMNODES is nowhere in the kernel's memory, but this array has a place for each zone of each.
+            # MAX_NUMNODES is nowhere in the kernel's memory, but this array has a place for each zone of
+            # each.
             refs = kernel.prog.type("struct zonelist").member("_zonerefs").type.length - 1
             zones = kernel.prog.type("struct pglist_data").member("node_zones").type.length
             self._shift = (refs // zones).bit_length() - 1

@@ -11,6 +11,7 @@ from kvintro.errors import Unavailable
 from kvintro.mapped import View, rights_text
 from kvintro.model import Address, AddressRange, Column, Fact, Located, Placement, Size, Table
 from kvintro.paging import LEVEL_MASK, LEVEL_SHIFT, MAPPED
+from kvintro.randomness import Randomised, region_draw
 from kvintro.regions import Asked, Contents, Region
 from kvintro.structures import TROUBLE, Damage, need_types, number, offset_of, pointer_at, size_of, text_at
 
@@ -24,8 +25,8 @@ _SECTION_FLAGS = 0xFFF
 
 _SUBSECTION_SHIFT = 21
 _MAX_SECTIONS = 1 << 25  # MAX_PHYSMEM_BITS - SECTION_SIZE_BITS with 5 levels
-# include/linux/mmzone.h: bits 0 to 3 have been these since 5.3; the next one is there only with ZONE_DEVICE, so
-# it is looked for by its name.
+# include/linux/mmzone.h: bits 0 to 3 have been these since 5.3; the next one is there only with ZONE_DEVICE,
+# so it is looked for by its name.
 _FLAGS = ((0, "present"), (1, "has_mem_map"), (2, "online"), (3, "early"))
 _PRESENT, _HAS_MEM_MAP, _ONLINE, _EARLY = 1, 2, 4, 8
 _DEVICE = "SECTION_TAINT_ZONE_DEVICE_BIT"
@@ -147,6 +148,10 @@ class Vmemmap(Region):
             raise Unavailable(f"a struct page of {size} bytes makes no sense")
         return found.range.start, size, found.range.size // size
 
+    def randomised(self, kernel: Kernel) -> Sequence[Randomised]:
+        """Its base (arch/x86/mm/kaslr.c)."""
+        return (region_draw(kernel, self.key, "virtual memory map"),)
+
     def contents(self, kernel: Kernel, asked: Asked) -> Contents:
         """Sections of memory, whose struct pages these are, and what they cost."""
         need_types(kernel, "sections of memory")
@@ -160,8 +165,17 @@ class Vmemmap(Region):
         rows: List[SectionRow] = []
         for row in _sections(kernel, view, base, page, zones, damage):
             last = rows[-1] if rows else None
-            alike = last and (last.flags, last.zones, last.problem, row.problem) == (row.flags, row.zones, None, None)
-            whole = last and last.subsections == last.subsections_possible and row.subsections == row.subsections_possible
+            alike = last and (last.flags, last.zones, last.problem, row.problem) == (
+                row.flags,
+                row.zones,
+                None,
+                None,
+            )
+            whole = (
+                last
+                and last.subsections == last.subsections_possible
+                and row.subsections == row.subsections_possible
+            )
             if last and alike and whole and last.first + last.count == row.first:
                 pages = {n: last.pages.get(n, 0) + row.pages.get(n, 0) for n in {**last.pages, **row.pages}}
                 rows[-1] = replace(
@@ -251,7 +265,9 @@ def _sections(
         try:
             if usage:
                 at = usage + offset_of(kernel, "struct mem_section_usage", "subsection_map")
-                bitmap = int.from_bytes(kernel.read(at, -(-possible // 64) * 8), "little") & (1 << possible) - 1
+                bitmap = (
+                    int.from_bytes(kernel.read(at, -(-possible // 64) * 8), "little") & (1 << possible) - 1
+                )
         except Unavailable as error:
             damage.add("the subsections of a section cannot be read", error.what)
         start, size = base + first * page, pages * page
@@ -291,7 +307,8 @@ def _missing(view: View, start: int, page: int, bitmap: int, possible: int) -> O
     missing = [
         index
         for index in range(possible)
-        if bitmap >> index & 1 and view.stretch(start + index * each, start + (index + 1) * each - 1).mapped != each
+        if bitmap >> index & 1
+        and view.stretch(start + index * each, start + (index + 1) * each - 1).mapped != each
     ]
     return f"struct pages of subsections {missing[:8]} are not mapped" if missing else None
 

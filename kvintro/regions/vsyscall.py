@@ -32,7 +32,8 @@ class PageRow:
     """The page.
 
     :ivar mode: ``emulate`` or ``xonly``.
-    :ivar gate: rights of ``gate_vma``, which is what /proc/PID/maps shows of the page; None if it cannot be read.
+    :ivar gate: rights of ``gate_vma``, which is what /proc/PID/maps shows of the page; None if it cannot be
+        read.
     :ivar physical: page that is mapped, None for none.
     """
 

@@ -45,7 +45,7 @@ def explain_lines(report: Report, color: bool, width: int) -> List[str]:
 
 
 def _title(row: Any, color: bool) -> List[str]:
-    text = paint(row.key, BOLD, color) + f"  {row.name}"
+    text = paint(row.key, BOLD, color) + f"  {printable(row.name)}"
     if row.start is not None:
         text += f"  {row.start:016x}-{row.end:016x}  {size_text(Size(row.size))}"
     elif row.state == "absent":

@@ -7,7 +7,7 @@ import dataclasses
 import json
 from typing import Any, Dict, Mapping
 
-from kvintro.model import Address, Report
+from kvintro.model import Address, Report, Section
 
 
 def plain(value: Any) -> Any:
@@ -22,14 +22,23 @@ def plain(value: Any) -> Any:
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(v) for v in value]
+    if isinstance(value, Report):
+        return document(value)
+    if isinstance(value, Section):
+        return {
+            "key": value.key,
+            "title": value.title,
+            "problem": value.problem or None,
+            "report": plain(value.report),
+        }
     if dataclasses.is_dataclass(value):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     raise TypeError(f"no JSON for {type(value).__name__}")
 
 
-def render_json(report: Report) -> str:
-    """The whole report as one JSON document."""
-    document: Dict[str, Any] = {
+def document(report: Report) -> Dict[str, Any]:
+    """The whole report as one document."""
+    return {
         "schema": f"kvintro.{report.command}/1",
         "kernel": plain(report.kernel),
         **{key: plain(value) for key, value in report.extra.items()},
@@ -37,5 +46,9 @@ def render_json(report: Report) -> str:
         "notes": plain(report.notes),
         "partial": report.partial,
     }
+
+
+def render_json(report: Report) -> str:
+    """The document as text."""
     # ASCII only, so that nothing in a kernel's strings can reach a terminal.
-    return json.dumps(document, indent=2) + "\n"
+    return json.dumps(document(report), indent=2) + "\n"

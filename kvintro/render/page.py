@@ -60,15 +60,21 @@ def _facts(row: Any) -> Iterator[Tuple[str, str]]:
     if row.type == "free":
         yield "free block", f"order {row.order}, from pfn {row.head_pfn:x}"
     elif row.compound:
-        yield "compound", f"{row.compound}, order {row.order}" + (
-            f", head pfn {row.head_pfn:x}" if row.compound == "tail" else ""
+        yield (
+            "compound",
+            f"{row.compound}, order {row.order}"
+            + (f", head pfn {row.head_pfn:x}" if row.compound == "tail" else ""),
         )
     if row.slab is not None:
         yield from _slab(row.slab)
     if row.file is not None:
         file = row.file
         name = printable(file.path) if file.path else "no name"
-        yield "file", f"{name}  offset {file.offset:#x}  ({printable(file.file_system)} {file.device}, inode {file.inode})"
+        yield (
+            "file",
+            f"{name}  offset {file.offset:#x}  "
+            f"({printable(file.file_system)} {file.device}, inode {file.inode})",
+        )
     elif row.mapping is not None:
         yield "mapping", f"{row.mapping:016x}  offset {row.offset:#x} pages"
     if row.private:
@@ -90,7 +96,9 @@ def _mappings(row: Any, color: bool) -> List[str]:
     if not row.mappings:
         how = f" ({row.mapped_by})" if row.mapped_by else ""
         return [f"  {'mapped by':12}no process{how}"]
-    out = [f"  {'mapped by':12}{paint('pid      comm             address           rights  page', DIM, color)}"]
+    out = [
+        f"  {'mapped by':12}{paint('pid      comm             address           rights  page', DIM, color)}"
+    ]
     for found in row.mappings:
         state = "" if found.state == "mapped" else f"  {found.state}"
         out.append(
@@ -108,5 +116,7 @@ def _owner(owner: Any, color: bool) -> List[str]:
     out += [paint(f"  {'':14}{printable(f.symbol or f'{f.address:016x}')}", DIM, color) for f in owner.stack]
     if owner.freed and not owner.allocated:
         out.append(f"  {'':12}freed by")
-        out += [paint(f"  {'':14}{printable(f.symbol or f'{f.address:016x}')}", DIM, color) for f in owner.freed]
+        out += [
+            paint(f"  {'':14}{printable(f.symbol or f'{f.address:016x}')}", DIM, color) for f in owner.freed
+        ]
     return out

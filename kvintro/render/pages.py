@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import Any, Dict, List, Mapping, Tuple
 
 from kvintro.model import Report, Table
@@ -40,6 +41,7 @@ SIGNS: Dict[str, Tuple[str, int]] = {
     "broken": ("!", 196),
     "not_in_dump": ("?", 124),
 }
+_UNKNOWN = ("*", 255)
 _FREE = ("free", "free_cpu", "hugetlb_free")
 _LABEL = 16
 _MOST = 128  # cells in a line
@@ -92,51 +94,62 @@ def _free(table: Table) -> List[str]:
 
 
 def _sign(kind: str, color: bool) -> str:
-    letter, number = SIGNS.get(kind, ("*", 255))
+    letter, number = SIGNS.get(kind, _UNKNOWN)
     return paint("█", f"38;5;{number}", color) if color else letter
 
 
 def strip(table: Table, cell_size: int, color: bool, width: int) -> List[str]:
     """Physical memory as lines of cells, each with the address of its first.
 
-    With colour a cell has the colour of what most of its memory in use is, and the fuller the more is in use; without, the
-    letter of what most of it is. Lines without any struct page are left out, and how many bytes that is is said.
+    With colour a cell has the colour of what most of its memory in use is, and is the fuller the more is in
+    use; without, it has the letter of what most of it is. Lines without any struct page are left out, and how
+    many bytes those are is said.
     """
     if not table.rows:
         return []
-    room = (width or 80) - _LABEL - 2
+    room = (width or 100) - _LABEL - 2
     per_line = 8
     while per_line * 2 <= min(room, _MOST):
         per_line *= 2
     cells: Dict[int, Mapping[str, int]] = {row.start // cell_size: row.types for row in table.rows}
-    out = [paint(f"physical memory, {size_text(cell_size)} a cell, {size_text(cell_size * per_line)} a line", BOLD, color)]
+    out = [
+        paint(
+            f"physical memory, {size_text(cell_size)} a cell, {size_text(cell_size * per_line)} a line",
+            BOLD,
+            color,
+        )
+    ]
     following = None
     for line in sorted({cell // per_line for cell in cells}):
         if following is not None and line > following:
             gap = (line - following) * per_line * cell_size
             out.append(paint(f"{'':{_LABEL}}  ... {size_text(gap)} without struct pages", DIM, color))
         following = line + 1
-        signs = "".join(_cell(cells.get(line * per_line + i, {}), cell_size, color) for i in range(per_line))
-        out.append(f"{line * per_line * cell_size:0{_LABEL}x}  {signs}")
+        signs = [_cell(cells.get(line * per_line + i, {}), color) for i in range(per_line)]
+        # One escape sequence for neighbours of one colour: lines of cells would be ten times as long.
+        text = "".join(
+            paint("".join(glyph for glyph, _ in group), style, color and bool(style))
+            for style, group in groupby(signs, key=lambda sign: sign[1])
+        )
+        out.append(f"{line * per_line * cell_size:0{_LABEL}x}  {text}".rstrip())
     used = {kind for types in cells.values() for kind in types}
     legend = [f"{_sign(kind, color)} {kind}" for kind in SIGNS if kind in used]
     out += ["", *_wrap(legend, max(room + _LABEL, 40), color)]
     return out
 
 
-def _cell(types: Mapping[str, int], cell_size: int, color: bool) -> str:
+def _cell(types: Mapping[str, int], color: bool) -> Tuple[str, str]:
+    """(glyph, style) of a cell."""
     if not types:
-        return " "
-    top = max(types, key=lambda kind: types[kind])
+        return " ", ""
     if not color:
-        return _sign(top, False)
+        return SIGNS.get(max(types, key=lambda kind: types[kind]), _UNKNOWN)[0], ""
     used = {kind: count for kind, count in types.items() if kind not in _FREE}
+    if not used:
+        return "·", f"38;5;{SIGNS['free'][1]}"
     share = sum(used.values()) / sum(types.values())
-    if share == 0:
-        return paint("·", f"38;5;{SIGNS['free'][1]}", True)
     most = max(used, key=lambda kind: used[kind])
-    glyph = "░▒▓█"[min(int(share * 4), 3)]
-    return paint(glyph, f"38;5;{SIGNS.get(most, ('*', 255))[1]}", True)
+    return "░▒▓█"[min(int(share * 4), 3)], f"38;5;{SIGNS.get(most, _UNKNOWN)[1]}"
 
 
 def _wrap(words: List[str], width: int, color: bool) -> List[str]:

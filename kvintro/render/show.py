@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The contents of a region as text. Where the kernel has a file of the same, its lines are written as there."""
+"""The contents of a region as text. Where the kernel has a file of the same, its lines are written here."""
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Optional
 
 from kvintro.model import Report, Table
 from kvintro.render.text import BOLD, DIM, Line, paint, table_text
@@ -18,7 +18,7 @@ def show_lines(report: Report, color: bool, width: int) -> List[str]:
     """Head, totals, tables; of one table that was asked for, nothing but its lines."""
     region = report.extra["region"]
     if report.extra.get("table"):
-        return [line for table in report.tables for line in _table_lines(table, color, width)]
+        return [line for table in report.tables for line in table_lines(table, color)]
     out = [paint(f"{region.name}   {_place(region)}", BOLD, color)]
     if region.note:
         out.append(printable(region.note))
@@ -29,14 +29,15 @@ def show_lines(report: Report, color: bool, width: int) -> List[str]:
         out.append("")
         if table.title:
             out.append(paint(printable(table.title), BOLD, color))
-        out += _table_lines(table, color, width, None if number == 0 else _BRIEF)
+        out += table_lines(table, color, None if number == 0 else _BRIEF)
     return out
 
 
 def _place(region: Any) -> str:
     if region.state != "present":
         return {"absent": "not on this kernel", "unknown": "not known from this source"}[region.state]
-    return f"{region.start:016x}-{region.end:016x}   {value_text(region.size)}   ({printable(region.provenance)})"
+    where = f"{region.start:016x}-{region.end:016x}   {value_text(region.size)}"
+    return f"{where}   ({printable(region.provenance)})"
 
 
 def totals_lines(totals: Any) -> List[str]:
@@ -45,7 +46,8 @@ def totals_lines(totals: Any) -> List[str]:
     return [f"  {name.replace('_', ' '):{pad}}  {value_text(value) or '-'}" for name, value in totals.items()]
 
 
-def _table_lines(table: Table, color: bool, width: int, most: "int | None" = None) -> List[str]:
+def table_lines(table: Table, color: bool, most: Optional[int] = None) -> List[str]:
+    """A table's rows, at most so many; lines of the kernel's own where it has a file of the same."""
     rows = table.rows if most is None else table.rows[:most]
     write = _LINES.get(table.key)
     if write is not None:

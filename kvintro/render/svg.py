@@ -24,8 +24,6 @@ _HOLE = 17
 _STYLE = """
 .kv-map{--fg:#1d2733;--soft:#5b6876;--line:#c9d1d9;--paper:#ffffff;
 font-family:system-ui,"Segoe UI","DejaVu Sans",Helvetica,Arial,sans-serif;font-size:12.5px}
-@media (prefers-color-scheme:dark){
-.kv-map{--fg:#e4e9ef;--soft:#98a5b3;--line:#3a4550;--paper:#12171d}}
 .kv-map text{fill:var(--fg)}
 .kv-map .soft{fill:var(--soft)}
 .kv-map .mono{font-family:ui-monospace,"DejaVu Sans Mono",Menlo,Consolas,monospace;font-size:11px}
@@ -44,6 +42,9 @@ font-family:system-ui,"Segoe UI","DejaVu Sans",Helvetica,Arial,sans-serif;font-s
 .kv-map a:hover .band,.kv-map a:focus .band{fill-opacity:.36}
 .kv-map a:focus{outline:none}
 .kv-map a:focus .band{stroke:var(--fg);stroke-width:2}
+@media (prefers-color-scheme:dark){
+.kv-map{--fg:#e4e9ef;--soft:#98a5b3;--line:#3a4550;--paper:#161c23}
+.kv-map .ribbon{fill-opacity:.38}.kv-map .band,.kv-map .reserved{fill-opacity:.26}}
 """
 _COLORS = {
     "user": "#5d7286",
@@ -84,13 +85,17 @@ def layout_svg(report: Report, *, links: str = "") -> str:
         y += height
     body.append(_text(_BAND_LEFT - 10, y + 4, f"{rows[-1].end:016x}" if rows else "", "mono soft", "end"))
     bottom = y + 14
-    head = _head(report, axis, bottom)
+    # In a page the heading above says which kernel this is.
+    head = _head("" if links else _who(report), axis, bottom)
     drawn, floor = _rooms(rooms(rows), _TOP, bottom)
     height = max(bottom + 10, floor) + 12
     who = report.kernel
+    # What the heading took is not left empty.
+    above = 18 if links else 0
     title = f"Address space of Linux {who.release or 'of unknown release'}" if who else "Address space"
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height:.0f}" class="kv-map" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 {above} {_WIDTH} {height - above:.0f}" '
+        'class="kv-map" '
         # A picture with links in it is no image to a screen reader, but a group of them.
         f'role="{"group" if links else "img"}" aria-labelledby="kv-map-title kv-map-desc">',
         f'<title id="kv-map-title">{_safe(title)}</title>',
@@ -206,10 +211,12 @@ def _told(row: Any) -> str:
     return ", ".join(parts)
 
 
-def _head(report: Report, axis: _Axis, bottom: float) -> List[str]:
-    out: List[str] = []
-    who = " \u00b7 ".join(part for part in report.head[0].split("   ") if part) if report.head else ""
-    out.append(_text(8, 24, who, "head"))
+def _who(report: Report) -> str:
+    return " \u00b7 ".join(part for part in report.head[0].split("   ") if part) if report.head else ""
+
+
+def _head(who: str, axis: _Axis, bottom: float) -> List[str]:
+    out: List[str] = [_text(8, 24, who, "head")] if who else []
     out.append(_text(_BAND_LEFT - 10, _TOP - 10, "first address", "small soft", "end"))
     out.append(_text(_BAND_LEFT, _TOP - 10, "region and its size", "small soft"))
     for size in axis.ticks():
@@ -245,7 +252,7 @@ def _rooms(found: Sequence[Room], top: float, bottom: float) -> "tuple[List[str]
                 f'<rect class="rule" x="{x}" y="{y:.1f}" width="{wide}" height="{height:.1f}"/>'
                 f'<rect class="hole" x="{x}" y="{y:.1f}" width="{wide}" height="{height:.1f}"/>'
             )
-        labels = spread([y + bar.here[0] * height + 11 for bar in room.bars], 30, y + 11, y + height - 8)
+        labels = spread([y + bar.here[0] * height + 11 for bar in room.bars], 30, y + 11, y + height - 18)
         for bar, at in zip(room.bars, labels):
             out += _bar(bar, y, height, left, right, wide, at)
         last = room.start + room.size - 1

@@ -79,7 +79,7 @@ def layout(kernel: Kernel, *, holes: bool = True, pid: Optional[int] = None) -> 
     user_root = None if pid is None else process_root(kernel, pid)
     rows: List[RegionRow] = []
     notes: List[str] = []
-    partial = False
+    partial = damaged = False
     for region, found in _with_holes(placed):
         if region is None:
             if holes:
@@ -96,6 +96,7 @@ def layout(kernel: Kernel, *, holes: bool = True, pid: Optional[int] = None) -> 
                 under = (user_root,)
             census = _census(kernel, under, found.range)
             roots = len(under)
+            damaged |= census is not None and census.limited
             if census is not None and census.unreadable:
                 partial = True
                 notes.append(
@@ -108,7 +109,7 @@ def layout(kernel: Kernel, *, holes: bool = True, pid: Optional[int] = None) -> 
     for region, why in missing:
         rows.append(_missing(region, why))
         partial |= isinstance(why, Unknown)
-    if any(tree.limited for tree in kernel._trees.values()):
+    if damaged:
         notes.append("the page tables are damaged: they hold more tables than the machine has memory")
         partial = True
     return Report(
@@ -172,16 +173,20 @@ def _census(kernel: Kernel, roots: Sequence[Root], where: AddressRange) -> Optio
         return None
     total: Dict[str, int] = {}
     mapped = repeated = unreadable = 0
+    limited = False
     for root in roots:
         own = root.table == kernel.root.value
-        ranges = kernel.kernel_ranges if own else kernel.tree(root.table).ranges(where.start, where.end)
+        # A tree counts what it has met before as shared, so each count starts with a fresh one.
+        tree = kernel.tree() if own else kernel.new_tree(root.table)
+        ranges = kernel.kernel_ranges if own else tree.ranges(where.start, where.end)
+        limited |= tree.limited
         census = count(ranges, kernel.geometry, where.start, where.end)
         mapped += census.mapped
         repeated += census.repeated
         unreadable += census.unreadable
         for name, number in census.leaves.items():
             total[name] = total.get(name, 0) + number
-    return Census(mapped, repeated, total, unreadable)
+    return Census(mapped, repeated, total, unreadable, limited)
 
 
 def _offset(start: int) -> Displacement:

@@ -49,7 +49,8 @@ class FileRow:
 class PageRow:
     """One page frame; docs/page.md describes the JSON object of the same fields.
 
-    :ivar state: ``page``, ``no-struct-page``, ``not-in-dump``, ``unmapped`` (the address asked for leads to no page).
+    :ivar state: ``page``, ``no-struct-page``, ``not-in-dump``, ``unmapped`` (the address leads to
+        no page).
     """
 
     input: str
@@ -106,7 +107,7 @@ def page_report(
 ) -> Report:
     """The page frames that some addresses stand for.
 
-    :param texts: see :meth:`kvintro.queries.translate.Translator.parse`; ``pfn:`` before a number makes it one.
+    :param texts: see :meth:`kvintro.queries.translate.Translator.parse`; or a number behind ``pfn:``.
     :param form: what all numbers are.
     :param pid: whose page tables to take for addresses of the user half.
     :param search: find who maps a page in the page tables of all processes, not by the reverse map.
@@ -128,7 +129,9 @@ def page_report(
 
 
 class _Maker:
-    def __init__(self, kernel: Kernel, form: Optional[str], pid: Optional[int], search: bool, mappings: bool) -> None:
+    def __init__(
+        self, kernel: Kernel, form: Optional[str], pid: Optional[int], search: bool, mappings: bool
+    ) -> None:
         self._kernel = kernel
         self._form = form
         self._pid = pid
@@ -165,9 +168,27 @@ class _Maker:
             page = self._lookup.state(pfn)
         except NotInDump as error:
             self.partial = True
-            return PageRow(text, "not-in-dump", pfn, found.physical, Address(address), _address(direct), found.in_dump, notes=(error.what,))
+            return PageRow(
+                text,
+                "not-in-dump",
+                pfn,
+                found.physical,
+                Address(address),
+                _address(direct),
+                found.in_dump,
+                notes=(error.what,),
+            )
         except Unavailable as error:
-            return PageRow(text, "no-struct-page", pfn, found.physical, None, _address(direct), found.in_dump, notes=(error.what,))
+            return PageRow(
+                text,
+                "no-struct-page",
+                pfn,
+                found.physical,
+                None,
+                _address(direct),
+                found.in_dump,
+                notes=(error.what,),
+            )
         return self._described(text, found, page, direct)
 
     def _optional(self, ask: Callable[[], Optional[T]], notes: List[str]) -> Optional[T]:
@@ -183,8 +204,10 @@ class _Maker:
         lookup, meaning = self._lookup, self._lookup.meaning
         notes: List[str] = []
         kind = lookup.kind(page)
-        # An address in the page, by which to find the object in it: any alias does, as slabs lie in the direct map.
-        inside = None if direct is None or found.physical is None else direct + found.physical % (1 << PAGE_SHIFT)
+        # By which to find the object in it: any alias does, as slabs lie in the direct map.
+        inside = (
+            None if direct is None or found.physical is None else direct + found.physical % (1 << PAGE_SHIFT)
+        )
         slab = self._optional(lambda: lookup.slab(page, inside), notes)
         file = self._optional(lambda: lookup.file(page), notes)
         maps = self._user_mappings(page, notes)
@@ -247,7 +270,9 @@ class _Maker:
         notes += maps.notes
         self.partial |= maps.damaged
         if maps.way is None and page.mapcount > 0:
-            notes.append("it is mapped, but nothing leads from the page to who maps it; --search looks everywhere")
+            notes.append(
+                "it is mapped, but nothing leads from the page to who maps it; --search looks everywhere"
+            )
         return maps
 
 

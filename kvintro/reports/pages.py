@@ -14,7 +14,14 @@ from kvintro.errors import Unavailable, UsageError
 from kvintro.kernel import Kernel
 from kvintro.model import Address, Column, Report, Size, Table
 from kvintro.queries.pages.census import Group, PageCensus, Pages
-from kvintro.queries.pages.meaning import KPF_COMPOUND_HEAD, KPF_COMPOUND_TAIL, KPF_HUGE, TYPES, kpf_long, kpf_symbols
+from kvintro.queries.pages.meaning import (
+    KPF_COMPOUND_HEAD,
+    KPF_COMPOUND_TAIL,
+    KPF_HUGE,
+    TYPES,
+    kpf_long,
+    kpf_symbols,
+)
 from kvintro.queries.pages.zones import ZoneFacts, zone_facts
 from kvintro.reports.layout import head
 from kvintro.structures import TROUBLE, number, struct_at, text_at
@@ -139,7 +146,12 @@ class CellRow:
 
 _NUMBERS = (Column("pages", "pages", "right"), Column("size", "size", "right"))
 COLUMNS: Dict[str, Sequence[Column]] = {
-    "type": (Column("type", "type"), *_NUMBERS, Column("share", "%", "right"), Column("meaning", "what it is")),
+    "type": (
+        Column("type", "type"),
+        *_NUMBERS,
+        Column("share", "%", "right"),
+        Column("meaning", "what it is"),
+    ),
     "zone": (
         Column("node", "node", "right"),
         Column("zone", "zone"),
@@ -228,7 +240,12 @@ def pages_report(
     partial = False
     sections = pages.sections
     if sections.missing:
-        notes.append(f"{sections.missing} tables of memory sections are not in this source: page frames are missing")
+        notes.append(
+            f"{sections.missing} tables of memory sections are not in this source: page frames are missing"
+        )
+        partial = True
+    if sections.mapped_only:
+        notes.append(f"page frames are those whose struct pages are mapped: {sections.mapped_only}")
         partial = True
     tick = progress(sections.clip(low, high).total) if progress is not None else None
     began = time.perf_counter()
@@ -243,9 +260,13 @@ def pages_report(
         notes.append(f"{census.missing} struct pages are not in this source; they are counted as not_in_dump")
         partial = True
     if census.unmapped:
-        notes.append(f"{census.unmapped} page frames have a section but no struct page: nothing is mapped there")
+        notes.append(
+            f"{census.unmapped} page frames have a section but no struct page: nothing is mapped there"
+        )
     if census.limited:
-        notes.append("struct pages are damaged: more kinds of them than any kernel has; the rest is not counted")
+        notes.append(
+            "struct pages are damaged: more kinds of them than any kernel has; the rest is not counted"
+        )
         partial = True
     try:
         facts = zone_facts(kernel, pages.form)
@@ -301,7 +322,9 @@ def pages_report(
 
 
 def _plain(counts: "Counter[Any]") -> Dict[str, int]:
-    return {str(key): pages for key, pages in sorted(counts.items(), key=lambda i: str(i[0])) if key is not None}
+    return {
+        str(key): pages for key, pages in sorted(counts.items(), key=lambda i: str(i[0])) if key is not None
+    }
 
 
 def _size(pages: int) -> Size:
@@ -327,9 +350,20 @@ def _zones(census: PageCensus, facts: Mapping[Tuple[int, str], ZoneFacts]) -> Li
                 out[group.node, group.zone] += pages
         return out
 
-    all_, free, reserved = count(lambda g: True), count(lambda g: g.type == "free"), count(lambda g: g.type == "reserved")
+    all_, free, reserved = (
+        count(lambda g: True),
+        count(lambda g: g.type == "free"),
+        count(lambda g: g.type == "reserved"),
+    )
+    places = list(facts)
+
+    def place(key: Tuple[Optional[int], str]) -> Tuple[int, int, str]:
+        node, zone = key
+        known = node is not None and (node, zone) in facts
+        return -1 if node is None else node, places.index((node or 0, zone)) if known else len(places), zone
+
     rows = []
-    for node, zone in sorted(all_, key=lambda k: (-1 if k[0] is None else k[0], list(facts).index(k) if k in facts else 99, k[1])):
+    for node, zone in sorted(all_, key=place):
         fact = facts.get((node, zone)) if node is not None else None
         key = node, zone
         rows.append(
@@ -363,11 +397,23 @@ def _orders(census: PageCensus) -> List[OrderRow]:
     for group, pages in census.groups.items():
         if group.first and group.type == "free":
             blocks[group.order] += pages
-        elif group.first and group.type not in ("not_in_dump", "reserved", "free_cpu", "uninitialised", "broken"):
+        elif group.first and group.type not in (
+            "not_in_dump",
+            "reserved",
+            "free_cpu",
+            "uninitialised",
+            "broken",
+        ):
             compounds[group.order] += pages
     highest = max([_ORDERS - 1, *blocks, *compounds])
     return [
-        OrderRow(order, blocks[order], _size(blocks[order] << order), compounds[order], _size(compounds[order] << order))
+        OrderRow(
+            order,
+            blocks[order],
+            _size(blocks[order] << order),
+            compounds[order],
+            _size(compounds[order] << order),
+        )
         for order in range(highest + 1)
         if order < _ORDERS or blocks[order] or compounds[order]
     ]
@@ -417,7 +463,9 @@ def _caches(kernel: Kernel, census: PageCensus) -> Tuple[List[CacheRow], int]:
         except TROUBLE:
             nameless += 1
         rows.append(
-            CacheRow(name, Address(address), use.slabs, use.pages, _size(use.pages), use.objects, use.in_use, size)
+            CacheRow(
+                name, Address(address), use.slabs, use.pages, _size(use.pages), use.objects, use.in_use, size
+            )
         )
     rows.sort(key=lambda row: (-row.pages, row.name or ""))
     return rows, nameless

@@ -9,6 +9,7 @@ from typing import Callable, Iterable, List, Optional, Sequence, Tuple
 from kvintro.errors import KvintroError
 from kvintro.kernel import Kernel
 from kvintro.model import Column, Placement, Report, Section, Size, Table
+from kvintro.queries.command_line import command_line
 from kvintro.queries.rights import rights_of
 from kvintro.reports.layout import head, layout
 
@@ -86,6 +87,12 @@ def _pages(kernel: Kernel) -> Report:
     return pages_report(kernel)
 
 
+def _info(kernel: Kernel) -> Report:
+    from kvintro.reports.info import info
+
+    return info(kernel)
+
+
 def _show(key: str) -> Callable[[Kernel], Report]:
     def make(kernel: Kernel) -> Report:
         from kvintro.regions import Asked
@@ -98,7 +105,6 @@ def _show(key: str) -> Callable[[Kernel], Report]:
 
 _PARTS = (
     _Part("layout", "The address space", layout),
-    _Part("explain", "The regions one by one", _explain),
     _Part(
         "check",
         "Findings",
@@ -141,6 +147,13 @@ _PARTS = (
         ("Loaded modules, and the pieces of memory that each one is made of.",),
         ("modules", "memory", "code"),
     ),
+    _Part(
+        "info",
+        "Kernel and dump",
+        _info,
+        ("What is known of the kernel as a whole and of where it was read, and what that leaves out.",),
+    ),
+    _Part("explain", "The regions one by one", _explain),
 )
 
 
@@ -168,8 +181,15 @@ def full(
         head=head(kernel),
         notes=tuple(kernel.source.warnings),
         partial=any(s.problem or (s.report is not None and s.report.partial) for s in sections),
-        extra={"sections": sections},
+        extra={"command_line": _command_line(kernel), "sections": sections},
     )
+
+
+def _command_line(kernel: Kernel) -> Optional[str]:
+    try:
+        return command_line(kernel).value
+    except KvintroError:
+        return None
 
 
 def _section(kernel: Kernel, part: _Part) -> Section:

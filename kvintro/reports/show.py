@@ -147,7 +147,9 @@ def parse_pattern(text: str) -> "re.Pattern[str]":
     try:
         return re.compile(text)
     except re.error as error:
-        raise UsageError(f"{text} is no regular expression: {error}", "see Python's re for what may be written") from None
+        raise UsageError(
+            f"{text} is no regular expression: {error}", "see Python's re for what may be written"
+        ) from None
 
 
 def select(tables: Sequence[Table], selection: Selection) -> Tuple[Table, ...]:
@@ -164,7 +166,9 @@ def select(tables: Sequence[Table], selection: Selection) -> Tuple[Table, ...]:
     if selection.sort is not None:
         names = list(dict.fromkeys(name for table in tables for name in _names(table)))
         if selection.sort not in names and any(table.rows for table in tables):
-            raise UsageError(f"no table here has a column {selection.sort}", f"columns are {', '.join(names)}")
+            raise UsageError(
+                f"no table here has a column {selection.sort}", f"columns are {', '.join(names)}"
+            )
     return tuple(dataclasses.replace(table, rows=_rows(table, selection)) for table in tables)
 
 
@@ -182,7 +186,7 @@ def _rows(table: Table, selection: Selection) -> Sequence[Any]:
         rows = [row for row in rows if selection.match.search(row_text(row))]
     column = selection.sort
     if column is None and selection.top is not None:
-        column = next((c for c in ("size", "bytes", "mapped", "count") if c in names), None)
+        column = next((c for c in ("resident", "size", "count") if c in names), None)
     if column is not None and column in names:
         rows = _sorted(rows, column)
     if selection.reverse:

@@ -30,6 +30,7 @@ class Request:
     :ivar btf: path of a file of BTF, or of an ELF file with a .BTF section.
     :ivar types: ``auto`` is ``dwarf`` with a vmlinux, else ``btf``.
     :ivar vmcoreinfo: path of a file with the text of VMCOREINFO, for dumps without the note.
+    :ivar form: what the dump is, one of :data:`kvintro.model.DUMP_FORMATS`; None to tell from its content.
     :ivar debuginfod: let drgn look for debuginfo on the system and download it.
     :ivar sudo: have sudo open /proc/kcore, and nothing else.
     :ivar opened: called when what may need root is open, before any of it is parsed.
@@ -41,6 +42,7 @@ class Request:
     btf: Optional[str] = None
     types: str = "auto"
     vmcoreinfo: Optional[str] = None
+    form: Optional[str] = None
     debuginfod: bool = False
     sudo: bool = False
     opened: Callable[[], None] = field(default=lambda: None, compare=False)
@@ -52,12 +54,15 @@ class Source:
 
     :ivar kind: ``live``, ``core`` or ``qemu``.
     :ivar label: how the source is called in reports: a path, ``/proc/kcore``, a socket.
-    :ivar format: ``ELF``, ``kdump``, ``flattened kdump``, ``kcore``, ``QMP``.
+    :ivar format: ``ELF``, ``kdump``, ``flattened kdump``, ``raw memory``, ``LiME``, ``AVML``, ``kcore`` or
+        ``QMP``.
     :ivar size: bytes of the file, None where it has none.
     :ivar complete: False if part of the file is missing; None if that cannot be told.
     :ivar left_out: bytes of memory that the machine had and the dump's maker left out (makedumpfile -d).
+    :ivar memory: bytes of the machine's memory that the file has, None if that is not known.
     :ivar vmcoreinfo: VMCOREINFO's lines as keys and values.
-    :ivar segments: the PT_LOADs of an ELF file or of /proc/kcore.
+    :ivar vmcoreinfo_origin: where those come from, for people.
+    :ivar segments: the PT_LOADs of an ELF file or of /proc/kcore; the ranges of a file of physical memory.
     :ivar symbols: where symbols come from, ``none`` if from nowhere.
     :ivar types: where types come from, ``none`` if from nowhere.
     :ivar kallsyms: the kernel's own symbol table, if symbols come from there.
@@ -71,7 +76,9 @@ class Source:
     size: Optional[int] = None
     complete: Optional[bool] = None
     left_out: int = 0
+    memory: Optional[int] = None
     vmcoreinfo: Dict[str, str] = field(default_factory=dict)
+    vmcoreinfo_origin: str = ""
     segments: Tuple[Segment, ...] = ()
     symbols: str = "none"
     types: str = "none"
@@ -100,14 +107,17 @@ def open_source(request: Request) -> Source:
     if request.vmcoreinfo is not None:
         vmcoreinfo = core.read_small_file(request.vmcoreinfo, "--vmcoreinfo")
     if request.core is not None:
-        source = core.open_core(request.core, vmcoreinfo, opened=request.opened)
+        source = core.open_core(request.core, vmcoreinfo, form=request.form, opened=request.opened)
     elif request.qemu is not None:
         source = live.open_qemu(request.qemu, vmcoreinfo)
         request.opened()
     else:
         source = live.open_running_kernel(vmcoreinfo, sudo=request.sudo, opened=request.opened)
     source.vmcoreinfo = parse_vmcoreinfo(source.prog)
+    if source.vmcoreinfo and not source.vmcoreinfo_origin:
+        source.vmcoreinfo_origin = "--vmcoreinfo" if vmcoreinfo is not None else f"the note of {source.label}"
     debuginfo.load(source, request)
+    core.check_end(source)
     return source
 
 

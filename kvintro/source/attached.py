@@ -62,6 +62,8 @@ def _described(prog: drgn.Program) -> Source:
         return Source(prog, "live", KCORE, "kcore", segments=segments)
     if path is None:
         return Source(prog, "core", "a program", "memory")
+    # drgn knows it by its full path; a person by the shorter one.
+    path = os.path.relpath(path) if path.startswith(os.path.join(os.getcwd(), "")) else path
     found = _examined(path)
     if found is None:
         return Source(prog, "core", path, "dump")

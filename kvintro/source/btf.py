@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import struct
 import sys
+from functools import cached_property
 from array import array
 from bisect import bisect_right
 from itertools import chain
@@ -732,7 +733,20 @@ class BtfTypes:
         if encoding & _INT_BOOL:
             return self.prog.bool_type(name, size, _BYTE_ORDER)
         signed = bool(encoding & _INT_SIGNED)
+        if size == 1 and not signed and name in ("char", "signed char"):
+            signed = name == "signed char" or not self._marks_chars
         return self.prog.int_type(name, size, signed, _BYTE_ORDER)
+
+    @cached_property
+    def _marks_chars(self) -> bool:
+        """Whether chars are marked signed or not.
+
+        pahole before 1.22 marked none, as "signed char" shows. Kernels built with it are older than 6.2, which
+        made char unsigned (-funsigned-char); before, it was what it is on x86.
+        """
+        return any(
+            self.btf._tail(type_id)[0] >> 24 & _INT_SIGNED for type_id in self.btf.find(INT, "signed char")
+        ) or not self.btf.find(INT, "signed char")
 
     def _enum(self, type_id: int) -> drgn.Type:
         _, name_offset, size, vlen, _ = self.btf.record(type_id)

@@ -1,22 +1,39 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Crash dumps: what kind of file it is, whether it is whole, and the program that reads it.
+"""Dumps: what kind of file it is, whether it is whole, and the program that reads it.
 
-Formats are told apart by content. drgn reads ELF itself and kdump (plain and flattened) through libkdumpfile.
+Formats are told apart by content. drgn reads ELF itself and kdump (plain and flattened) through libkdumpfile;
+files of physical memory are read by :mod:`kvintro.source.physical`, and what has no VMCOREINFO is looked
+through for it (:mod:`kvintro.source.vmcoreinfo`).
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import struct
-from typing import BinaryIO, Callable, NamedTuple, Optional, Tuple
+from typing import BinaryIO, Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import drgn
 
 from kvintro.arch import architectures, by_elf_machine
-from kvintro.errors import KvintroError, NoSuchSource, NotADump, NotPermitted
+from kvintro.errors import KvintroError, NoSuchSource, NotADump, NotInDump, NotPermitted
+from kvintro.model import DUMP_FORMATS
 from kvintro.source import Source
-from kvintro.source.elf import ET_CORE, ElfHeaders, read_at, read_headers
+from kvintro.source.elf import ET_CORE, ElfHeaders, Segment, read_headers
+from kvintro.source.kallsyms import READ_ERRORS, Kallsyms, KallsymsError, vmcoreinfo_symbols
+from kvintro.source.kdump import FLATTENED, SIGNATURES, Kdump, examine_kdump
+from kvintro.source.physical import (
+    AVML_MAGIC,
+    LIME_MAGIC,
+    AvmlFile,
+    Extent,
+    MemoryFile,
+    PhysicalMemory,
+    open_lime,
+    raw_layouts,
+    segment,
+)
+from kvintro.source.scan import find_kallsyms, pieces
+from kvintro.source.vmcoreinfo import Found, find_vmcoreinfo, why_not
 
 _SMALL_FILE = 64 << 20
 _PACKED = {
@@ -25,19 +42,12 @@ _PACKED = {
     b"\x1f\x8b": ("gzip", "gunzip FILE"),
     b"BZh": ("bzip2", "bunzip2 FILE"),
 }
-_FLATTENED = b"makedumpfile\0\0\0\0"
-_KDUMP = b"KDUMP   "
-_DISKDUMP = b"DISKDUMP"
-_FLAT_HEADER_SIZE = 4096
-# Ends a flattened file: offset and size of a record, both -1 (makedumpfile.h:END_FLAG_FLAT_HEADER).
-_FLAT_END = b"\xff" * 16
-# diskdump_mod.h:DUMP_DH_COMPRESSED_INCOMPLETE, set by makedumpfile when the disk filled up.
-_KDUMP_INCOMPLETE = 0x8
-# struct disk_dump_header: signature, version, utsname (6 x 65), padding, timeval; then these.
-_KDUMP_STATUS = 424
-_KDUMP_HEADER = struct.Struct("<IiiI")  # status, block_size, sub_hdr_size, bitmap_blocks
-_MAX_BITMAP = 64 << 20  # 2 TB of memory; beyond that counting would be felt
+# A file without any header is taken for memory only if a machine can have so much.
+_MIN_RAW = 8 << 20
 _TRUNCATED = "the dump is truncated: what lies behind its end shows as not in the dump"
+_READS = "kvintro reads ELF vmcores and kdump files, raw memory, LiME and AVML"
+# Enough for drgn and libkdumpfile (which wants a number) to read physical memory.
+_MINIMAL = b"OSRELEASE=5.4.0\nPAGESIZE=4096\nKERNELOFFSET=0\nSYMBOL(swapper_pg_dir)=ffffffff81000000\n"
 
 
 class DumpFile(NamedTuple):
@@ -46,6 +56,7 @@ class DumpFile(NamedTuple):
     :ivar format: as in :class:`~kvintro.source.Source`.
     :ivar left_out: bytes of memory that the machine had and the dump's maker left out.
     :ivar headers: of an ELF file.
+    :ivar kdump: of a kdump file.
     """
 
     format: str
@@ -53,77 +64,312 @@ class DumpFile(NamedTuple):
     complete: bool
     left_out: int = 0
     headers: Optional[ElfHeaders] = None
+    kdump: Optional[Kdump] = None
 
 
-def examine(file: BinaryIO, path: str) -> DumpFile:
+def examine(file: BinaryIO, path: str, form: Optional[str] = None) -> DumpFile:
     """Tell what kind of dump a file is.
 
+    :param form: one of :data:`~kvintro.model.DUMP_FORMATS` if it is not to be told from the content.
     :raises NotADump: it is none.
     """
     size = os.fstat(file.fileno()).st_size
     head = file.read(16)
     if not head:
         raise NotADump(f"{path} is empty", "take the dump again; check the disk it was written to")
+    found = form or _format_of(head, size)
+    if found == "elf":
+        headers = read_headers(file)
+        return DumpFile("ELF", size, not headers.truncated, headers.left_out, headers)
+    if found == "kdump":
+        kdump = examine_kdump(file, size)
+        name = "flattened kdump" if head.startswith(FLATTENED) else "kdump"
+        return DumpFile(name, size, kdump.complete, kdump.left_out, kdump=kdump)
+    if found == "lime":
+        return DumpFile("LiME", size, True)
+    if found == "avml":
+        return DumpFile("AVML", size, True)
+    if found == "raw":
+        return DumpFile("raw memory", size, True)
     for magic, (name, command) in _PACKED.items():
         if head.startswith(magic):
             raise NotADump(f"{path} is compressed with {name}", f"unpack it first: {command}")
+    raise NotADump(f"{path} is not a kernel dump", _READS)
+
+
+def _format_of(head: bytes, size: int) -> Optional[str]:
+    if head.startswith(tuple(_PACKED)):
+        return None
     if head.startswith(b"\x7fELF"):
-        headers = read_headers(file)
-        return DumpFile("ELF", size, not headers.truncated, headers.left_out, headers)
-    if head.startswith(_FLATTENED):
-        return DumpFile("flattened kdump", size, _flattened_is_whole(file, size))
-    if head.startswith(_KDUMP) or head.startswith(_DISKDUMP):
-        return DumpFile("kdump", size, _kdump_is_whole(file, size), _kdump_left_out(file))
-    raise NotADump(
-        f"{path} is not a kernel dump",
-        "kvintro reads ELF vmcores and kdump files (makedumpfile, QEMU's dump-guest-memory)",
-    )
+        return "elf"
+    if head.startswith(FLATTENED) or head.startswith(SIGNATURES):
+        return "kdump"
+    if head.startswith(LIME_MAGIC):
+        return "lime"
+    if head.startswith(AVML_MAGIC):
+        return "avml"
+    return "raw" if size >= _MIN_RAW else None
 
 
 def open_core(
-    path: str, vmcoreinfo: Optional[bytes], *, opened: Callable[[], None] = lambda: None
+    path: str,
+    vmcoreinfo: Optional[bytes],
+    *,
+    form: Optional[str] = None,
+    opened: Callable[[], None] = lambda: None,
 ) -> Source:
     """Open a dump.
 
     :param vmcoreinfo: VMCOREINFO text to use in place of the dump's note.
+    :param form: one of :data:`~kvintro.model.DUMP_FORMATS` if it is not to be told from the content.
     :param opened: called when the file is open, before it is parsed.
     :raises SourceError: with the reason and the remedy.
     """
+    assert form is None or form in DUMP_FORMATS
     with open_file(path) as file:
         opened()
-        return _open_core(file, path, vmcoreinfo)
+        dump = examine(file, path, form)
+        if dump.headers is None and dump.kdump is None:
+            return _open_memory(file, path, dump, vmcoreinfo, forced=form is not None)
+        return _open_core(file, path, dump, vmcoreinfo)
 
 
-def _open_core(file: BinaryIO, path: str, vmcoreinfo: Optional[bytes]) -> Source:
-    kind, size, complete, left_out, headers = examine(file, path)
-    if headers is not None:
-        _check_elf(path, headers, vmcoreinfo is not None)
-    # Its advice on flattened files would stand above every report; what matters raises an exception anyway.
-    logging.getLogger("drgn").setLevel(logging.ERROR)
-    # With a platform given, drgn opens kdumps whose header has an empty utsname, as QEMU writes them.
-    platform = drgn.Platform(drgn.Architecture.X86_64)
-    prog = drgn.Program(platform, vmcoreinfo=vmcoreinfo)
-    try:
-        # By descriptor, as this process may not be allowed to open it again. The program closes it.
-        file.seek(0)
-        prog.set_core_dump(os.dup(file.fileno()))
-    except KvintroError:
-        raise
-    except Exception as error:
-        # drgn and libkdumpfile report a damaged file with whatever fits: ValueError, OSError, FaultError.
+def _open_core(file: BinaryIO, path: str, dump: DumpFile, vmcoreinfo: Optional[bytes]) -> Source:
+    """ELF and kdump, by drgn."""
+    origin = "--vmcoreinfo" if vmcoreinfo is not None else "the dump's note"
+    if dump.kdump is not None and dump.kdump.split:
         raise NotADump(
-            f"{path} cannot be read as {kind}: {one_line(error)}",
-            "take or copy the dump again" if complete else "the dump is truncated; copy it again whole",
-        ) from error
+            f"{path} is one part of a split dump", "join the parts: makedumpfile --reassemble PART... DUMP"
+        )
+    if dump.headers is not None:
+        _check_elf(path, dump.headers)
+        if vmcoreinfo is None and dump.headers.note("VMCOREINFO") is None:
+            vmcoreinfo, origin = _vmcoreinfo_of_elf(file, path, dump.headers)
+    try:
+        prog = _program(file, path, dump, vmcoreinfo)
+    except NotADump:
+        # libkdumpfile has no notion of a kdump without the note.
+        if vmcoreinfo is not None or dump.kdump is None or not dump.kdump.dumped:
+            raise
+        vmcoreinfo, origin = _vmcoreinfo_of_kdump(file, path, dump)
+        prog = _program(file, path, dump, vmcoreinfo)
     if not prog.flags & drgn.ProgramFlags.IS_LINUX_KERNEL:
         raise NotADump(
             f"{path} has no VMCOREINFO note, so nothing tells which kernel it is",
             "give its text with --vmcoreinfo FILE; for QEMU guests use -device vmcoreinfo",
         )
     hide_null(prog)
-    warnings = [] if complete else [_TRUNCATED]
-    segments = headers.segments if headers is not None else ()
-    return Source(prog, "core", path, kind, size, complete, left_out, segments=segments, warnings=warnings)
+    return Source(
+        prog,
+        "core",
+        path,
+        dump.format,
+        dump.size,
+        dump.complete,
+        dump.left_out,
+        _memory_in(dump),
+        segments=dump.headers.segments if dump.headers is not None else (),
+        vmcoreinfo_origin=origin,
+        warnings=[] if dump.complete else [_TRUNCATED],
+    )
+
+
+def _memory_in(dump: DumpFile) -> Optional[int]:
+    if dump.kdump is not None:
+        return dump.kdump.memory
+    return sum(extent.size for extent in _extents(dump.headers)) if dump.headers is not None else None
+
+
+def _extents(headers: ElfHeaders) -> List[Extent]:
+    """The physical memory that an ELF file has."""
+    extents: List[Extent] = []
+    for part in sorted(headers.segments, key=lambda s: (s.paddr, -s.filesz)):
+        # kexec's have the image's memory twice, by its own addresses and as RAM.
+        behind = extents[-1].address + extents[-1].size if extents else 0
+        skip = max(0, behind - part.paddr)
+        size = min(part.filesz, headers.file_size - part.offset)
+        if size > skip:
+            extents.append(Extent(part.paddr + skip, size - skip, part.offset + skip))
+    return extents
+
+
+def _program(file: BinaryIO, path: str, dump: DumpFile, vmcoreinfo: Optional[bytes]) -> drgn.Program:
+    # Its advice on flattened files would stand above every report; what matters raises an exception anyway.
+    logging.getLogger("drgn").setLevel(logging.ERROR)
+    # With a platform given, drgn opens kdumps whose header has an empty utsname, as QEMU writes them.
+    prog = drgn.Program(drgn.Platform(drgn.Architecture.X86_64), vmcoreinfo=vmcoreinfo)
+    try:
+        # By descriptor, as this process may not be allowed to open it again. The program closes it.
+        file.seek(0)
+        if dump.complete or dump.kdump is None:
+            prog.set_core_dump(os.dup(file.fileno()))
+        else:
+            from kvintro.source.cut_off import open_cut_kdump
+
+            open_cut_kdump(prog, file, dump.size, vmcoreinfo, flattened=dump.format != "kdump")
+    except KvintroError:
+        raise
+    except Exception as error:
+        # drgn and libkdumpfile report a damaged file with whatever fits: ValueError, OSError, FaultError.
+        raise NotADump(
+            f"{path} cannot be read as {dump.format}: {one_line(error)}",
+            "take or copy the dump again" if dump.complete else "the dump is truncated; copy it again whole",
+        ) from error
+    return prog
+
+
+# VMCOREINFO of dumps that have no note of it
+
+
+def _found_at(address: int) -> str:
+    return f"found in memory at physical {address:#x}"
+
+
+def _vmcoreinfo_of_elf(file: BinaryIO, path: str, headers: ElfHeaders) -> Tuple[bytes, str]:
+    try:
+        found = find_vmcoreinfo([MemoryFile(file, _extents(headers))], what="its memory")
+    except NotADump as error:
+        raise NotADump(f"{path} has no VMCOREINFO note, and {error.what}", error.remedy) from None
+    return found.text, _found_at(found.address)
+
+
+class _OfProgram(PhysicalMemory):
+    """What a program has of physical memory."""
+
+    def __init__(self, prog: drgn.Program, ranges: Sequence[Tuple[int, int]]) -> None:
+        super().__init__([Extent(start, end - start, 0) for start, end in ranges])
+        self._prog = prog
+
+    def read(self, address: int, size: int) -> bytes:
+        try:
+            data: bytes = self._prog.read(address, size, True)
+            return data
+        except READ_ERRORS as error:
+            raise NotInDump(address, size, physical=True) from error
+
+    def pieces(self) -> Iterator[Tuple[int, bytes]]:
+        for extent in self.extents:
+            yield from pieces(
+                lambda address, size: self._prog.read(address, size, True),
+                extent.address,
+                extent.address + extent.size,
+            )
+
+
+def _vmcoreinfo_of_kdump(file: BinaryIO, path: str, dump: DumpFile) -> Tuple[bytes, str]:
+    assert dump.kdump is not None
+    # To read physical memory no VMCOREINFO is needed, but drgn wants one.
+    prog = _program(file, path, dump, _MINIMAL)
+    try:
+        found = find_vmcoreinfo([_OfProgram(prog, list(dump.kdump.ranges()))], what="its memory")
+    except NotADump as error:
+        raise NotADump(f"{path} has no VMCOREINFO note, and {error.what}", error.remedy) from None
+    return found.text, _found_at(found.address)
+
+
+# Files of physical memory
+
+
+def _open_memory(
+    file: BinaryIO, path: str, dump: DumpFile, vmcoreinfo: Optional[bytes], *, forced: bool
+) -> Source:
+    """Raw memory, LiME and AVML, by a reader of ours."""
+    layouts: List[PhysicalMemory]
+    if dump.format == "LiME":
+        layouts = [open_lime(file, dump.size, path)]
+    elif dump.format == "AVML":
+        layouts = [AvmlFile(file, dump.size, path)]
+    else:
+        layouts = raw_layouts(file, dump.size)
+    origin = "--vmcoreinfo"
+    found: Optional[Found] = None
+    if vmcoreinfo is not None:
+        problems = [why_not(layout.read, vmcoreinfo) for layout in layouts]
+        right = [layout for layout, problem in zip(layouts, problems) if problem is None]
+        if not right:
+            raise NotADump(f"the VMCOREINFO given does not fit {path}: {problems[0]}", "is it of this boot?")
+    else:
+        try:
+            found = find_vmcoreinfo(layouts, what=path if forced or dump.format != "raw memory" else "it")
+        except NotADump as error:
+            if not layouts[0].complete:
+                raise NotADump(error.what, "the dump is truncated; copy it again whole") from None
+            if dump.format == "raw memory" and not forced:
+                raise NotADump(f"{path} is not a kernel dump: as raw memory, {error.what}", _READS) from None
+            raise
+        vmcoreinfo, right = found.text, found.layouts
+    memory = _by_max_pfn(right, vmcoreinfo)
+    if found is not None:
+        # Where it was by the first layout is where the file has it.
+        origin = _found_at(memory.moved(layouts[0], found.address))
+    prog = _program_of(memory, vmcoreinfo)
+    return Source(
+        prog,
+        "core",
+        path,
+        dump.format,
+        dump.size,
+        # Of a raw file only its kernel knows how long it should be: see check_end().
+        None if dump.format == "raw memory" else memory.complete,
+        memory=sum(extent.size for extent in memory.extents),
+        segments=tuple(Segment(e.offset, 0, e.address, e.size, e.size) for e in memory.extents),
+        vmcoreinfo_origin=origin,
+        warnings=[] if memory.complete else [_TRUNCATED],
+    )
+
+
+def check_end(source: Source) -> None:
+    """Whether a file of raw memory is whole, by what its kernel says of the end of RAM."""
+    if source.format != "raw memory" or source.kallsyms is None:
+        return
+    try:
+        address = source.kallsyms.lookup("max_pfn")
+        if address is None:
+            return
+        end = source.prog.read_u64(address) << 12
+    except READ_ERRORS:
+        return
+    # RAM may begin late and have gaps, but the file has all up to its end.
+    source.complete = end <= max(segment.paddr + segment.filesz for segment in source.segments)
+    if not source.complete:
+        source.warnings.append(_TRUNCATED)
+
+
+def _program_of(memory: PhysicalMemory, vmcoreinfo: bytes) -> drgn.Program:
+    prog = drgn.Program(drgn.Platform(drgn.Architecture.X86_64))
+    read = segment(memory)
+    start = end = 0
+    # One segment for what lies side by side: AVML has a block for every 16 MB.
+    for extent in (*memory.extents, Extent(0, 0, 0)):
+        if extent.address != end or not extent.size:
+            if end > start:
+                prog.add_memory_segment(start, end - start, read, True)
+            start = extent.address
+        end = extent.address + extent.size
+    prog.set_linux_kernel_custom(vmcoreinfo.decode("ascii", "replace"), False)
+    hide_null(prog)
+    return prog
+
+
+def _by_max_pfn(layouts: Sequence[PhysicalMemory], vmcoreinfo: bytes) -> PhysicalMemory:
+    """Of the layouts that a raw file can have, the one that ends where the kernel says that memory does.
+
+    All of them have the same below the gap, and the image is mostly there; so VMCOREINFO does not tell.
+    """
+    symbols = vmcoreinfo_symbols(vmcoreinfo.decode("ascii", "replace"))
+    for layout in layouts if len(layouts) > 1 else ():
+        prog = _program_of(layout, vmcoreinfo)
+        try:
+            if "kallsyms_names" in symbols:
+                table = Kallsyms.from_memory(prog.read, symbols)
+            else:
+                table = find_kallsyms(prog.read, symbols)
+            address = table.lookup("max_pfn")
+            if address is not None and prog.read_u64(address) << 12 == layout.end:
+                return layout
+        except (KallsymsError, *READ_ERRORS):
+            continue
+    return layouts[0]
 
 
 def hide_null(prog: drgn.Program) -> None:
@@ -168,7 +414,7 @@ def open_file(path: str) -> BinaryIO:
         raise NoSuchSource(f"{path}: {one_line(error)}", "check the path") from None
 
 
-def _check_elf(path: str, headers: ElfHeaders, has_vmcoreinfo: bool) -> None:
+def _check_elf(path: str, headers: ElfHeaders) -> None:
     if headers.machine not in {a.elf_machine for a in architectures()}:
         by_elf_machine(headers.machine)
     if headers.type != ET_CORE:
@@ -176,7 +422,7 @@ def _check_elf(path: str, headers: ElfHeaders, has_vmcoreinfo: bool) -> None:
             f"{path} is an ELF file but no core dump",
             "a vmlinux goes with -s; the dump itself with -c",
         )
-    if headers.note("VMCOREINFO") is not None or has_vmcoreinfo:
+    if headers.note("VMCOREINFO") is not None:
         return
     process = any(owner == "CORE" and kind == 3 for owner, kind, _ in headers.notes)  # NT_PRPSINFO
     if process:
@@ -184,57 +430,3 @@ def _check_elf(path: str, headers: ElfHeaders, has_vmcoreinfo: bool) -> None:
             f"{path} is the core dump of a program, not of a kernel",
             "kernel dumps are written by kdump, crash, virsh dump or QEMU",
         )
-
-
-def _flattened_is_whole(file: BinaryIO, size: int) -> bool:
-    file.seek(max(0, size - len(_FLAT_END)))
-    return size > _FLAT_HEADER_SIZE and file.read() == _FLAT_END
-
-
-def _kdump_is_whole(file: BinaryIO, size: int) -> bool:
-    """Whether the last page that a kdump's table names lies within the file."""
-    file.seek(0)
-    head = file.read(4096)
-    if len(head) < 4096:
-        return False
-    status, block_size, sub_blocks, bitmap_blocks = _KDUMP_HEADER.unpack_from(head, _KDUMP_STATUS)
-    if status & _KDUMP_INCOMPLETE:
-        return False
-    if not 4096 <= block_size <= 65536 or sub_blocks < 0:
-        return True  # not the layout we know; the reader will say
-    first_desc = (1 + sub_blocks + bitmap_blocks) * block_size
-    # Descriptors run up to the first page's data, which the first descriptor names.
-    first = _descriptor(file, first_desc)
-    if first is None:
-        return False
-    last = _descriptor(file, max(first_desc, first[0] - 24))
-    return last is not None and last[0] + last[1] <= size
-
-
-def _kdump_left_out(file: BinaryIO) -> int:
-    """Bytes of the pages that the first of a kdump's bitmaps has (they exist) and the second has not.
-
-    The header's dump level does not tell: QEMU writes 1 and leaves nothing out.
-    """
-    head = read_at(file, 0, 4096)
-    if len(head) < 4096:
-        return 0
-    _, block_size, sub_blocks, bitmap_blocks = _KDUMP_HEADER.unpack_from(head, _KDUMP_STATUS)
-    size = bitmap_blocks * block_size // 2
-    if not 4096 <= block_size <= 65536 or not 0 <= size <= _MAX_BITMAP:
-        return 0
-    start = (1 + sub_blocks) * block_size
-    exist, dumped = (_count_bits(read_at(file, at, size)) for at in (start, start + size))
-    return max(0, exist - dumped) * block_size
-
-
-def _count_bits(data: bytes) -> int:
-    step = 1 << 16
-    return sum(
-        bin(int.from_bytes(data[at : at + step], "little")).count("1") for at in range(0, len(data), step)
-    )
-
-
-def _descriptor(file: BinaryIO, at: int) -> Optional[Tuple[int, int]]:
-    data = read_at(file, at, 12) if at >= 0 else b""
-    return struct.unpack("<qI", data) if len(data) == 12 else None

@@ -297,7 +297,7 @@ class _MemoryTable:
         self._names, self._starts, self._names_size = self._read_names(read, symbols)
         self._indices: Optional[_Names] = None
         self._sequence: Optional[bytes] = None
-        if "kallsyms_addresses" in symbols:  # without CONFIG_KALLSYMS_BASE_RELATIVE; there was no sequence yet
+        if "kallsyms_addresses" in symbols:  # without CONFIG_KALLSYMS_BASE_RELATIVE, so without a sequence
             self.address = self._addresses(read, symbols)
             return
         self._offsets = self._words(read(symbols["kallsyms_offsets"], 4 * self._count))

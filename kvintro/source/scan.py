@@ -10,7 +10,9 @@ gives the symbols whose addresses VMCOREINFO does have.
 
 from __future__ import annotations
 
+import re
 import struct
+from itertools import islice
 from typing import Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 from kvintro.source.kallsyms import READ_ERRORS, Kallsyms, KallsymsError, Reader
@@ -22,14 +24,18 @@ _CHUNK = 1 << 20
 _START_KERNEL_MAP = 0xFFFFFFFF80000000
 _MAX_IMAGE = 1 << 30  # KERNEL_IMAGE_SIZE at most
 _DIGITS = b"".join(bytes((digit, 0)) for digit in b"0123456789")
-# UTF-16 digits look the same (there are some in the tables of nls), so a few candidates are normal. Each costs
-# a read; more than this many is no kernel.
+# UTF-16 digits look the same (there are some in the tables of nls), so a few candidates are normal. Each
+# costs a read; more than this many is no kernel. Of token tables and their markers there is one.
 _MAX_CANDIDATES = 64
+_MAX_TABLES = 4
 _TOKENS = 256
 _MAX_TOKEN_TABLE = 1 << 16  # as its index has 16 bits; real ones have a kilobyte
 _MAX_SYMBOLS = 1 << 21
+_MAX_NAMES = 32 << 20  # bytes; 250,000 symbols have 3.2 million
 _MARKED = 256  # symbols to a marker
 _MAX_NAME_SIZE = 513  # KSYM_NAME_LEN, and a length of two bytes before it
+# 0, and a second word of at most 256 * 513: bytes that few other things have.
+_MARKERS = re.compile(rb"\0\0\0\0(?=..[\0-\2]\0)", re.DOTALL)
 _REMEDY = "name the vmlinux with -s"
 
 _BTF_HEADER = b"\x9f\xeb\x01\x00\x18\0\0\0\0\0\0\0"  # magic, version 1, no flags, hdr_len, type_off
@@ -111,7 +117,7 @@ class _Tokens(NamedTuple):
     """Where kallsyms_token_table and kallsyms_token_index lie."""
 
     table: int
-    index: int
+    index_at: int
 
 
 class _Names(NamedTuple):
@@ -119,7 +125,7 @@ class _Names(NamedTuple):
 
     num_syms: int
     names: int
-    count: int
+    number: int
 
 
 def find_kallsyms(read: Reader, symbols: Mapping[str, int]) -> Kallsyms:
@@ -131,8 +137,7 @@ def find_kallsyms(read: Reader, symbols: Mapping[str, int]) -> Kallsyms:
     """
     start, end = image_of(symbols)
     problem = ""
-    read_bytes = 0
-    for tokens in _candidates(read, start, end):
+    for tokens in islice(_candidates(read, start, end), _MAX_TABLES):
         names = _find_names(read, tokens.table)
         if names is None:
             problem = "its names are not before its tokens"
@@ -143,12 +148,12 @@ def find_kallsyms(read: Reader, symbols: Mapping[str, int]) -> Kallsyms:
             problem = error.what
     read_bytes = sum(len(data) for _, data in pieces(read, start, end))
     if problem:
-        raise KallsymsError(f"what looks like the symbol table in the kernel's image is none: {problem}", _REMEDY)
+        raise KallsymsError(
+            f"what looks like the symbol table in the kernel's image is none: {problem}", _REMEDY
+        )
     if read_bytes < end - start:
         missing = (end - start - read_bytes) >> 10
-        raise KallsymsError(
-            f"no symbol table was found in the kernel's image; {missing} KB of it are not in this source", _REMEDY
-        )
+        raise KallsymsError(f"no symbol table was found; {missing} KB of the image are not here", _REMEDY)
     raise KallsymsError("no symbol table was found in the kernel's image (CONFIG_KALLSYMS is off?)", _REMEDY)
 
 
@@ -171,7 +176,8 @@ def _candidates(read: Reader, start: int, end: int) -> Iterator[_Tokens]:
 def _tokens_around(read: Reader, zero: int) -> Optional[_Tokens]:
     """The token table in which the token of the character ``0`` lies there.
 
-    The texts of 256 tokens end with a NUL each; the index follows, aligned to 8, and says where each begins.
+    The texts of 256 tokens end with a NUL each; the index follows and says where each begins. It is aligned
+    to 8, or since 6.15 as its words are.
     """
     data = _read_from(read, zero, _MAX_TOKEN_TABLE + 8 + 2 * _TOKENS)
     at = 0
@@ -179,76 +185,79 @@ def _tokens_around(read: Reader, zero: int) -> Optional[_Tokens]:
         at = data.find(b"\0", at) + 1
         if not at:
             return None
-    index_at = zero + at + 7 & -8
-    raw = data[index_at - zero : index_at - zero + 2 * _TOKENS]
-    if len(raw) != 2 * _TOKENS:
-        return None
-    index = struct.unpack(f"<{_TOKENS}H", raw)
-    table = zero - index[ord("0")]
+    for index_at in sorted({zero + at + align - 1 & -align for align in (2, 4, 8)}):
+        raw = data[index_at - zero : index_at - zero + 2 * _TOKENS]
+        if len(raw) != 2 * _TOKENS:
+            break
+        index = struct.unpack(f"<{_TOKENS}H", raw)
+        table = zero - index[ord("0")]
+        if index[0] == 0 and _starts(read, table, zero + at - table) == index:
+            return _Tokens(table, index_at)
+    return None
+
+
+def _starts(read: Reader, table: int, size: int) -> Optional[Tuple[int, ...]]:
+    """Where each of 256 texts in a table begins."""
     try:
-        texts = read(table, zero + at - table)
+        texts = read(table, size)
     except READ_ERRORS:
         return None
     starts = [0]
-    for _ in range(_TOKENS):
+    for _ in range(_TOKENS - 1):
         starts.append(texts.find(b"\0", starts[-1]) + 1)
         if not starts[-1]:
             return None
-    return _Tokens(table, index_at) if tuple(starts[:-1]) == index else None
+    return tuple(starts)
 
 
 def _find_names(read: Reader, table: int) -> Optional[_Names]:
-    """The names that lie before a token table.
-
-    Between the two is kallsyms_markers, where in the names every 256th begins. (In 6.2 and 6.3 so is
-    kallsyms_seqs_of_names, but they have all of this in VMCOREINFO.)
-    """
-    found = _find_markers(read, table)
-    if found is None:
-        return None
-    place, markers = found
-    last = markers[-1]
-    # What follows the last marker are the names of 1 to 256 symbols, and less than 8 bytes to align.
-    most = _MARKED * _MAX_NAME_SIZE + 8
-    first = place - last - most - 8 & -8
-    data = _read_to(read, place, place - first)
-    first = place - len(data)
-    if first % 8:
-        return None
-    low, high = _MARKED * (len(markers) - 1), _MARKED * len(markers)
-    words = memoryview(data[: len(data) & -8]).cast("Q")
-    # The number of symbols is 4 bytes, then 4 of zeros, because each table is aligned to 8 (ALGN).
-    for at in range(8, len(data) - last, 8):
-        count = words[at // 8 - 1]
-        if low < count <= high and _names_fit(data, at, markers, count):
-            return _Names(first + at - 8, first + at, count)
+    """The names that lie before a token table, and before their own markers."""
+    for place, markers in islice(_find_markers(read, table), _MAX_TABLES):
+        # What follows the last marker are the names of 1 to 256 symbols, and less than 8 bytes to align.
+        first = (place & -8) - (markers[-1] + _MARKED * _MAX_NAME_SIZE + 16 & -8)
+        data = _read_to(read, place, place - first)
+        first = place - len(data)
+        low, high = _MARKED * (len(markers) - 1), _MARKED * len(markers)
+        # Before them is their number. Each table is aligned to 8 until 6.15, then as its words are.
+        for at in range(-first % 4 + 4, len(data) - markers[-1], 4):
+            count = int.from_bytes(data[at - 4 : at], "little")
+            if low < count <= high and _names_fit(data, at, markers, count):
+                return _Names(first + at - 4, first + at, count)
+            if count == 0 and at >= 8 and (first + at) % 8 == 0:
+                count = int.from_bytes(data[at - 8 : at - 4], "little")
+                if low < count <= high and _names_fit(data, at, markers, count):
+                    return _Names(first + at - 8, first + at, count)
     return None
 
 
-def _find_markers(read: Reader, end: int) -> Optional[Tuple[int, List[int]]]:
-    """kallsyms_markers in ascending order, and its address: words from 0 upwards, before ``end``."""
-    data = _read_to(read, end & -8, 4 * (_MAX_SYMBOLS // _MARKED + 2))
-    data = data[len(data) % 8 :]
-    words = memoryview(data).cast("I")
-    # An odd number of them is followed by 4 zeros: each table is aligned to 8.
-    for padding in (0, 1):
-        if padding >= len(words) or (padding and words[-1]):
+def _find_markers(read: Reader, table: int) -> Iterator[Tuple[int, List[int]]]:
+    """What may be kallsyms_markers: where in the names every 256th begins, so words from 0 upwards.
+
+    They end where the token table begins; or, from 6.2 to 6.3 and in stable kernels that took it over, where
+    kallsyms_seqs_of_names begins, which has 3 bytes for each symbol. The nearest one comes first.
+    """
+    data = _read_to(read, table, (_MAX_SYMBOLS // _MARKED * 4 + 3 * _MAX_SYMBOLS + _PAGE) & -_PAGE)
+    place = table - len(data)
+    for match in reversed(list(_MARKERS.finditer(data))):
+        at = match.start()
+        if (place + at) % 4:
             continue
-        markers: List[int] = []
-        for at in range(len(words) - 1 - padding, -1, -1):
-            word = words[at]
-            if markers and not 0 < markers[-1] - word <= _MARKED * _MAX_NAME_SIZE:
+        markers = [0]
+        for behind in range(at + 4, len(data) - 3, 4):
+            word = int.from_bytes(data[behind : behind + 4], "little")
+            if not 2 * _MARKED <= word - markers[-1] <= _MARKED * _MAX_NAME_SIZE:
                 break
             markers.append(word)
-            if word == 0:
-                if at % 2 == 0:
-                    return (end & -8) - 4 * (len(words) - at), markers[::-1]
-                break
-    return None
+        # One too many, if what follows them looks like another.
+        for found in (markers, markers[:-1]):
+            gap = len(data) - at - 4 * len(found)
+            low, high = 3 * _MARKED * (len(found) - 1), 3 * _MARKED * len(found) + 16
+            if len(found) > 1 and found[-1] <= _MAX_NAMES and (gap < 8 or low < gap <= high):
+                yield place + at, found
 
 
 def _names_fit(data: bytes, start: int, markers: List[int], count: int) -> bool:
-    """Whether names begin there: the first 256 end at the second marker, and the last where the table does."""
+    """Whether names begin there: the first 256 end at the second marker, the last where the table does."""
 
     def skip(at: int, names: int) -> int:
         for _ in range(names):
@@ -263,7 +272,7 @@ def _names_fit(data: bytes, start: int, markers: List[int], count: int) -> bool:
             at += length + 1
         return at
 
-    if len(markers) > 1 and skip(start, _MARKED) != start + markers[1]:
+    if skip(start, _MARKED) != start + markers[1]:
         return False
     end = skip(start + markers[-1], count - _MARKED * (len(markers) - 1))
     return len(data) - 8 < end <= len(data)
@@ -279,7 +288,7 @@ def _decode(read: Reader, symbols: Mapping[str, int], tokens: _Tokens, names: _N
         "kallsyms_num_syms": names.num_syms,
         "kallsyms_names": names.names,
         "kallsyms_token_table": tokens.table,
-        "kallsyms_token_index": tokens.index,
+        "kallsyms_token_index": tokens.index_at,
     }
     problem = "its addresses are neither before its names nor behind its tokens"
     for places in _address_places(read, symbols["_stext"], tokens, names):
@@ -305,15 +314,16 @@ def _address_places(read: Reader, stext: int, tokens: _Tokens, names: _Names) ->
         except READ_ERRORS:
             return 0
 
-    size = 4 * names.count + 7 & -8
+    size = 4 * names.number
     before = names.num_syms - 8
     if _START_KERNEL_MAP <= word(before) <= stext:
-        yield {"kallsyms_offsets": before - size, "kallsyms_relative_base": before}
-    behind = tokens.index + 2 * _TOKENS
-    if _START_KERNEL_MAP <= word(behind + size) <= stext:
-        yield {"kallsyms_offsets": behind, "kallsyms_relative_base": behind + size}
+        yield {"kallsyms_offsets": before - size & -8, "kallsyms_relative_base": before}
+    behind = tokens.index_at + 2 * _TOKENS + 3 & -4
+    base = behind + size + 7 & -8
+    if _START_KERNEL_MAP <= word(base) <= stext:
+        yield {"kallsyms_offsets": behind, "kallsyms_relative_base": base}
     if word(names.num_syms - 8) >= stext:
-        yield {"kallsyms_addresses": names.num_syms - 8 * names.count}
+        yield {"kallsyms_addresses": names.num_syms - 8 * names.number}
     yield {"kallsyms_offsets": behind}
 
 

@@ -13,6 +13,7 @@ An entry of the table is what drgn takes for the name of a type, or one of these
 ``T[?]``                   an array of unknown length (a string)
 ``T!``                     an array whose length is the same in all kernels, however much room there is
 ``T[ENUMERATOR]``          an array whose length is an enumerator
+``T[STRUCT.MEMBER]``       an array as long as that member of struct STRUCT
 ``typeof(ENUMERATOR)``     the enumeration that has it, for one without a name
 ``struct{a,b,c}``          the structure without a name that has these members
 ``T if STRUCT.MEMBER``     T in a kernel whose struct STRUCT has this member; ``if not``: has not
@@ -109,12 +110,15 @@ class VariableTypes:
         match = re.fullmatch(r"struct\{(.*)\}", entry)
         if match:
             return self._find_anonymous(match[1].split(","))
-        match = re.fullmatch(r"(.*?)\[(\?|[A-Z]\w*|)\](.*)", entry)
+        match = re.fullmatch(r"(.*?)\[(\?|[A-Z]\w*|\w+\.\w+|)\](.*)", entry)
         if not match:
             return prog.type(entry)
         element = prog.type(match[1] + match[3])
         if match[2] == "?" or (not match[2] and self._padded):
             return prog.array_type(element)
+        if "." in match[2]:
+            tag, _, member = match[2].partition(".")
+            return prog.array_type(element, prog.type("struct " + tag).member(member).type.length)
         if match[2]:
             return prog.array_type(element, prog.constant(match[2]).value_())
         size = drgn.sizeof(element)

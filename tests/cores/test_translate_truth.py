@@ -11,7 +11,7 @@ from typing import Dict, List, Tuple
 import numpy
 import pytest
 
-from kvintro.arch.x86_64 import ALL
+from kvintro.arch.x86_64 import ALL, PRESENT
 from kvintro.errors import Unavailable, UsageError
 from kvintro.kernel import Kernel
 from kvintro.model import Placement
@@ -58,6 +58,22 @@ def test_many_at_once_are_where_the_emulator_has_them(
     for virtual, found, state in zip(addresses, physical.tolist(), states.tolist()):
         expected = emulated[virtual]
         assert (found if STATES[state] == "mapped" else None) == expected, hex(virtual)
+
+
+def test_kernel_addresses_are_where_drgn_has_them(kernel: Kernel) -> None:
+    """follow_phys(), which walks init_mm's tables with masks of its own."""
+    from drgn.helpers.linux.mm import follow_phys
+
+    if kernel.source.types == "none":
+        pytest.skip("drgn's helper needs types")
+    memory = kernel.prog["init_mm"].address_of_()
+    chosen = random.Random(3)
+    mapped = [(start, end) for start, end, key in kernel.kernel_ranges if key & PRESENT]
+    addresses = [address for start, end in mapped for address in (start, end, chosen.randint(start, end))]
+    physical, states = kernel.translate_array(numpy.array(addresses, numpy.uint64))
+    assert {STATES[state] for state in states.tolist()} == {"mapped"}
+    for address, found in zip(addresses, physical.tolist()):
+        assert follow_phys(memory, address).value_() == found, hex(address)
 
 
 def pagemaps(core: Core) -> Dict[int, List[Tuple[int, int]]]:

@@ -14,7 +14,7 @@ HOSTILE = (
     b"\x1b]0;title\x07",
     b"\x9b31m\x85\x90",
     b"<script>alert(1)</script>",
-    b"\"><img src=x onerror=alert(1)>",
+    b'"><img src=x onerror=alert(1)>',
     b"a\nb\rc\td",
     b"%s%n%x{0.__class__}",
     b"\xff\xfe\xf0\x9f",

@@ -7,9 +7,12 @@ import json
 from typing import Dict
 
 import pytest
+from hypothesis import given as generate
+from hypothesis import strategies as st
 
 from kvintro.arch.x86_64 import ARCHITECTURE
 from kvintro.errors import UsageError
+from kvintro.queries.command_line import given, split_options
 from kvintro.regions import regions_of
 from kvintro.regions.explained import explanation, explanation_of
 from kvintro.render import render
@@ -97,3 +100,19 @@ def test_what_a_source_does_not_tell_stays_open() -> None:
     kasan = next(row for row in document["regions"] if row["key"] == "kasan_shadow")
     assert kasan["state"] == "unknown"
     assert kasan["here"][0].startswith("Not known: ")
+
+
+@generate(st.text())
+def test_any_command_line_splits(text: str) -> None:
+    for option in split_options(text):
+        assert option in text or set("\"'\\") & set(text)
+
+
+def test_boot_options_by_name() -> None:
+    found = split_options('quiet no-kaslr nokaslr debug_pagealloc=on init="/sbin/init -x" mem=1G memmap=2G')
+    assert given(found, "nokaslr") == ["nokaslr"]
+    assert given(found, "no_kaslr") == ["no-kaslr"]
+    assert given(found, "debug-pagealloc=") == ["debug_pagealloc=on"]
+    assert given(found, "mem=") == ["mem=1G"]
+    assert given(found, "init=") == ["init=/sbin/init -x"]
+    assert given(found, "nopti") == []

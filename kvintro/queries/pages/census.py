@@ -14,7 +14,17 @@ from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
 from kvintro.queries.pages.format import PageFormat, page_format, zero_pages
 from kvintro.queries.pages.meaning import TYPES, Meaning
-from kvintro.queries.pages.runs import IN_FREE_BLOCK, ORDER_MASK, ORDER_SHIFT, TAIL, Decoder, Interned, Runs, cut
+from kvintro.queries.pages.runs import (
+    IN_FREE_BLOCK,
+    ORDER_MASK,
+    ORDER_SHIFT,
+    TAIL,
+    Decoder,
+    Interned,
+    Runs,
+    cut,
+    distinct,
+)
 from kvintro.queries.pages.sections import Reader, Sections, sections_of
 
 if TYPE_CHECKING:
@@ -285,8 +295,11 @@ class _Counter:
         found = states[is_slab]
         orders = (found & numpy.uint64(ORDER_MASK)) >> numpy.uint64(ORDER_SHIFT)
         orders[(found & numpy.uint64(self._pages.form.mask("head"))) == numpy.uint64(0)] = 0
-        pages = numpy.int64(1) << orders.astype(numpy.int64)
-        pointers, which = numpy.unique(runs.rows["slab_cache"][at], return_inverse=True)
+        # What cannot be an order (a damaged head) must not run over.
+        pages = numpy.int64(1) << numpy.minimum(orders, numpy.uint64(32)).astype(numpy.int64)
+        caches = runs.rows["slab_cache"][at]
+        pointers = distinct(caches)
+        which = numpy.searchsorted(pointers, caches)
         sums = {"slabs": numpy.bincount(which), "pages": numpy.bincount(which, weights=pages)}
         if self._slab is not None:
             for name, values in self._slab.values(runs.rows, at).items():

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """How this kernel lays out ``struct page``, as its types say.
 
-Everything here is an offset, a mask or a number of an enumerator, taken from the kernel's own types. Only what the
-kernel has as macros, which no type information holds, is written down, each with the file it stands in.
+Everything here is an offset, a mask or a number of an enumerator, taken from the kernel's own types. Only
+what the kernel has as macros, which no type information holds, is written down, each with the file it
+stands in.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ PAGE_TYPES = (
 class TypeField:
     """How ``page_type`` tells what a page is.
 
-    :ivar inverted: types are bits that are clear while all of ``base`` is set (before 6.11); otherwise the top byte is
-        a number.
+    :ivar inverted: types are bits that are clear while all of ``base`` is set (before 6.11); otherwise the
+        top byte is a number.
     :ivar base: see ``inverted``.
     :ivar shift: by how much to shift the field (or its complement) for :attr:`codes`.
     :ivar codes: what stands there, by the kernel's name of the type; a bit if inverted, else the whole byte.
@@ -68,10 +69,10 @@ class PageFormat:
     :ivar bits: bit numbers of ``enum pageflags`` by name, PG_ left away.
     :ivar width: __NR_PAGEFLAGS.
     :ivar large_order: offset, from a head page, of the byte that holds a compound page's order.
-    :ivar large_mapcount: offset, from a head page, of the int that counts how often all of it is mapped, less one.
+    :ivar large_mapcount: offset, from a head page, of the int that counts how often it is mapped, less one.
     :ivar counts_parts: whether that leaves out pages of it that are mapped one by one (before 6.9).
-    :ivar large_dtor: offset, from a head page, of the byte that says hugetlb, and what it then holds; None where
-        page_type says it.
+    :ivar large_dtor: offset, from a head page, of the byte that says hugetlb, and what it then holds; None
+        where page_type says it.
     :ivar large_rmappable: mask in the flags of the second page of what may be mapped to user space.
     :ivar zone_shift: where zone and node start in the flags.
     :ivar zone_bits: width of the zone; the node lies above it.
@@ -138,12 +139,12 @@ def _page_format(kernel: Kernel) -> PageFormat:
     page = prog.type("struct page")
     base, size, _ = VMEMMAP.pages(kernel)
     if page.size != size:
-        raise Unavailable(f"types say {page.size} bytes for a struct page, the dump {size}: they are of another kernel")
+        raise Unavailable(
+            f"types say {page.size} bytes for a struct page, the dump {size}: they are of another kernel"
+        )
     flags = enumerators(prog.type("enum pageflags"))
     width = flags["__NR_PAGEFLAGS"]
-    bits = {
-        name[3:]: value for name, value in flags.items() if name.startswith("PG_") and 0 <= value < width
-    }
+    bits = {name[3:]: value for name, value in flags.items() if name.startswith("PG_") and 0 <= value < width}
     masks = page.has_member("compound_info")
     compound = offset(page, "compound_info" if masks else "compound_head")
     types = _types(kernel)

@@ -27,7 +27,7 @@ from kvintro.queries.pages.runs import (
     ZERO,
 )
 
-#: Every type there is, in the order in which they are listed where their counts do not say, with what it means.
+#: Every type there is, with what it means, in the order of a list where counts do not say.
 TYPES: Dict[str, str] = {
     "free": "in the buddy allocator",
     "free_cpu": "free, without references: on a CPU's list of free pages, or on its way there",
@@ -57,7 +57,7 @@ TYPES: Dict[str, str] = {
     "not_in_dump": "the struct page is not in this dump",
 }
 
-# include/uapi/linux/kernel-page-flags.h and include/linux/kernel-page-flags.h: numbers that user space relies on.
+# include/uapi/linux/kernel-page-flags.h and include/linux/kernel-page-flags.h; user space relies on these.
 KPF_SLAB, KPF_BUDDY, KPF_MMAP, KPF_ANON, KPF_SWAPCACHE = 7, 10, 11, 12, 13
 KPF_COMPOUND_HEAD, KPF_COMPOUND_TAIL, KPF_HUGE, KPF_HWPOISON, KPF_NOPAGE = 15, 16, 17, 19, 20
 KPF_KSM, KPF_THP, KPF_OFFLINE, KPF_ZERO_PAGE, KPF_IDLE, KPF_PGTABLE = 21, 22, 23, 24, 25, 26
@@ -90,15 +90,52 @@ _COPIED: Tuple[Tuple[int, Tuple[str, ...]], ...] = (
 # tools/mm/page-types.c:page_flag_names, by bit.
 KPF_NAMES: Dict[int, str] = dict(
     enumerate(
-        "L:locked E:error R:referenced U:uptodate D:dirty l:lru A:active S:slab W:writeback I:reclaim B:buddy "
-        "M:mmap a:anonymous s:swapcache b:swapbacked H:compound_head T:compound_tail G:huge u:unevictable "
-        "X:hwpoison n:nopage x:ksm t:thp o:offline z:zero_page i:idle_page g:pgtable".split()
+        [
+            "L:locked",
+            "E:error",
+            "R:referenced",
+            "U:uptodate",
+            "D:dirty",
+            "l:lru",
+            "A:active",
+            "S:slab",
+            "W:writeback",
+            "I:reclaim",
+            "B:buddy",
+            "M:mmap",
+            "a:anonymous",
+            "s:swapcache",
+            "b:swapbacked",
+            "H:compound_head",
+            "T:compound_tail",
+            "G:huge",
+            "u:unevictable",
+            "X:hwpoison",
+            "n:nopage",
+            "x:ksm",
+            "t:thp",
+            "o:offline",
+            "z:zero_page",
+            "i:idle_page",
+            "g:pgtable",
+        ]
     )
 )
 KPF_NAMES.update(
     enumerate(
-        "r:reserved m:mlocked d:owner_2 P:private p:private_2 O:owner_private h:arch c:uncached f:softdirty "
-        "H:arch_2 J:arch_3".split(),
+        [
+            "r:reserved",
+            "m:mlocked",
+            "d:owner_2",
+            "P:private",
+            "p:private_2",
+            "O:owner_private",
+            "h:arch",
+            "c:uncached",
+            "f:softdirty",
+            "H:arch_2",
+            "J:arch_3",
+        ],
         32,
     )
 )
@@ -158,7 +195,7 @@ class Meaning:
         return self.is_type(state, "buddy")
 
     def order(self, state: int, head: int) -> int:
-        """Order of the compound page or free block that the page begins or is a tail of; 0 for single pages."""
+        """Order of the compound page or free block that the page begins or is a tail of, else 0."""
         whole = head or state
         if self.is_head(whole) or self.is_free_head(whole):
             return (whole & ORDER_MASK) >> ORDER_SHIFT

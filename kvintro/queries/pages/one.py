@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Optional, Tuple
+from typing import Any, List, Optional, Tuple
 
 from kvintro.arch.x86_64 import ALL, PAGE_SHIFT
 from kvintro.errors import NotInDump, Unavailable
@@ -116,7 +116,9 @@ class PageLookup:
             if piece.state != "read":
                 if piece.state == "missing":
                     raise NotInDump(self.form.address(pfn), self.form.size, physical=False)
-                raise Unavailable(f"page frame {pfn:x} has no struct page: nothing is mapped where it would be")
+                raise Unavailable(
+                    f"page frame {pfn:x} has no struct page: nothing is mapped where it would be"
+                )
             runs = self.pages.decoder.decode(piece.data, piece.first)
             if len(pieces) > 1:
                 return runs
@@ -151,8 +153,10 @@ class PageLookup:
         whole = head or state
         compound = bool(head) or meaning.is_head(state)
         head_bytes = self._second(head_pfn) if compound else None
-        typed = meaning.is_free(state) or meaning.is_slab(whole) or (
-            bool(whole & TYPE_MASK) and not meaning.is_hugetlb(whole)
+        typed = (
+            meaning.is_free(state)
+            or meaning.is_slab(whole)
+            or (bool(whole & TYPE_MASK) and not meaning.is_hugetlb(whole))
         )
         mapping, index = self._mapping(head_pfn)
         shift = 0
@@ -284,7 +288,7 @@ class PageLookup:
             name = None
         start = into = allocated = None
         if address is not None:
-            start, into, allocated = self._object(address)
+            start, into, allocated = self._object(page, cache, number(slab, "objects"), address)
         return SlabUse(
             cache=name,
             cache_address=cache_at,
@@ -296,17 +300,27 @@ class PageLookup:
             allocated=allocated,
         )
 
-    def _object(self, address: int) -> "Tuple[Optional[int], Optional[int], Optional[bool]]":
+    def _object(
+        self, page: PageState, cache: Any, objects: int, address: int
+    ) -> "Tuple[Optional[int], Optional[int], Optional[bool]]":
+        """(address of the object that an address lies in, offset in it, whether it is allocated)."""
         from drgn.helpers.linux.slab import slab_object_info
 
+        base, size = self.direct_address(page.head_pfn), number(cache, "size")
+        if base is None or not size:
+            return None, None, None
+        index, into = divmod(address - base, size)
+        # mm/slub.c:fixup_red_left: with red zones an object begins behind one.
+        pad = number(cache, "red_left_pad")
+        if index >= objects or into < pad:
+            return None, None, None
+        allocated: Optional[bool] = None
         try:
             found = slab_object_info(self.kernel.prog, address)
+            allocated = None if found is None else bool(found.allocated)
         except (*TROUBLE, NotImplementedError):
-            return None, None, None
-        if found is None:
-            return None, None, None
-        start = int(found.address)
-        return start, address - start, found.allocated
+            pass
+        return address - into + pad, into - pad, allocated
 
     def group(self, page: PageState) -> Optional[MemoryGroup]:
         """Whom the page is charged to, None for nobody (include/linux/memcontrol.h:page_memcg).
@@ -322,7 +336,8 @@ class PageLookup:
             mask = int(prog.constant(last)) - 1
             charged_kernel = int(prog.constant("MEMCG_DATA_KMEM"))
             vector = next(
-                (int(prog.constant(n)) for n in ("MEMCG_DATA_OBJEXTS", "MEMCG_DATA_OBJCGS") if _has(prog, n)), 0
+                (int(prog.constant(n)) for n in ("MEMCG_DATA_OBJEXTS", "MEMCG_DATA_OBJCGS") if _has(prog, n)),
+                0,
             )
         except (LookupError, StopIteration) as error:
             raise Unavailable(f"how memory is charged to cgroups is not known: {error}") from error
@@ -340,7 +355,7 @@ class PageLookup:
             found = struct_at(self.kernel, "struct mem_cgroup", memcg)
             group = struct_at(self.kernel, "struct cgroup", int(found.css.cgroup.value_()))
             node = number(group, "kn")
-            names = []
+            names: List[str] = []
             for _ in range(_PATH_DEPTH):
                 entry = struct_at(self.kernel, "struct kernfs_node", node)
                 parent = optional(entry, "parent")

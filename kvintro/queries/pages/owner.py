@@ -117,7 +117,11 @@ def _stack(kernel: Kernel, handle: int) -> Tuple[Frame, ...]:
     if kernel.find_symbol("stack_pools") is not None:
         name = "stack_pools"
         # 6.9 gave the first pool the number 1, so that no handle is 0.
-        index = number(parts, "pool_index_plus_1") - 1 if hasattr(parts, "pool_index_plus_1") else number(parts, "pool_index")
+        index = (
+            number(parts, "pool_index_plus_1") - 1
+            if hasattr(parts, "pool_index_plus_1")
+            else number(parts, "pool_index")
+        )
     else:
         name, index = "stack_slabs", number(parts, "slabindex")
     pools = prog.symbol(name)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Blocks of struct pages as runs of pages that are alike.
 
-All that decides what a page is gets packed into one 64-bit state a page, by a handful of array operations; where the
-state changes, a run ends. Neighbours are mostly alike (all but the first page of a free block, all tails of a
-compound page), so that everything else is done a run at a time, and the meaning of a state is worked out once
-for each distinct state (:mod:`kvintro.queries.pages.meaning`).
+All that decides what a page is gets packed into one 64-bit state a page, by a handful of array operations;
+where the state changes, a run ends. Neighbours are mostly alike (all but the first page of a free block,
+all tails of a compound page), so that everything else is done a run at a time, and the meaning of a state
+is worked out once for each distinct state (:mod:`kvintro.queries.pages.meaning`).
 """
 
 from __future__ import annotations
@@ -248,8 +248,9 @@ class Decoder:
             return numpy.zeros(len(states), bool)
         found = states & u(TYPE_MASK)
         if self.form.types.inverted:
-            return (found & u(code << TYPE_SHIFT)) != u(0)
-        return found == u(code << TYPE_SHIFT)
+            found &= u(code << TYPE_SHIFT)
+        same: NDArray[numpy.bool_] = found == u(code << TYPE_SHIFT)
+        return same
 
     def slabs(self, states: U64) -> "NDArray[numpy.bool_]":
         """Which of the runs are the first page of a slab."""
@@ -258,15 +259,19 @@ class Decoder:
         u = numpy.uint64
         slab = self.form.mask("slab")
         if slab:
-            return ((states & u(slab)) != u(0)) & ((states & u(TAIL)) == u(0))
+            found: NDArray[numpy.bool_] = (states & u(slab | TAIL)) == u(slab)
+            return found
         return self._is_type(states, "slab")
 
     def _singles(self, states: U64) -> "NDArray[numpy.bool_]":
         import numpy
 
         u = numpy.uint64
-        head = ((states & u(self.form.mask("head"))) != u(0)) & ((states & u(TAIL)) == u(0))
-        return self._is_type(states, "buddy") | self.slabs(states) | head
+        mark = self.form.mask("head")
+        head: NDArray[numpy.bool_] = (states & u(mark | TAIL)) == u(mark)
+        head |= self._is_type(states, "buddy")
+        head |= self.slabs(states)
+        return head
 
     def _heads(self, rows: Any, starts: I64, states: U64) -> None:
         """Add to the states of heads what is kept in their second page."""
@@ -298,9 +303,7 @@ class Decoder:
             extra |= (second(offset, 1)[:, 0] == value).astype(u) * u(HUGETLB_DTOR)
         states[at] |= extra
 
-    def _tails(
-        self, rows: Any, first: int, starts: I64, states: U64, heads: U64, head_pfns: I64
-    ) -> None:
+    def _tails(self, rows: Any, first: int, starts: I64, states: U64, heads: U64, head_pfns: I64) -> None:
         """Give the runs of tails the states of their heads."""
         import numpy
 
@@ -329,7 +332,7 @@ class Decoder:
         if form.counts_parts:
             parts = exact & ((states[at] & u(MAPPED)) != u(0)) & (found & u(HUGETLB_DTOR) == u(0))
             if parts.any():
-                whole = numpy.unique(run[parts])
+                whole = distinct(run[parts])
                 states[whole] |= u(LARGE_MAPPED)
                 found = numpy.where(exact & (found != u(0)), states[run], found)
         known = found != u(0)
@@ -369,7 +372,7 @@ class Interned:
         at = self._find(values)
         known = self._sorted[at] == values if len(self._sorted) else numpy.zeros(len(values), bool)
         if not known.all():
-            self._add(numpy.unique(values[~known]))
+            self._add(distinct(values[~known]))
             at = self._find(values)
         ids: I64 = self._ids[at]
         if self.full:
@@ -395,6 +398,16 @@ class Interned:
         order = numpy.argsort(merged, kind="stable")
         self._sorted = merged[order]
         self._ids = numpy.concatenate((self._ids, ids))[order]
+
+
+def distinct(values: Any) -> Any:
+    """The distinct values, ascending: numpy.unique() without the modules that it loads, which take longer."""
+    import numpy
+
+    ordered = numpy.sort(values)
+    keep = numpy.ones(len(ordered), bool)
+    numpy.not_equal(ordered[1:], ordered[:-1], out=keep[1:])
+    return ordered[keep]
 
 
 def expand(starts: I64, lengths: I64) -> I64:

@@ -1,21 +1,25 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Which page frames have a struct page, and reading those in bulk.
 
-Memory comes in sections (128 MB on x86-64), and a section that was plugged in later in subsections (2 MB). The struct
-pages of a section are usually one large page of the vmemmap, which is then read in one piece by its physical
-address; where they are not (huge pages whose tails share their struct pages, memory plugged in), piece by piece.
+Memory comes in sections (128 MB on x86-64), and a section that was plugged in later in subsections (2 MB).
+The struct pages of a section are usually one large page of the vmemmap, which is then read in one piece by
+its physical address; where they are not (huge pages whose tails share their struct pages, memory plugged
+in), piece by piece.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Iterator, List, Tuple
 
 from kvintro.arch.x86_64 import PAGE_SHIFT, PAGE_SIZE
 from kvintro.errors import NotInDump, Unavailable
 from kvintro.kernel import Kernel
+from kvintro.paging import MAPPED as TABLE_MAPPED
 from kvintro.paging.bulk import MAPPED, NOT_IN_DUMP
 from kvintro.queries.pages.format import PageFormat, offset
+from kvintro.regions.vmemmap import REGION as VMEMMAP
 
 if TYPE_CHECKING:
     import numpy
@@ -35,11 +39,14 @@ class Sections:
     :ivar ranges: (first, last + 1) of each stretch, ascending; none crosses a section's end.
     :ivar pages_per_section: page frames of a section.
     :ivar missing: tables of sections that are not in the dump.
+    :ivar mapped_only: why the sections themselves could not be read; then these are the page frames whose
+        struct pages the page tables map.
     """
 
     ranges: Tuple[Tuple[int, int], ...]
     pages_per_section: int
     missing: int = 0
+    mapped_only: str = ""
 
     @property
     def total(self) -> int:
@@ -54,7 +61,7 @@ class Sections:
     def clip(self, low: int, high: int) -> Sections:
         """Those of the stretches that have page frames from ``low`` to ``high`` - 1, whole."""
         ranges = tuple(r for r in self.ranges if r[0] < high and low < r[1])
-        return Sections(ranges, self.pages_per_section, self.missing)
+        return dataclasses.replace(self, ranges=ranges)
 
     def holes(self) -> int:
         """Page frames without struct page below the highest that has one."""
@@ -62,12 +69,17 @@ class Sections:
 
 
 def sections_of(kernel: Kernel) -> Sections:
-    """Which page frames this kernel has struct pages for: ``pfn_valid()``.
+    """Which page frames this kernel has, in subsections: the rule of /proc/kpageflags (pfn_to_online_page).
+
+    Those of memory of devices are among them too. The struct pages of a section reach beyond its memory, but
+    what lies there is nothing.
 
     :raises Unavailable: the source does not tell.
     """
     try:
         return _sections_of(kernel)
+    except NotInDump as error:
+        return _mapped(kernel, error.what)
     except (LookupError, AttributeError, ValueError, TypeError) as error:
         raise Unavailable(f"which page frames exist cannot be read: {error}") from error
 
@@ -111,12 +123,36 @@ def _sections_of(kernel: Kernel) -> Sections:
             if not value & has_map:
                 continue
             first = (root * per_root + i) * pages
-            if value & early:
-                ranges.append((first, first + pages))
-                continue
             usage = int.from_bytes(data[i * size + usage_at : i * size + usage_at + 8], "little")
-            ranges.extend(_subsections(kernel, usage, first, pages))
+            try:
+                ranges.extend(_subsections(kernel, usage, first, pages))
+            except NotInDump:
+                # Sections that were there at boot have struct pages for all of them, memory or not.
+                if value & early:
+                    ranges.append((first, first + pages))
+                else:
+                    missing += 1
     return Sections(tuple(ranges), pages, missing)
+
+
+def _mapped(kernel: Kernel, reason: str) -> Sections:
+    """Page frames whose struct pages are mapped, where the sections are missing from the dump."""
+    base, size, count = VMEMMAP.pages(kernel)
+    pages = 1 << (kernel.number("NUMBER(SECTION_SIZE_BITS)").value - PAGE_SHIFT)
+    ranges: List[Tuple[int, int]] = []
+    stretch = kernel.kernel_ranges.clip(base, base + size * count - 1)
+    for start, end, _ in stretch.select(TABLE_MAPPED):
+        low, high = -(-(start - base) // size), (end + 1 - base) // size
+        while low < high:
+            until = min(high, (low // pages + 1) * pages)
+            ranges.append((low, until))
+            low = until
+    if not ranges:
+        raise Unavailable(
+            f"neither the memory sections nor page tables of struct pages are to be had: {reason}",
+            "take or copy the dump again whole",
+        )
+    return Sections(tuple(ranges), pages, mapped_only=reason)
 
 
 def _bit(kernel: Kernel, name: str, macro: int) -> int:
@@ -127,14 +163,14 @@ def _bit(kernel: Kernel, name: str, macro: int) -> int:
 
 
 def _subsections(kernel: Kernel, usage: int, first: int, pages: int) -> Iterator[Tuple[int, int]]:
-    """Stretches of a section that was not there at boot: include/linux/mmzone.h:pfn_section_valid."""
+    """Stretches of a section by what of it is memory: include/linux/mmzone.h:pfn_section_valid.
+
+    :raises NotInDump: it is not in the source.
+    """
     at = offset(kernel.prog.type("struct mem_section_usage"), "subsection_map")
     each = 1 << (SUBSECTION_SHIFT - PAGE_SHIFT)
     count = pages // each
-    try:
-        bitmap = int.from_bytes(kernel.read(usage + at, -(-count // 64) * 8), "little")
-    except NotInDump:
-        return
+    bitmap = int.from_bytes(kernel.read(usage + at, -(-count // 64) * 8), "little")
     low = None
     for i in range(count + 1):
         if i < count and bitmap >> i & 1:
@@ -148,7 +184,7 @@ def _subsections(kernel: Kernel, usage: int, first: int, pages: int) -> Iterator
 class Piece:
     """Struct pages of consecutive page frames.
 
-    :ivar state: ``read``, ``hole`` (no struct pages are mapped there) or ``missing`` (they are not in the dump).
+    :ivar state: ``read``, ``hole`` (nothing is mapped there) or ``missing`` (they are not in the dump).
     """
 
     first: int
@@ -196,7 +232,9 @@ class Reader:
         for (low, high), (start, end, first, count) in zip(ranges, spans):
             part = slice(at, at + count)
             at += count
-            yield from self._one(low, high, start - first, end - first, result.physical[part], result.states[part])
+            yield from self._one(
+                low, high, start - first, end - first, result.physical[part], result.states[part]
+            )
 
     def _one(
         self,
@@ -288,4 +326,6 @@ class Reader:
             cursor += whole
         for first, count, state in pieces:
             at = start + (first - low) * size
-            yield Piece(first, count, state, bytes(content[at : at + count * size]) if state == "read" else b"")
+            yield Piece(
+                first, count, state, bytes(content[at : at + count * size]) if state == "read" else b""
+            )

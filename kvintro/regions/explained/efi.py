@@ -11,7 +11,7 @@ EXPLAIN = Explanation(
     at the same place after every kexec.
     """,
     users="""
-    efivarfs, the RTC, reboot, and pstore, through a work queue that calls with firmware's own page tables
+    efivarfs, reboot and pstore, through a work queue that calls with firmware's own page tables
     loaded.
     """,
     definitions=(

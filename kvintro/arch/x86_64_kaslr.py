@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""x86-64: how many places KASLR chooses from. Pure arithmetic.
+
+Mirrors ``arch/x86/boot/compressed/kaslr.c`` (the image) and ``arch/x86/mm/kaslr.c`` (the regions).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import List, Optional, Sequence, Tuple
+
+from kvintro.arch.x86_64 import CPU_ENTRY_AREA_BASE, PUD_SHIFT, X86Geometry
+
+#: Regions start on a multiple of this (PUD_MASK).
+REGION_ALIGN = 1 << PUD_SHIFT
+MODULE_SLOTS = 1024
+_TB = 1 << 40
+_MINIMUM_ALIGN = 1 << 21  # MIN_KERNEL_ALIGN
+
+
+def bits(slots: int) -> float:
+    """Bits of entropy of a draw from so many places, to two decimals."""
+    return round(math.log2(slots), 2) if slots > 0 else 0.0
+
+
+def image_slots(window: int, minimum: int, size: int, align: int) -> int:
+    """Places for the image in its window (``find_random_virt_addr``).
+
+    :param window: KERNEL_IMAGE_SIZE.
+    :param minimum: LOAD_PHYSICAL_ADDR.
+    :param size: of the unpacked image, with what it needs beside.
+    :param align: CONFIG_PHYSICAL_ALIGN.
+    """
+    size = -(-size // _MINIMUM_ALIGN) * _MINIMUM_ALIGN
+    return max(1 + (window - minimum - size) // align, 1)
+
+
+def unpacked_at_most(init_size: int) -> int:
+    """How big the image can be once unpacked, relocations and all, by the boot header's ``init_size``.
+
+    ``arch/x86/boot/compressed/mkpiggy.c`` adds 1/256 of it, 64 KB and 128 bytes so that unpacking in place
+    is safe, and ``header.S`` the unpacker itself, whose size is not known afterwards.
+    """
+    return max((init_size - (64 << 10) - 128) * 256 // 257, 0)
+
+
+def physical_slots(
+    ram: Sequence[Tuple[int, int]], taken: Sequence[Tuple[int, int]], minimum: int, size: int, align: int
+) -> int:
+    """Places for the image in physical memory (``__process_mem_region``).
+
+    :param ram: (start, end) of RAM, ends exclusive.
+    :param taken: (start, end) of what must not be overwritten.
+    """
+    slots = 0
+    size = -(-size // _MINIMUM_ALIGN) * _MINIMUM_ALIGN
+    for start, end in ram:
+        cursor = max(start, minimum)
+        for low, high in [*sorted(t for t in taken if t[0] < end and start < t[1]), (end, end)]:
+            at = -(-cursor // align) * align
+            if min(low, end) - at >= size:
+                slots += 1 + (min(low, end) - at - size) // align
+            cursor = max(cursor, high)
+    return slots
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How one of the regions got its base.
+
+    :ivar earliest: where it could have been at the lowest, given those before it.
+    :ivar slots: places it had, given those before it.
+    :ivar possible: whether its base is one of them.
+    """
+
+    base: int
+    earliest: int
+    size: int
+    slots: int
+    possible: bool
+
+
+def region_sizes(geometry: X86Geometry, direct_map: int, page_struct: int) -> Tuple[int, int, int]:
+    """Bytes reserved for the direct map, vmalloc and vmemmap, whole TB each."""
+    vmemmap = -(-(direct_map >> 12) * page_struct // _TB) * _TB
+    return direct_map, geometry.vmalloc_size, vmemmap
+
+
+def region_draws(geometry: X86Geometry, sizes: Sequence[int], bases: Sequence[int]) -> List[Draw]:
+    """Follow ``kernel_randomize_memory`` with the bases that came out.
+
+    Each region in turn gets its share of the space that is left: what those before it did not use, those
+    after it can. The number of places of a region thus depends on where those before it came to lie.
+    """
+    at = geometry.page_offset_base
+    remaining = CPU_ENTRY_AREA_BASE - at - sum(sizes)
+    draws = []
+    for index, (base, size) in enumerate(zip(bases, sizes)):
+        share = remaining // (len(sizes) - index) if remaining >= 0 else 0
+        slots = share // REGION_ALIGN + 1
+        drawn = base - at
+        possible = 0 <= drawn <= share and drawn % REGION_ALIGN == 0
+        draws.append(Draw(base, at, size, slots, possible))
+        remaining -= drawn
+        at = -(-(base + size + 1) // REGION_ALIGN) * REGION_ALIGN
+    return draws
+
+
+def joint_bits(slots: Sequence[Optional[int]]) -> float:
+    """Entropy of independent draws together."""
+    return round(sum(math.log2(n) for n in slots if n), 2)

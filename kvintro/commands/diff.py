@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""``kvintro diff``: two kernels, or two moments of one."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import TYPE_CHECKING, Any, Optional
+
+if TYPE_CHECKING:
+    from kvintro.kernel import Kernel
+    from kvintro.model import Report
+
+HELP = "what differs between two dumps, or between a dump and the running kernel"
+EXAMPLES = """\
+A and B are dumps, or what `kvintro --json layout` or `kvintro --json report` wrote. With one of them alone
+the other is what -c or --qemu names, else the running kernel.
+
+examples:
+  kvintro diff monday.vmcore tuesday.vmcore
+  sudo kvintro diff vmcore                       the dump (A) and the running kernel (B)
+  kvintro --json report -o before.json           and later:
+  kvintro diff before.json --exit-code           1 if anything differs
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's own options."""
+    parser.add_argument("a", metavar="A", help="a dump or a saved layout or report")
+    parser.add_argument(
+        "b", metavar="B", nargs="?", help="another; none: what -c or --qemu names, or this host"
+    )
+    parser.add_argument(
+        "--all", action="store_true", dest="everything", help="tables also have what is the same"
+    )
+    parser.add_argument("--exit-code", action="store_true", help="end with 1 if anything differs")
+
+
+def needs_source(args: argparse.Namespace) -> bool:
+    """With both named, they are opened here."""
+    return args.b is None
+
+
+def run(kernel: Optional[Kernel], args: argparse.Namespace) -> Report:
+    """The report."""
+    from kvintro.errors import UsageError
+    from kvintro.reports.diff import diff, side_of_kernel
+
+    if args.b is not None and (args.core or args.qemu or args.symbols or args.btf):
+        raise UsageError(
+            "with A and B both named nothing else is opened", "leave -c, --qemu, -s and --btf away, or B"
+        )
+    a = _side(args.a, args)
+    if args.b is not None:
+        b = _side(args.b, args)
+    else:
+        assert kernel is not None
+        b = side_of_kernel(kernel, kernel.source.label)
+    report = diff(a, b, everything=args.everything)
+    return dataclasses.replace(report, negative=args.exit_code and not report.extra["same"])
+
+
+def _side(path: str, args: argparse.Namespace) -> Any:
+    from kvintro.kernel import open_kernel
+    from kvintro.reports.diff import side_of_json, side_of_kernel
+    from kvintro.source import Request
+
+    try:
+        with open(path, "rb") as file:
+            saved = file.read(1) == b"{"
+    except OSError:
+        saved = False  # Opening it as a dump says what is wrong.
+    if saved:
+        return side_of_json(path)
+    return side_of_kernel(open_kernel(Request(core=path, types=args.types)), path)

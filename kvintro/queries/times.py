@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""When the kernel was booted, what time it was when it was dumped, and whether it had panicked."""
+
+from __future__ import annotations
+
+import re
+from typing import List
+
+import drgn
+
+from kvintro.errors import Unavailable
+from kvintro.kernel import Kernel
+from kvintro.model import Fact
+
+_LOG = "the kernel's log"
+# Most telling first: a panic prints its reason, what led there came before.
+_TELLING = (
+    re.compile(rb"Kernel panic - not syncing: .*"),
+    re.compile(rb"BUG: .*|[Kk]ernel BUG at .*|Unable to handle kernel .*"),
+    re.compile(rb"Oops: .*"),
+    re.compile(rb"sysrq: .*[Cc]rash.*"),
+)
+_LONGEST = 500
+_TROUBLE = (LookupError, AttributeError, TypeError, ValueError, drgn.FaultError, drgn.ObjectAbsentError)
+
+
+def now(kernel: Kernel) -> Fact[int]:
+    """Seconds since 1970 by the kernel's own clock (kernel/time/timekeeping.c:ktime_get_real_seconds).
+
+    :raises Unavailable: the source does not tell.
+    """
+    return _clock(kernel, "ktime_get_real_seconds")
+
+
+def uptime(kernel: Kernel) -> Fact[int]:
+    """Seconds since boot, those in which it slept included (ktime_get_boottime_seconds).
+
+    :raises Unavailable: the source does not tell.
+    """
+    return _clock(kernel, "ktime_get_boottime_seconds")
+
+
+def _clock(kernel: Kernel, name: str) -> Fact[int]:
+    if kernel.source.types == "none":
+        raise Unavailable("the kernel's clock cannot be read without types")
+    try:
+        from drgn.helpers.linux import timekeeping
+
+        return Fact(int(getattr(timekeeping, name)(kernel.prog).value_()), "timekeeper")
+    except (ImportError, *_TROUBLE) as error:
+        raise Unavailable(f"the kernel's clock cannot be read: {error}") from None
+
+
+def panicked(kernel: Kernel) -> Fact[bool]:
+    """Whether a CPU had begun to panic or to crash (``panic_cpu``; -1 while none has, kernel/panic.c).
+
+    :raises Unavailable: the source does not tell.
+    """
+    fact = kernel.value("panic_cpu", 4, signed=True)
+    return Fact(fact.value != -1, fact.provenance)
+
+
+def panic_message(kernel: Kernel) -> Fact[str]:
+    """What a kernel that panicked said of it.
+
+    :raises Unavailable: its log cannot be read, or says nothing of it.
+    """
+    if kernel.source.types == "none":
+        raise Unavailable("the kernel's log cannot be read without types")
+    try:
+        from drgn.helpers.linux.printk import get_dmesg
+
+        log: bytes = get_dmesg(kernel.prog)
+    except _TROUBLE as error:
+        raise Unavailable(f"the kernel's log cannot be read: {error}") from None
+    for pattern in _TELLING:
+        lines: List[bytes] = pattern.findall(log)
+        if lines:
+            return Fact(lines[-1][:_LONGEST].decode("utf-8", "replace"), _LOG)
+    raise Unavailable("the kernel's log does not say why")

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Which dump is this, what is there to read it with, and which commands can do with that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Union
+
+from kvintro.errors import Unavailable
+from kvintro.kernel import Kernel
+from kvintro.model import Column, Displacement, Fact, Report, Size, Table
+from kvintro.queries import times
+from kvintro.queries.command_line import command_line
+from kvintro.types import Installed
+
+_BANNER = 512  # linux_banner is shorter
+
+
+@dataclass(frozen=True)
+class FactRow:
+    """One thing that is known of the dump or its kernel; docs/info.md lists the keys.
+
+    :ivar value: None where it is not known.
+    :ivar provenance: where it was read.
+    :ivar reason: why it is not known.
+    """
+
+    key: str
+    title: str
+    value: Optional[Union[str, int, bool]]
+    provenance: Optional[str]
+    reason: Optional[str]
+
+
+@dataclass(frozen=True)
+class CommandRow:
+    """What a command can do with this source.
+
+    :ivar state: ``works``, ``partly`` or ``cannot``.
+    """
+
+    name: str
+    state: str
+    reason: Optional[str]
+
+
+FACT_COLUMNS = (Column("title", "fact"), Column("value", "value"), Column("provenance", "read from"))
+COMMAND_COLUMNS = (Column("name", "command"), Column("state", "state"), Column("reason", "because"))
+
+
+class Lack(NamedTuple):
+    """What a command misses where something is not there."""
+
+    of: str
+    state: str
+    text: str
+
+
+_NO_SYMBOLS = "there are no symbols"
+_NO_TYPES = "there are no types"
+_READS_MEMORY = "what was left out shows as not in the dump"
+#: By command: what it cannot do without symbols, types, or all of memory. The rest works on any source.
+LACKS: Dict[str, Sequence[Lack]] = {
+    "aliases": (
+        Lack("symbols", "partly", "of the kernel half those that the page tables have"),
+        Lack("types", "partly", "no processes, no slab, no vmalloc areas"),
+    ),
+    "check": (
+        Lack("symbols", "partly", "rules about sections of the image need symbols"),
+        Lack("types", "partly", "rules about modules and processes need types"),
+    ),
+    "diff": (Lack("symbols", "partly", "what the layouts do not tell is not compared"),),
+    "explain": (Lack("symbols", "partly", "what a region is, but not how this kernel has it"),),
+    "identify": (
+        Lack("symbols", "partly", "regions and page tables only"),
+        Lack("types", "partly", "no tasks, no slab objects, no vmalloc areas"),
+    ),
+    "info": (),
+    "kaslr": (
+        Lack("symbols", "partly", "the image's displacement only"),
+        Lack("types", "partly", "what is drawn inside the regions needs types"),
+    ),
+    "layout": (
+        Lack("symbols", "partly", "bounds that are variables are not known"),
+        Lack("types", "partly", "the fixmap and what processes map are not known"),
+    ),
+    "page": (Lack("symbols", "cannot", _NO_SYMBOLS), Lack("types", "cannot", _NO_TYPES)),
+    "pages": (Lack("symbols", "cannot", _NO_SYMBOLS), Lack("types", "cannot", _NO_TYPES)),
+    "ptdump": (
+        Lack("types", "partly", "not of processes and not of EFI"),
+        Lack("all of memory", "partly", _READS_MEMORY),
+    ),
+    "pte": (),
+    "report": (
+        Lack("symbols", "partly", "as its parts"),
+        Lack("types", "partly", "as its parts"),
+    ),
+    "shell": (
+        Lack("symbols", "partly", "no symbols at the prompt"),
+        Lack("types", "partly", "no types at the prompt"),
+    ),
+    "show": (
+        Lack("symbols", "cannot", _NO_SYMBOLS),
+        Lack("types", "cannot", _NO_TYPES),
+    ),
+    "translate": (
+        Lack("symbols", "partly", "addresses as numbers only"),
+        Lack("types", "partly", "not by --pid"),
+    ),
+    "user": (
+        Lack("symbols", "cannot", _NO_SYMBOLS),
+        Lack("types", "cannot", _NO_TYPES),
+        Lack("all of memory", "partly", _READS_MEMORY),
+    ),
+}
+
+
+def info(kernel: Kernel) -> Report:
+    """All that can be said without looking far; nothing here makes a report partial."""
+    facts = [*_of_the_dump(kernel), *_of_the_kernel(kernel), *_of_names_and_types(kernel)]
+    return Report(
+        command="info",
+        kernel=kernel.identity,
+        tables=(
+            Table("facts", FACT_COLUMNS, facts),
+            Table("commands", COMMAND_COLUMNS, commands(kernel), "what the commands can do with it"),
+        ),
+        notes=tuple(kernel.source.warnings),
+    )
+
+
+def _known(
+    key: str, title: str, value: Optional[Union[str, int, bool]], provenance: str = "", reason: str = ""
+) -> FactRow:
+    if value is None:
+        return FactRow(key, title, None, None, reason or "not known")
+    return FactRow(key, title, value, provenance or None, None)
+
+
+def _read(key: str, title: str, way: Callable[[], Fact[Any]], shape: Callable[[Any], Any] = str) -> FactRow:
+    try:
+        fact = way()
+        return FactRow(key, title, shape(fact.value), fact.provenance, None)
+    except Unavailable as error:
+        return FactRow(key, title, None, None, error.what)
+
+
+def _of_the_dump(kernel: Kernel) -> Iterator[FactRow]:
+    source = kernel.source
+    yield _known("source", "source", source.label)
+    yield _known("format", "format", source.format)
+    if source.size is not None:
+        yield _known("size", "size of the file", Size(source.size))
+    if source.memory is not None:
+        yield _known("memory", "memory in it", Size(source.memory))
+    if source.kind == "core":
+        yield _known("complete", "complete", source.complete, reason="the format does not tell")
+        # Raw memory has everything up to its end. LiME takes System RAM; AVML leaves out blocks of zeros.
+        told = source.format not in ("LiME", "AVML")
+        left_out = Size(source.left_out) if told else None
+        yield _known("left_out", "left out by its maker", left_out, reason="the format does not tell")
+
+
+def _of_the_kernel(kernel: Kernel) -> Iterator[FactRow]:
+    source, who = kernel.source, kernel.identity
+    note = "VMCOREINFO"
+    yield _known("release", "release", who.release, note, "VMCOREINFO has no OSRELEASE")
+    yield _read("version", "version", lambda: _banner(kernel))
+    yield _known("build_id", "build id", who.build_id, note, "VMCOREINFO has none, as before Linux 5.9")
+    yield _known("arch", "architecture", who.arch)
+    yield _read("paging_levels", "paging levels", lambda: kernel.levels, int)
+    yield _known("kaslr", "KASLR", who.kaslr, "where things lie", "the bases are not known")
+    yield _read("image_slide", "image moved by", lambda: kernel.image_slide, Displacement)
+    yield _read("pti", "page-table isolation", lambda: kernel.pti, bool)
+    yield _read("command_line", "command line", lambda: command_line(kernel))
+    dumped, up = _optional(times.now, kernel), _optional(times.uptime, kernel)
+    booted = None
+    if isinstance(dumped, Fact) and isinstance(up, Fact):
+        booted = _date(dumped.value - up.value)
+    why = next((f for f in (dumped, up) if isinstance(f, str)), "")
+    what = "now" if source.live else "dumped"
+    yield _known("boot_time", "booted", booted, "timekeeper", why)
+    at = _date(dumped.value) if isinstance(dumped, Fact) else None
+    yield _known("dump_time", what, at, "timekeeper", why)
+    yield _known("uptime", "uptime in seconds", up.value if isinstance(up, Fact) else None, "timekeeper", why)
+    yield _panic(kernel)
+
+
+def _panic(kernel: Kernel) -> FactRow:
+    """The panic's message; without a panic an empty string."""
+    title = "panic"
+    try:
+        if not times.panicked(kernel).value:
+            return _known("panic", title, "", "panic_cpu")
+        message = times.panic_message(kernel)
+    except Unavailable as error:
+        return _known("panic", title, None, reason=error.what)
+    return _known("panic", title, message.value, message.provenance)
+
+
+def _optional(way: Callable[[Kernel], Fact[int]], kernel: Kernel) -> Union[Fact[int], str]:
+    try:
+        return way(kernel)
+    except Unavailable as error:
+        return error.what
+
+
+def _date(seconds: int) -> Optional[str]:
+    try:
+        return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (OverflowError, OSError, ValueError):
+        return None
+
+
+def _banner(kernel: Kernel) -> Fact[str]:
+    # Never past the page that it ends in.
+    address = kernel.symbol("linux_banner")
+    data = kernel.read(address, min(_BANNER, 4096 - address % 4096))
+    if b"\0" not in data and len(data) < _BANNER:
+        data += kernel.read(address + len(data), _BANNER - len(data))
+    return Fact(data.split(b"\0")[0].decode("utf-8", "replace").strip(), "linux_banner")
+
+
+def _of_names_and_types(kernel: Kernel) -> Iterator[FactRow]:
+    source = kernel.source
+    yield _known("vmcoreinfo", "VMCOREINFO", source.vmcoreinfo_origin or None, reason="there is none")
+    yield _known(
+        "symbols",
+        "symbols",
+        None if source.symbols == "none" else source.symbols,
+        "",
+        _why(kernel, "symbols"),
+    )
+    if source.kallsyms is not None:
+        yield _known("symbol_count", "symbols of the image", len(source.kallsyms))
+    yield _known(
+        "types", "types", None if source.types == "none" else source.types, "", _why(kernel, "types")
+    )
+    installed = kernel.prog.config.get("kvintro.types")
+    if isinstance(installed, Installed) and installed.type_count:
+        yield _known("type_count", "types of the image", installed.type_count)
+
+
+def _why(kernel: Kernel, what: str) -> str:
+    start = f"no {what}: "
+    return next((w[len(start) :] for w in kernel.source.warnings if w.startswith(start)), "there are none")
+
+
+def commands(kernel: Kernel) -> List[CommandRow]:
+    """What each command can do with this source."""
+    source = kernel.source
+    here = {
+        "symbols": source.symbols != "none",
+        "types": source.types != "none",
+        "all of memory": not source.left_out and source.complete is not False,
+    }
+    # Variables have no names without CONFIG_KALLSYMS_ALL, which is as good as no symbols to most.
+    names_only_code = source.kallsyms is not None and source.kallsyms.code_only
+    rows: List[CommandRow] = []
+    for name, lacks in LACKS.items():
+        missing = [lack for lack in lacks if not here[lack.of] or (lack.of == "symbols" and names_only_code)]
+        state = "works"
+        if missing:
+            state = "cannot" if any(lack.state == "cannot" for lack in missing) else "partly"
+        reasons = [lack.text for lack in missing if lack.state == state]
+        rows.append(CommandRow(name, state, "; ".join(dict.fromkeys(reasons)) or None))
+    return rows

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the headers of a kdump file say; the pages are libkdumpfile's.
+
+makedumpfile's format, after diskdump: a header block, a sub-header with the notes, two bitmaps of page frames
+(those that exist, those that were dumped), a descriptor for each dumped page, and their data. "Flattened" it
+is cut into records, each with the place it belongs to, so that it can go through a pipe
+(makedumpfile's diskdump_mod.h and makedumpfile.h).
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from typing import BinaryIO, Iterator, NamedTuple, Optional, Tuple
+
+from kvintro.source.elf import read_at
+
+FLATTENED = b"makedumpfile\0\0\0\0"
+SIGNATURES = (b"KDUMP   ", b"DISKDUMP")
+_FLAT_HEADER_SIZE = 4096
+_FLAT_RECORD = struct.Struct(">qq")  # offset and size
+# Ends a flattened file: a record with both -1 (makedumpfile.h:END_FLAG_FLAT_HEADER).
+_FLAT_END = b"\xff" * 16
+_MAX_RECORDS = 1 << 20
+_INCOMPLETE = 0x8  # DUMP_DH_COMPRESSED_INCOMPLETE, set by makedumpfile when the disk filled up
+# struct disk_dump_header: signature, version, utsname (6 x 65), padding, timeval; then these.
+_STATUS = 424
+_HEADER = struct.Struct("<IiiI")  # status, block_size, sub_hdr_size, bitmap_blocks
+_SPLIT = struct.Struct("<i")  # in struct kdump_sub_header, behind phys_base and dump_level
+_SPLIT_AT = 12
+_MAX_BITMAP = 64 << 20  # 2 TB of memory; beyond that counting would be felt
+_DESCRIPTOR_SIZE = 24
+
+
+class Kdump(NamedTuple):
+    """What is known of a kdump file.
+
+    :ivar complete: whether all pages are in the file.
+    :ivar left_out: bytes of pages that exist and were not dumped.
+    :ivar split: whether it is one of several (``makedumpfile --split``).
+    :ivar block_size: bytes of a page.
+    :ivar dumped: bitmap of the page frames that were dumped, empty where it cannot be read.
+    """
+
+    complete: bool
+    left_out: int = 0
+    split: bool = False
+    block_size: int = 4096
+    dumped: bytes = b""
+
+    @property
+    def memory(self) -> Optional[int]:
+        """Bytes of memory that were dumped."""
+        return _count_bits(self.dumped) * self.block_size if self.dumped else None
+
+    def ranges(self) -> Iterator[Tuple[int, int]]:
+        """Physical addresses (start, end exclusive) outside of which no page was dumped."""
+        unit = 8 * self.block_size
+        for match in re.finditer(rb"[^\0]+", self.dumped):
+            yield match.start() * unit, match.end() * unit
+
+
+def examine_kdump(file: BinaryIO, size: int) -> Kdump:
+    """What the headers of a plain or a flattened file say."""
+    flattened = read_at(file, 0, 16) == FLATTENED
+    head = _unflattened(file) if flattened else read_at(file, 0, 4096)
+    if len(head) < 4096:
+        return Kdump(False)
+    status, block_size, sub_blocks, bitmap_blocks = _HEADER.unpack_from(head, _STATUS)
+    complete = not status & _INCOMPLETE
+    if flattened:
+        complete = complete and size > _FLAT_HEADER_SIZE and read_at(file, size - 16, 16) == _FLAT_END
+    bitmap = bitmap_blocks * block_size // 2
+    # Where it is not the layout we know, the reader will say.
+    if not 4096 <= block_size <= 65536 or not 0 <= sub_blocks < 1 << 20 or not 0 <= bitmap <= _MAX_BITMAP:
+        return Kdump(complete)
+    start = (1 + sub_blocks) * block_size
+    if not flattened:
+        complete = complete and _is_whole(file, size, start + 2 * bitmap)
+        head = read_at(file, 0, start + 2 * bitmap)
+    split = False
+    if sub_blocks and len(head) >= block_size + _SPLIT_AT + 4:
+        split = bool(_SPLIT.unpack_from(head, block_size + _SPLIT_AT)[0])
+    exist, dumped = (head[at : at + bitmap] for at in (start, start + bitmap))
+    left_out = max(0, _count_bits(exist) - _count_bits(dumped)) * block_size
+    return Kdump(complete, left_out, split, block_size, dumped)
+
+
+def _unflattened(file: BinaryIO) -> bytes:
+    """The headers and bitmaps of a flattened file; what is not there stays zero, empty if nothing is."""
+    at = _FLAT_HEADER_SIZE
+    image = bytearray()
+    missing = 4096
+    for _ in range(_MAX_RECORDS):
+        record = read_at(file, at, _FLAT_RECORD.size)
+        if len(record) < _FLAT_RECORD.size:
+            break
+        offset, length = _FLAT_RECORD.unpack(record)
+        if offset < 0 or length < 0 or (not image and (offset or length < _STATUS + _HEADER.size)):
+            break
+        if not image:
+            first = read_at(file, at + _FLAT_RECORD.size, min(length, 4096))
+            if len(first) < _STATUS + _HEADER.size:
+                break
+            _, block_size, sub_blocks, bitmap_blocks = _HEADER.unpack_from(first, _STATUS)
+            wanted = (1 + sub_blocks + bitmap_blocks) * block_size
+            image = bytearray(max(4096, wanted) if 0 < wanted <= 3 * _MAX_BITMAP else 4096)
+            missing = len(image)
+        if offset < len(image):
+            data = read_at(file, at + _FLAT_RECORD.size, min(length, len(image) - offset))
+            image[offset : offset + len(data)] = data
+            missing -= len(data)
+            if missing <= 0:
+                break
+        at += _FLAT_RECORD.size + length
+    return bytes(image)
+
+
+def _is_whole(file: BinaryIO, size: int, first_descriptor: int) -> bool:
+    """Whether the last page that a kdump's table names lies within the file."""
+    # Descriptors run up to the first page's data, which the first descriptor names.
+    first = _descriptor(file, first_descriptor)
+    if first is None:
+        return False
+    last = _descriptor(file, max(first_descriptor, first[0] - _DESCRIPTOR_SIZE))
+    return last is not None and last[0] + last[1] <= size
+
+
+def _descriptor(file: BinaryIO, at: int) -> Optional[Tuple[int, int]]:
+    data = read_at(file, at, 12) if at >= 0 else b""
+    return struct.unpack("<qI", data) if len(data) == 12 else None
+
+
+def _count_bits(data: bytes) -> int:
+    step = 1 << 16
+    return sum(
+        bin(int.from_bytes(data[at : at + step], "little")).count("1") for at in range(0, len(data), step)
+    )

@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A process's memory areas, named as /proc/PID/maps names them (fs/proc/task_mmu.c:show_map_vma)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Dict, Iterator, List, Optional, Set, Tuple
+
+import drgn
+
+from kvintro.arch.x86_64 import PAGE_SHIFT, PAGE_SIZE
+from kvintro.errors import Unavailable
+from kvintro.processes import Process
+from kvintro.structures import (
+    TROUBLE,
+    Damage,
+    has_member,
+    maple_entries,
+    number,
+    offset_of,
+    optional,
+    struct_at,
+    text_at,
+)
+
+if TYPE_CHECKING:
+    from kvintro.kernel import Kernel
+
+VM_READ, VM_WRITE, VM_EXEC, VM_MAYSHARE = 1, 2, 4, 0x80
+VM_HUGETLB = 0x400000
+_MAX_VMAS = 1 << 20  # vm.max_map_count is 65530 unless raised
+_MAX_DEPTH = 256  # components of a path
+_MAX_NAME = 4096
+_FMODE_BACKING = 1 << 24
+_HAS_VSYSCALL = 2  # arch/x86/include/asm/mmu.h: MM_CONTEXT_HAS_VSYSCALL as a mask
+_MINOR_BITS = 20
+
+
+@dataclass(frozen=True)
+class Vma:
+    """A memory area; ``end`` is inclusive.
+
+    :ivar flags: ``vm_flags``.
+    :ivar offset: into the file, in bytes.
+    :ivar device: of the file's file system, major and minor number.
+    :ivar name: as /proc/PID/maps prints it, empty for none.
+    :ivar file: whether it maps a file.
+    :ivar gate: whether it is the vsyscall page, which is in no process's list.
+    """
+
+    start: int
+    end: int
+    flags: int
+    offset: int
+    device: Tuple[int, int]
+    inode: int
+    name: str
+    file: bool
+    gate: bool = False
+
+
+def vmas_of(kernel: Kernel, process: Process, mm: drgn.Object, damage: Damage) -> List[Vma]:
+    """The areas of a process, in the order of addresses; the last may be the vsyscall page."""
+    reader = _Reader(kernel, mm, damage)
+    found: List[Vma] = []
+    for address in _addresses(kernel, process, mm, damage):
+        try:
+            vma = struct_at(kernel, "struct vm_area_struct", address)
+            start, end = number(vma, "vm_start"), number(vma, "vm_end")
+            if not 0 <= start < end <= 1 << 63 or start % PAGE_SIZE or end % PAGE_SIZE:
+                damage.add("the bounds of a memory area make no sense", f"{start:#x}-{end:#x}")
+                continue
+            found.append(reader.read(vma, start, end))
+        except TROUBLE as error:
+            damage.add("a memory area cannot be read", f"{address:016x}: {error}")
+    found.sort(key=lambda vma: vma.start)
+    gate = reader.gate()
+    return found if gate is None else [*found, gate]
+
+
+def _addresses(kernel: Kernel, process: Process, mm: drgn.Object, damage: Damage) -> Iterator[int]:
+    """Addresses of its ``struct vm_area_struct``: in a maple tree since 763ecb035029 "mm: remove the vma
+    linked list" (6.1), in a list before."""
+    what = f"the list of pid {process.pid}'s memory areas"
+    if has_member(kernel, "struct mm_struct", "mm_mt"):
+        tree = process.mm + offset_of(kernel, "struct mm_struct", "mm_mt")
+        seen: Set[int] = set()
+        for _, _, address in maple_entries(kernel, tree, damage, what, limit=_MAX_VMAS):
+            if address not in seen:
+                seen.add(address)
+                yield address
+        return
+    seen = set()
+    address = number(mm, "mmap")
+    while address:
+        if address in seen or len(seen) > _MAX_VMAS:
+            damage.add(f"{what} runs in a circle", f"back to {address:016x}")
+            return
+        seen.add(address)
+        yield address
+        try:
+            address = number(struct_at(kernel, "struct vm_area_struct", address), "vm_next")
+        except Unavailable as error:
+            damage.add(f"{what} breaks off", f"after {len(seen)} entries: {error.what}")
+            return
+
+
+class _Reader:
+    """Reads areas of one process; what many of them share is read once."""
+
+    def __init__(self, kernel: Kernel, mm: drgn.Object, damage: Damage) -> None:
+        self._kernel = kernel
+        self._mm = mm
+        self._damage = damage
+        self._files: Dict[int, Tuple[Tuple[int, int], int, str]] = {}
+        self._special = kernel.find_symbol("special_mapping_name")
+        self._backing = has_member(kernel, "struct backing_file", "user_path")
+        # Up to 6.1 the name of an area shares its place with what files use.
+        self._names = has_member(kernel, "struct vm_area_struct", "anon_name")
+        self._named_files = self._names and offset_of(
+            kernel, "struct vm_area_struct", "anon_name"
+        ) != offset_of(kernel, "struct vm_area_struct", "shared")
+
+    def read(self, vma: drgn.Object, start: int, end: int) -> Vma:
+        file = number(vma, "vm_file")
+        flags = number(vma, "vm_flags")
+        offset, device, inode = 0, (0, 0), 0
+        if file:
+            offset = number(vma, "vm_pgoff") << PAGE_SHIFT
+            device, inode, path = self._file(file)
+            name = self._anonymous_name(vma, "anon_shmem") if self._named_files else ""
+            name = name or path
+        else:
+            name = self._name(vma, start, end)
+        return Vma(start, end - 1, flags, offset, device, inode, name, bool(file))
+
+    def gate(self) -> Optional[Vma]:
+        """The vsyscall page (arch/x86/entry/vsyscall/vsyscall_64.c:get_gate_vma)."""
+        try:
+            if self._kernel.value("vsyscall_mode", 4).value == 2:
+                return None
+            if not number(self._mm.context, "flags") & _HAS_VSYSCALL:
+                return None
+            gate = struct_at(self._kernel, "struct vm_area_struct", self._kernel.symbol("gate_vma"))
+        except (Unavailable, AttributeError):
+            return None
+        start, end = number(gate, "vm_start"), number(gate, "vm_end")
+        return Vma(start, end - 1, number(gate, "vm_flags"), 0, (0, 0), 0, "[vsyscall]", False, gate=True)
+
+    def _name(self, vma: drgn.Object, start: int, end: int) -> str:
+        """get_vma_name() of an area without a file."""
+        operations = number(vma, "vm_ops")
+        if operations and self._special is not None:
+            ops = struct_at(self._kernel, "struct vm_operations_struct", operations)
+            if number(ops, "name") == self._special:
+                mapping = struct_at(self._kernel, "struct vm_special_mapping", number(vma, "vm_private_data"))
+                return text_at(self._kernel, number(mapping, "name"), 256)
+        heap, heap_end = number(self._mm, "start_brk"), number(self._mm, "brk")
+        if start < heap_end and end > heap:
+            return "[heap]"
+        if start <= number(self._mm, "start_stack") <= end:
+            return "[stack]"
+        return self._anonymous_name(vma, "anon") if self._names else ""
+
+    def _anonymous_name(self, vma: drgn.Object, kind: str) -> str:
+        """What the process itself calls it (PR_SET_VMA_ANON_NAME)."""
+        address = number(vma, "anon_name")
+        if not address:
+            return ""
+        at = address + offset_of(self._kernel, "struct anon_vma_name", "name")
+        return f"[{kind}:{text_at(self._kernel, at, 256)}]"
+
+    def _file(self, address: int) -> Tuple[Tuple[int, int], int, str]:
+        """(device, inode, path) of a file."""
+        known = self._files.get(address)
+        if known is not None:
+            return known
+        device, inode, path = (0, 0), 0, ""
+        try:
+            path_at = struct_at(self._kernel, "struct file", address)
+            where = path_at.f_path
+            node = number(path_at, "f_inode")
+            if self._backing and number(path_at, "f_mode") & _FMODE_BACKING:
+                # Of a stacked file system the user sees the upper file.
+                where = struct_at(self._kernel, "struct backing_file", address).user_path
+                node = number(struct_at(self._kernel, "struct dentry", number(where, "dentry")), "d_inode")
+            if node:
+                info = struct_at(self._kernel, "struct inode", node)
+                inode = number(info, "i_ino")
+                number_of = number(
+                    struct_at(self._kernel, "struct super_block", number(info, "i_sb")), "s_dev"
+                )
+                device = number_of >> _MINOR_BITS, number_of & (1 << _MINOR_BITS) - 1
+            path = path_text(self._kernel, number(where, "mnt"), number(where, "dentry"))
+        except TROUBLE as error:
+            self._damage.add("a mapped file cannot be read", f"{address:016x}: {error}")
+        self._files[address] = device, inode, path
+        return device, inode, path
+
+
+def path_text(kernel: Kernel, mount: int, dentry: int) -> str:
+    """A file's path from the root of its mount namespace, as ``d_path()`` (fs/d_path.c) writes it.
+
+    :raises Unavailable: a part of it is not in the source.
+    """
+    mount_offset = offset_of(kernel, "struct mount", "mnt")
+    entry = struct_at(kernel, "struct dentry", dentry)
+    mnt = struct_at(kernel, "struct mount", mount - mount_offset)
+    root = number(mnt.mnt, "mnt_root")
+    deleted = (
+        " (deleted)" if not number(entry.d_hash, "pprev") and number(entry, "d_parent") != dentry else ""
+    )
+    operations = number(entry, "d_op")
+    if (operations and dentry != root) or (operations and number(entry, "d_parent") != dentry):
+        own = _own_name(kernel, operations, entry)
+        if own is not None:
+            return own
+    parts: List[str] = []
+    address = dentry
+    mount_address = mount - mount_offset
+    seen: Set[Tuple[int, int]] = set()
+    while (address, mount_address) not in seen and len(parts) < _MAX_DEPTH:
+        seen.add((address, mount_address))
+        if address == number(mnt.mnt, "mnt_root"):
+            parent = number(mnt, "mnt_parent")
+            if parent == mount_address:
+                break
+            address = number(mnt, "mnt_mountpoint")
+            mount_address = parent
+            mnt = struct_at(kernel, "struct mount", mount_address)
+            continue
+        entry = struct_at(kernel, "struct dentry", address)
+        parent = number(entry, "d_parent")
+        if parent == address:
+            break
+        parts.append(_component(kernel, entry))
+        address = parent
+    # seq_path() writes newlines so that a line stays a line.
+    return ("/" + "/".join(reversed(parts)) + deleted).replace("\\n", "\\\\012")
+
+
+def _component(kernel: Kernel, entry: drgn.Object) -> str:
+    name = entry.d_name
+    return text_at(kernel, number(name, "name"), min(number(name, "len"), _MAX_NAME))
+
+
+def _own_name(kernel: Kernel, operations: int, entry: drgn.Object) -> Optional[str]:
+    """What ``d_dname()`` of file systems without paths answers; None where paths are."""
+    function = number(struct_at(kernel, "struct dentry_operations", operations), "d_dname")
+    if not function:
+        return None
+    name = _component(kernel, entry)
+    if function == kernel.find_symbol("simple_dname"):
+        return f"/{name} (deleted)"
+    if function == kernel.find_symbol("anon_inodefs_dname"):
+        return f"anon_inode:{name}"
+    kind = ""
+    inode = number(entry, "d_inode")
+    if inode:
+        found = struct_at(kernel, "struct inode", inode)
+        for symbol, text in (("pipefs_dname", "pipe"), ("sockfs_dname", "socket")):
+            if function == kernel.find_symbol(symbol):
+                return f"{text}:[{number(found, 'i_ino')}]"
+        super_block = struct_at(kernel, "struct super_block", number(found, "i_sb"))
+        file_system = optional(super_block, "s_type")
+        if file_system is not None and file_system:
+            kind = text_at(
+                kernel, number(struct_at(kernel, "struct file_system_type", file_system.value_()), "name"), 64
+            )
+    return f"[{kind or 'file system without paths'}]"

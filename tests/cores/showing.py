@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the tests of `show` share: its JSON, and a kernel's words as numbers."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import struct
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+
+import pytest
+
+from kvintro.kernel import Kernel, open_kernel
+from kvintro.model import Report
+from kvintro.regions import Asked
+from kvintro.render import render
+from kvintro.reports.show import Selection, show
+from kvintro.source import Request
+from tests.conftest import Core
+
+#: Lines of /proc/kallsyms that every kernel has; shipped cores keep a sample.
+WHOLE = 20_000
+
+
+def document(kernel: Kernel, region: str, **asked: Any) -> Any:
+    """``show REGION --json``; skips if this kernel does not have the region."""
+    report = show(kernel, region, Asked(**asked), Selection(within=asked.get("within")))
+    found = json.loads(render(report, "json"))
+    assert found["schema"] == "kvintro.show/1"
+    if found["region"]["state"] == "absent":
+        assert found["region"]["reason"]
+        pytest.skip(f"no {region} here: {found['region']['reason']}")
+    return found
+
+
+def clean(found: Any) -> Any:
+    """A document in which nothing is missing and no mapping disagrees with the page tables."""
+    assert found["partial"] is False
+    for rows in found.values():
+        if isinstance(rows, list) and rows and isinstance(rows[0], dict):
+            assert [row for row in rows if row.get("problem")] == []
+    return found
+
+
+def number(text: Optional[str]) -> int:
+    assert text is not None
+    return int(text, 16)
+
+
+def text_of(report: Report) -> List[str]:
+    """Its lines as text."""
+    return render(report, "text").splitlines()
+
+
+def all_symbols(core: Core, *, whole: bool = False) -> List[Tuple[str, int]]:
+    """(name, address) of the kernel image as the guest saw it in /proc/kallsyms.
+
+    :param whole: skip the test where the truth is but a sample, as of the cores that ship.
+    """
+    if not core.has_truth("kallsyms.gz"):
+        pytest.skip(f"{core.name} was taken without kallsyms")
+    data = gzip.decompress((core.truth_directory / "kallsyms.gz").read_bytes()).decode()
+    lines = [line.split() for line in data.splitlines()]
+    if whole and len(lines) < WHOLE:
+        pytest.skip(f"{core.name} has a sample of its symbols only")
+    return [(fields[2], int(fields[0], 16)) for fields in lines if len(fields) == 3]
+
+
+def kallsyms(core: Core, *names: str) -> Dict[str, int]:
+    """Symbols by name; of several of a name the first. Skips if one of those named is not among them."""
+    found = dict(reversed(all_symbols(core)))
+    if not set(names) <= set(found):
+        pytest.skip(f"{core.name}'s symbols do not have {', '.join(set(names) - set(found))}")
+    return found
+
+
+def values(core: Core) -> Dict[str, bytes]:
+    """Variables as the guest read them from its own /proc/kcore, as bytes."""
+    found = {}
+    for line in core.truth("values").splitlines():
+        fields = line.split()
+        if len(fields) != 4 or line.startswith("#"):
+            continue
+        if fields[3].startswith("bytes:"):
+            found[fields[0]] = bytes.fromhex(fields[3][len("bytes:") :])
+        else:
+            found[fields[0]] = int(fields[3], 0).to_bytes(int(fields[2]), "little")
+    return found
+
+
+class PtdumpLine(NamedTuple):
+    """A line of the kernel's own page-table dump that maps something; ``end`` is exclusive."""
+
+    start: int
+    end: int
+    flags: str
+    level: str
+
+    @property
+    def rights(self) -> str:
+        return (
+            "r"
+            + ("w" if "RW" in self.flags.split() else "-")
+            + ("-" if "NX" in self.flags.split() else "x")
+            + ("u" if "USR" in self.flags.split() else "")
+        )
+
+
+def ptdump(core: Core, heading: str, file: str = "ptdump/kernel") -> List[PtdumpLine]:
+    """What the kernel printed under a heading, of present entries."""
+    lines = []
+    under = None
+    for line in core.truth(file).splitlines():
+        if line.startswith("---["):
+            under = line[5:-5]
+        elif under == heading and line.startswith("0x"):
+            match = re.match(r"0x(\w+)-0x(\w+) +\d+[KMGTPE] +(.*?)(\w+)$", line)
+            assert match, line
+            if match[3].strip():
+                end = int(match[2], 16) or 1 << 64
+                lines.append(PtdumpLine(int(match[1], 16), end, match[3], match[4]))
+    return lines
+
+
+def merged(lines: Iterator[Tuple[int, int, str]]) -> List[Tuple[int, int, str]]:
+    """(start, end exclusive, rights), neighbours that are alike together."""
+    out: List[Tuple[int, int, str]] = []
+    for start, end, rights in lines:
+        if out and out[-1][1] == start and out[-1][2] == rights:
+            out[-1] = (out[-1][0], end, rights)
+        else:
+            out.append((start, end, rights))
+    return out
+
+
+def fresh(core: Core) -> Kernel:
+    """The core opened anew, for tests that spoil it."""
+    return open_kernel(Request(core=str(core.path)))
+
+
+def overlay(kernel: Kernel, address: int, value: int) -> None:
+    """Make eight bytes of virtual memory read otherwise."""
+    data = struct.pack("<Q", value)
+
+    def read(start: int, count: int, offset: int, physical: bool) -> bytes:
+        return data[offset : offset + count]
+
+    kernel.prog.add_memory_segment(address, 8, read, False)
+
+
+WILD = {
+    "a wild pointer": 0xDEAD_4EAD_0000_0100,
+    "NULL": 0,
+    "a user address": 0x7FFF_0000_1000,
+    "nothing mapped": 0xFFFF_FFFF_FFFF_0000,
+}

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Kdumps whose data ends where it is read: no process dies of a signal, and no lost page reads as zeros."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Tuple
+
+import pytest
+
+from kvintro.errors import NotInDump
+from kvintro.kernel import open_kernel
+from kvintro.source import Request
+from tests.conftest import VMCORES
+
+SAMPLE = VMCORES / "debian-6.12/core.kdump"
+PAGE = 4096
+
+pytestmark = pytest.mark.skipif(not SAMPLE.exists(), reason="the sample dump is not there")
+
+
+def _descriptor_of(data: bytes, address: int) -> int:
+    """Where in a kdump the descriptor of a page lies."""
+    _, block_size, sub_blocks, bitmap_blocks = struct.unpack_from("<IiiI", data, 424)
+    table = (1 + sub_blocks + bitmap_blocks) * block_size
+    bitmap = data[table - bitmap_blocks * block_size // 2 : table]
+    byte, bit = divmod(address // PAGE, 8)
+    before = sum(bin(b).count("1") for b in bitmap[:byte]) + bin(bitmap[byte] & (1 << bit) - 1).count("1")
+    return table + 24 * before
+
+
+def _data_of(data: bytes, address: int) -> Tuple[int, int]:
+    return struct.unpack_from("<qI", data, _descriptor_of(data, address))
+
+
+@pytest.fixture(scope="module")
+def whole() -> bytes:
+    return SAMPLE.read_bytes()
+
+
+def test_pages_behind_the_cut_are_not_there(whole: bytes, tmp_path: Path) -> None:
+    # Pages of zeros share one that comes first.
+    address = max(range(0x6000000, 0x7F00000, PAGE), key=lambda at: _data_of(whole, at))
+    offset, size = _data_of(whole, address)
+    path = tmp_path / "core"
+    for cut in (offset, offset + 1, offset + size - 1):
+        path.write_bytes(whole[:cut])
+        kernel = open_kernel(Request(core=str(path), types="none"))
+        with pytest.raises(NotInDump):
+            kernel.read_physical(address, PAGE)
+        assert len(kernel.read_physical(0x2000000, PAGE)) == PAGE
+    path.write_bytes(whole[: offset + size])
+    kernel = open_kernel(Request(core=str(path), types="none"))
+    assert len(kernel.read_physical(address, PAGE)) == PAGE
+
+
+def test_a_table_that_names_what_is_not_there(whole: bytes, tmp_path: Path) -> None:
+    """The file looks whole, and one page of it reaches behind its end: that page alone costs the process."""
+    data = bytearray(whole)
+    address = 0x2000000
+    struct.pack_into("<qII", data, _descriptor_of(data, address), len(data) - 20, PAGE, 0)
+    path = tmp_path / "core"
+    path.write_bytes(data)
+    done = subprocess.run(
+        [sys.executable, "-m", "kvintro", "-c", str(path), "shell", "-e", f"prog.read({address}, 16, True)"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 3
+    assert len(done.stderr.splitlines()) == 2

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""``diff`` of real kernels: the same is said to be so, and what differs is what the two themselves say."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any, Dict, List, Set
+
+import pytest
+
+from kvintro.errors import NotADump
+from kvintro.kernel import Kernel
+from kvintro.model import Report
+from kvintro.render import render
+from kvintro.reports.diff import Side, diff, side_of_json, side_of_kernel
+from kvintro.reports.layout import layout
+from kvintro.reports.report import full
+from tests.conftest import VMCORES, Core, _open
+
+SHIPPED = [Core(meta.parent) for meta in sorted(VMCORES.glob("*/meta.json"))]
+
+
+def side(core: Core) -> Side:
+    return side_of_kernel(_open(core.path), core.name)
+
+
+def configuration(core: Core) -> Set[str]:
+    """What is on in the kernel's configuration."""
+    if core.has_truth("config.gz"):
+        text = gzip.decompress((core.truth_directory / "config.gz").read_bytes()).decode()
+    else:
+        text = core.truth("config")
+    return set(re.findall(r"^(CONFIG_\w+)=y", text, re.M))
+
+
+def kinds(report: Report) -> Dict[str, List[str]]:
+    found: Dict[str, List[str]] = {}
+    for row in report.tables[0].rows:
+        found.setdefault(row.kind, []).append(row.text)
+    return found
+
+
+def test_a_kernel_and_itself(kernel: Kernel) -> None:
+    one, two = side_of_kernel(kernel, "A"), side_of_kernel(kernel, "B")
+    report = diff(one, two)
+    moved = any(facts.slide for facts in one.regions.values())
+    # Saying that it is one boot is all there is to say.
+    assert list(kinds(report)) == (["base"] if moved else [])
+    assert all(not table.rows for table in report.tables[1:])
+
+
+def test_a_saved_report_is_as_good_as_the_dump(kernel: Kernel, tmp_path: Path) -> None:
+    path = tmp_path / "saved.json"
+    path.write_text(render(full(kernel), "json"))
+    saved, fresh = side_of_json(str(path)), side_of_kernel(kernel, "B")
+    for field in ("regions", "rights", "callers", "modules", "types", "rules", "options", "config"):
+        assert getattr(saved, field) == getattr(fresh, field), field
+    assert not set(kinds(diff(saved, fresh))) - {"base"}
+
+
+def test_a_saved_layout(kernel: Kernel, tmp_path: Path) -> None:
+    path = tmp_path / "saved.json"
+    path.write_text(render(layout(kernel), "json"))
+    report = diff(side_of_json(str(path)), side_of_kernel(kernel, "B"))
+    assert not set(kinds(report)) - {"base"}
+    assert any("nothing but regions" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(("a", "b"), list(itertools.combinations(SHIPPED, 2)), ids=lambda core: core.name)
+def test_two_kernels(a: Core, b: Core) -> None:
+    one, two = side(a), side(b)
+    report = diff(one, two)
+    found = kinds(report)
+    releases = {core.truth("release").strip() for core in (a, b)}
+    assert ("kernel" in found) == (len(releases) == 2)
+    for key, name in (("kaslr", "KASLR is"), ("pti", "page-table isolation is"), ("levels", "paging has")):
+        said = any(text.startswith(name) for text in found.get("setting", ()))
+        assert said == (a.meta[key] != b.meta[key]), key
+    options = [set(core.truth("cmdline").split()) for core in (a, b)]
+    said_options = {t.split()[2] for t in found.get("setting", ()) if t.startswith("boot option")}
+    assert said_options == options[0] ^ options[1]
+    built = [configuration(core) for core in (a, b)]
+    said_config = {t.split()[0]: t.split()[4] for t in found.get("setting", ()) if t.startswith("CONFIG_")}
+    for name, where in said_config.items():
+        assert (name in built[0], name in built[1]) == (where == "A", where == "B"), name
+    for name in ("CONFIG_KASAN", "CONFIG_X86_ESPFIX64", "CONFIG_XEN_PV"):
+        assert (name in said_config) == ((name in built[0]) != (name in built[1])), name
+    modules = [{line.split()[0] for line in core.truth("modules").splitlines()} for core in (a, b)]
+    only = [t for t in found.get("module", ()) if t.startswith("only in")]
+    for name in modules[0] ^ modules[1]:
+        assert any(name in text for text in only), name
+    # Seen from the other side, the same things differ.
+    other = diff(two, one)
+    assert {k: len(v) for k, v in kinds(other).items()} == {k: len(v) for k, v in found.items()}
+
+
+@pytest.mark.parametrize(("a", "b"), list(itertools.combinations(SHIPPED, 2)), ids=lambda core: core.name)
+def test_tables_add_up(a: Core, b: Core) -> None:
+    one, two = side(a), side(b)
+    report = diff(one, two, everything=True)
+    tables: Dict[str, Any] = {table.key: table.rows for table in report.tables}
+    assert {row.key for row in tables["regions"]} == {*one.regions, *two.regions}
+    for key in ("vmalloc", "modules", "types", "rights"):
+        for row in tables[key]:
+            assert row.change == (row.b or 0) - (row.a or 0)
+    frames = [sum(s.types.values()) << 12 for s in (one, two) if s.types]
+    assert [sum(r.a or 0 for r in tables["types"]), sum(r.b or 0 for r in tables["types"])] == frames
+    for form in ("text", "json", "csv", "html"):
+        assert render(report, form)
+
+
+def test_a_region_that_comes_and_goes() -> None:
+    one = side(SHIPPED[0])
+    some = next(facts for facts in one.regions.values() if facts.state == "present" and facts.mapped)
+    gone = dataclasses.replace(
+        some, state="absent", start=None, base=None, mapped=None, size=None, reason="why"
+    )
+    two = dataclasses.replace(one, regions={**one.regions, some.key: gone})
+    assert f"{some.name} is only in A; in B why" in kinds(diff(one, two))["presence"]
+    assert f"{some.name} is only in B; in A why" in kinds(diff(two, one))["presence"]
+
+
+def test_more_rights_are_told() -> None:
+    one = side(SHIPPED[0])
+    assert one.rights is not None
+    key = next(iter(one.rights))
+    two = dataclasses.replace(one, rights={**one.rights, (key[0], "4K", "rwx", "WB"): 8192})
+    assert kinds(diff(one, two))["rights"] == [f"{key[0]}: rwx only in B (8 KB)"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        "{",
+        "[]",
+        '{"schema": "kvintro.pages/1"}',
+        '{"schema": "kvintro.layout/1"}',
+        '{"schema": "kvintro.layout/1", "kernel": [], "regions": 3}',
+        '{"schema": "kvintro.layout/1", "kernel": {}, "regions": [{"key": 1}]}',
+        '{"schema": "kvintro.report/1", "kernel": {}, "sections": [{"key": "layout", "report": null}]}',
+        "[" * 100000,
+        '{"a":' * 100000,
+    ],
+)
+def test_files_that_are_nothing_of_the_kind(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "saved.json"
+    path.write_text(text)
+    with pytest.raises(NotADump):
+        side_of_json(str(path))
+
+
+def test_json(kernel: Kernel) -> None:
+    one = side_of_kernel(kernel, "A")
+    document = json.loads(render(diff(one, one), "json"))
+    assert document["schema"] == "kvintro.diff/1"
+    assert document["a"] == document["b"]
+    assert document["kernel"] is None

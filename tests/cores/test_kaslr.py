@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""`kaslr` against the variables, symbols and registers of each boot."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any, Dict
+
+import pytest
+
+from kvintro.arch.x86_64_kaslr import REGION_ALIGN
+from kvintro.kernel import Kernel
+from kvintro.render import render
+from kvintro.reports.kaslr import kaslr
+from tests.conftest import Core
+from tests.cores.showing import kallsyms, number, ptdump, values
+
+TB = 1 << 40
+BASES = {"direct_map": "page_offset_base", "vmalloc": "vmalloc_base", "vmemmap": "vmemmap_base"}
+
+
+@pytest.fixture(scope="module")
+def document(kernel: Kernel) -> Any:
+    found = json.loads(render(kaslr(kernel), "json"))
+    assert found["schema"] == "kvintro.kaslr/1"
+    return found
+
+
+@pytest.fixture(scope="module")
+def rows(document: Any) -> Dict[str, Any]:
+    return {row["key"]: row for row in document["bases"]}
+
+
+def word(core: Core, name: str) -> int:
+    return int.from_bytes(values(core)[name][:8], "little")
+
+
+def test_on_or_off(core: Core, document: Any) -> None:
+    assert document["enabled"] is core.meta["kaslr"]
+
+
+def test_memory_bases(core: Core, rows: Dict[str, Any]) -> None:
+    for key, variable in BASES.items():
+        assert number(rows[key]["actual"]) == word(core, variable)
+        assert number(rows[key]["default"]) + rows[key]["displacement"] == number(rows[key]["actual"])
+        if rows[key]["displacement"]:
+            assert number(rows[key]["actual"]) % REGION_ALIGN == 0
+            assert rows[key]["state"] != "off"
+
+
+def test_the_image(core: Core, rows: Dict[str, Any]) -> None:
+    symbols = kallsyms(core, "_text")
+    assert number(rows["image_virtual"]["actual"]) == symbols["_text"]
+    code = re.search(r"^ *(\w+)-\w+ : Kernel code", core.truth("iomem"), re.M)
+    assert code and number(rows["image_physical"]["actual"]) == int(code[1], 16)
+    for key in ("image_virtual", "image_physical"):
+        row = rows[key]
+        if core.meta["kaslr"]:
+            assert row["state"] == "on" and row["slots"] > 1
+            # What came out is one of the slots.
+            assert row["displacement"] % row["granularity"] == 0
+            assert 0 <= row["displacement"] // row["granularity"] < row["slots"] or row["bound"] == "at least"
+        else:
+            assert (row["state"], row["displacement"], row["bits"]) == ("off", 0, 0)
+            assert "nokaslr" in core.meta["cmdline"] and "nokaslr" in row["note"]
+
+
+def test_the_image_fits_into_its_slots(core: Core, rows: Dict[str, Any]) -> None:
+    """1 + (1 GB - 16 MB - image) / 2 MB, with an image at least as big as its symbols say."""
+    row = rows["image_virtual"]
+    if row["state"] != "on":
+        pytest.skip("no KASLR in this boot")
+    symbols = kallsyms(core, "_text", "_end")
+    least = symbols["_end"] - symbols["_text"]
+    most = 1 + ((1 << 30) - (16 << 20) - least) // (2 << 20)
+    assert most - 12 <= row["slots"] <= most
+
+
+def test_modules(core: Core, rows: Dict[str, Any]) -> None:
+    row = rows["modules"]
+    variables = values(core)
+    if "module_load_offset" in variables:
+        start = 0xFFFF_FFFF_C000_0000 + word(core, "module_load_offset")
+    else:
+        start = word(core, "execmem_info")
+    assert number(row["actual"]) == start
+    modules = [int(line.split()[5], 16) for line in core.truth("modules").splitlines()]
+    assert not modules or start <= min(modules)
+    if core.meta["kaslr"]:
+        assert row["slots"] == 1024 and row["bits"] == 10 and 0 < row["displacement"] <= 4 << 20
+
+
+def test_cpu_entry_areas(core: Core, rows: Dict[str, Any]) -> None:
+    """The processors' GDT registers hold where each area starts."""
+    cpus = re.findall(r"^CPU#(\d+).*?^GDT= +(\w+)", core.truth("registers"), re.M | re.S)
+    assert cpus
+    for cpu, base in cpus:
+        row = rows[f"cpu_entry_area.{cpu}"]
+        assert number(row["actual"]) == int(base, 16)
+        if row["state"] == "on":
+            assert row["bits"] == round(math.log2(row["slots"]), 2) > 20
+
+
+def test_espfix(core: Core, rows: Dict[str, Any]) -> None:
+    if "espfix" not in rows:
+        pytest.skip("no espfix here")
+    line = ptdump(core, "ESPfix Area")[0]
+    assert number(rows["espfix"]["actual"]) & ~0xFFFF_FFFF == line.start & ~0xFFFF_FFFF
+    assert rows["espfix"]["bits"] == 17
+
+
+def test_kasan_leaves_the_memory_bases_where_they_are(core: Core, rows: Dict[str, Any]) -> None:
+    if not core.meta["oracle"]:
+        pytest.skip("no KASAN here")
+    for key in BASES:
+        assert rows[key]["state"] == "off" and "KASAN" in rows[key]["note"]
+    assert rows["image_virtual"]["state"] == "on"
+
+
+def test_entropy_of_the_regions(core: Core, rows: Dict[str, Any]) -> None:
+    """The space below cpu_entry_area that the three regions leave is shared out in turn."""
+    if rows["direct_map"]["state"] != "on":
+        pytest.skip("memory is not randomised, or the kernel does not tell how much it reserved")
+    # These kernels have ZONE_DEVICE, so that the direct map is never made smaller: mm.rst's sizes.
+    levels = core.meta["levels"]
+    reserved = 64 * TB + 32 * TB + TB if levels == 4 else 4096 * TB + 12800 * TB + 64 * TB
+    start = 0xFFFF_8880_0000_0000 if levels == 4 else 0xFF11_0000_0000_0000
+    free = 0xFFFF_FE00_0000_0000 - start - reserved
+    used = 0
+    for index, key in enumerate(BASES):
+        row = rows[key]
+        share = (free - used) // (3 - index)
+        assert row["slots"] == share // REGION_ALIGN + 1
+        assert row["bits"] == round(math.log2(row["slots"]), 2)
+        assert row["note"] == "", "what came out is one of the places"
+        size = (64, 32, 1)[index] * TB if levels == 4 else (4096, 12800, 64)[index] * TB
+        drawn = number(row["actual"]) - start
+        assert 0 <= drawn <= share
+        used += drawn
+        start = -(-(number(row["actual"]) + size + 1) // REGION_ALIGN) * REGION_ALIGN
+
+
+def test_nothing_is_left_unsaid(core: Core, document: Any) -> None:
+    for row in document["bases"]:
+        if row["state"] == "unknown":
+            assert row["note"] and row["bits"] is None
+        if row["state"] == "on":
+            assert row["provenance"] and row["computed"]
+    assert document["partial"] is any(row["state"] == "unknown" for row in document["bases"])

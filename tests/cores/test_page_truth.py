@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Single pages and the reverse map against /proc/PID/pagemap, /proc/kpagecount and the workload itself."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections import defaultdict
+from typing import Any, Dict, List, Set, Tuple
+
+import pytest
+
+from kvintro.errors import UsageError
+from kvintro.kernel import Kernel, open_kernel
+from kvintro.queries.pages.one import PageLookup
+from kvintro.queries.rmap import ReverseMap, UserMappings, mappings_by_walk
+from kvintro.render import render
+from kvintro.reports.aliases import alias_report
+from kvintro.reports.page import PageRow, page_report
+from kvintro.source import Request
+from kvintro.structures import offset_of, pointer_at
+from tests.conftest import Core
+from tests.cores.test_pages_truth import words
+
+PFN = (1 << 55) - 1  # Documentation/admin-guide/mm/pagemap.rst
+PRESENT, FILE = 1 << 63, 1 << 61
+
+
+class Truth:
+    """What processes said of their own memory."""
+
+    def __init__(self, core: Core) -> None:
+        self.entries: Dict[Tuple[int, int], int] = {}
+        for line in core.truth("pagemap").splitlines():
+            pid, address, entry = line.split()
+            self.entries[int(pid), int(address, 16)] = int(entry, 16)
+        self.pids = {pid for pid, _ in self.entries}
+        self.by_pfn: Dict[int, Set[Tuple[int, int]]] = defaultdict(set)
+        for place, entry in self.entries.items():
+            if entry & PRESENT:
+                self.by_pfn[entry & PFN].add(place)
+        self.workload: List[Tuple[int, str, str, int, int]] = []
+        for line in core.truth("workload").splitlines():
+            pid, comm, kind, start, end, *_ = line.split()
+            if int(start, 16):
+                self.workload.append((int(pid), comm, kind, int(start, 16), int(end, 16)))
+
+    def of(self, kind: str) -> List[Tuple[int, str, int, int]]:
+        """(pid, comm, address, page frame) of the pages of a part of the workload."""
+        out = []
+        for pid, comm, name, start, end in self.workload:
+            if name == kind:
+                for address in range(start, end, 4096):
+                    entry = self.entries.get((pid, address), 0)
+                    if entry & PRESENT:
+                        out.append((pid, comm, address, entry & PFN))
+        return out
+
+
+@pytest.fixture(scope="module")
+def truth(core: Core) -> Truth:
+    return Truth(core)
+
+
+@pytest.fixture(scope="module")
+def lookup(kernel: Kernel) -> PageLookup:
+    if kernel.source.types == "none":
+        pytest.skip("nothing in this dump leads to its types")
+    return PageLookup(kernel)
+
+
+@pytest.fixture(scope="module")
+def traced(kernel: Kernel, lookup: PageLookup, truth: Truth) -> Dict[int, UserMappings]:
+    """The reverse map of every page that the workload has."""
+    rmap = ReverseMap(kernel)
+    return {pfn: rmap.mappings(lookup.state(pfn)) for pfn in truth.by_pfn}
+
+
+def places(found: UserMappings, pids: Set[int]) -> Set[Tuple[int, int]]:
+    return {(m.pid, int(m.address)) for m in found.found if m.pid in pids}
+
+
+def test_every_page_traces_back_to_exactly_who_maps_it(
+    truth: Truth, lookup: PageLookup, traced: Dict[int, UserMappings]
+) -> None:
+    assert len(truth.by_pfn) > 1000
+    for pfn, expected in truth.by_pfn.items():
+        found = traced[pfn]
+        assert not found.damaged, found.notes
+        if found.way is None:
+            # The zero page is in no reverse map: nothing may ever take it away.
+            assert lookup.kind(lookup.state(pfn)) == "zero"
+            continue
+        assert places(found, truth.pids) == expected, f"{pfn:x} {found.way}"
+
+
+def test_looking_through_all_page_tables_finds_the_same(
+    kernel: Kernel, truth: Truth, traced: Dict[int, UserMappings]
+) -> None:
+    walked = mappings_by_walk(kernel, list(truth.by_pfn))
+    for pfn, expected in truth.by_pfn.items():
+        assert places(walked[pfn], truth.pids) == expected
+        if traced[pfn].way is not None:
+            # All processes, not only those that the truth is of; rights and page sizes too.
+            def said(found: UserMappings) -> Set[Any]:
+                return {(m.pid, m.address, m.state, m.rights[:3], m.page_size) for m in found.found}
+
+            assert said(walked[pfn]) == said(traced[pfn])
+
+
+def test_workload(truth: Truth, lookup: PageLookup, traced: Dict[int, UserMappings]) -> None:
+    """Each kind of memory has its type, its rights and its sharers."""
+    expected = {
+        # kind: (types, way, rights of the one who has it or shares it, state)
+        "anon": ({"anon"}, "anon_vma", {"rw-p", "r--p"}, "mapped"),
+        "prot_none": ({"anon"}, "anon_vma", {"---p"}, "protnone"),
+        "read_only": ({"anon"}, "anon_vma", {"r--p"}, "mapped"),
+        "user_wx": ({"anon"}, "anon_vma", {"rwxp", "r-xp"}, "mapped"),
+        "thp": ({"thp", "anon"}, "anon_vma", {"rw-p", "r--p"}, "mapped"),
+        "hugetlb": ({"hugetlb"}, "anon_vma", {"rw-p", "r--p"}, "mapped"),
+        "secret": ({"file"}, "i_mmap", {"rw-s"}, "mapped"),
+        "memfd": ({"shmem"}, "i_mmap", {"rw-s"}, "mapped"),
+        "shared_anon": ({"shmem"}, "i_mmap", {"rw-s"}, "mapped"),
+        "cow_broken": ({"anon"}, "anon_vma", {"rw-p"}, "mapped"),
+        "locked": ({"anon"}, "anon_vma", {"rw-p", "r--p"}, "mapped"),
+    }
+    seen = set()
+    for kind, (types, way, rights, state) in expected.items():
+        for pid, comm, address, pfn in truth.of(kind):
+            seen.add(kind)
+            page = lookup.state(pfn)
+            assert lookup.kind(page) in types, (kind, hex(pfn))
+            assert traced[pfn].way == way
+            (own,) = [m for m in traced[pfn].found if (m.pid, m.address) == (pid, address)]
+            assert own.comm == comm[:15]
+            assert own.state == state
+            assert own.rights in rights, kind
+            assert own.area_start is not None and own.area_end is not None
+            assert own.area_start <= address <= own.area_end
+            if kind == "hugetlb":
+                assert own.page_size == 2 << 20
+            if kind == "secret":
+                assert lookup.direct_address(pfn) is None
+                file = lookup.file(page)
+                assert file is not None and file.file_system == "secretmem"
+            if kind == "memfd":
+                file = lookup.file(page)
+                assert file is not None and file.path == "memfd:kvintro"
+    assert {"anon", "prot_none", "memfd", "shared_anon", "cow_broken"} <= seen
+
+
+def test_forked_pages_have_both_processes(truth: Truth, traced: Dict[int, UserMappings]) -> None:
+    comms: Dict[str, Set[str]] = defaultdict(set)
+    for kind in ("anon", "prot_none", "hugetlb", "cow_broken"):
+        for _, _, _, pfn in truth.of(kind):
+            comms[kind] |= {m.comm for m in traced[pfn].found}
+    assert comms["anon"] == comms["prot_none"] == {"kv-memory", "kv-child"}
+    assert comms["cow_broken"] == {"kv-child"}
+    if truth.of("hugetlb"):
+        assert comms["hugetlb"] == {"kv-memory", "kv-child"}
+    # The first page of the pair was written to by the child after the fork, the second is still shared.
+    cow = truth.of("cow")
+    assert [{m.comm for m in traced[pfn].found} for _, _, _, pfn in cow] == [
+        {"kv-memory"},
+        {"kv-memory", "kv-child"},
+    ]
+
+
+def test_files_are_those_of_maps(core: Core, truth: Truth, lookup: PageLookup) -> None:
+    """Name and offset of file pages, against /proc/PID/maps."""
+    checked = 0
+    for pid in sorted(truth.pids):
+        for line in core.truth(f"proc/{pid}/maps").splitlines():
+            fields = line.split(None, 5)
+            if len(fields) < 6 or not fields[5].startswith("/"):
+                continue
+            start, end = (int(text, 16) for text in fields[0].split("-"))
+            for address in range(start, min(end, start + 64 * 4096), 4096):
+                entry = truth.entries.get((pid, address), 0)
+                if not entry & PRESENT or not entry & FILE:
+                    continue
+                page = lookup.state(entry & PFN)
+                file = lookup.file(page)
+                assert file is not None
+                assert file.inode == int(fields[4])
+                assert file.device == fields[3]
+                name = fields[5].replace(" (deleted)", "").lstrip("/")
+                assert file.path is not None and file.path.lstrip("/") == name
+                assert page.offset << 12 == int(fields[2], 16) + address - start
+                checked += 1
+    assert checked > 100
+
+
+def test_mapcounts_are_those_of_kpagecount(core: Core, truth: Truth, lookup: PageLookup) -> None:
+    counts = words(core, "kpagecount").tolist()
+    different = 0
+    for pfn, count in enumerate(counts[: lookup.pages.sections.end]):
+        # All that the kernel says are mapped, and some of all others.
+        if count == 0 and pfn % 97:
+            continue
+        # Kernels before 6.10 counted slabs' other use of the field too.
+        page = lookup.state(pfn)
+        if lookup.kind(page) in ("slab", "pgtable", "free") and not lookup.form.folio_flags:
+            continue
+        different += page.mapcount != count
+    assert different <= 8
+
+
+def test_reports(core: Core, kernel: Kernel, lookup: PageLookup, truth: Truth) -> None:
+    pid, comm, address, pfn = truth.of("anon")[0]
+    report = page_report(kernel, [f"{address + 8:x}"], pid=pid)
+    (row,) = report.tables[0].rows
+    assert isinstance(row, PageRow)
+    assert (row.pfn, row.type, row.physical) == (pfn, "anon", (pfn << 12) + 8)
+    assert {(m.pid, m.address) for m in row.mappings or ()} >= {(pid, address)}
+    assert row.direct is not None and row.page is not None
+    # The same page by all its names.
+    for text in (f"{pfn << 12:x}", f"pfn:{pfn:x}", f"{row.page:x}", f"{row.direct:x}"):
+        (other,) = page_report(kernel, [text]).tables[0].rows
+        assert other.pfn == pfn, text
+        assert other.mappings == row.mappings
+    (searched,) = page_report(kernel, [f"pfn:{pfn:x}"], search=True).tables[0].rows
+    assert [(m.pid, m.address) for m in searched.mappings] == [(m.pid, m.address) for m in row.mappings or ()]
+    document = json.loads(render(report, "json"))
+    assert document["schema"] == "kvintro.page/1"
+    assert document["pages"][0]["mappings"][0]["comm"] in ("kv-memory", "kv-child")
+    text = render(report, "text")
+    assert comm in text and f"{address:016x}" in text
+    with pytest.raises(UsageError):
+        page_report(kernel, ["no_such_symbol_at_all"])
+
+
+def test_slab_objects(kernel: Kernel, lookup: PageLookup) -> None:
+    from drgn.helpers.linux.pid import find_task
+
+    address = int(find_task(kernel.prog, 1).value_())
+    (row,) = page_report(kernel, [f"{address + 0x10:x}"]).tables[0].rows
+    assert row.type == "slab"
+    assert row.slab.cache == "task_struct"
+    assert row.slab.object == address and row.slab.object_offset == 0x10
+    # drgn tells from the slab's lists, if it can find its way to them.
+    assert row.slab.allocated in (True, None)
+
+
+def test_tables_of_processes_are_page_tables(kernel: Kernel, lookup: PageLookup, truth: Truth) -> None:
+    from kvintro.processes import find_process, mm_of, root_of
+
+    for pid in sorted(truth.pids)[:3]:
+        process = find_process(kernel, pid)
+        root = root_of(kernel, mm_of(kernel, process))
+        address = next(a for p, a in truth.entries if p == pid)
+        for step in kernel.walk(address, root).steps:
+            # Tables above these were allocated without telling their struct pages until 6.14.
+            if step.level <= 2:
+                assert lookup.kind(lookup.state(step.entry_address >> 12)) == "pgtable"
+
+
+def test_aliases_list_processes_too(kernel: Kernel, truth: Truth, lookup: PageLookup) -> None:
+    pid, _, address, pfn = truth.of("shared_anon")[0]
+    rows = alias_report(kernel, f"{(pfn << 12) + 0x123:x}").tables[0].rows
+    users = {(row.root.split()[1], int(row.virtual)) for row in rows if row.region == "user"}
+    assert users == {(str(p), a + 0x123) for p, a in truth.by_pfn[pfn]}
+    assert (str(pid), address + 0x123) in users
+    assert any(row.region == "direct_map" for row in rows)
+
+
+def test_what_is_no_page(kernel: Kernel, lookup: PageLookup) -> None:
+    report = page_report(kernel, ["pfn:3ffffffff", f"{kernel.geometry.guard_hole.start:x}"])
+    assert [row.state for row in report.tables[0].rows] == ["no-struct-page", "unmapped"]
+    assert report.negative
+
+
+@pytest.mark.parametrize(
+    "pointer", [None, 0x4141414141414141, 0xFFFF800000000000], ids=["circle", "wild", "hole"]
+)
+@pytest.mark.parametrize("kind", ["anon", "memfd"])
+def test_a_damaged_tree_is_partial(
+    core: Core, truth: Truth, lookup: PageLookup, kind: str, pointer: Any
+) -> None:
+    """A tree that runs in a circle or points nowhere ends the search there; what was found before is kept."""
+    kernel = open_kernel(Request(core=str(core.path)))
+    pfn = truth.of(kind)[0][3]
+    mapping = lookup.state(pfn).mapping & ~3
+    owner = ("struct anon_vma", "rb_root") if kind == "anon" else ("struct address_space", "i_mmap")
+    node = pointer_at(kernel, mapping + offset_of(kernel, *owner))
+    links = b"".join(struct.pack("<Q", value) for value in (1, pointer or node, pointer or node))
+
+    def read(address: int, count: int, offset: int, physical: bool) -> bytes:
+        return links[offset : offset + count]
+
+    kernel.prog.add_memory_segment(node, len(links), read, False)
+    found = ReverseMap(kernel).mappings(PageLookup(kernel).state(pfn))
+    assert found.damaged and found.notes
+    assert len(found.found) <= 2
+    report = page_report(kernel, [f"pfn:{pfn:x}"])
+    assert report.partial
+    (row,) = report.tables[0].rows
+    assert row.notes

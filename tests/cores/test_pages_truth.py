@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The census of pages against what each kernel said of its own pages in the same boot.
+
+The kernel wrote these files one after the other and was then stopped: what it allocated and freed meanwhile,
+for reading them, is all that may differ, and every such difference has its reason below.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections import Counter
+from typing import Any, Dict, List, Tuple
+
+import numpy
+import pytest
+
+from kvintro.errors import NotInDump
+from kvintro.kernel import Kernel, open_kernel
+from kvintro.queries.pages.census import PageCensus, Pages
+from kvintro.queries.pages.meaning import (
+    KPF_ANON,
+    KPF_BUDDY,
+    KPF_IDLE,
+    KPF_KSM,
+    KPF_MMAP,
+    KPF_NOPAGE,
+    KPF_SLAB,
+    kpf_long,
+)
+from kvintro.queries.pages.zones import zone_facts
+from kvintro.render import render
+from kvintro.reports.pages import BREAKDOWNS, pages_report, parse_range
+from kvintro.source import Request
+from tests.conftest import Core
+
+BUDDY, SLAB, MMAP, ANON, KSM = (1 << bit for bit in (KPF_BUDDY, KPF_SLAB, KPF_MMAP, KPF_ANON, KPF_KSM))
+
+
+@pytest.fixture(scope="module")
+def pages(kernel: Kernel) -> Pages:
+    """All struct pages."""
+    if kernel.source.types == "none":
+        pytest.skip("nothing in this dump leads to its types")
+    return Pages(kernel)
+
+
+@pytest.fixture(scope="module")
+def census(pages: Pages) -> PageCensus:
+    """All of them counted."""
+    return pages.census()
+
+
+def words(core: Core, name: str) -> "numpy.ndarray[Any, Any]":
+    """/proc/kpageflags or /proc/kpagecount."""
+    core.truth(f"{name}.gz")
+    data = gzip.decompress((core.truth_directory / f"{name}.gz").read_bytes())
+    return numpy.frombuffer(data, "<u8")
+
+
+@pytest.fixture(scope="module")
+def ours(pages: Pages) -> "Tuple[numpy.ndarray[Any, Any], List[str]]":
+    """What we say of each page: as in /proc/kpageflags, and its type."""
+    flags = numpy.full(pages.sections.end, 1 << KPF_NOPAGE, numpy.uint64)
+    types = ["nopage"] * pages.sections.end
+    for piece in pages.reader.pieces(pages.sections):
+        assert piece.state == "read"
+        runs = pages.decoder.decode(piece.data, piece.first)
+        each = zip(runs.starts, runs.lengths, runs.states.tolist(), runs.heads.tolist(), runs.places.tolist())
+        for start, length, state, head, place in each:
+            first = piece.first + int(start)
+            flags[first : first + length] = pages.meaning.kpageflags(state, head)
+            kind = pages.meaning.type_of(state, head, pages.zone_of(place))
+            types[first : first + length] = [kind] * int(length)
+    return flags, types
+
+
+def _reason(truth: int, mine: int) -> str:
+    """Why a page may differ; empty for no reason."""
+    change = truth ^ mine
+    if change == KSM and truth & ANON and truth & KSM:
+        # fs/proc/page.c compares mapping with PAGE_MAPPING_KSM by &, so that from 6.10 on every anonymous
+        # page looks like KSM's, until that was put right. We say what the page is.
+        return "the kernel's own mistake"
+    if change == MMAP and mine & MMAP:
+        return "a page of the program that wrote the truth, first touched afterwards"
+    if change == 1 << KPF_IDLE:
+        return "looked at by reclaim since"
+    if {truth, mine} == {0, BUDDY}:
+        return "went between a CPU's list and the free blocks"
+    if {truth & ~SLAB & 0xFFFF, mine & ~SLAB & 0xFFFF} <= {0, BUDDY, 1 << 15} and (truth ^ mine) & SLAB:
+        return "a slab made or given back since"
+    return ""
+
+
+def test_every_page_is_as_proc_kpageflags_says(
+    core: Core, ours: "Tuple[numpy.ndarray[Any, Any], List[str]]"
+) -> None:
+    truth = words(core, "kpageflags")
+    mine = ours[0]
+    # The kernel's file ends with a section, ours with memory.
+    assert (truth[len(mine) :] == 1 << KPF_NOPAGE).all()
+    different = numpy.flatnonzero(mine != truth[: len(mine)])
+    reasons: Counter[str] = Counter()
+    for pfn in different.tolist():
+        reason = _reason(int(truth[pfn]), int(mine[pfn]))
+        assert reason, f"{pfn:x}: kernel {kpf_long(int(truth[pfn]))}; we {kpf_long(int(mine[pfn]))}"
+        reasons[reason] += 1
+    # What moved is little; a misread flag would show on thousands.
+    moved = sum(count for reason, count in reasons.items() if reason != "the kernel's own mistake")
+    assert moved <= len(truth) // 500, reasons
+
+
+def test_census_adds_up_to_the_same_classes(
+    core: Core, census: PageCensus, ours: "Tuple[numpy.ndarray[Any, Any], List[str]]"
+) -> None:
+    """Counted in bulk and page by page it is the same."""
+    flags, types = ours
+    assert census.by(lambda g: g.type) == Counter(t for t in types if t != "nopage")
+    assert census.by(lambda g: g.kpageflags) == Counter(f for f in flags.tolist() if f != 1 << KPF_NOPAGE)
+    assert sum(census.groups.values()) == census.total
+    # 7.x shows page frames that there are none of as 0.
+    assert census.total <= int((words(core, "kpageflags") != 1 << KPF_NOPAGE).sum())
+    assert not census.limited
+    cells: Counter[str] = Counter()
+    for cell in census.cells:
+        cells.update(census.cell_types(cell))
+    assert cells == census.by(lambda g: g.type)
+
+
+def test_types_follow_from_the_kernels_flags(
+    core: Core, ours: "Tuple[numpy.ndarray[Any, Any], List[str]]"
+) -> None:
+    """What we call a page, against the bits that the kernel gave it, by a rule that is not ours."""
+    truth = words(core, "kpageflags").tolist()
+    moved = 0
+    for flags, kind in zip(truth, ours[1]):
+        names = set(kpf_long(int(flags)).split(","))
+        expected = {
+            "free": "buddy" in names,
+            "slab": "slab" in names,
+            "pgtable": "pgtable" in names,
+            "offline": "offline" in names,
+            "hugetlb": "huge" in names and "mmap" in names,
+            "thp": {"thp", "anonymous"} <= names,
+            "anon": "anonymous" in names and not names & {"huge", "thp", "slab"},
+            "reserved": "reserved" in names and "zero_page" not in names,
+            "zero": "zero_page" in names,
+        }
+        if kind in expected:
+            moved += not expected[kind]
+        else:
+            moved += any(v for k, v in expected.items() if k not in ("hugetlb", "anon"))
+    assert moved <= len(truth) // 500
+
+
+def test_free_blocks_are_those_of_buddyinfo(core: Core, census: PageCensus) -> None:
+    blocks: Dict[Tuple[int, str], Counter[int]] = {}
+    for group, count in census.groups.items():
+        if group.type == "free" and group.first and group.node is not None:
+            blocks.setdefault((group.node, group.zone), Counter())[group.order] += count
+    for line in core.truth("buddyinfo").splitlines():
+        match = re.match(r"Node (\d+), zone +(\w+) +([\d ]+)", line)
+        assert match
+        truth = [int(n) for n in match[3].split()]
+        mine = blocks.pop((int(match[1]), match[2]), Counter())
+        pages = sum(n << order for order, n in enumerate(truth))
+        found = sum(n << order for order, n in mine.items())
+        # CPUs' lists are drained into the free blocks from time to time.
+        assert abs(pages - found) <= 256, line
+        assert sum(abs(mine[order] - n) for order, n in enumerate(truth)) <= 24, line
+    assert not blocks
+
+
+#: Caches that reading /proc itself uses: the files opened for the truth that was written after slabinfo.
+_USED_BY_READING = re.compile(
+    r"dentry|filp|seq_file|proc_inode_cache|maple_node|names_cache|pid|vm_area_struct|"
+    r"kmalloc-(cg-)?(\d+k?)|radix_tree_node|anon_vma.*"
+)
+
+
+def test_slab_caches_have_what_slabinfo_says(core: Core, kernel: Kernel, census: PageCensus) -> None:
+    truth: Dict[str, Tuple[int, int]] = {}
+    for line in core.truth("slabinfo").splitlines()[2:]:
+        fields = line.split()
+        truth[fields[0]] = int(fields[2]), int(fields[-2])
+    mine: Dict[str, Tuple[int, int]] = {}
+    for address, use in census.caches.items():
+        from kvintro.structures import number, struct_at, text_at
+
+        name = text_at(kernel, number(struct_at(kernel, "struct kmem_cache", address), "name"))
+        mine[name] = use.objects, use.slabs
+        assert 0 <= use.in_use <= use.objects
+    for name, (objects, slabs) in truth.items():
+        if mine.get(name, (0, 0)) != (objects, slabs):
+            assert _USED_BY_READING.fullmatch(name), (name, mine.get(name), objects, slabs)
+            assert abs(mine.get(name, (0, 0))[1] - slabs) <= 40
+    assert set(mine) <= set(truth)
+    assert sum(mine.get(name) == t or t == (0, 0) for name, t in truth.items()) >= len(truth) * 0.9
+
+
+def test_zones_are_those_of_zoneinfo(core: Core, kernel: Kernel, pages: Pages, census: PageCensus) -> None:
+    facts = zone_facts(kernel, pages.form)
+    counted = census.by(lambda g: (g.node, g.zone))
+    free = Counter[Any]()
+    for group, count in census.groups.items():
+        if group.type == "free":
+            free[group.node, group.zone] += count
+    for block in re.split(r"(?=^Node )", core.truth("zoneinfo"), flags=re.M):
+        match = re.match(r"Node (\d+), zone +(\w+)", block)
+        if not match:
+            continue
+        node, zone = int(match[1]), match[2]
+        numbers = {
+            name: int(value)
+            for name, value in re.findall(
+                r"^ +(?:pages )?(free|spanned|present|managed) +(\d+)$", block, re.M
+            )
+        }
+        if not numbers["spanned"]:
+            assert (node, zone) not in facts
+            continue
+        fact = facts[node, zone]
+        assert (fact.spanned, fact.present, fact.managed) == tuple(
+            numbers[k] for k in ("spanned", "present", "managed")
+        )
+        # Page frames come in steps of 2 MB, memory or not.
+        assert counted[node, zone] >= fact.present
+        assert abs(free[node, zone] - numbers["free"]) <= 300
+
+
+def test_other_kinds_are_as_meminfo_says(core: Core, census: PageCensus) -> None:
+    meminfo = {name: int(value) for name, value in re.findall(r"^(\S+): +(\d+)", core.truth("meminfo"), re.M)}
+    kinds = census.by(lambda g: g.type)
+    # meminfo adds up the nodes' counters, not what each CPU still has to add to them.
+    assert abs((kinds["anon"] + kinds["thp"]) * 4 - meminfo["AnonPages"]) <= 256
+    assert abs(kinds["shmem"] * 4 - meminfo["Shmem"]) <= 256
+    assert (kinds["hugetlb"] + kinds["hugetlb_free"]) * 4 == meminfo["HugePages_Total"] * meminfo[
+        "Hugepagesize"
+    ]
+    assert kinds["hugetlb_free"] * 4 == meminfo["HugePages_Free"] * meminfo["Hugepagesize"]
+    # PageTables leaves out those of the kernel itself.
+    assert kinds["pgtable"] * 4 >= meminfo["PageTables"] - 256
+
+
+def test_report(core: Core, kernel: Kernel, census: PageCensus) -> None:
+    document = json.loads(render(pages_report(kernel), "json"))
+    assert document["schema"] == "kvintro.pages/1"
+    assert document["total"] == sum(document["by_type"].values()) == sum(document["by_zone"].values())
+    assert document["by_node"] == {"0": document["total"]}
+    assert document["by_type"] == census.by(lambda g: g.type)
+    assert document["rate"] > 0
+    assert document["partial"] is False
+    assert {row["type"]: row["pages"] for row in document["types"]} == document["by_type"]
+    covered = sum(sum(cell["types"].values()) for cell in document["map"])
+    assert covered == document["total"]
+    assert sum(row["pages"] for row in document["flags"]) == document["total"]
+
+
+@pytest.mark.parametrize("by", BREAKDOWNS)
+def test_every_breakdown_renders(kernel: Kernel, pages: Pages, by: str) -> None:
+    report = pages_report(kernel, by=by, top=3)
+    assert len(report.tables[0].rows) <= 3
+    for form in ("text", "csv", "json"):
+        assert render(report, form, color=form == "text", width=100)
+
+
+def test_a_part_is_a_part(kernel: Kernel, census: PageCensus) -> None:
+    """Halves add up to the whole, cut anywhere."""
+    cut = 0x4321
+    halves = Counter[Any]()
+    for where in ((0, cut), (cut, 1 << 52)):
+        report = pages_report(kernel, where=where)
+        halves.update(report.extra["by_type"])
+    assert halves == census.by(lambda g: g.type)
+    assert parse_range("1000-2001") == (1, 3)
+    assert parse_range("0x1000+0x1000") == (1, 2)
+
+
+def test_a_compressed_dump_says_the_same(core: Core, census: PageCensus) -> None:
+    compressed = core.directory / "core.kdump"
+    if core.path == compressed or not compressed.exists():
+        pytest.skip("this core comes in one format")
+    found = Pages(open_kernel(Request(core=str(compressed)))).census()
+    assert found.groups == census.groups
+    assert found.caches == census.caches
+
+
+def test_struct_pages_that_are_missing_are_counted_as_missing(
+    kernel: Kernel, pages: Pages, census: PageCensus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is decoded from what is not there, and nothing else is lost."""
+    gone = set()
+    for pfn in (0x1000, 0x1040, census.total // 4 * 3):
+        physical = kernel.walk(pages.form.address(pfn)).physical
+        assert physical is not None
+        gone.add(physical & ~0xFFF)
+    per_page = 4096 // pages.form.size
+    whole = kernel.read_physical
+
+    def read(address: int, size: int) -> bytes:
+        if any(address < page + 4096 and page < address + size for page in gone):
+            raise NotInDump(address, size, physical=True)
+        return whole(address, size)
+
+    monkeypatch.setattr(kernel, "read_physical", read)
+    found = Pages(kernel).census()
+    assert found.missing == len(gone) * per_page
+    assert found.total == census.total
+    kinds, before = found.by(lambda g: g.type), census.by(lambda g: g.type)
+    assert kinds["not_in_dump"] == found.missing
+    assert sum(kinds.values()) == census.total
+    # Tails of a free block whose head is missing are no longer known to be in one.
+    assert sum(abs(kinds[k] - before[k]) for k in before) <= found.missing + 3 * 1024
+    report = pages_report(kernel)
+    assert report.partial
+    assert any("not in this source" in note for note in report.notes)

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The JSON of every command against its schema, and the schemas against the types that they are made from."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from functools import cache
+from importlib import resources
+from typing import Any, Dict, List
+
+import pytest
+
+from kvintro.cli import parse
+from kvintro.commands import command_names, load_command
+from kvintro.kernel import Kernel
+from kvintro.model import Report, Stream
+from kvintro.render import render, render_stream
+from tests.conftest import ROOT
+
+jsonschema = pytest.importorskip("jsonschema", reason="Python's jsonschema is missing")
+
+REGIONS = (
+    "user",
+    "non_canonical",
+    "guard_hole",
+    "ldt_remap",
+    "direct_map",
+    "vmalloc",
+    "vmemmap",
+    "kasan_shadow",
+    "cpu_entry_area",
+    "espfix",
+    "efi",
+    "kernel_image",
+    "modules",
+    "fixmap",
+    "vsyscall",
+)
+LINES: List[List[str]] = [
+    ["layout"],
+    ["layout", "--no-holes", "--pid", "1"],
+    ["info"],
+    ["explain"],
+    ["explain", "vmalloc", "hole"],
+    ["kaslr"],
+    ["translate", "init_task", "1000", "0", "ffff800000000000", "8000000000000000"],
+    ["translate", "--walk", "init_task", "ffffffffff600000"],
+    ["vtop", "--pid", "1", "400000"],
+    ["ptov", "1000"],
+    ["pte", "8000000003a12163", "7fffe00000000200", "0"],
+    ["pte", "--level", "pmd", "80000000076000e3"],
+    ["aliases", "init_task"],
+    ["aliases", "ffff800000000000"],
+    ["identify", "init_task", "1000", "ffffffffff600000", "init_top_pgt"],
+    ["ptdump", "--range", "modules"],
+    ["ptdump", "--wx"],
+    *(["show", region] for region in REGIONS),
+    ["show", "vmalloc", "--table", "areas", "--top", "3"],
+    ["user", "--all"],
+    ["user", "1"],
+    ["user", "1", "--maps"],
+    ["page", "1000"],
+    ["page", "100", "200"],
+    ["pages"],
+    ["pages", "--by", "zone"],
+    ["check"],
+    ["report"],
+]
+#: Commands without JSON of their own.
+NONE = {"shell"}
+
+
+@cache
+def validator(command: str) -> Any:
+    """What checks documents of a command."""
+    schema = json.loads((resources.files("kvintro") / "schema" / f"{command}.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)
+
+
+def check(document: Dict[str, Any]) -> None:
+    """Fail with the first few places that are not as the schema says."""
+    command = document["schema"].split(".")[1].split("/")[0]
+    problems = [
+        f"{'/'.join(map(str, error.absolute_path))}: {error.message[:300]}"
+        for error in validator(command).iter_errors(document)
+    ]
+    assert not problems, problems[:5]
+
+
+def document(kernel: Kernel, line: List[str]) -> Any:
+    """What a command line prints."""
+    args = parse(["-c", "x", "--json", *line])
+    result = load_command(args.command).run(kernel, args)
+    if isinstance(result, Stream):
+        return json.loads("".join(render_stream(result, "json")))
+    assert isinstance(result, Report)
+    return json.loads(render(result, "json"))
+
+
+def test_every_command_is_here() -> None:
+    told = {parse(["-c", "x", *line]).command for line in LINES} | {"diff"} | NONE
+    assert set(command_names()) <= told
+
+
+@pytest.mark.parametrize("line", LINES, ids=" ".join)
+def test_as_the_schema_says(kernel: Kernel, line: List[str]) -> None:
+    if kernel.source.types == "none" and line[0] not in ("layout", "explain", "check", "report"):
+        pytest.skip("this kernel's VMCOREINFO does not lead to its types")
+    found = document(kernel, line)
+    check(found)
+    for section in found["sections"] if line == ["report"] else ():
+        if section["report"] is not None:
+            check(section["report"])
+
+
+def test_diff_as_the_schema_says(kernel: Kernel) -> None:
+    from kvintro.reports.diff import diff, side_of_kernel
+
+    side = side_of_kernel(kernel, "A")
+    for everything in (False, True):
+        check(json.loads(render(diff(side, side, everything=everything), "json")))
+
+
+def test_a_schema_refuses(kernel: Kernel) -> None:
+    """A document that is not as it should be is found out."""
+    good = document(kernel, ["layout"])
+    for change in ({"partial": "no"}, {"regions": [{}]}, {"surprise": 1}, {"kernel": {"release": 3}}):
+        assert list(validator("layout").iter_errors({**good, **change}))
+
+
+def test_schemas_are_up_to_date() -> None:
+    """As tools/gen_schemas.py makes them; it says which are not."""
+    run = subprocess.run(
+        [sys.executable, ROOT / "tools" / "gen_schemas.py", "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr

@@ -1,0 +1,337 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""`show` of kernel_image, direct_map, vmemmap, kasan_shadow and efi against /proc/iomem, /proc/meminfo,
+/proc/zoneinfo, the boot messages, the kernel's own page-table dump and EFI's runtime map."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import struct
+from typing import Any, Dict, List, Set, Tuple
+
+import pytest
+
+from kvintro.kernel import Kernel
+from kvintro.model import AddressRange, Located, Placement
+from kvintro.regions import Asked, Region
+from kvintro.render import render
+from kvintro.reports.show import Selection, show
+from tests.conftest import Core
+from tests.cores.showing import (
+    all_symbols,
+    clean,
+    document,
+    fresh,
+    kallsyms,
+    merged,
+    number,
+    overlay,
+    ptdump,
+)
+
+PAGE = 4096
+
+
+def iomem(core: Core) -> List[Tuple[int, int, str]]:
+    """(start, end inclusive, name)."""
+    found = []
+    for line in core.truth("iomem").splitlines():
+        match = re.match(r" *(\w+)-(\w+) : (.*)", line)
+        assert match
+        found.append((int(match[1], 16), int(match[2], 16), match[3]))
+    return found
+
+
+def test_a_region_of_ones_own(core: Core) -> None:
+    """One that says nothing of its contents shows what the page tables map in it."""
+
+    class Toy(Region):
+        key, name, macro = "toy", "toy", "TOY"
+
+        def locate(self, kernel: Kernel) -> Located:
+            found = kernel.locate("kernel_image")
+            assert isinstance(found, Placement) and found.used
+            return Placement(found.used, "a test")
+
+    kernel = fresh(core)
+    kernel.__dict__["regions"] = (*kernel.regions, Toy())
+    found = document(kernel, "toy")
+    image = document(kernel, "kernel_image")
+    assert (
+        found["totals"]["mapped"] == image["totals"]["mapped"] == sum(row["size"] for row in found["ranges"])
+    )
+    assert {row["rights"] for row in found["ranges"]} == {"r-x", "r--", "rw-"}
+
+
+# The image
+
+
+@pytest.fixture(scope="module")
+def image(kernel: Kernel) -> Any:
+    return document(kernel, "kernel_image")
+
+
+def test_where_iomem_has_the_image(core: Core, image: Any) -> None:
+    parts = {row["name"]: row for row in image["sections"]}
+    names = {"Kernel code": "text", "Kernel rodata": "rodata", "Kernel data": "data", "Kernel bss": "bss"}
+    seen = 0
+    for start, end, name in iomem(core):
+        if name in names:
+            row = parts[names[name]]
+            assert number(row["physical"]) == start
+            # setup.c gives the bss up to __bss_stop, rodata up to __end_rodata and so on, all exclusive ends.
+            assert number(row["physical"]) + row["size"] - 1 == end
+            seen += 1
+    assert seen == 4
+
+
+def test_what_was_freed(core: Core, image: Any) -> None:
+    """The kernel says at boot what it frees of itself."""
+    said = dict(re.findall(r"Freeing unused kernel image \(([^)]+)\) memory: (\d+)K", core.truth("dmesg")))
+    names = {"initmem": "init", "text/rodata gap": "gap behind text", "rodata/data gap": "gap behind rodata"}
+    freed = {row["name"]: row["size"] >> 10 for row in image["sections"] if row["freed"]}
+    assert {names[what]: int(size) for what, size in said.items()} == freed
+
+
+def test_write_protected(core: Core, image: Any) -> None:
+    said = re.search(r"Write protecting the kernel read-only data: (\d+)k", core.truth("dmesg"))
+    assert said
+    symbols = kallsyms(core, "__end_rodata_hpage_align", "_text")
+    assert int(said[1]) << 10 == symbols["__end_rodata_hpage_align"] - symbols["_text"]
+    parts = {row["name"]: row for row in image["sections"]}
+    assert set(parts["text"]["rights"]) == {"r-x"} and set(parts["rodata"]["rights"]) == {"r--"}
+
+
+def test_rights_against_what_they_should_be(core: Core, image: Any) -> None:
+    clean(image)
+    assert image["notes"] == []
+    for row in image["sections"]:
+        if row["freed"]:
+            assert bool(row["mapped"]) is not core.meta["pti"], "freed parts are unmapped under isolation"
+
+
+def test_image_against_ptdump(core: Core, image: Any) -> None:
+    """Where the kernel itself sees each right: the same addresses by our rows."""
+    theirs = merged((line.start, line.end, line.rights) for line in ptdump(core, "High Kernel Mapping"))
+    for row in image["sections"]:
+        start, end = number(row["start"]), number(row["end"]) + 1
+        low, high = start // PAGE * PAGE, -(-end // PAGE) * PAGE
+        met = {rights for a, b, rights in theirs if a < high and low < b}
+        assert met == set(row["rights"])
+        covered = sum(min(b, high) - max(a, low) for a, b, _ in theirs if a < high and low < b)
+        assert covered == row["mapped"]
+    assert sum(b - a for a, b, _ in theirs) == image["totals"]["mapped"]
+
+
+# The direct map
+
+
+@pytest.fixture(scope="module")
+def direct(kernel: Kernel) -> Any:
+    return document(kernel, "direct_map")
+
+
+def test_direct_map_counts(core: Core, direct: Any) -> None:
+    """DirectMap4k and its sisters are direct_pages_count; what the tables have must come to the same."""
+    assert direct["notes"] == [] and direct["partial"] is False
+    said = {
+        name: int(size)
+        for name, size in re.findall(r"^DirectMap(\w+): +(\d+) kB", core.truth("meminfo"), re.M)
+    }
+    totals = direct["totals"]
+    split = totals["blocks_split_in_image"]
+    assert said["4k"] == (totals["pages_of_4K"] + 512 * split) * 4
+    assert said["2M"] == (totals["pages_of_2M"] - split) * 2048
+    assert said.get("1G", 0) == totals["pages_of_1G"] << 20
+
+
+def test_ram_is_what_iomem_says(core: Core, direct: Any) -> None:
+    theirs = [(start, end) for start, end, name in iomem(core) if name == "System RAM"]
+    assert [(number(row["physical"]), number(row["physical_end"])) for row in direct["ram"]] == theirs
+    for row in direct["ram"]:
+        each = {"4K": PAGE, "2M": 2 << 20, "1G": 1 << 30}
+        assert sum(each[name] * count for name, count in row["pages"].items()) >= row["mapped"]
+
+
+def test_secret_memory_left_the_map(core: Core, direct: Any) -> None:
+    """memfd_secret's pages are out of it, by the frames that the process's own pagemap has."""
+    match = re.search(r"^(\d+) \S+ secret (\w+) (\w+)", core.truth("workload"), re.M)
+    if not match or int(match[2], 16) == 0:
+        pytest.skip("this kernel has no memfd_secret")
+    pid, start, end = match[1], int(match[2], 16), int(match[3], 16)
+    frames: Set[int] = set()
+    for line in core.truth("pagemap").splitlines():
+        fields = line.split()
+        if fields[0] == pid and start <= int(fields[1], 16) < end:
+            frames.add((int(fields[2], 16) & (1 << 55) - 1) << 12)
+    assert len(frames) == (end - start) // PAGE
+    ours: Set[int] = set()
+    for row in direct["holes"]:
+        if row["why"] == "memfd_secret":
+            ours.update(range(number(row["physical"]), number(row["physical"]) + row["size"], PAGE))
+    assert ours == frames
+
+
+def test_holes_outside_ram_are_named(core: Core, direct: Any) -> None:
+    top = [(start, end, name) for start, end, name in iomem(core)]
+    for row in direct["holes"]:
+        if row["why"].startswith("no RAM") and row["resource"]:
+            low = number(row["physical"])
+            assert any(
+                start <= low and low + row["size"] - 1 <= end and name == row["resource"]
+                for start, end, name in top
+            )
+
+
+def test_direct_map_against_ptdump(core: Core, direct: Any) -> None:
+    # The heading comes a line late: the first page stands under the one before.
+    lines = [*ptdump(core, "LDT remap"), *ptdump(core, "Low Kernel Mapping")]
+    theirs = merged((line.start, line.end, line.rights) for line in lines)
+    ours = merged((number(row["start"]), number(row["end"]) + 1, row["rights"]) for row in direct["runs"])
+    assert ours == theirs
+    holes = sum(row["size"] for row in direct["holes"])
+    whole = ours[-1][1] - ours[0][0]
+    assert holes == whole - sum(b - a for a, b, _ in ours)
+
+
+def test_every_split_has_a_reason(direct: Any) -> None:
+    small: Set[int] = set()
+    for row in direct["runs"]:
+        if row["page_size"] == "4K":
+            small.update(range(number(row["start"]) >> 21, (number(row["end"]) >> 21) + 1))
+    assert sum(row["blocks"] for row in direct["splits"]) == len(small)
+    assert all(row["why"] for row in direct["splits"])
+
+
+# struct pages
+
+
+def test_vmemmap(core: Core, kernel: Kernel) -> None:
+    found = clean(document(kernel, "vmemmap"))
+    assert found["notes"] == []
+    zones: Dict[Tuple[int, str], Dict[str, int]] = {}
+    for block in re.split(r"^Node ", core.truth("zoneinfo"), flags=re.M)[1:]:
+        head = re.match(r"(\d+), zone +(\w+)", block)
+        assert head
+        numbers = {
+            name: int(value)
+            for name, value in re.findall(r"^ +(spanned|present|start_pfn:?) +(\d+)", block, re.M)
+        }
+        zones[int(head[1]), head[2]] = numbers
+    ours = {(row["node"], row["zone"]): row for row in found["zones"]}
+    theirs = {key: z for key, z in zones.items() if z["spanned"]}
+    assert set(ours) == set(theirs)
+    for key, zone in theirs.items():
+        assert ours[key]["spanned"] == zone["spanned"] and ours[key]["present"] == zone["present"]
+        assert number(ours[key]["physical"]) == zone["start_pfn:"] << 12
+    ram_end = max(end for _, end, name in iomem(core) if name == "System RAM")
+    assert number(found["sections"][-1]["physical_end"]) >= ram_end
+    assert found["totals"]["online"] * (128 << 20) >= ram_end - (128 << 20)
+
+
+def test_vmemmap_against_ptdump(core: Core, kernel: Kernel) -> None:
+    found = document(kernel, "vmemmap")
+    end = number(found["region"]["end"])
+    # With five levels the heading of the KASAN shadow comes late.
+    lines = [line for line in ptdump(core, "Vmemmap") if line.start <= end]
+    assert sum(line.end - line.start for line in lines) == found["totals"]["mapped"]
+
+
+def test_a_damaged_section_table(core: Core) -> None:
+    kernel = fresh(core)
+    table = kernel.value("mem_section").value
+    overlay(kernel, table, 0xDEAD_0000_0000_0000)
+    report = show(kernel, "vmemmap", Asked(), Selection())
+    assert report.partial and report.notes
+
+
+# KASAN
+
+
+def test_shadow_against_ptdump(core: Core, kernel: Kernel) -> None:
+    found = document(kernel, "kasan_shadow")
+    lines = ptdump(core, "KASAN shadow")
+    theirs = merged((line.start, line.end, line.rights) for line in lines if line.rights == "rw-")
+    ours = merged((number(row["start"]), number(row["end"]) + 1, row["rights"]) for row in found["real"])
+    # Shadow of its own is writable, and the shared page of zeros is not.
+    assert ours == theirs
+    assert found["totals"]["shared_zero_page"] == sum(
+        line.end - line.start for line in lines if line.rights == "r--"
+    )
+
+
+def test_shadow_bytes(core: Core, kernel: Kernel) -> None:
+    document(kernel, "kasan_shadow")
+    base = kernel.page_offset_base.value
+    flags = gzip.decompress((core.truth_directory / "kpageflags.gz").read_bytes())
+    words = struct.unpack(f"<{len(flags) // 8}Q", flags)
+    buddy, slab = 1 << 10, 1 << 7  # include/uapi/linux/kernel-page-flags.h
+    free = [pfn for pfn, word in enumerate(words) if word & buddy][5:400:40]
+    in_use = [pfn for pfn, word in enumerate(words) if word & slab][5:400:40]
+    told = 0
+    for pfn in free:
+        start = base + (pfn << 12)
+        for row in document(kernel, "kasan_shadow", within=AddressRange(start, start + PAGE - 1))["bytes"]:
+            told += row["byte"] == "ff" and row["size"] == PAGE
+    # Pages that were never handed out since boot are not poisoned yet.
+    assert told
+    meanings: Set[str] = set()
+    for pfn in in_use:
+        start = base + (pfn << 12)
+        rows = document(kernel, "kasan_shadow", within=AddressRange(start, start + PAGE - 1))["bytes"]
+        assert sum(row["size"] for row in rows) == PAGE
+        meanings.update(row["meaning"] for row in rows)
+    assert "may be used" in meanings and any("slab" in meaning for meaning in meanings)
+
+
+def test_shadow_of_global_variables(core: Core, kernel: Kernel) -> None:
+    """The compiler puts a redzone behind each global: then, by the kernel's symbols, the next one starts."""
+    document(kernel, "kasan_shadow")
+    start = kallsyms(core, "_sdata")["_sdata"]
+    within = AddressRange(start, start + (256 << 10) - 1)
+    rows = document(kernel, "kasan_shadow", within=within)["bytes"]
+    assert number(rows[0]["start"]) == within.start and number(rows[-1]["end"]) == within.end
+    starts = {address for _, address in all_symbols(core, whole=True)}
+    redzones = [row for row in rows if row["meaning"] == "redzone of a global variable"]
+    followed = sum(number(row["end"]) + 1 in starts for row in redzones)
+    assert len(redzones) > 100 and followed > 0.9 * len(redzones)
+    for before, row in zip(rows, rows[1:]):
+        assert number(before["end"]) + 1 == number(row["start"])
+
+
+# EFI
+
+
+def test_efi_runtime_map(core: Core, kernel: Kernel) -> None:
+    if not core.meta["efi"]:
+        report = show(kernel, "efi", Asked(), Selection())
+        assert report.negative
+        assert json.loads(render(report, "json"))["region"]["reason"] in (
+            "not booted by EFI",
+            "CONFIG_EFI is off",
+        )
+        return
+    found = clean(document(kernel, "efi"))
+    theirs = set()
+    for line in core.truth("efi-runtime-map").splitlines():
+        if not line.startswith("#"):
+            attribute, pages, physical, kind, virtual = (int(field, 16) for field in line.split())
+            theirs.add((attribute, pages, physical, kind, virtual))
+    ours = {
+        (row["attribute"], row["pages"], number(row["physical"]), row["type"], number(row["start"]))
+        for row in found["descriptors"]
+        if "RUNTIME" in row["attributes"]
+    }
+    assert ours == theirs
+
+
+def test_efi_against_ptdump(core: Core, kernel: Kernel) -> None:
+    if not core.meta["efi"]:
+        pytest.skip("not booted by EFI")
+    found = document(kernel, "efi")
+    theirs = merged(
+        (line.start, line.end, line.rights) for line in ptdump(core, "EFI Runtime Services", "ptdump/efi")
+    )
+    ours = merged((number(row["start"]), number(row["end"]) + 1, row["rights"]) for row in found["ranges"])
+    assert ours == theirs

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""`show modules` against /proc/modules, /sys/module/*/sections and the kernel's own page-table dump."""
+
+from __future__ import annotations
+
+import gzip
+import time
+from typing import Any, Dict, List, Tuple
+
+import pytest
+
+from kvintro.kernel import Kernel
+from kvintro.names import Names
+from kvintro.regions import Asked
+from kvintro.reports.show import Selection, show
+from tests.conftest import Core
+from tests.cores.showing import WILD, all_symbols, clean, document, fresh, merged, number, overlay, ptdump
+
+
+@pytest.fixture(scope="module")
+def modules(kernel: Kernel) -> Any:
+    return document(kernel, "modules")
+
+
+def test_proc_modules(core: Core, modules: Any) -> None:
+    ours = [
+        (
+            row["name"],
+            row["size"],
+            row["references"],
+            "".join(f"{user}," for user in row["users"]) or "-",
+            row["state"],
+            number(row["address"]),
+            row["taints"],
+        )
+        for row in modules["modules"]
+    ]
+    theirs = []
+    for line in core.truth("modules").splitlines():
+        name, size, references, users, state, address, *taints = line.split()
+        theirs.append((name, int(size), int(references), users, state, int(address, 16), "".join(taints)))
+    assert ours == theirs
+
+
+def test_sections(core: Core, modules: Any) -> None:
+    theirs: Dict[Tuple[str, str], int] = {}
+    for line in core.truth("module-sections").splitlines():
+        module, section, address = line.split()
+        theirs[module, section] = int(address, 16)
+    ours = {(row["module"], row["section"]): number(row["start"]) for row in modules["sections"]}
+    # The truth was listed while the last modules were being loaded; what it has must be here.
+    assert theirs
+    assert {key: ours.get(key) for key in theirs} == theirs
+    loaded = {module for module, _ in theirs}
+    assert {key for key in ours if key[0] in loaded} == set(theirs)
+
+
+def test_sections_lie_where_their_names_say(modules: Any) -> None:
+    kinds = {
+        ".text": "text",
+        ".exit.text": "text",
+        ".rodata": "rodata",
+        ".data": "data",
+        ".bss": "data",
+        ".data..ro_after_init": "ro_after_init",
+    }
+    seen = set()
+    for row in modules["sections"]:
+        if row["section"] in kinds:
+            assert row["kind"] == kinds[row["section"]], row
+            seen.add(row["section"])
+        if row["section"].startswith(".init."):
+            assert row["kind"] is None, "init memory is freed"
+    assert modules["modules"] == [] or ".text" in seen
+
+
+def test_rights_and_mappings(modules: Any) -> None:
+    clean(modules)
+    by_kind = {row["kind"]: set() for row in modules["memory"]}  # type: Dict[str, set[str]]
+    for row in modules["memory"]:
+        by_kind[row["kind"]].update(row["rights"])
+    for kind, expected in (("text", {"r-x"}), ("rodata", {"r--"}), ("data", {"rw-"})):
+        assert by_kind.get(kind, expected) == expected
+
+
+def test_the_kernels_own_dump(core: Core, modules: Any) -> None:
+    """Every piece of a module lies in lines of ptdump with just its rights."""
+    lines = merged((line.start, line.end, line.rights) for line in ptdump(core, "Modules"))
+    for row in modules["memory"]:
+        start, end = number(row["start"]), number(row["end"]) + 1
+        assert any(
+            low <= start and end <= high and rights == row["expected"] for low, high, rights in lines
+        ), row
+    if modules["modules"]:
+        assert sum(high - low for low, high, _ in lines) == modules["totals"]["mapped"]
+
+
+def test_free_space(core: Core, modules: Any) -> None:
+    theirs = []
+    for line in core.truth("vmallocinfo").splitlines():
+        start, end = (int(part, 16) for part in line.split()[0].split("-"))
+        if number(modules["region"]["start"]) <= start <= number(modules["region"]["end"]):
+            theirs.append((start, end))
+    assert modules["totals"]["allocated"] == sum(end - start for start, end in theirs)
+    assert modules["totals"]["free"] == modules["region"]["size"] - modules["totals"]["allocated"]
+
+
+def test_names_of_code_in_modules(core: Core, kernel: Kernel, modules: Any) -> None:
+    """%pS of an address in a module: its nearest symbol in /proc/kallsyms, up to the next one."""
+    all_symbols(core, whole=True)
+    text = gzip.decompress((core.truth_directory / "kallsyms.gz").read_bytes()).decode()
+    symbols: Dict[str, List[Tuple[int, str]]] = {}
+    for line in text.splitlines():
+        fields = line.split()
+        if len(fields) == 4 and fields[1] in "tT":
+            symbols.setdefault(fields[3].strip("[]"), []).append((int(fields[0], 16), fields[2]))
+    names = Names(kernel)
+    checked = 0
+    for row in modules["memory"]:
+        if row["kind"] != "text" or row["module"] not in symbols:
+            continue
+        found = sorted(symbols[row["module"]])
+        addresses = [address for address, _ in found]
+        for (address, name), following in zip(found, addresses[1:]):
+            # Of functions with several names, or cut short by data, anything may be the nearest.
+            if addresses.count(address) > 1 or following - address < 8:
+                continue
+            text = names.code(address + 4)
+            assert text.endswith(f" [{row['module']}]")
+            assert text.startswith(f"{name}+0x4/")
+            checked += 1
+    assert checked or not modules["modules"]
+
+
+@pytest.mark.parametrize("spoiled", ["a loop", *WILD])
+def test_a_damaged_list(core: Core, spoiled: str) -> None:
+    kernel = fresh(core)
+    from drgn.helpers.linux.list import list_for_each
+
+    nodes = [int(node.value_()) for node in list_for_each(kernel.prog["modules"].address_of_())]
+    if len(nodes) < 3:
+        pytest.skip("hardly any modules here")
+    overlay(kernel, nodes[1], nodes[0] if spoiled == "a loop" else WILD[spoiled])
+    started = time.monotonic()
+    report = show(kernel, "modules", Asked(), Selection(table="modules"))
+    assert time.monotonic() - started < 10
+    assert report.partial and report.notes
+    assert len(report.tables[0].rows) == len(nodes)

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""`user` against /proc/PID/maps, smaps, status and pagemap."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from typing import Any, Dict, Iterator, List, Tuple
+
+import pytest
+
+from kvintro.errors import UsageError
+from kvintro.kernel import Kernel
+from kvintro.render import render
+from kvintro.reports.show import Selection
+from kvintro.reports.user import user
+from kvintro.structures import has_member
+from tests.conftest import Core
+from tests.cores.showing import WILD, fresh, number, overlay, text_of
+
+
+def pids(core: Core) -> List[int]:
+    found = sorted(int(path.name) for path in (core.truth_directory / "proc").glob("[0-9]*"))
+    if not found:
+        pytest.skip(f"{core.name} was taken without /proc/PID")
+    return found
+
+
+def process(kernel: Kernel, pid: int) -> Any:
+    found = json.loads(render(user(kernel, pid, Selection()), "json"))
+    assert found["schema"] == "kvintro.user/1"
+    return found
+
+
+def test_maps_line_by_line(core: Core, kernel: Kernel) -> None:
+    for pid in pids(core):
+        report = user(kernel, pid, Selection(), maps=True)
+        assert not report.partial and not report.notes
+        assert text_of(report) == core.truth(f"proc/{pid}/maps").splitlines()
+
+
+def smaps(core: Core, pid: int) -> Iterator[Tuple[int, Dict[str, int]]]:
+    """(start, kB by name) of each area."""
+    text = core.truth(f"proc/{pid}/smaps")
+    for block in re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", text, flags=re.M)[1:]:
+        numbers = {name: int(value) for name, value in re.findall(r"^(\w+): +(\d+) kB", block, re.M)}
+        yield int(block.split("-", 1)[0], 16), numbers
+
+
+def test_residency(core: Core, kernel: Kernel) -> None:
+    for pid in pids(core):
+        rows = {number(row["start"]): row for row in process(kernel, pid)["vmas"]}
+        for start, numbers in smaps(core, pid):
+            row = rows[start]
+            # Huge pages of hugetlbfs are counted apart.
+            huge = numbers.get("Private_Hugetlb", 0) + numbers.get("Shared_Hugetlb", 0)
+            assert row["resident"] >> 10 == numbers["Rss"] + huge, (pid, row)
+            assert row["swapped"] >> 10 == numbers["Swap"]
+            assert row["size"] >> 10 == numbers["Size"]
+            thp = (
+                numbers["AnonHugePages"] + numbers.get("ShmemPmdMapped", 0) + numbers.get("FilePmdMapped", 0)
+            )
+            assert row["pages"].get("2M", 0) * 2048 == thp + huge
+            assert row["problem"] is None
+
+
+def test_what_the_workload_mapped(core: Core, kernel: Kernel) -> None:
+    found: Dict[int, Any] = {}
+    for line in core.truth("workload").splitlines():
+        pid_text, _, kind, start_text, end_text, *_ = line.split()
+        pid, start, end = int(pid_text), int(start_text, 16), int(end_text, 16)
+        if not start:
+            continue
+        rows = found.setdefault(pid, process(kernel, pid)["vmas"])
+        row = next(row for row in rows if number(row["start"]) <= start and end <= number(row["end"]) + 1)
+        rights = {"prot_none": "---p", "read_only": "r--p", "zero_page": "r--p", "user_wx": "rwxp"}
+        assert row["permissions"][:3] == rights.get(kind, "rw-p")[:3]
+        if kind == "zero_page":
+            # The page of zeros is mapped, and counts for nobody.
+            assert row["special"] >= 4096
+        if kind == "prot_none":
+            assert row["resident"] == end - start
+        if kind == "hugetlb":
+            assert row["pages"] == {"2M": 1}
+        if kind == "memfd":
+            assert row["name"] == "/memfd:kvintro (deleted)"
+
+
+def test_pagemap(core: Core, kernel: Kernel) -> None:
+    """Every page that the process's own pagemap has present is in an area with so much resident."""
+    present: Dict[int, int] = {}
+    for line in core.truth("pagemap").splitlines():
+        fields = line.split()
+        if len(fields) == 3 and int(fields[2], 16) >> 63:
+            present[int(fields[0])] = present.get(int(fields[0]), 0) + 4096
+    assert present
+    for pid, size in present.items():
+        rows = process(kernel, pid)["vmas"]
+        assert sum(row["resident"] + row["special"] for row in rows) == size
+
+
+def test_all(core: Core, kernel: Kernel) -> None:
+    report = user(kernel, None, Selection())
+    assert not report.partial
+    rows = {row.pid: row for row in report.tables[0].rows}
+    for pid in pids(core):
+        status = dict(re.findall(r"^(\w+):\s+(.*)$", core.truth(f"proc/{pid}/status"), re.M))
+        row = rows[pid]
+        assert row.comm == status["Name"]
+        assert row.size >> 10 == int(status["VmSize"].split()[0])
+        assert row.swapped >> 10 == int(status["VmSwap"].split()[0])
+        huge = int(status["HugetlbPages"].split()[0])
+        rss = sum(numbers["Rss"] for _, numbers in smaps(core, pid))
+        assert row.resident >> 10 == rss + huge
+        assert row.areas == sum(
+            1 for line in core.truth(f"proc/{pid}/maps").splitlines() if "vsyscall" not in line
+        )
+    # What has memory of its own, and nothing else.
+    kernel_threads = [pid for pid, ppid in parents(core).items() if 2 in (pid, ppid)]
+    assert not set(rows) & set(kernel_threads)
+    assert set(rows) <= set(parents(core))
+
+
+def parents(core: Core) -> Dict[int, int]:
+    lines = [line.split() for line in core.truth("proc-list").splitlines() if not line.startswith("#")]
+    return {int(fields[0]): int(fields[1]) for fields in lines}
+
+
+def test_who_is_there_and_who_is_not(core: Core, kernel: Kernel) -> None:
+    with pytest.raises(UsageError, match="no process"):
+        user(kernel, 999_999, Selection())
+    with pytest.raises(UsageError, match="no user memory"):
+        user(kernel, 2, Selection())
+
+
+def test_which_structure_the_kernel_has(core: Core, kernel: Kernel) -> None:
+    """Both branches run on real cores: areas were in a list before they were in a tree."""
+    tree = has_member(kernel, "struct mm_struct", "mm_mt")
+    assert tree is not core.truth("release").startswith("5.")
+
+
+@pytest.mark.parametrize("spoiled", ["a loop", *WILD])
+def test_a_damaged_list_of_areas(core: Core, spoiled: str) -> None:
+    kernel = fresh(core)
+    from kvintro.processes import find_process
+    from kvintro.structures import offset_of, pointer_at
+
+    pid = max(pids(core))
+    found = find_process(kernel, pid)
+    whole = len(user(kernel, pid, Selection()).tables[0].rows)
+    if has_member(kernel, "struct mm_struct", "mm_mt"):
+        at = (
+            found.mm
+            + offset_of(kernel, "struct mm_struct", "mm_mt")
+            + offset_of(kernel, "struct maple_tree", "ma_root")
+        )
+        root = pointer_at(kernel, at)
+        if root & 3 != 2:
+            pytest.skip("its tree is a single entry")
+        # The second slot of the root: a child, or an area.
+        node = root & ~255
+        kind = "ma64" if root >> 3 & 15 == 3 else "mr64"
+        inner = "struct maple_arange_64" if kind == "ma64" else "struct maple_range_64"
+        victim = node + offset_of(kernel, inner, "slot") + 8
+        overlay(kernel, victim, node | 0x1C if spoiled == "a loop" else WILD[spoiled])
+    else:
+        first = pointer_at(kernel, found.mm + offset_of(kernel, "struct mm_struct", "mmap"))
+        offset = offset_of(kernel, "struct vm_area_struct", "vm_next")
+        second = pointer_at(kernel, first + offset)
+        overlay(kernel, second + offset, first if spoiled == "a loop" else WILD[spoiled])
+    started = time.monotonic()
+    report = user(kernel, pid, Selection())
+    assert time.monotonic() - started < 10
+    assert len(report.tables[0].rows) < whole
+    # A NULL ends a list before its time, which pages that no area has give away.
+    assert report.partial or any("mapped in no area" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("spoiled", ["a loop", *WILD])
+def test_a_damaged_list_of_processes(core: Core, spoiled: str) -> None:
+    kernel = fresh(core)
+    from drgn.helpers.linux.list import list_for_each
+
+    tasks = kernel.prog["init_task"].tasks.address_of_()
+    nodes = [int(node.value_()) for node in list_for_each(tasks)]
+    before = len(user(kernel, None, Selection()).tables[0].rows)
+    overlay(kernel, nodes[4], nodes[1] if spoiled == "a loop" else WILD[spoiled])
+    report = user(kernel, None, Selection())
+    assert report.partial
+    assert len(report.tables[0].rows) == before

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""`show vmalloc` against /proc/vmallocinfo, line by line, and on lists that were spoiled."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from typing import Any, Dict, List
+
+import pytest
+
+from kvintro.kernel import Kernel
+from kvintro.regions import Asked
+from kvintro.render import render
+from kvintro.reports.show import Selection, show
+from tests.conftest import Core
+from tests.cores.showing import WILD, clean, document, fresh, number, overlay, text_of
+
+HASHED = re.compile(r"^0x0000\w+-0x0000\w+ ")
+
+
+@pytest.fixture(scope="module")
+def vmalloc(kernel: Kernel) -> Any:
+    return document(kernel, "vmalloc")
+
+
+def areas_of(kernel: Kernel) -> List[str]:
+    return text_of(show(kernel, "vmalloc", Asked(), Selection(table="areas")))
+
+
+def test_line_by_line(core: Core, kernel: Kernel) -> None:
+    theirs = core.truth("vmallocinfo").splitlines()
+    ours = areas_of(kernel)
+    assert len(ours) == len(theirs)
+    # Before 5.12 the kernel hashes the addresses of unpurged areas: there sizes have to do.
+    hidden = [line for line in theirs if HASHED.match(line)]
+    if hidden:
+        assert all(line.endswith("unpurged vm_area") for line in hidden)
+        sizes = sorted(line.split(None, 1)[1] for line in hidden)
+        assert sorted(line.split(None, 1)[1] for line in ours if line.endswith("unpurged vm_area")) == sizes
+        theirs = [line for line in theirs if not HASHED.match(line)]
+        ours = [line for line in ours if not line.endswith("unpurged vm_area")]
+    assert sorted(ours) == sorted(theirs)
+
+
+def test_the_order_is_the_kernels_where_it_has_one_list(core: Core, kernel: Kernel) -> None:
+    if kernel.find_symbol("vmap_area_list") is None:
+        pytest.skip("this kernel keeps a list for each node and prints them one after the other")
+    theirs = [
+        line for line in core.truth("vmallocinfo").splitlines() if not line.endswith("unpurged vm_area")
+    ]
+    assert areas_of(kernel)[: len(theirs)] == theirs
+
+
+def test_every_area_agrees_with_the_page_tables(vmalloc: Any) -> None:
+    clean(vmalloc)
+    for row in vmalloc["areas"]:
+        if row["kind"] == "ioremap":
+            # An ioremap is uncached or write-combined, save what firmware said is RAM.
+            assert row["mapped"] == row["size"] - row["guard"]
+        if row["kind"] == "unpurged":
+            assert row["mapped"] == 0
+
+
+def test_vmalloc_used(core: Core, vmalloc: Any) -> None:
+    used = re.search(r"^VmallocUsed: +(\d+) kB", core.truth("meminfo"), re.M)
+    assert used
+    # nr_vmalloc_pages counts the pages of vmalloc() alone.
+    pages = sum(row["pages"] for row in vmalloc["areas"] if "vmalloc" in row["flags"])
+    assert pages * 4 == int(used[1])
+
+
+def test_the_free_space_is_what_the_kernel_counts(vmalloc: Any) -> None:
+    """Gaps between areas against free_vmap_area_list and the nodes' pools, which are other structures."""
+    totals = vmalloc["totals"]
+    assert totals["free_by_the_kernel"] + totals["pooled"] == totals["free"]
+    assert totals["free"] + totals["in_region"] == vmalloc["region"]["size"]
+    assert sum(gap["size"] for gap in vmalloc["gaps"]) == totals["free"]
+
+
+def test_sums(vmalloc: Any) -> None:
+    for key in ("by_caller", "by_kind"):
+        for column in ("size", "pages", "guard", "mapped"):
+            assert sum(row[column] for row in vmalloc[key]) == sum(row[column] for row in vmalloc["areas"])
+    stacks = [
+        row for row in vmalloc["areas"] if (row["caller"] or "").startswith(("kernel_clone", "fork_idle"))
+    ]
+    named = [row for row in vmalloc["by_caller"] if row["name"] in ("kernel_clone", "fork_idle")]
+    assert sum(row["areas"] for row in named) == len(stacks)
+
+
+def test_selection(kernel: Kernel, vmalloc: Any) -> None:
+    one = vmalloc["areas"][3]
+    start, end = number(one["start"]), number(one["end"]) + 1
+
+    def rows(**chosen: Any) -> Any:
+        report = show(kernel, "vmalloc", Asked(), Selection(table="areas", **chosen))
+        return json.loads(render(report, "json"))["areas"]
+
+    from kvintro.model import AddressRange
+
+    assert rows(within=AddressRange(start, end - 1)) == [one]
+    assert rows(match=re.compile("irq_init_percpu_irqstack")) == [
+        row for row in vmalloc["areas"] if (row["caller"] or "").startswith("irq_init_percpu_irqstack")
+    ]
+    sizes = [row["size"] for row in rows(top=5)]
+    assert sizes == sorted((row["size"] for row in vmalloc["areas"]), reverse=True)[:5]
+    assert [row["start"] for row in rows(sort="start", reverse=True)] == sorted(
+        (row["start"] for row in vmalloc["areas"]), reverse=True
+    )
+
+
+# A damaged list.
+
+
+def nodes_of(kernel: Kernel) -> List[int]:
+    """Addresses of the vmap_areas of the longest list, in its order, and its head's last."""
+    from drgn.helpers.linux.list import list_for_each
+
+    prog = kernel.prog
+    if kernel.find_symbol("vmap_area_list") is not None:
+        heads = [kernel.symbol("vmap_area_list")]
+    else:
+        count = kernel.value("nr_vmap_nodes", 4).value
+        base = kernel.value("vmap_nodes").value
+        type_ = prog.type("struct vmap_node *")
+        import drgn
+
+        heads = [drgn.Object(prog, type_, base)[i].busy.head.address_ for i in range(count)]
+    import drgn
+
+    lists: Dict[int, List[int]] = {}
+    for head in heads:
+        anchor = drgn.Object(prog, "struct list_head *", head)
+        lists[head] = [int(node.value_()) for node in list_for_each(anchor)]
+    head, nodes = max(lists.items(), key=lambda item: len(item[1]))
+    return [*nodes, head]
+
+
+@pytest.mark.parametrize("spoiled", ["a loop", *WILD])
+def test_a_damaged_list(core: Core, spoiled: str) -> None:
+    kernel = fresh(core)
+    *nodes, _ = nodes_of(kernel)
+    whole = len(show(kernel, "vmalloc", Asked(), Selection(table="areas")).tables[0].rows)
+    middle = len(nodes) // 2
+    overlay(kernel, nodes[middle], nodes[2] if spoiled == "a loop" else WILD[spoiled])
+    started = time.monotonic()
+    report = show(kernel, "vmalloc", Asked(), Selection(table="areas"))
+    assert time.monotonic() - started < 10
+    assert report.partial
+    assert any("circle" in note or "breaks off" in note for note in report.notes)
+    # The list is taken up again from its other end, so that nothing is lost.
+    assert len(report.tables[0].rows) == whole
+
+
+def test_a_list_damaged_at_both_ends(core: Core) -> None:
+    kernel = fresh(core)
+    *nodes, head = nodes_of(kernel)
+    whole = len(show(kernel, "vmalloc", Asked(), Selection(table="areas")).tables[0].rows)
+    overlay(kernel, nodes[2], nodes[1])  # next
+    overlay(kernel, nodes[-3] + 8, nodes[-2])  # prev
+    report = show(kernel, "vmalloc", Asked(), Selection(table="areas"))
+    assert report.partial
+    assert len(report.tables[0].rows) == whole - (len(nodes) - 6)
+    overlay(kernel, head, head + 8)
+    overlay(kernel, head + 8, 0x1234)
+    report = show(kernel, "vmalloc", Asked(), Selection())
+    assert report.partial
+
+
+def test_an_area_with_impossible_numbers(core: Core) -> None:
+    kernel = fresh(core)
+    *nodes, _ = nodes_of(kernel)
+    import drgn
+
+    area = drgn.container_of(
+        drgn.Object(kernel.prog, "struct list_head *", nodes[4]), kernel.prog.type("struct vmap_area"), "list"
+    )
+    overlay(kernel, area.vm.nr_pages.address_, (1 << 63) + 7)
+    overlay(kernel, area.vm.caller.address_, 0xDEAD)
+    overlay(kernel, area.vm.pages.address_, 0xDEAD_0000_0000)
+    report = show(kernel, "vmalloc", Asked(), Selection())
+    assert report.partial
+    overlay(kernel, area.vm.size.address_, (1 << 64) - 4096)
+    report = show(kernel, "vmalloc", Asked(), Selection())
+    assert report.partial

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Ten thousand damaged inputs: no traceback, no hang, no gigabyte, nothing called mapped that is not.
+
+KVINTRO_FUZZ=N runs N times as many, KVINTRO_FUZZ_SEED=N others; each failure names its seed and number.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import Tuple
+
+import pytest
+
+from kvintro.commands import command_names
+from tests.fuzz import harness
+from tests.fuzz.targets import NOT_ASKED, QUESTIONS, SAMPLE, TARGETS, Real
+
+TIMES = int(os.environ.get("KVINTRO_FUZZ", "1"))
+SEED = int(os.environ.get("KVINTRO_FUZZ_SEED", "0"))
+WORKERS = min(os.cpu_count() or 1, 8)
+
+
+def test_there_are_enough_cases() -> None:
+    assert sum(target.cases for target in TARGETS) >= 10_000
+
+
+def test_every_command_is_asked() -> None:
+    assert set(command_names()) <= {*QUESTIONS, *NOT_ASKED}
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_damaged(target: harness.Target) -> None:
+    if isinstance(target, Real) and not SAMPLE.exists():
+        pytest.skip("the sample dump is not there")
+    outcome = harness.run(target, target.cases * TIMES, SEED, WORKERS)
+    print(
+        f"{target.name}: {outcome.done} cases, {outcome.refused} refused, "
+        f"slowest {outcome.slowest:.2f} s, {outcome.memory >> 20} MB"
+    )
+    # One of each kind: the same bug shows many times.
+    kinds = {_kind(failure): failure for failure in outcome.failures}
+    shown = "\n\n".join(f"seed {SEED}, number {f.number}: {f.what}" for f in list(kinds.values())[:5])
+    assert not outcome.failures, f"{len(outcome.failures)} failures\n{shown}"
+    assert outcome.done == target.cases * TIMES
+
+
+def _kind(failure: harness.Failure) -> Tuple[str, ...]:
+    lines = failure.what.splitlines()
+    return (lines[-1].split(":")[0], *[line for line in lines if "/kvintro/" in line][-1:])
+
+
+# The harness itself: what it is there to catch, it catches.
+
+
+class _Bad(harness.Target):
+    name, cases = "bad", 4
+
+    def run(self, chosen: random.Random) -> None:
+        value = chosen.random()
+        number = next(n for n in range(4) if harness.generator(self, 0, n).random() == value)
+        if number == 0:
+            raise ZeroDivisionError
+        if number == 1:
+            os.abort()
+        if number == 2:
+            while True:
+                pass
+
+
+def test_the_harness_catches_what_it_should(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "SECONDS", 1)
+    outcome = harness.run(_Bad(), 4, 0, workers=1)
+    assert outcome.done == 4
+    found = {failure.number: failure.what for failure in outcome.failures}
+    assert "ZeroDivisionError" in found[0]
+    assert "SIGABRT" in found[1]
+    assert "more than 1 s" in found[2]
+    assert set(found) == {0, 1, 2}

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Strings that nobody wants to meet, and reports full of them: what a dump may hold where names belong."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from kvintro.model import Address, Displacement, Report, Section, Size
+
+HOSTILE = (
+    "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
+    "</script></style></title>]]>{{7*7}}{% raw %}\x1b[31m\x00\u202e&quot;'\"`"
+)
+
+
+def poisoned(value: Any) -> Any:
+    """A value of a report with all strings that a kernel may have had a hand in made hostile.
+
+    What names tables, columns and sections is ours, and stays.
+    """
+    if isinstance(value, (Address, Size, Displacement)):
+        return value
+    if isinstance(value, str):
+        return HOSTILE
+    if isinstance(value, dict):
+        return {k: poisoned(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return tuple(poisoned(v) for v in value)
+    if isinstance(value, Report):
+        return poisoned_report(value)
+    if isinstance(value, Section):
+        return dataclasses.replace(
+            value, report=poisoned(value.report), problem=HOSTILE, text=(HOSTILE,), title=HOSTILE
+        )
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        keep = {"key", "state", "kind", "region"}
+        return dataclasses.replace(
+            value,
+            **{
+                f.name: poisoned(getattr(value, f.name))
+                for f in dataclasses.fields(value)
+                if f.init and f.name not in keep
+            },
+        )
+    return value
+
+
+def poisoned_report(report: Report) -> Report:
+    """See :func:`poisoned`."""
+    tables = tuple(
+        dataclasses.replace(table, rows=[poisoned(row) for row in table.rows], title=HOSTILE)
+        for table in report.tables
+    )
+    return dataclasses.replace(
+        report,
+        kernel=poisoned(report.kernel),
+        tables=tables,
+        head=tuple(HOSTILE for _ in report.head),
+        notes=(HOSTILE,),
+        extra={key: poisoned(value) for key, value in report.extra.items()},
+    )

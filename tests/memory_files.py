@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Files of physical memory made by tests: LiME, AVML, ELF without notes, kdumps packed in other ways."""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import struct
+import zlib
+from importlib import import_module
+from pathlib import Path
+from typing import Callable, Dict, Iterable, List, Optional, Tuple
+
+from tests.synthetic import elf_core
+
+#: (first address, content)
+Range = Tuple[int, bytes]
+Codec = Callable[[bytes], bytes]
+
+AVML_BLOCK = 16 << 20
+_STREAM = b"\xff\x06\0\0sNaPpY"
+# struct disk_dump_header and struct page_desc, from where they matter here.
+_STATUS, _HEADER_AT = 424, 428
+_HEADER = struct.Struct("<iiI")  # block_size, sub_hdr_size, bitmap_blocks
+_DESCRIPTOR = struct.Struct("<qIIQ")  # offset, size, flags, page_flags
+_ZLIB = 1
+
+
+def lime(ranges: Iterable[Range], magic: bytes = b"EMiL", version: int = 1) -> bytes:
+    """As LiME writes them (and AVML without compression)."""
+    out = b""
+    for first, data in ranges:
+        out += struct.pack("<4sIQQQ", magic, version, first, first + len(data) - 1, 0) + data
+    return out
+
+
+def avml(ranges: Iterable[Range], pack: Codec) -> bytes:
+    """As AVML compresses them: blocks of at most 16 MB, those of zeros left out."""
+    out: List[bytes] = []
+    for first, data in ranges:
+        for at in range(0, len(data), AVML_BLOCK):
+            block = data[at : at + AVML_BLOCK]
+            if block.count(0) == len(block):
+                continue
+            frames = framed(block, pack)
+            out.append(struct.pack("<4sIQQQ", b"AVML", 2, first + at, first + at + len(block) - 1, 0))
+            out += [frames, struct.pack("<Q", len(frames))]
+    return b"".join(out)
+
+
+def framed(data: bytes, pack: Codec) -> bytes:
+    """snappy's framing format (google/snappy, framing_format.txt); the checksums are zero."""
+    out = [_STREAM]
+    for at in range(0, len(data), 1 << 16):
+        chunk = data[at : at + (1 << 16)]
+        packed = pack(chunk)
+        kind, body = (0, packed) if len(packed) < len(chunk) else (1, chunk)
+        out.append(bytes([kind]) + (len(body) + 4).to_bytes(3, "little") + bytes(4) + body)
+    return b"".join(out)
+
+
+def elf_without_notes(ranges: Iterable[Range]) -> bytes:
+    """As QEMU writes it without the vmcoreinfo device: no virtual addresses, and nothing about the kernel."""
+    return elf_core([(0, first, data) for first, data in ranges])
+
+
+def snappy() -> Optional[Codec]:
+    """Packs one block; None where there is no library for it."""
+    try:
+        pack = import_module("cramjam").snappy.compress_raw
+    except ImportError:
+        return None
+    return lambda data: bytes(pack(data))
+
+
+def zstd() -> Optional[Codec]:
+    """The same."""
+    try:
+        pack = import_module("cramjam").zstd.compress
+    except ImportError:
+        return None
+    return lambda data: bytes(pack(data))
+
+
+def lzo() -> Optional[Codec]:
+    """The same, by the library that makedumpfile uses."""
+    name = ctypes.util.find_library("lzo2")
+    if name is None:
+        return None
+    library = ctypes.CDLL(name)
+
+    def pack(data: bytes) -> bytes:
+        work = ctypes.create_string_buffer(1 << 18)
+        out = ctypes.create_string_buffer(len(data) * 2 + 1024)
+        size = ctypes.c_size_t(len(out))
+        assert library.lzo1x_1_compress(data, ctypes.c_size_t(len(data)), out, ctypes.byref(size), work) == 0
+        return out.raw[: size.value]
+
+    return pack
+
+
+#: The flag of a page in a kdump (diskdump_mod.h:DUMP_DH_COMPRESSED_*) and what packs it so.
+CODECS: Dict[str, Tuple[int, Callable[[], Optional[Codec]]]] = {
+    "uncompressed": (0, lambda: lambda data: data),
+    "zlib": (_ZLIB, lambda: zlib.compress),
+    "lzo": (2, lzo),
+    "snappy": (4, snappy),
+    "zstd": (0x20, zstd),
+}
+
+
+def packed_again(kdump: Path, target: Path, flag: int, pack: Codec) -> None:
+    """A plain kdump whose pages are zlib's, with every page packed in another way."""
+    data = kdump.read_bytes()
+    block, sub_header, bitmap = _HEADER.unpack_from(data, _HEADER_AT)
+    table = (1 + sub_header + bitmap) * block
+    second = table - bitmap * block // 2
+    count = sum(bin(byte).count("1") for byte in data[second:table])
+    known: Dict[bytes, Tuple[int, int, int]] = {}
+    descriptors: List[bytes] = []
+    pieces: List[bytes] = []
+    position = table + count * _DESCRIPTOR.size
+    for index in range(count):
+        offset, size, flags, page_flags = _DESCRIPTOR.unpack_from(data, table + index * _DESCRIPTOR.size)
+        page = data[offset : offset + size]
+        if flags & _ZLIB:
+            page = zlib.decompress(page)
+        if page not in known:
+            piece = pack(page)
+            fits = len(piece) < len(page)
+            known[page] = position, len(piece if fits else page), flag if fits else 0
+            pieces.append(piece if fits else page)
+            position += len(pieces[-1])
+        descriptors.append(_DESCRIPTOR.pack(*known[page], page_flags))
+    head = bytearray(data[:table])
+    struct.pack_into("<I", head, _STATUS, flag)
+    target.write_bytes(bytes(head) + b"".join(descriptors) + b"".join(pieces))
+
+
+def flattened(kdump: bytes, record: int = 5000) -> bytes:
+    """A plain kdump cut into records, as ``makedumpfile -F`` and QEMU write it."""
+    out = [b"makedumpfile".ljust(16, b"\0") + struct.pack(">qq", 1, 1), bytes(4096 - 32)]
+    for at in range(0, len(kdump), record):
+        piece = kdump[at : at + record]
+        out += [struct.pack(">qq", at, len(piece)), piece]
+    return b"".join(out) + b"\xff" * 16

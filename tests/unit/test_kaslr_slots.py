@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""How many places KASLR chooses from: the arithmetic against the kernel's own steps, done here once more."""
+
+from __future__ import annotations
+
+from typing import List, Tuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvintro.arch.x86_64 import ARCHITECTURE, CPU_ENTRY_AREA_BASE
+from kvintro.arch.x86_64_kaslr import (
+    REGION_ALIGN,
+    bits,
+    image_slots,
+    joint_bits,
+    physical_slots,
+    region_draws,
+    region_sizes,
+    unpacked_at_most,
+)
+
+MB = 1 << 20
+TB = 1 << 40
+ALIGN = 2 * MB
+
+
+def randomize_memory(levels: int, direct_tb: int, page: int, rands: List[int]) -> Tuple[List[int], List[int]]:
+    """kernel_randomize_memory() as it is written: (sizes, bases)."""
+    vaddr = {4: 0xFFFF_8880_0000_0000, 5: 0xFF11_0000_0000_0000}[levels]
+    vmemmap = (direct_tb << (40 - 12)) * page
+    size_tb = [direct_tb, {4: 32, 5: 12800}[levels], -(-vmemmap // TB)]
+    remain = CPU_ENTRY_AREA_BASE - vaddr - sum(size << 40 for size in size_tb)
+    bases = []
+    for i, size in enumerate(size_tb):
+        entropy = remain // (3 - i)
+        entropy = (rands[i] % (entropy + 1)) & ~(REGION_ALIGN - 1)
+        vaddr += entropy
+        bases.append(vaddr)
+        vaddr += size << 40
+        vaddr = -(-(vaddr + 1) // REGION_ALIGN) * REGION_ALIGN
+        remain -= entropy
+    return [size << 40 for size in size_tb], bases
+
+
+@given(
+    st.sampled_from((4, 5)),
+    st.integers(1, 64),
+    st.sampled_from((64, 72)),
+    st.lists(st.integers(0, (1 << 64) - 1), min_size=3, max_size=3),
+)
+def test_every_draw_of_the_kernel_is_possible(
+    levels: int, direct_tb: int, page: int, rands: List[int]
+) -> None:
+    geometry = ARCHITECTURE.geometry(levels, (1 << 52) - 1)
+    sizes, bases = randomize_memory(levels, direct_tb, page, rands)
+    assert list(region_sizes(geometry, direct_tb << 40, page)) == sizes
+    draws = region_draws(geometry, sizes, bases)
+    assert all(draw.possible for draw in draws)
+    for draw in draws:
+        assert draw.earliest <= draw.base <= draw.earliest + (draw.slots - 1) * REGION_ALIGN
+    # Nothing overlaps, and everything lies below cpu_entry_area.
+    assert all(a.base + a.size <= b.base for a, b in zip(draws, draws[1:]))
+    assert draws[-1].base + draws[-1].size <= CPU_ENTRY_AREA_BASE
+
+
+@given(st.integers(0, 2), st.integers(1, REGION_ALIGN - 1))
+def test_a_base_that_was_not_drawn_is_told(which: int, off: int) -> None:
+    geometry = ARCHITECTURE.geometry(4, (1 << 52) - 1)
+    sizes, bases = randomize_memory(4, 64, 64, [1 << 41, 1 << 41, 1 << 41])
+    bases[which] += off
+    assert not region_draws(geometry, sizes, bases)[which].possible
+
+
+def test_the_most_and_the_least_draw() -> None:
+    """4 levels, the whole 64 TB reserved: 20.5 TB to spare, and the first region gets a third of it."""
+    geometry = ARCHITECTURE.geometry(4, (1 << 52) - 1)
+    sizes, bases = randomize_memory(4, 64, 64, [0, 0, 0])
+    draws = region_draws(geometry, sizes, bases)
+    spare = CPU_ENTRY_AREA_BASE - 0xFFFF_8880_0000_0000 - 97 * TB
+    assert spare == 20.5 * TB
+    assert [draw.slots for draw in draws] == [spare // n // REGION_ALIGN + 1 for n in (3, 2, 1)]
+    assert bits(draws[0].slots) == 12.77
+
+
+# From real boot images: the header's init_size, and what the packed kernel says it unpacks to (output_len,
+# the last four bytes of its payload).
+IMAGES = [
+    ("5.10.262-1", 0x2D5E000, 0x2CB9658),
+    ("6.1.192-2", 0x3378000, 0x32C6E34),
+    ("6.12.117-1", 0x37DC000, 0x36E87EC),
+    ("7.3.4-1", 0x3C39000, 0x3B38430),
+    ("6.12.117 small", 0x156C000, 0x14B4BB4),
+]
+
+
+@pytest.mark.parametrize(("release", "init_size", "output_len"), IMAGES)
+def test_the_size_of_real_images(release: str, init_size: int, output_len: int) -> None:
+    most = unpacked_at_most(init_size)
+    assert output_len <= most
+    # Close enough that the number of slots comes out the same.
+    assert image_slots(1 << 30, 16 * MB, most, ALIGN) == image_slots(1 << 30, 16 * MB, output_len, ALIGN)
+
+
+@given(st.integers(1, 900 * MB))
+def test_image_slots(size: int) -> None:
+    """Every slot holds the image, and one more would not."""
+    slots = image_slots(1 << 30, 16 * MB, size, ALIGN)
+    rounded = -(-size // ALIGN) * ALIGN
+    assert 16 * MB + (slots - 1) * ALIGN + rounded <= 1 << 30
+    assert 16 * MB + slots * ALIGN + rounded > 1 << 30
+
+
+areas = st.lists(st.tuples(st.integers(0, 400), st.integers(1, 60)), max_size=4)
+
+
+@given(areas, areas, st.integers(1, 40))
+def test_physical_slots(ram: List[Tuple[int, int]], taken: List[Tuple[int, int]], size: int) -> None:
+    """Against trying every address, on RAM that does not overlap."""
+    used: List[Tuple[int, int]] = []
+    cursor = 0
+    for gap, length in ram:
+        used.append((cursor + gap, cursor + gap + length))
+        cursor += gap + length + 1
+    spared = [(start, start + length) for start, length in taken]
+
+    def fits(at: int) -> bool:
+        inside = any(start <= at and at + size <= end for start, end in used)
+        return inside and all(at + size <= low or high <= at for low, high in spared)
+
+    expected = sum(fits(at) for at in range(16, 2000))
+    found = physical_slots(
+        [(a * ALIGN, b * ALIGN) for a, b in used],
+        [(a * ALIGN, b * ALIGN) for a, b in spared],
+        16 * ALIGN,
+        size * ALIGN,
+        ALIGN,
+    )
+    assert found == expected
+
+
+def test_bits() -> None:
+    assert bits(1) == 0 and bits(1024) == 10 and bits(0) == 0
+    assert joint_bits([2, 4, None, 8]) == 6

@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Lists and trees whose memory is anything: walks end, and keep what they found."""
+
+from __future__ import annotations
+
+import struct
+from types import SimpleNamespace
+from typing import Any, Dict, List, Set, cast
+
+import drgn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvintro.errors import NotInDump
+from kvintro.kernel import Kernel
+from kvintro.structures import Damage, list_entries, maple_entries, plain_text, text_at, tree_entries
+
+BASE = 0xFFFF_8880_0000_0000
+SIZE = 1 << 20
+
+
+class Memory:
+    """A megabyte of kernel memory with the few types that the walks need."""
+
+    def __init__(self) -> None:
+        self.data = bytearray(SIZE)
+        platform = drgn.Platform(drgn.Architecture.X86_64)
+        self.prog = drgn.Program(platform)
+        self.prog.add_memory_segment(BASE, SIZE, self._read, False)
+        self.prog.register_type_finder("test", self._find, enable_index=0)
+        self._types = self._make_types()
+
+    def _read(self, address: int, count: int, offset: int, physical: bool) -> bytes:
+        return bytes(self.data[offset : offset + count])
+
+    def _find(self, prog: Any, kinds: Any, name: str, filename: Any) -> Any:
+        return self._types.get(name)
+
+    def _make_types(self) -> Dict[str, drgn.Type]:
+        prog = self.prog
+        word = prog.int_type("unsigned long", 8, False)
+        member, pointer, array = drgn.TypeMember, prog.pointer_type, prog.array_type
+
+        links = prog.struct_type(
+            "list_head",
+            16,
+            [
+                member(lambda: pointer(prog.type("struct list_head")), "next", 0),
+                member(lambda: pointer(prog.type("struct list_head")), "prev", 64),
+            ],
+        )
+        node = prog.struct_type(
+            "rb_node",
+            24,
+            [
+                member(word, "__rb_parent_color", 0),
+                member(lambda: pointer(prog.type("struct rb_node")), "rb_right", 64),
+                member(lambda: pointer(prog.type("struct rb_node")), "rb_left", 128),
+            ],
+        )
+        entry = prog.struct_type(
+            "entry", 64, [member(word, "number", 0), member(links, "list", 64), member(node, "rb", 192)]
+        )
+        void = pointer(prog.void_type())
+        range_64 = prog.struct_type(
+            "maple_range_64",
+            256,
+            [
+                member(word, "parent", 0),
+                member(array(word, 15), "pivot", 64),
+                member(array(void, 16), "slot", 1024),
+            ],
+        )
+        arange_64 = prog.struct_type(
+            "maple_arange_64",
+            256,
+            [
+                member(word, "parent", 0),
+                member(array(word, 9), "pivot", 64),
+                member(array(void, 10), "slot", 640),
+            ],
+        )
+        maple = prog.struct_type(
+            "maple_node",
+            256,
+            [member(range_64, "mr64", 0), member(arange_64, "ma64", 0), member(array(void, 31), "slot", 64)],
+        )
+        tree = prog.struct_type("maple_tree", 16, [member(word, "ma_flags", 0), member(void, "ma_root", 64)])
+        return {t.tag: t for t in (links, node, entry, range_64, arange_64, maple, tree) if t.tag is not None}
+
+    def read(self, address: int, size: int) -> bytes:
+        try:
+            return bytes(self.prog.read(address, size))
+        except (drgn.FaultError, OverflowError, ValueError) as error:
+            raise NotInDump(address, size, physical=False) from error
+
+    @property
+    def kernel(self) -> Kernel:
+        return cast(Kernel, SimpleNamespace(prog=self.prog, read=self.read))
+
+    def put(self, address: int, *words: int) -> None:
+        struct.pack_into(f"<{len(words)}Q", self.data, address - BASE, *words)
+
+
+def entry_at(index: int) -> int:
+    return BASE + 0x1000 + 64 * index
+
+
+def a_list(count: int) -> Memory:
+    """A list of so many entries, its head at BASE."""
+    memory = Memory()
+    nodes = [BASE, *(entry_at(i) + 8 for i in range(count))]
+    for i, node in enumerate(nodes):
+        memory.put(node, nodes[(i + 1) % len(nodes)], nodes[i - 1])
+        if i:
+            memory.put(node - 8, i)
+    return memory
+
+
+def walk_list(memory: Memory, limit: int = 1000) -> "tuple[List[int], Damage]":
+    damage = Damage()
+    entries = list_entries(memory.kernel, BASE, "struct entry", "list", damage, "the list", limit=limit)
+    return [int(entry.number.value_()) for _, entry in entries], damage
+
+
+@given(st.integers(0, 60))
+def test_a_whole_list(count: int) -> None:
+    found, damage = walk_list(a_list(count))
+    assert found == list(range(1, count + 1))
+    assert not damage
+
+
+words = st.one_of(
+    st.integers(0, (1 << 64) - 1),
+    st.integers(0, 40).map(lambda i: entry_at(i) + 8),
+    st.integers(BASE - 64, BASE + SIZE),
+    st.sampled_from((0, BASE, BASE + 8, (1 << 64) - 1, (1 << 64) - 8)),
+)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 41), st.booleans(), words), min_size=1, max_size=8))
+def test_a_spoiled_list_ends(spoiled: "list[tuple[int, bool, int]]") -> None:
+    memory = a_list(40)
+    for index, backwards, value in spoiled:
+        node = BASE if index == 41 else entry_at(index) + 8
+        memory.put(node + 8 * backwards, value)
+    found, _ = walk_list(memory)
+    # Whatever is met lies in memory that is there, each once.
+    assert len(found) <= SIZE // 8
+
+
+@given(st.integers(1, 38), words)
+def test_one_bad_pointer_costs_nothing(index: int, value: int) -> None:
+    memory = a_list(40)
+    memory.put(entry_at(index) + 8, value)
+    found, damage = walk_list(memory)
+    assert set(range(1, 41)) <= set(found) or not damage
+    following = entry_at(index + 1) + 8
+    assert damage or value == following or BASE <= value < BASE + SIZE
+
+
+def test_a_list_without_end() -> None:
+    memory = a_list(500)
+    found, damage = walk_list(memory, limit=100)
+    assert len(found) == 100
+    assert "does not end" in damage.notes[0]
+
+
+def test_a_list_that_was_never_set_up() -> None:
+    found, damage = walk_list(Memory())
+    assert found == [] and not damage
+
+
+# Trees
+
+
+def a_tree(count: int) -> Memory:
+    """A balanced tree of entries 1..count, its root at BASE."""
+    memory = Memory()
+
+    def build(low: int, high: int) -> int:
+        if low > high:
+            return 0
+        middle = (low + high) // 2
+        node = entry_at(middle) + 24
+        memory.put(node - 24, middle)
+        memory.put(node + 8, build(middle + 1, high), build(low, middle - 1))
+        return node
+
+    memory.put(BASE, build(1, count))
+    return memory
+
+
+@given(st.integers(0, 60))
+def test_a_whole_tree_comes_in_order(count: int) -> None:
+    memory = a_tree(count)
+    damage = Damage()
+    found = [
+        int(entry.number.value_())
+        for _, entry in tree_entries(memory.kernel, BASE, "struct entry", "rb", damage, "the tree")
+    ]
+    assert found == list(range(1, count + 1)) and not damage
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 41), st.booleans(), words), min_size=1, max_size=8))
+def test_a_spoiled_tree_ends(spoiled: "list[tuple[int, bool, int]]") -> None:
+    memory = a_tree(40)
+    for index, left, value in spoiled:
+        memory.put(entry_at(index) + 24 + (16 if left else 8), value)
+    entries = tree_entries(memory.kernel, BASE, "struct entry", "rb", Damage(), "the tree")
+    assert len([address for address, _ in entries]) <= SIZE // 8
+
+
+# Maple trees
+
+LEAF, RANGE, ARANGE = 1, 2, 3
+ALL = (1 << 64) - 1
+
+
+def node_at(index: int) -> int:
+    return BASE + 0x10000 + 256 * index
+
+
+def a_maple_tree(entries: "list[tuple[int, int, int]]", fanout: int = 8) -> Memory:
+    """A tree of (first, last, pointer), built from leaves up as lib/maple_tree.c lays nodes out."""
+    memory = Memory()
+    full: List["tuple[int, int]"] = []  # (last index, content)
+    cursor = 0
+    for first, last, pointer in entries:
+        if first > cursor:
+            full.append((first - 1, 0))
+        full.append((last, pointer))
+        cursor = last + 1
+    if not full or full[-1][0] != ALL:
+        full.append((ALL, 0))
+    used = 0
+    kind = LEAF
+    while True:
+        level: List["tuple[int, int]"] = []
+        for at in range(0, len(full), fanout):
+            part = full[at : at + fanout]
+            node, used = node_at(used), used + 1
+            pivots, slots = (15, 16) if kind != ARANGE else (9, 10)
+            for i, (last, content) in enumerate(part):
+                if i < pivots:
+                    memory.put(node + 8 + 8 * i, last)
+                memory.put(node + 8 + 8 * pivots + 8 * i, content)
+            assert len(part) <= slots
+            level.append((part[-1][0], node | kind << 3 | 4))
+        if len(level) == 1:
+            root = level[0][1] & ~4 | 2
+            memory.put(BASE, 0, root)
+            return memory
+        full, kind = level, ARANGE if kind == LEAF else RANGE
+
+
+def maple(memory: Memory) -> "tuple[list[tuple[int, int, int]], Damage]":
+    damage = Damage()
+    return list(maple_entries(memory.kernel, BASE, damage, "the tree", limit=1000)), damage
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 1000), st.integers(1, 50)), max_size=120))
+def test_a_whole_maple_tree(gaps: "list[tuple[int, int]]") -> None:
+    entries = []
+    cursor = 0
+    for number, (gap, size) in enumerate(gaps):
+        first = cursor + gap
+        entries.append((first, first + size - 1, BASE + 0x80000 + 256 * number))
+        cursor = first + size
+    found, damage = maple(a_maple_tree(entries))
+    assert found == entries and not damage
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 31), words), min_size=1, max_size=8))
+def test_a_spoiled_maple_tree_ends(spoiled: "list[tuple[int, int, int]]") -> None:
+    memory = a_maple_tree([(i * 10 + 1, i * 10 + 5, BASE + 0x80000 + 256 * i) for i in range(40)])
+    for index, word, value in spoiled:
+        memory.put(node_at(index) + 8 * word, value)
+    seen: Set[int] = set()
+    for first, last, _ in maple(memory)[0]:
+        assert 0 <= first <= last <= ALL
+        seen.add(first)
+    assert len(seen) <= 1000 * 31
+
+
+# Strings
+
+
+def test_strings() -> None:
+    memory = Memory()
+    memory.data[0:12] = b"plain\0behind"
+    assert text_at(memory.kernel, BASE) == "plain"
+    memory.data[0x100:0x104] = b"\xff\x1b\n\0"
+    assert text_at(memory.kernel, BASE + 0x100) == "\\xff\x1b\n"
+    # Up to the end of memory, and up to the limit.
+    memory.data[SIZE - 4 :] = b"last"
+    assert text_at(memory.kernel, BASE + SIZE - 4) == "last"
+    memory.data[0x2000:0x4000] = b"a" * 0x2000
+    assert len(text_at(memory.kernel, BASE + 0x2000, 5000)) == 5000
+    assert plain_text(b"comm\0\0\0junk") == "comm"
+
+
+def test_damage_is_told_once_with_a_count() -> None:
+    damage = Damage()
+    assert not damage and damage.notes == []
+    for number in range(3):
+        damage.add("a list breaks off", f"after {number}")
+    assert damage and damage.notes == ["a list breaks off (3 times): after 0"]
+    for number in range(40):
+        damage.add(f"trouble {number}")
+    assert len(damage.notes) == 21

@@ -1,0 +1,371 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Runs in a guest, as root, under load: every command on /proc/kcore, and what it says against /proc.
+
+``python3 -m tests.vm.inside.check RUNS MODULE.ko...`` prints one JSON document: what was compared and what is
+wrong; the test outside asserts on it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import struct
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Sequence, Set, Tuple
+
+from kvintro.commands import command_names
+from kvintro.errors import KvintroError
+from kvintro.kernel import open_kernel
+from kvintro.prompt import PromptKernel
+from kvintro.source import Request
+
+PAGE = 4096
+#: Commands with the arguments they are run with; A is an address, P a process.
+RUNS: Dict[str, Sequence[str]] = {
+    "aliases": ("A",),
+    "check": ("",),
+    "explain": ("",),
+    "identify": ("A",),
+    "info": ("",),
+    "kaslr": ("",),
+    "layout": ("", "--pid P"),
+    "page": ("A",),
+    "pages": ("",),
+    "ptdump": ("", "--wx", "--pid P --root user"),
+    "show": (
+        "vmalloc",
+        "modules",
+        "fixmap",
+        "cpu_entry_area",
+        "direct_map",
+        "vmemmap",
+        "kernel_image",
+        "kasan_shadow",
+        "ldt_remap",
+        "espfix",
+        "efi",
+        "vsyscall",
+        "user",
+    ),
+    "translate": ("A A --walk", "--pid P 400000"),
+    "user": ("P", "--all"),
+}
+
+
+class Checks:
+    """What was found out."""
+
+    def __init__(self) -> None:
+        self.compared: Dict[str, int] = {}
+        self.wrong: List[str] = []
+        self.runs: Dict[str, List[float]] = {}
+        self.codes: Dict[str, int] = {}
+
+    def same(self, name: str, ours: Any, theirs: Any) -> None:
+        """One comparison."""
+        self.compared[name] = self.compared.get(name, 0) + 1
+        if ours != theirs:
+            self.wrong.append(f"{name}: {ours!r} is not {theirs!r}")
+
+
+def ask(checks: Checks, *arguments: str) -> Any:
+    """A command as a process; its JSON."""
+    started = time.monotonic()
+    done = subprocess.run(
+        ["kvintro", "--json", *arguments], capture_output=True, text=True, check=False, timeout=600
+    )
+    line = " ".join(arguments)
+    checks.runs.setdefault(arguments[0], []).append(round(time.monotonic() - started, 2))
+    checks.codes[line] = done.returncode
+    if done.returncode not in (0, 1, 4) or "Traceback" in done.stderr or "internal error" in done.stderr:
+        checks.wrong.append(f"{line}: ended with {done.returncode}: {done.stderr[-600:]}")
+        return None
+    return json.loads(done.stdout)
+
+
+def number(text: str) -> int:
+    return int(text, 16)
+
+
+# Against /proc
+
+
+def kcore_loads() -> List[Tuple[int, int]]:
+    """(start, size) of the segments that /proc/kcore has."""
+    with open("/proc/kcore", "rb") as file:
+        head = file.read(64)
+        offset, count = struct.unpack_from("<Q", head, 32)[0], struct.unpack_from("<H", head, 56)[0]
+        file.seek(offset)
+        table = file.read(56 * count)
+    found = []
+    for at in range(0, len(table), 56):
+        kind, _, _, start, _, _, size, _ = struct.unpack_from("<IIQQQQQQ", table, at)
+        if kind == 1:
+            found.append((start, size))
+    return found
+
+
+def kallsyms() -> Dict[str, int]:
+    """The image's symbols."""
+    found: Dict[str, int] = {}
+    for line in Path("/proc/kallsyms").read_text().splitlines():
+        words = line.split()
+        if len(words) == 3:
+            found.setdefault(words[2], int(words[0], 16))
+    return found
+
+
+def check_layout(checks: Checks) -> None:
+    """Bounds against /proc/kcore's segments and /proc/kallsyms."""
+    document = ask(checks, "layout")
+    if document is None:
+        return
+    rows = {row["key"]: row for row in document["regions"] if row["kind"] == "region"}
+    starts = {start for start, _ in kcore_loads()}
+    symbols = kallsyms()
+    for key in ("vmalloc", "modules"):
+        checks.same(f"layout: start of {key} in /proc/kcore", number(rows[key]["start"]) in starts, True)
+    checks.same("layout: _text", number(rows["kernel_image"]["used_start"]), symbols["_text"])
+    low, high = number(rows["direct_map"]["start"]), number(rows["direct_map"]["end"])
+    ram = [line for line in Path("/proc/iomem").read_text().splitlines() if line.endswith(": System RAM")]
+    for line in ram:
+        start = int(line.split("-")[0], 16)
+        checks.same("layout: RAM is in the direct map", low <= low + start <= high, True)
+    previous = -1
+    for row in document["regions"]:
+        if row["state"] != "absent":
+            checks.same("layout: covers everything", number(row["start"]), previous + 1)
+            previous = number(row["end"])
+    checks.same("layout: covers everything", previous, (1 << 64) - 1)
+    checks.same("layout: live", document["kernel"]["live"], True)
+    checks.same("layout: release", document["kernel"]["release"], os.uname().release)
+
+
+def workload() -> Iterator[Tuple[int, str, int, int]]:
+    """(pid, kind, start, end) of memory that sleeping processes hold."""
+    for line in Path("/tmp/workload").read_text().splitlines():
+        pid, _, kind, start, end = line.split()[:5]
+        if int(start, 16) and Path(f"/proc/{pid}").exists():
+            yield int(pid), kind, int(start, 16), int(end, 16)
+
+
+def check_translate(checks: Checks) -> None:
+    """Addresses of processes against /proc/PID/pagemap; their pages against /proc/kpageflags."""
+    addresses: Dict[int, List[int]] = {}
+    for pid, _, start, end in workload():
+        addresses.setdefault(pid, []).extend(list(range(start, end, PAGE))[:6])
+    for pid, wanted in addresses.items():
+
+        def entries() -> List[int]:
+            with open(f"/proc/{pid}/pagemap", "rb") as file:  # noqa: B023
+                found = []
+                for address in wanted:  # noqa: B023
+                    file.seek(address // PAGE * 8)
+                    found.append(int.from_bytes(file.read(8), "little"))
+                return found
+
+        before = entries()
+        document = ask(checks, "translate", "--pid", str(pid), *[f"{address:x}" for address in wanted])
+        after = entries()
+        if document is None:
+            continue
+        for row, one, other in zip(document["results"], before, after):
+            if one != other:
+                continue
+            mapped = bool(one >> 63)
+            where = f"translate: pid {pid} {row['virtual']}"
+            if mapped:
+                checks.same(where, (row["state"], row["pfn"]), ("mapped", one & (1 << 55) - 1))
+            elif row["state"] == "mapped":
+                # Not present to the process: mapped without any right (PROT_NONE) is not mapped.
+                checks.same(where, row["state"], "unmapped")
+
+
+def check_image(checks: Checks) -> None:
+    """Symbols of the image and of modules translate, and to where /proc/iomem has the kernel."""
+    document = ask(checks, "translate", "_text", "init_task", "jiffies_64")
+    if document is None:
+        return
+    lines = Path("/proc/iomem").read_text().splitlines()
+    code = next(line for line in lines if line.strip().endswith("Kernel code"))
+    start = int(code.split("-")[0], 16)
+    checks.same("translate: _text in /proc/iomem", number(document["results"][0]["physical"]), start)
+    symbols = kallsyms()
+    for row, name in zip(document["results"], ("_text", "init_task", "jiffies_64")):
+        checks.same(f"translate: {name}", number(row["virtual"]), symbols[name])
+
+
+def check_modules(checks: Checks) -> None:
+    """Against /proc/modules, of modules that were there before and after."""
+
+    def modules() -> Dict[str, int]:
+        rows = (line.split() for line in Path("/proc/modules").read_text().splitlines())
+        return {row[0]: int(row[5], 16) for row in rows if row[4] == "Live"}
+
+    before = modules()
+    document = ask(checks, "show", "modules")
+    after = modules()
+    if document is None:
+        return
+    bases: Dict[str, Set[int]] = {}
+    for row in document["memory"]:
+        bases.setdefault(row["module"], set()).add(number(row["start"]))
+    for name, base in before.items():
+        if after.get(name) == base:
+            checks.same(f"show modules: {name}", base in bases.get(name, ()), True)
+
+
+def check_vmalloc(checks: Checks) -> None:
+    """Against /proc/vmallocinfo, of areas that were there before and after."""
+
+    def areas() -> Set[Tuple[int, int]]:
+        found = re.findall(r"^0x([0-9a-f]+)-0x([0-9a-f]+)", Path("/proc/vmallocinfo").read_text(), re.M)
+        return {(int(start, 16), int(end, 16)) for start, end in found}
+
+    before = areas()
+    document = ask(checks, "show", "vmalloc", "--table", "areas")
+    after = areas()
+    if document is None:
+        return
+    ours = {(number(row["start"]), number(row["end"]) + 1) for row in document["areas"]}
+    for area in sorted(before & after):
+        checks.same(f"show vmalloc: {area[0]:x}", area in ours, True)
+
+
+def check_user(checks: Checks) -> None:
+    """Against /proc/PID/maps of processes that sleep."""
+    for pid in sorted({pid for pid, *_ in workload()})[:3]:
+        theirs = [
+            tuple(int(part, 16) for part in line.split()[0].split("-"))
+            for line in Path(f"/proc/{pid}/maps").read_text().splitlines()
+        ]
+        document = ask(checks, "user", str(pid))
+        if document is None:
+            continue
+        ours = [(number(row["start"]), number(row["end"]) + 1) for row in document["vmas"]]
+        # The vsyscall page is in the file and in no list of the process.
+        checks.same(f"user {pid}", ours, [area for area in theirs if area[0] < 1 << 63])
+
+
+def check_pages(checks: Checks) -> None:
+    """The census against what the kernel counts, within what a busy second moves."""
+    document = ask(checks, "pages")
+    if document is None:
+        return
+    with open("/proc/zoneinfo", encoding="ascii") as file:
+        present = sum(int(line.split()[1]) for line in file if line.strip().startswith("present "))
+    total = document["total"]
+    checks.same("pages: at least what zones have", total >= present * 0.98, True)
+
+
+def check_ptdump(checks: Checks) -> None:
+    """Against the kernel's own dump where it has one, of lines that were there before and after."""
+    path = Path("/sys/kernel/debug/page_tables/kernel")
+    if not path.exists():
+        return
+    before = set(path.read_text().splitlines())
+    done = subprocess.run(["kvintro", "ptdump"], capture_output=True, text=True, check=False)
+    after = set(path.read_text().splitlines())
+    ours = set(done.stdout.splitlines())
+    stable = {line for line in before & after if line.strip() and not line.startswith("---")}
+    missing = stable - ours
+    checks.compared["ptdump"] = len(stable)
+    # A line grows or shrinks when its neighbour does, between one reading and the next.
+    if len(missing) > len(stable) // 50:
+        checks.wrong.append(f"ptdump: {len(missing)} of {len(stable)} lines, such as {sorted(missing)[:3]}")
+
+
+# Over and over
+
+
+def many_runs(checks: Checks, runs: int) -> Dict[str, Any]:
+    """All commands in turn in this process, which must neither raise nor stay partial."""
+    chosen = random.Random(runs)
+    kernel = PromptKernel(open_kernel(Request()).source)
+    lines = [(name, words) for name, questions in RUNS.items() for words in questions]
+    lines = [line for line in lines if line[0] in command_names()]
+    addresses = ["init_task", "_text", *(f"{start:x}" for start, _ in kcore_loads())]
+    pids = sorted({pid for pid, *_ in workload()})
+    partial = refused = 0
+    started = time.monotonic()
+    for number_of_run in range(runs):
+        name, words = lines[number_of_run % len(lines)]
+        text = " ".join(
+            {"A": chosen.choice(addresses), "P": str(chosen.choice(pids))}.get(w, w) for w in words.split()
+        )
+        try:
+            from kvintro.cli import parse
+            from kvintro.prompt import Answer, Listing, run_command
+
+            result = run_command(kernel, parse([name, *text.split()]))
+            answer = Answer.of(result) if hasattr(result, "tables") else Listing.of(result)
+            answer.json()
+            answer.text()
+            partial += answer.partial
+        except KvintroError as error:
+            refused += 1
+            checks.compared[f"refused: {error.what[:60]}"] = 1
+        except Exception:
+            checks.wrong.append(f"{name} {text}: {traceback.format_exc()[-1500:]}")
+    return {
+        "runs": runs,
+        "partial": partial,
+        "refused": refused,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Load, checks, runs, report."""
+    runs, *modules = arguments
+    checks = Checks()
+    load = subprocess.Popen([sys.executable, "-m", "tests.vm.inside.load", *modules], start_new_session=True)
+    steps: List[Callable[[Checks], None]] = [
+        check_layout,
+        check_translate,
+        check_image,
+        check_modules,
+        check_vmalloc,
+        check_user,
+        check_pages,
+        check_ptdump,
+        lambda checks: [
+            ask(checks, name) for name in ("check", "info", "kaslr", "explain") if name in command_names()
+        ],
+        lambda checks: [ask(checks, "show", region) for region in RUNS["show"]],
+    ]
+    summary: Dict[str, Any] = {}
+    try:
+        for step in steps:
+            try:
+                step(checks)
+            except Exception:
+                checks.wrong.append(traceback.format_exc()[-2000:])
+        summary = many_runs(checks, int(runs))
+    finally:
+        os.killpg(load.pid, signal.SIGKILL)
+    print(
+        json.dumps(
+            {
+                "release": os.uname().release,
+                "compared": sum(checks.compared.values()),
+                "names": sorted({name.split(":")[0] for name in checks.compared}),
+                "refused": [name for name in checks.compared if name.startswith("refused")],
+                "wrong": checks.wrong,
+                "seconds": checks.runs,
+                "codes": checks.codes,
+                **summary,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

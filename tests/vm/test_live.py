@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Booted guests: kvintro inside them as root and as a user, under load; and from outside over QMP.
+
+KVINTRO_LIVE_RUNS=N runs commands N times in each guest (100 unless it says otherwise).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Dict, List
+
+import pytest
+
+from kvintro.kernel import open_kernel
+from kvintro.prompt import PromptKernel
+from kvintro.source import Request
+from tests.conftest import VMCORES
+
+sys.path.insert(0, str(VMCORES))
+
+RUNS = int(os.environ.get("KVINTRO_LIVE_RUNS", "100"))
+#: Modules that the load loads and unloads; nothing else uses them.
+LOADED = ("dummy", "nbd", "crc7")
+
+needs_lab = pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("qemu-system-x86_64") is None or not (VMCORES / "lab").exists(),
+    reason="booting guests needs root, QEMU and the lab in vmcores/",
+)
+
+
+def _entries() -> List[Any]:
+    """Each series, 4 and 5 levels, with and without page-table isolation; by name for the test's id."""
+    try:
+        from lab import matrix
+        from lab.packages import Archive
+
+        rows = {row.name: row for row in matrix.entries(Archive().newest_series(matrix.NEWEST_MAJOR))}
+    except Exception:
+        return []
+    wanted = ["6.1-4level-kaslr", "6.12-4level-kaslr", "6.12-5level-kaslr", "6.12-4level-kaslr-nopti"]
+    chosen = [rows[f"debian-{name}"] for name in wanted if f"debian-{name}" in rows]
+    newest = [row for name, row in rows.items() if row.series not in ("6.1", "6.12", "5.10") and row.kaslr]
+    return [*chosen, *newest, *[row for name, row in rows.items() if name == "oracle-6.12-4level"]]
+
+
+ENTRIES = _entries()
+
+
+def _module_files(entry: Any) -> Dict[str, bytes]:
+    from lab import boot
+    from lab.packages import Archive
+
+    directory = boot.find_kernel(entry, Archive()).modules
+    found = {}
+    for name in LOADED:
+        for path in sorted(Path(directory).rglob(f"{name}.ko")):
+            found[f"modules/{name}.ko"] = path.read_bytes()
+    return found
+
+
+def _run(entry: Any, *commands: str, extra: "Dict[str, bytes] | None" = None) -> Any:
+    from lab import live
+
+    return live.run_live(entry, commands, timeout=3600, extra=extra or {})
+
+
+@needs_lab
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+def test_inside_under_load(entry: Any, record_property: Any) -> None:
+    modules = _module_files(entry)
+    files = " ".join(f"/lab/{name}" for name in modules)
+    (result,) = _run(entry, f"python3 -m tests.vm.inside.check {RUNS} {files}", extra=modules)
+    assert result.code == 0, result.stderr[-3000:]
+    found = json.loads(result.stdout.splitlines()[-1])
+    for key in ("release", "compared", "runs", "partial", "refused", "seconds"):
+        record_property(key, found[key])
+    print(json.dumps({key: found[key] for key in ("release", "compared", "runs", "partial", "refused")}))
+    assert not found["wrong"], "\n".join(found["wrong"][:10])
+    assert found["compared"] > 300
+    assert found["runs"] == RUNS
+
+
+_STATUS = """
+import os
+lines = dict(line.split(":", 1) for line in open("/proc/self/status") if ":" in line)
+print(lines["Uid"].split(), lines["Gid"].split(), int(lines["CapEff"], 16), int(lines["CapPrm"], 16))
+print(k.layout().partial, k.source.live, k.source.symbols, os.environ["HOME"])
+try:
+    open("/proc/kcore", "rb")
+    print("opened")
+except PermissionError:
+    print("not permitted")
+"""
+
+# sudo finds an ordinary installation: by root, where everyone may read it.
+_PREPARE = """
+cp -r /lab/tree/kvintro /usr/lib/python3/dist-packages/ && install -m 755 /lab/bin/kvintro /usr/bin/kvintro
+useradd -m bob && echo 'bob ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/bob && chmod 440 /etc/sudoers.d/bob
+echo 127.0.0.1 "$(hostname)" >>/etc/hosts; unset PYTHONPATH
+"""
+
+
+@needs_lab
+def test_privileges() -> None:
+    """The process while it parses, by its /proc/PID/status; and who owns what it writes."""
+    entry = next((row for row in ENTRIES if row.name == "debian-6.12-4level-kaslr"), None)
+    if entry is None:
+        pytest.skip("the lab has no such entry")
+    as_bob = "cd /tmp; chmod 644 /lab/status.py; su bob -c"
+    evil = "import os\nos.write(1, b'LOADED')\n"
+    results = _run(
+        entry,
+        _PREPARE + f"{as_bob} 'sudo kvintro shell /lab/status.py'",
+        f"{as_bob} 'sudo kvintro layout -o /tmp/bobs && stat -c %U /tmp/bobs'",
+        f"{as_bob} 'kvintro layout'",
+        f"{as_bob} 'kvintro --sudo shell /lab/status.py'",
+        f"{as_bob} 'sudo kvintro --keep-root shell /lab/status.py'",
+        "mkdir /tmp/evil; for m in numpy tabulate drgn plugin; do cp /lab/evil.py /tmp/evil/$m.py; done; "
+        "chmod -R a+rX /tmp/evil; cd /tmp/evil; "
+        "su bob -c 'sudo PYTHONPATH=/tmp/evil DRGN_PLUGINS=x=/tmp/evil/plugin.py kvintro layout'",
+        "su bob -c 'sudo kvintro show modules --json; sudo kvintro check --json; sudo kvintro pages --json' "
+        "| grep -c schema",
+        extra={"status.py": _STATUS.encode(), "evil.py": evil.encode()},
+    )
+    bob = "['1000', '1000', '1000', '1000'] ['1000', '1000', '1000', '1000'] 0 0"
+    by_sudo, output, user, helper, kept, planted, others = results
+    for result in (by_sudo, helper):
+        assert result.code == 0, result.stderr
+        status, state, opened = result.stdout.splitlines()[-3:]
+        assert status == bob
+        assert state == "False True kallsyms /home/bob"
+        assert opened == "not permitted"
+    assert output.stdout.split() == ["bob"], output.stderr
+    assert user.code == 3
+    assert "--sudo" in user.stderr and len(user.stderr.splitlines()) == 2
+    assert kept.stdout.startswith("['0', '0', '0', '0']")
+    assert planted.code == 0, planted.stderr
+    assert "LOADED" not in planted.stdout
+    assert others.stdout.strip() == "3", others.stderr
+
+
+@needs_lab
+@pytest.mark.parametrize("entry", ENTRIES[:1] + ENTRIES[2:3], ids=lambda entry: entry.name)
+def test_from_outside(entry: Any) -> None:
+    """Over QMP, while the guest runs."""
+    from lab import boot, initramfs, qemu
+    from lab.packages import Archive
+
+    kernel = boot.find_kernel(entry, Archive())
+    with tempfile.TemporaryDirectory(prefix="kvintro-") as scratch:
+        work = Path(scratch)
+        (work / "kernel").symlink_to(kernel.image)
+        ramdisk = initramfs.build("init", kernel.modules, boot.MODULES, ("workload", "probe"))
+        (work / "initramfs").write_bytes(ramdisk)
+        options = [*boot.guest_options(replace(entry, memory_mb=256)), "-initrd", "initramfs"]
+        with qemu.Qemu(work, [*options, "-qmp", "unix:second,server=on,wait=off"]) as guest:
+            guest.wait_for(boot.READY, boot.BOOT_TIMEOUT)
+            truth = qemu.read_stream(work / "stream")
+            k = PromptKernel(open_kernel(Request(qemu=str(work / "second"))).source)
+            layout = k.layout()
+            assert layout.kernel is not None and layout.kernel.live
+            assert layout.kernel.release == truth["release"].decode().strip()
+            assert not layout.partial, layout.notes
+            loads = [line.split() for line in truth["kcore-phdrs"].decode().splitlines()]
+            starts = {int(words[2], 16) for words in loads if words and words[0] == "LOAD"}
+            rows = {row.key: row for row in layout}
+            assert rows["vmalloc"].start in starts
+            assert rows["modules"].start in starts
+            for name in ("check", "ptdump", "pages"):
+                assert k.run(name).json()
+            for region in ("vmalloc", "modules", "kernel_image"):
+                assert not k.show(region).partial
+            assert k.translate("init_task").state == "mapped"

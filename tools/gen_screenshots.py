@@ -1,0 +1,79 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Make docs/images/ from the sample dumps: the map as a picture, and the report's page as a browser shows it.
+
+    tools/gen_screenshots.py
+
+Needs Chromium, its driver, and Python's selenium (pip install '.[browser]').
+"""
+
+from __future__ import annotations
+
+import base64
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from selenium import webdriver  # noqa: E402
+
+from kvintro.kernel import Kernel, open_kernel  # noqa: E402
+from kvintro.render import render  # noqa: E402
+from kvintro.reports.layout import layout  # noqa: E402
+from kvintro.reports.report import full  # noqa: E402
+from kvintro.source import Request  # noqa: E402
+
+TARGET = ROOT / "docs" / "images"
+_WIDTH, _HEIGHT = 1280, 1340
+
+
+def kernel(name: str) -> Kernel:
+    """A sample dump, by a name that is the same on every machine."""
+    return open_kernel(Request(core=str(Path("vmcores") / name / "core.kdump")))
+
+
+def shoot(browser: webdriver.Chrome, page: str, target: Path, *, dark: bool) -> None:
+    """The upper part of a page."""
+    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+    with tempfile.NamedTemporaryFile("w", suffix=".html", encoding="utf-8") as file:
+        file.write(page)
+        file.flush()
+        browser.get(Path(file.name).as_uri())
+        clip = {"x": 0, "y": 0, "width": _WIDTH, "height": _HEIGHT, "scale": 1}
+        shot = browser.execute_cdp_cmd(
+            "Page.captureScreenshot", {"clip": clip, "captureBeyondViewport": True}
+        )
+    target.write_bytes(base64.b64decode(shot["data"]))
+    print(f"made: {target.relative_to(ROOT)}")
+
+
+def main() -> int:
+    """Make all."""
+    driver = shutil.which("chromedriver")
+    if driver is None:
+        print("chromedriver is missing (Debian: apt install chromium chromium-driver)", file=sys.stderr)
+        return 3
+    TARGET.mkdir(parents=True, exist_ok=True)
+    debian, oracle = kernel("debian-6.12"), kernel("oracle-6.12")
+    drawing = TARGET / "map.svg"
+    drawing.write_text(render(layout(debian), "svg"), encoding="utf-8")
+    print(f"made: {drawing.relative_to(ROOT)}")
+    options = webdriver.ChromeOptions()
+    size = f"--window-size={_WIDTH},{_HEIGHT}"
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", size):
+        options.add_argument(argument)
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    try:
+        shoot(browser, render(full(debian), "html"), TARGET / "report.png", dark=False)
+        shoot(browser, render(full(oracle), "html"), TARGET / "report-dark.png", dark=True)
+    finally:
+        browser.quit()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
