@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SAMPLE := vmcores/debian-6.12/core.kdump
 
-.PHONY: help demo test test-vm vmcores lint types bench docs clean
+.PHONY: help demo test test-vm vmcores lint types bench docs test-browser clean
 
 help:
 	@echo "make demo     the layout of this host if it can be read, else of a sample dump"
@@ -13,6 +13,8 @@ help:
 	@echo "make test-vm  build dumps of real kernels under QEMU and test against their own words (root)"
 	@echo "make vmcores  build those dumps only"
 	@echo "make bench    time and memory against peers"
+	@echo "make docs     schemas, manual, completions, and the examples in docs/, from the code"
+	@echo "make test-browser  the HTML report in headless Chromium"
 	@echo "make lint types docs clean"
 
 # A stamp an extra: what is installed follows pyproject.toml and nothing else.
@@ -58,6 +60,21 @@ lint: $(VENV)/.lint
 types: $(VENV)/.lint
 	@$(BIN)/mypy kvintro
 	@cd vmcores && MYPYPATH=. ../$(BIN)/mypy --strict build.py
+
+$(VENV)/.docs: $(VENV)/.installed
+	@$(BIN)/pip install -q --disable-pip-version-check -e '.[docs]'
+	@touch $@
+
+# Everything that is made from the code: schemas, the manual, completions, and the examples in docs/.
+docs: $(VENV)/.docs
+	@$(BIN)/python tools/gen_schemas.py
+	@$(BIN)/python tools/gen_man.py
+	@$(BIN)/python tools/gen_docs.py
+
+# In a real browser; what is missing for one is named (Debian: apt install chromium chromium-driver).
+test-browser: $(VENV)/.test
+	@$(BIN)/pip install -q --disable-pip-version-check -e '.[browser]'
+	@$(BIN)/python -m pytest -q tests/browser
 
 bench: $(VENV)/.installed
 	@$(BIN)/python tools/bench.py

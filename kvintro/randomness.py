@@ -133,8 +133,8 @@ def not_known(
     )
 
 
-# Documentation/arch/x86/boot.rst and zero-page.rst: offset and size of fields on which boot loaders and kernels
-# agreed for good.
+# Documentation/arch/x86/boot.rst and zero-page.rst: offset and size of fields on which boot loaders and
+# kernels agreed for good.
 _ZERO_PAGE = {
     "ext_ramdisk_image": (0xC0, 4),
     "ext_ramdisk_size": (0xC4, 4),

@@ -7,11 +7,33 @@ from bisect import bisect_right
 from typing import List, Optional, Tuple
 
 from kvintro.kernel import Kernel
-from kvintro.model import Placement
+from kvintro.model import Absent, Placement, Unknown
 from kvintro.regions import Region
 
 #: Key of an address that lies in no region, as in the layout.
 HOLE = "hole"
+
+
+def place_regions(
+    kernel: Kernel,
+) -> Tuple[List[Tuple[Region, Placement]], List[Tuple[Region, "Absent | Unknown"]]]:
+    """Regions that lie somewhere, without overlap; and those that do not, with the reason."""
+    placed: List[Tuple[Region, Placement]] = []
+    missing: List[Tuple[Region, "Absent | Unknown"]] = []
+    # Constants of the paging mode first: a bound that was read and overlaps one of them is wrong.
+    for region in sorted(kernel.regions, key=lambda r: not r.fixed):
+        found = kernel.locate(region)
+        if not isinstance(found, Placement):
+            missing.append((region, found))
+            continue
+        other = next((r for r, p in placed if p.range.overlaps(found.range)), None)
+        if other is not None:
+            bounds = f"{found.range.start:016x}-{found.range.end:016x}"
+            missing.append((region, Unknown(f"its bounds {bounds} overlap {other.name}")))
+            continue
+        placed.append((region, found))
+    placed.sort(key=lambda item: item[1].range.start)
+    return placed, missing
 
 
 class Places:
@@ -22,19 +44,12 @@ class Places:
     """
 
     def __init__(self, kernel: Kernel) -> None:
-        placed: List[Tuple[int, int, Region]] = []
-        # Constants of the paging mode first: a bound that was read and overlaps one of them is wrong.
-        for region in sorted(kernel.regions, key=lambda r: not r.fixed):
-            found = kernel.locate(region)
-            if not isinstance(found, Placement):
-                continue
-            start, end = found.range.start, found.range.end
-            if all(end < low or high < start for low, high, _ in placed):
-                placed.append((start, end, region))
+        placed, _ = place_regions(kernel)
         self.starts: List[int] = []
         self.regions: List[Optional[Region]] = []
         cursor = 0
-        for start, end, region in sorted(placed, key=lambda item: item[0]):
+        for region, found in placed:
+            start, end = found.range.start, found.range.end
             if start > cursor:
                 self.starts.append(cursor)
                 self.regions.append(None)

@@ -419,7 +419,8 @@ class _Teller:
         if a.get("paging_levels") != b.get("paging_levels"):
             self._add(
                 "setting",
-                f"paging has {a.get('paging_levels')} levels in A, {b.get('paging_levels')} in B: all bounds differ",
+                f"paging has {a.get('paging_levels')} levels in A, {b.get('paging_levels')} in B: "
+                "all bounds differ",
             )
         for key, name in (("kaslr", "KASLR"), ("pti", "page-table isolation")):
             if None not in (a.get(key), b.get(key)) and bool(a[key]) != bool(b[key]):

@@ -22,6 +22,7 @@ from kvintro.model import (
     Unknown,
 )
 from kvintro.queries.census import Census, count
+from kvintro.queries.placements import place_regions
 from kvintro.queries.roots import process_root
 from kvintro.regions import Region, Root
 from kvintro.text import size_text
@@ -75,7 +76,7 @@ def layout(kernel: Kernel, *, holes: bool = True, pid: Optional[int] = None) -> 
     :param pid: count what this process maps in the user half.
     :raises UsageError: there is no such process.
     """
-    placed, missing = _placements(kernel)
+    placed, missing = place_regions(kernel)
     user_root = None if pid is None else process_root(kernel, pid)
     rows: List[RegionRow] = []
     notes: List[str] = []
@@ -120,28 +121,6 @@ def layout(kernel: Kernel, *, holes: bool = True, pid: Optional[int] = None) -> 
         notes=tuple(dict.fromkeys((*kernel.source.warnings, *notes))),
         partial=partial,
     )
-
-
-def _placements(
-    kernel: Kernel,
-) -> Tuple[List[Tuple[Region, Placement]], List[Tuple[Region, "Absent | Unknown"]]]:
-    """Regions that lie somewhere, without overlap; and those that do not, with the reason."""
-    placed: List[Tuple[Region, Placement]] = []
-    missing: List[Tuple[Region, "Absent | Unknown"]] = []
-    # Constants of the paging mode first: a bound that was read and overlaps one of them is wrong.
-    for region in sorted(kernel.regions, key=lambda r: not r.fixed):
-        found = kernel.locate(region)
-        if not isinstance(found, Placement):
-            missing.append((region, found))
-            continue
-        other = next((r for r, p in placed if p.range.overlaps(found.range)), None)
-        if other is not None:
-            bounds = f"{found.range.start:016x}-{found.range.end:016x}"
-            missing.append((region, Unknown(f"its bounds {bounds} overlap {other.name}")))
-            continue
-        placed.append((region, found))
-    placed.sort(key=lambda item: item[1].range.start)
-    return placed, missing
 
 
 def _with_holes(

@@ -15,9 +15,9 @@ from __future__ import annotations
 import math
 import struct
 import sys
-from functools import cached_property
 from array import array
 from bisect import bisect_right
+from functools import cached_property
 from itertools import chain
 from typing import (
     Callable,

@@ -183,10 +183,11 @@ def _has_build_id(read: ReadPhysical, start: int, end: int, build_id: str) -> bo
         return False
     note = _GNU_BUILD_ID.pack(4, len(wanted), 3, b"GNU\0") + wanted
     step = 1 << 20
+    end = min(end, start + _MAX_IMAGE)
     missing = False
-    for at in range(start, min(end, start + _MAX_IMAGE), step):
+    for at in range(start, end, step):
         try:
-            if note in read(at, step + len(note)):
+            if note in read(at, min(step + len(note), end - at)):
                 return True
         except KvintroError:
             missing = True

@@ -12,7 +12,7 @@ from lab.common import LabError, cache_dir, digest, fresh_dir, lock, need, run, 
 from lab.packages import debian_archives, debian_codename
 
 #: Wheels a live guest needs to run kvintro, and tags of the platforms whose wheels run there.
-WHEELS = ("drgn>=0.1.0", "tabulate>=0.9", "numpy>=1.22")
+WHEELS = ("drgn>=0.3", "tabulate>=0.9", "numpy>=1.22", "Jinja2>=3.0", "tqdm>=4.60")
 PLATFORMS = (
     "manylinux2014_x86_64",
     "manylinux_2_17_x86_64",
