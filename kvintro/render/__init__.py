@@ -24,6 +24,8 @@ def render(report: Report, form: str, *, color: bool = False, width: int = 0) ->
 
         return render_json(report)
     if form == "csv":
+        if not report.tables:
+            raise UsageError(f"{report.command} is more than one table", "choose json, html or text")
         from kvintro.render.csv import render_csv
 
         return render_csv(report)

@@ -131,7 +131,7 @@ _PARTS = (
         "vmalloc by caller",
         _show("vmalloc"),
         ("Who mapped how much in the vmalloc area, and how much of it was lost to guard pages.",),
-        ("by_caller", "by_kind", "gaps"),
+        ("by_caller", "by_kind", "areas"),
     ),
     _Part(
         "pages",

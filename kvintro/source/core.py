@@ -47,7 +47,10 @@ _MIN_RAW = 8 << 20
 _TRUNCATED = "the dump is truncated: what lies behind its end shows as not in the dump"
 _READS = "kvintro reads ELF vmcores and kdump files, raw memory, LiME and AVML"
 # Enough for drgn and libkdumpfile (which wants a number) to read physical memory.
-_MINIMAL = b"OSRELEASE=5.4.0\nPAGESIZE=4096\nKERNELOFFSET=0\nSYMBOL(swapper_pg_dir)=ffffffff81000000\n"
+_MINIMAL = (
+    b"OSRELEASE=5.4.0\nPAGESIZE=4096\nKERNELOFFSET=0\n"
+    b"NUMBER(pgtable_l5_enabled)=0\nSYMBOL(swapper_pg_dir)=ffffffff81000000\n"
+)
 
 
 class DumpFile(NamedTuple):
@@ -194,6 +197,12 @@ def _extents(headers: ElfHeaders) -> List[Extent]:
 
 
 def _program(file: BinaryIO, path: str, dump: DumpFile, vmcoreinfo: Optional[bytes]) -> drgn.Program:
+    if dump.headers is not None and not any(s.paddr or s.vaddr for s in dump.headers.segments):
+        # A machine whose RAM is one piece from 0 on, as QEMU writes it. drgn takes an ELF file in which all
+        # physical addresses are 0 for one that has none.
+        text = vmcoreinfo or dump.headers.note("VMCOREINFO")
+        if text is not None:
+            return _program_of(MemoryFile(file, _extents(dump.headers)), text)
     # Its advice on flattened files would stand above every report; what matters raises an exception anyway.
     logging.getLogger("drgn").setLevel(logging.ERROR)
     # With a platform given, drgn opens kdumps whose header has an empty utsname, as QEMU writes them.

@@ -34,7 +34,7 @@ def regions(kernel: Kernel) -> Any:
     return json.loads(render(layout(kernel), "json"))["regions"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def memory(core: Core, kernel: Kernel) -> List[Range]:
     """All physical memory that the core has, and that can be RAM."""
     with core.path.open("rb") as file:
@@ -49,19 +49,20 @@ def memory(core: Core, kernel: Kernel) -> List[Range]:
         data: bytes = kernel.prog.read(address, size, True)
         return data
 
-    found: List[Range] = []
+    found: List[Tuple[int, List[bytes]]] = []
+    following = -1
     for start, end in ranges:
         if start >= 0xC0000000:  # QEMU's ROM
             continue
         for address, data in pieces(read, start, end):
-            if found and found[-1][0] + len(found[-1][1]) == address:
-                found[-1] = found[-1][0], found[-1][1] + data
-            else:
-                found.append((address, data))
-    return found
+            if address != following:
+                found.append((address, []))
+            found[-1][1].append(data)
+            following = address + len(data)
+    return [(address, b"".join(parts)) for address, parts in found]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def expected(kernel: Kernel) -> Any:
     return regions(kernel)
 
@@ -109,7 +110,7 @@ def test_without_the_note(
         path.unlink()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def plain_kdump(core: Core) -> Path:
     for name in ("core-raw.kdump", "core.kdump"):
         path = core.directory / name

@@ -10,6 +10,7 @@ from typing import Any, Dict, List, Set, Tuple
 
 import pytest
 
+from kvintro.errors import UsageError
 from kvintro.kernel import Kernel
 from kvintro.model import Report
 from kvintro.render import render
@@ -137,6 +138,11 @@ def test_other_reports_are_pages_too(kernel: Kernel, report: Report) -> None:
             own = Page(render(poisoned_report(section.report), "html"))
             assert not own.unbalanced, section.key
             assert len(own.ids) == len(set(own.ids))
+
+
+def test_no_one_table(report: Report) -> None:
+    with pytest.raises(UsageError):
+        render(report, "csv")
 
 
 def test_as_text_and_json(report: Report) -> None:

@@ -1,8 +1,9 @@
 """One guest dumped in every way that QEMU offers, for tests that expect the same of each file."""
 
 import tempfile
+import time
 from pathlib import Path
-from typing import Container, Dict, Optional
+from typing import Container, Dict, List, Optional, Tuple
 
 from lab import boot, initramfs, qemu
 from lab.matrix import Entry
@@ -29,16 +30,13 @@ def _dump_all(
     found: Dict[str, Path] = {}
     with tempfile.TemporaryDirectory(prefix="kvintro-", dir=target) as scratch:
         work = Path(scratch)
-        (work / "kernel").symlink_to(kernel.image)
-        ramdisk = initramfs.build("init", kernel.modules, boot.MODULES, ("workload", "probe"))
-        (work / "initramfs").write_bytes(ramdisk)
-        options = boot.guest_options(entry)
+        options = _prepared(entry, kernel, work)
         if not device:
             at = options.index("vmcoreinfo")
             del options[at - 1 : at + 1]
         size = entry.memory_mb << 20
         options += ["-object", f"memory-backend-file,id=ram,size={size},mem-path=backend,share=on"]
-        options += ["-machine", "pc,memory-backend=ram", "-initrd", "initramfs"]
+        options += ["-machine", "pc,memory-backend=ram"]
         with qemu.Qemu(work, options) as guest:
             guest.wait_for(boot.READY, boot.BOOT_TIMEOUT)
             guest.stop_idle()
@@ -57,6 +55,40 @@ def _dump_all(
             path.replace(target / name)
             (target / name).chmod(0o644)
     return {name: target / name for name in found}
+
+
+def dump_panicked(entry: Entry, kernel: Kernel, target: Path) -> Tuple[Path, str]:
+    """Boot an entry whose command line has ``unknown_nmi_panic``, have it panic, and dump it.
+
+    :return: the dump, ELF; and all that the guest printed.
+    """
+
+    def attempt() -> Tuple[Path, str]:
+        with tempfile.TemporaryDirectory(prefix="kvintro-", dir=target) as scratch:
+            work = Path(scratch)
+            with qemu.Qemu(work, _prepared(entry, kernel, work)) as guest:
+                guest.wait_for(boot.READY, boot.BOOT_TIMEOUT)
+                guest.command("inject-nmi")
+                for _ in range(100):
+                    time.sleep(0.2)
+                    if "end Kernel panic" in guest.console():
+                        break
+                else:
+                    raise qemu.GuestDied("the guest did not panic")
+                guest.command("stop")
+                guest.dump("elf")
+                (work / "elf").replace(target / "elf")
+                return target / "elf", guest.console()
+
+    return qemu.persistently(attempt)
+
+
+def _prepared(entry: Entry, kernel: Kernel, work: Path) -> List[str]:
+    """QEMU's options, for a guest in that directory."""
+    (work / "kernel").symlink_to(kernel.image)
+    ramdisk = initramfs.build("init", kernel.modules, boot.MODULES, ("workload", "probe"))
+    (work / "initramfs").write_bytes(ramdisk)
+    return [*boot.guest_options(entry), "-initrd", "initramfs"]
 
 
 def _low(size: int) -> int:

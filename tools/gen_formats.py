@@ -1,0 +1,155 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Fill the table of docs/formats.md: every core of the lab, in every format, and whether it is read the same.
+
+    tools/gen_formats.py [NAME...]
+
+Needs the cores that vmcores/build.py makes. Each is written again in every format, in most without its note;
+a format is ticked if the layout that comes out is the one of the core as QEMU dumped it. Takes some minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from kvintro.errors import KvintroError  # noqa: E402
+from kvintro.kernel import Kernel, open_kernel  # noqa: E402
+from kvintro.reports.layout import layout  # noqa: E402
+from kvintro.source import Request  # noqa: E402
+from tests import memory_files as files  # noqa: E402
+
+PAGE = ROOT / "docs" / "formats.md"
+BUILT = ROOT / "vmcores" / "built"
+_TABLE = re.compile(r"(<!-- tried -->\n).*?(<!-- end -->)", re.S)
+Range = Tuple[int, bytes]
+
+
+def _ranges(path: Path) -> List[Range]:
+    """RAM of an ELF core."""
+    from kvintro.source.elf import read_headers
+
+    with path.open("rb") as file:
+        segments = read_headers(file).segments
+        found = []
+        for segment in segments:
+            if segment.paddr < 0xC0000000:  # above is QEMU's ROM
+                file.seek(segment.offset)
+                found.append((segment.paddr, file.read(segment.filesz)))
+    return found
+
+
+def _raw(ranges: List[Range]) -> bytes:
+    out = bytearray(max(address + len(data) for address, data in ranges))
+    for address, data in ranges:
+        out[address : address + len(data)] = data
+    return bytes(out)
+
+
+def _kdump(path: Path, *, note: bool, flat: bool) -> bytes:
+    data = bytearray(path.read_bytes())
+    if not note:
+        block = int.from_bytes(data[428:432], "little")
+        data[block + 32 : block + 64] = bytes(32)
+    return files.flattened(bytes(data), 1 << 16) if flat else bytes(data)
+
+
+def _made(directory: Path) -> Dict[str, Callable[[Path], None]]:
+    """What each column's file is made by."""
+    plain = directory / "core-raw.kdump"
+    ranges: List[Range] = []
+
+    def of_ranges(make: Callable[[List[Range]], bytes]) -> Callable[[Path], None]:
+        def write(target: Path) -> None:
+            if not ranges:
+                ranges.extend(_ranges(directory / "core.elf"))
+            target.write_bytes(make(ranges))
+
+        return write
+
+    def of_kdump(note: bool, flat: bool) -> Callable[[Path], None]:
+        return lambda target: (target.write_bytes(_kdump(plain, note=note, flat=flat)), None)[1]
+
+    made: Dict[str, Callable[[Path], None]] = {
+        "ELF, no note": of_ranges(files.elf_without_notes),
+        "kdump": of_kdump(True, False),
+        "flattened": of_kdump(True, True),
+        "kdump, no note": of_kdump(False, False),
+        "flattened, no note": of_kdump(False, True),
+    }
+    for name, (flag, library) in files.CODECS.items():
+        pack = library()
+        if name != "zlib" and pack is not None:
+            made[f"kdump, {name}"] = _packer(plain, flag, pack)
+    made["raw"] = of_ranges(_raw)
+    made["LiME"] = of_ranges(files.lime)
+    snappy = files.snappy()
+    if snappy is not None:
+        made["AVML"] = of_ranges(_avml(snappy))
+    return made
+
+
+def _packer(plain: Path, flag: int, pack: files.Codec) -> Callable[[Path], None]:
+    return lambda target: files.packed_again(plain, target, flag, pack)
+
+
+def _avml(pack: files.Codec) -> Callable[[List[Range]], bytes]:
+    return lambda ranges: files.avml(ranges, pack)
+
+
+def _opened(path: Path) -> Optional[Kernel]:
+    try:
+        return open_kernel(Request(core=str(path)))
+    except KvintroError as error:
+        print(f"  {path}: {error.what}", file=sys.stderr)
+        return None
+
+
+def _regions(kernel: Kernel) -> Any:
+    return layout(kernel).tables[0].rows
+
+
+def main() -> int:
+    """Try, and write the table."""
+    wanted = sys.argv[1:]
+    rows: List[List[str]] = []
+    columns: List[str] = []
+    for meta_path in sorted(BUILT.glob("*/meta.json")):
+        directory = meta_path.parent
+        if wanted and directory.name not in wanted:
+            continue
+        print(directory.name, file=sys.stderr)
+        meta = json.loads(meta_path.read_text())
+        reference = _opened(directory / "core.elf")
+        if reference is None:
+            return 1
+        expected = _regions(reference)
+        cells = ["yes"]
+        made = _made(directory)
+        columns = ["ELF", *made]
+        for write in made.values():
+            with tempfile.TemporaryDirectory() as scratch:
+                target = Path(scratch) / "dump"
+                write(target)
+                other = _opened(target)
+                same = other is not None and _regions(other) == expected
+                cells.append("yes" if same else "**no**")
+        kaslr = "KASLR" if meta["kaslr"] else "no KASLR"
+        name = f"{meta['release']}, {meta['levels']} levels, {kaslr}"
+        rows.append([name, reference.source.symbols, *cells])
+    head = ["kernel", "symbols by", *columns]
+    lines = [head, ["---"] * len(head), *rows]
+    table = "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    PAGE.write_text(_TABLE.sub(lambda m: m[1] + table + m[2], PAGE.read_text()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
