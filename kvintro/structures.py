@@ -8,7 +8,10 @@ say so in a :class:`Damage`; what was found until then is kept.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Iterator, List, Optional, Set, Tuple
+import contextlib
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Iterator, List, Optional, Set, Tuple
 
 import drgn
 
@@ -35,6 +38,32 @@ TROUBLE = (
 LIMIT = 1 << 20
 _KERNEL_HALF = 1 << 63
 _MAX_CPUS = 8192  # NR_CPUS_RANGE_END with MAXSMP
+
+
+@contextlib.contextmanager
+def bounded(seconds: float) -> Iterator[None]:
+    """Ends what runs for too long: a helper of drgn's that follows a damaged list or tree for ever.
+
+    Helpers are Python, so that a profile function sees them call; it costs nothing outside.
+
+    :raises Unavailable: they took longer than that.
+    """
+    deadline = time.monotonic() + seconds
+    before = sys.getprofile()
+    calls = 0
+
+    def watch(frame: Any, event: str, argument: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if not calls & 0x3F and time.monotonic() > deadline:
+            sys.setprofile(before)
+            raise Unavailable(f"looking for it had not come to an end after {seconds:g} s")
+
+    sys.setprofile(watch)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)
 
 
 class Damage:

@@ -142,7 +142,7 @@ def main() -> int:
                 same = other is not None and _regions(other) == expected
                 cells.append("yes" if same else "**no**")
         kaslr = "KASLR" if meta["kaslr"] else "no KASLR"
-        name = f"{meta['release']}, {meta['levels']} levels, {kaslr}"
+        name = f"{meta['release']}, {meta['levels']} levels, {kaslr}" + (", EFI" if meta["efi"] else "")
         rows.append([name, reference.source.symbols, *cells])
     head = ["kernel", "symbols by", *columns]
     lines = [head, ["---"] * len(head), *rows]

@@ -23,6 +23,7 @@ from kvintro.model import Address
 from kvintro.queries.modules import ModuleMemory, module_memory
 from kvintro.queries.translate import Input, Translation, Translator
 from kvintro.regions.vmemmap import REGION as VMEMMAP
+from kvintro.structures import bounded
 
 # What helpers raise on memory that is damaged, missing or laid out in a way they do not know.
 _TROUBLE = (
@@ -52,6 +53,7 @@ KINDS = (
 )
 
 _MAX_CPUS = 1 << 13
+_SECONDS = (3.5, 1.0)  # of looking by drgn's helpers, which can go in circles; with and without a cache
 
 
 @dataclass(frozen=True)
@@ -128,13 +130,14 @@ class Identifier:
 
         # With a cache all stacks are looked up at once; where one cannot be, the one asked for may still
         # be found by looking for it alone.
-        for cache in (self._cache, None):
+        for cache, seconds in zip((self._cache, None), _SECONDS):
             found_here: List[Identity] = []
             try:
-                for thing in identify_address_all(self.kernel.prog, address, cache=cache):
-                    made = _MAKERS.get(type(thing).__name__)
-                    if made is not None:
-                        found_here.append(made(thing))
+                with bounded(seconds):
+                    for thing in identify_address_all(self.kernel.prog, address, cache=cache):
+                        made = _MAKERS.get(type(thing).__name__)
+                        if made is not None:
+                            found_here.append(made(thing))
             except Exception as error:
                 # On damaged memory it raises what it comes upon, plain Exception included.
                 if cache is None:

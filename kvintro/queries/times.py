@@ -11,11 +11,12 @@ import drgn
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
 from kvintro.model import Fact
+from kvintro.structures import bounded
 
 _LOG = "the kernel's log"
-# Most telling first: a panic prints its reason, what led there came before.
+# Most telling first: a panic prints its reason (and again at its very end), what led there came before.
 _TELLING = (
-    re.compile(rb"Kernel panic - not syncing: .*"),
+    re.compile(rb"(?<!end )Kernel panic - not syncing: .*"),
     re.compile(rb"BUG: .*|[Kk]ernel BUG at .*|Unable to handle kernel .*"),
     re.compile(rb"Oops: .*"),
     re.compile(rb"sysrq: .*[Cc]rash.*"),
@@ -70,7 +71,8 @@ def panic_message(kernel: Kernel) -> Fact[str]:
     try:
         from drgn.helpers.linux.printk import get_dmesg
 
-        log: bytes = get_dmesg(kernel.prog)
+        with bounded(4):
+            log: bytes = get_dmesg(kernel.prog)
     except _TROUBLE as error:
         raise Unavailable(f"the kernel's log cannot be read: {error}") from None
     for pattern in _TELLING:

@@ -741,7 +741,7 @@ class BtfTypes:
     def _marks_chars(self) -> bool:
         """Whether chars are marked signed or not.
 
-        pahole before 1.22 marked none, as "signed char" shows. Kernels built with it are older than 6.2, which
+        pahole before 1.22 marked none, as "signed char" shows. Kernels built with it are older than 6.2, that
         made char unsigned (-funsigned-char); before, it was what it is on x86.
         """
         return any(

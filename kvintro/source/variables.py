@@ -94,7 +94,7 @@ class VariableTypes:
                 return None
             result = self._type(entry.rstrip("!"), room)
             size = 0 if result is None else _size(result)
-        except (LookupError, TypeError):  # not known; known, but incomplete
+        except (LookupError, TypeError, AttributeError):  # not known; known, but incomplete, or no array
             return None
         if result is None or not room or size == 0:
             return result

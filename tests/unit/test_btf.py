@@ -72,6 +72,21 @@ def test_char_is_what_btf_says(encoding: int, signed: bool) -> None:
     assert found is not None and found.is_signed == signed
 
 
+@pytest.mark.parametrize("marked", [False, True])
+def test_char_of_an_old_pahole_is_signed(marked: bool) -> None:
+    """One that does not even mark "signed char" says nothing of char; its kernels are older than 6.2."""
+    b = BtfBuilder()
+    for name, encoding in (("char", 0), ("signed char", SIGNED * marked), ("unsigned char", 0), ("int", 0)):
+        b.int(name, 4 if name == "int" else 1, encoding)
+    types = types_of(b)
+    signs = {}
+    for name in ("char", "signed char", "unsigned char", "int"):
+        found = types.find(TypeKind.INT, name)
+        assert found is not None
+        signs[name] = found.is_signed
+    assert signs == {"char": not marked, "signed char": True, "unsigned char": False, "int": False}
+
+
 def test_structures() -> None:
     b = BtfBuilder()
     int_ = b.int("int", 4, SIGNED)

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 
 from kvintro.errors import NotInDump
 from kvintro.kernel import Kernel
-from kvintro.structures import Damage, list_entries, maple_entries, plain_text, text_at, tree_entries
+from kvintro.structures import (
+    Damage,
+    chain_entries,
+    list_entries,
+    maple_entries,
+    plain_text,
+    text_at,
+    tree_entries,
+)
 
 BASE = 0xFFFF_8880_0000_0000
 SIZE = 1 << 20
@@ -104,6 +112,44 @@ class Memory:
 
 def entry_at(index: int) -> int:
     return BASE + 0x1000 + 64 * index
+
+
+def a_chain(count: int) -> Memory:
+    """A chain of so many entries by the first link of their lists, its head at BASE."""
+    memory = Memory()
+    for index in range(count):
+        following = entry_at(index + 1) + 8 if index + 1 < count else 0
+        memory.put(entry_at(index), index, following)
+    memory.put(BASE, entry_at(0) + 8 if count else 0)
+    return memory
+
+
+def chained(memory: Memory, damage: Damage, limit: int = 1000) -> List[int]:
+    walk = chain_entries(memory.kernel, BASE, "struct entry", "list", damage, "the chain", limit=limit)
+    return [int(entry.number.value_()) for _, entry in walk]
+
+
+def test_chains() -> None:
+    for count in (0, 1, 5):
+        damage = Damage()
+        assert chained(a_chain(count), damage) == list(range(count))
+        assert not damage
+
+
+def test_damaged_chains() -> None:
+    """In a circle, into nowhere, into the user half, without end: what was found until then is kept."""
+    for target, said in (
+        (entry_at(1) + 8, "does not end"),
+        (BASE + SIZE + 0x1000, "breaks off"),
+        (0x1000, "breaks off"),
+    ):
+        memory, damage = a_chain(5), Damage()
+        memory.put(entry_at(3) + 8, target)
+        assert chained(memory, damage) == [0, 1, 2, 3]
+        assert said in damage.notes[0]
+    damage = Damage()
+    assert len(chained(a_chain(50), damage, limit=10)) == 11
+    assert "does not end" in damage.notes[0]
 
 
 def a_list(count: int) -> Memory:

@@ -96,6 +96,10 @@ def find(types: BtfTypes, entries: Sequence[str], *rooms: int, padded: bool = Fa
         (["unsigned long[LEVELS]"], 48, "unsigned long [6]"),
         (["unsigned long[LEVELS]"], 40, None),
         (["unsigned long[NO_LEVELS]"], 48, None),
+        (["unsigned long[big.a]"], 100, "unsigned long [8]"),
+        (["unsigned long[big.b]"], 100, None),
+        (["unsigned long[small.a]"], 100, None),
+        (["unsigned long[unknown.a]"], 100, None),
         # Types without a name.
         (["typeof(XONLY)"], 4, "enum <anonymous>"),
         (["typeof(NOTHING)"], 4, None),

@@ -139,6 +139,6 @@ def test_a_panic_is_reported(tmp_path: Path) -> None:
     path, console = formats.dump_panicked(panics, boot.find_kernel(panics, archive()), tmp_path)
     document = json.loads(render(info(open_kernel(Request(core=str(path)))), "json"))
     (found,) = (row["value"] for row in document["facts"] if row["key"] == "panic")
-    (said,) = re.findall(r"Kernel panic - not syncing: .*\S", console)
+    (said,) = re.findall(r"(?<!end )Kernel panic - not syncing: .*\S", console)
     assert found == said
     path.unlink()

@@ -17,8 +17,8 @@ def dump_all(
 
     :param device: whether the guest has the vmcoreinfo device, by which dumps get their note.
     :param only: names of those that are wanted.
-    :return: files in ``target``, by QEMU's names of the formats; and ``pmemsave``, the guest's physical addresses
-        from 0 to the end of its memory; and ``backend``, the file that was the guest's memory.
+    :return: files in ``target``, by QEMU's names of the formats; and ``pmemsave``, the guest's physical
+        addresses from 0 to the end of its memory; and ``backend``, the file that was the guest's memory.
     """
     return qemu.persistently(lambda: _dump_all(entry, kernel, target, device, only))
 

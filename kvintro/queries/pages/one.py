@@ -17,7 +17,7 @@ from kvintro.queries.pages.format import offset
 from kvintro.queries.pages.meaning import Meaning
 from kvintro.queries.pages.owner import PageOwner, page_owner
 from kvintro.queries.pages.runs import DANGLING, MAPPED, TAIL, TYPE_MASK, Runs
-from kvintro.structures import TROUBLE, has_member, number, optional, struct_at, text_at
+from kvintro.structures import TROUBLE, bounded, has_member, number, optional, struct_at, text_at
 
 _BLOCKS = 4  # kept decoded, 2 MB each
 _PATH_DEPTH = 64
@@ -316,7 +316,8 @@ class PageLookup:
             return None, None, None
         allocated: Optional[bool] = None
         try:
-            found = slab_object_info(self.kernel.prog, address)
+            with bounded(2):
+                found = slab_object_info(self.kernel.prog, address)
             allocated = None if found is None else bool(found.allocated)
         except (*TROUBLE, NotImplementedError):
             pass
