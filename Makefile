@@ -5,11 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 SAMPLE := vmcores/debian-6.12/core.kdump
 
-.PHONY: help demo test test-vm vmcores lint types bench docs test-browser clean
+.PHONY: help demo test test-fuzz test-vm vmcores lint types bench docs test-browser clean
 
 help:
 	@echo "make demo     the layout of this host if it can be read, else of a sample dump"
 	@echo "make test     unit tests and the sample dumps (no root, no kernel needed)"
+	@echo "make test-fuzz  ten thousand damaged inputs; KVINTRO_FUZZ=N for N times as many"
 	@echo "make test-vm  build dumps of real kernels under QEMU and test against their own words (root)"
 	@echo "make vmcores  build those dumps only"
 	@echo "make bench    time and memory against peers"
@@ -49,6 +50,9 @@ test: $(VENV)/.test
 
 vmcores: $(VENV)/.installed
 	@$(BIN)/python vmcores/build.py
+
+test-fuzz: $(VENV)/.test
+	@$(BIN)/python -m pytest -q -s tests/fuzz
 
 test-vm: $(VENV)/.test vmcores
 	@$(BIN)/python -m pytest -q tests/vm tests/cores --cores built

@@ -63,7 +63,7 @@ class Kdump(NamedTuple):
 def examine_kdump(file: BinaryIO, size: int) -> Kdump:
     """What the headers of a plain or a flattened file say."""
     flattened = read_at(file, 0, 16) == FLATTENED
-    head = _unflattened(file) if flattened else read_at(file, 0, 4096)
+    head = _unflattened(file, size) if flattened else read_at(file, 0, 4096)
     if len(head) < 4096:
         return Kdump(False)
     status, block_size, sub_blocks, bitmap_blocks = _HEADER.unpack_from(head, _STATUS)
@@ -86,7 +86,7 @@ def examine_kdump(file: BinaryIO, size: int) -> Kdump:
     return Kdump(complete, left_out, split, block_size, dumped)
 
 
-def _unflattened(file: BinaryIO) -> bytes:
+def _unflattened(file: BinaryIO, size: int) -> bytes:
     """The headers and bitmaps of a flattened file; what is not there stays zero, empty if nothing is."""
     at = _FLAT_HEADER_SIZE
     image = bytearray()
@@ -104,7 +104,7 @@ def _unflattened(file: BinaryIO) -> bytes:
                 break
             _, block_size, sub_blocks, bitmap_blocks = _HEADER.unpack_from(first, _STATUS)
             wanted = (1 + sub_blocks + bitmap_blocks) * block_size
-            image = bytearray(max(4096, wanted) if 0 < wanted <= 3 * _MAX_BITMAP else 4096)
+            image = bytearray(max(4096, wanted) if 0 < wanted <= min(size, 3 * _MAX_BITMAP) else 4096)
             missing = len(image)
         if offset < len(image):
             data = read_at(file, at + _FLAT_RECORD.size, min(length, len(image) - offset))

@@ -37,7 +37,8 @@ def open_running_kernel(
             "use -c with a dump of an x86-64 kernel",
         )
     try:
-        file = _open_by_sudo() if sudo and os.geteuid() != 0 else open(KCORE, "rb")
+        # Closed below, once the program has a descriptor of its own.
+        file = _open_by_sudo() if sudo and os.geteuid() != 0 else open(KCORE, "rb")  # noqa: SIM115  # noqa: SIM115  it is closed below
     except OSError as error:
         raise _why_not(error) from None
     with file:

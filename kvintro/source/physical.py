@@ -33,6 +33,9 @@ LIME_MAGIC = b"EMiL"
 AVML_MAGIC = b"AVML"
 _HEADER = struct.Struct("<4sIQQQ")  # magic, version, first address, last address, reserved
 _MAX_RANGES = 1 << 20  # AVML's blocks of 16 MB: 16 TB
+# 64 KB of zeros take 3 KB of a stream, so a file cannot have more chunks than this.
+_LEAST_CHUNK = 512
+_FEW_CHUNKS = 1 << 16
 _MAX_ADDRESS = 1 << 52
 _PAGE = 4096
 _PIECE = 4 << 20
@@ -210,6 +213,8 @@ def open_lime(file: BinaryIO, size: int, path: str) -> PhysicalMemory:
     complete = True
     while at < size:
         first, length = _range_header(file, at, path, LIME_MAGIC, 1)
+        if len(extents) >= _MAX_RANGES:
+            raise NotADump(f"{path} has more ranges than any machine has memory", "take the dump again")
         at += _HEADER.size
         complete &= at + length <= size
         extents.append(Extent(first, min(length, size - at), at))
@@ -296,6 +301,8 @@ class AvmlFile(PhysicalMemory):
                 raise NotADump(
                     f"{path}: the chunk at byte {data_at - 4} makes no sense", "take the dump again"
                 )
+            if len(self._chunks) > _FEW_CHUNKS + size // _LEAST_CHUNK:
+                raise NotADump(f"{path} has more chunks than fit into it", "take the dump again")
             self._chunks.append(first + found)
             self._places.append(data_at + 4 | (kind == _COMPRESSED) << 63)
             self._sizes.append(stored - 4)

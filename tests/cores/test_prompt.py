@@ -253,3 +253,17 @@ def test_the_plugin_registers_one_command() -> None:
 
     assert "kvintro" in DEFAULT_COMMAND_NAMESPACE._commands
     assert kvintro.plugin.run is not None
+
+
+def test_roots_prompt_does_not_import_from_the_working_directory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """drgn puts it on the search path for as long as the prompt runs."""
+    from kvintro.repl import _NotFromHere
+
+    (tmp_path / "planted_here.py").write_text("raise SystemExit('loaded')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    monkeypatch.setattr(sys, "meta_path", [_NotFromHere(), *sys.meta_path])
+    with pytest.raises(ModuleNotFoundError):
+        __import__("planted_here")

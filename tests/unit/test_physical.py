@@ -131,6 +131,19 @@ def test_what_makes_no_sense(opened: Opened, data: bytes, said: str) -> None:
         opened(data)
 
 
+def test_more_than_any_machine_has(opened: Opened, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Files made to be slow: ranges and chunks of a byte each."""
+    monkeypatch.setattr(physical, "_MAX_RANGES", 10)
+    with pytest.raises(NotADump, match="more ranges"):
+        opened(lime([(at, b"x") for at in range(11)]))
+    with pytest.raises(NotADump, match="more blocks"):
+        opened(packed([(at, b"x") for at in range(11)]))
+    monkeypatch.setattr(physical, "_FEW_CHUNKS", 10)
+    frames = b"".join(chunk(1, bytes(5)) for _ in range(100))
+    with pytest.raises(NotADump, match="more chunks"):
+        opened(header(0, 99, b"AVML", 2) + frames + struct.pack("<Q", len(frames)))
+
+
 def test_damaged_chunk_is_missing(opened: Opened) -> None:
     data = bytearray(packed([(0, LOW.ljust(1 << 17, b"\0"))]))
     at = data.index(b"sNaPpY") + 6 + 4 + 4 + 3

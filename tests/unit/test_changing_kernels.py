@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A kernel that changes while it is read: asked again a bounded number of times, then marked."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from types import SimpleNamespace
+from typing import Any, List
+
+import drgn
+import pytest
+
+from kvintro import commands
+from kvintro.errors import NotInDump, Unavailable, UsageError
+from kvintro.model import Report
+from kvintro.structures import bounded
+
+ARGS = argparse.Namespace(command="layout")
+WHOLE = Report("layout", None, ())
+PARTIAL = Report("layout", None, (), partial=True)
+FAULT = drgn.FaultError("address is not mapped", 0xFFFF888000000000)
+GONE = NotInDump(0x1000, 8, physical=True)
+
+
+class _Kernel:
+    def __init__(self, source: Any) -> None:
+        self.source = source
+
+
+def _run(monkeypatch: pytest.MonkeyPatch, *answers: Any, live: bool = True) -> "tuple[Any, List[Any]]":
+    """What comes out of a command that answers so, and the kernels that it was given."""
+    seen: List[Any] = []
+    left = list(answers)
+
+    def run(kernel: Any, args: argparse.Namespace) -> Any:
+        seen.append(kernel)
+        answer = left.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(commands, "load_command", lambda name: SimpleNamespace(run=run))
+    kernel: Any = _Kernel(SimpleNamespace(live=live))
+    return commands.run_command(kernel, ARGS), seen
+
+
+@pytest.mark.parametrize("first", [PARTIAL, FAULT, GONE, Unavailable("gone")])
+def test_asked_again(monkeypatch: pytest.MonkeyPatch, first: Any) -> None:
+    found, kernels = _run(monkeypatch, first, WHOLE)
+    assert found is WHOLE
+    assert len({id(kernel) for kernel in kernels}) == 2, "what the first attempt had read is not kept"
+
+
+def test_marked_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, kernels = _run(monkeypatch, PARTIAL, FAULT, PARTIAL)
+    assert len(kernels) == commands.ATTEMPTS
+    assert found.partial
+    assert "asked for again" in found.notes[-1]
+
+
+def test_given_up_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Unavailable, match="changed while it was read"):
+        _run(monkeypatch, FAULT, FAULT, FAULT)
+    with pytest.raises(NotInDump):
+        _run(monkeypatch, GONE, GONE, GONE)
+
+
+def test_mistakes_are_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError):
+        _run(monkeypatch, UsageError("no such symbol", ""))
+    with pytest.raises(ZeroDivisionError):
+        _run(monkeypatch, ZeroDivisionError())
+
+
+def test_dumps_do_not_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, kernels = _run(monkeypatch, PARTIAL, live=False)
+    assert found is PARTIAL
+    assert len(kernels) == 1
+
+
+# Helpers of drgn's that follow what they find for ever
+
+
+def test_what_goes_in_circles_ends() -> None:
+    def step() -> None:
+        pass
+
+    before = sys.getprofile()
+    with pytest.raises(Unavailable, match="not come to an end"), bounded(0.1):
+        while True:
+            step()
+    assert sys.getprofile() is before
+
+
+def test_what_ends_by_itself_is_left_alone() -> None:
+    before = sys.getprofile()
+    with bounded(60):
+        assert sorted([3, 1, 2]) == [1, 2, 3]
+    assert sys.getprofile() is before
