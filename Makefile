@@ -74,6 +74,7 @@ docs: $(VENV)/.docs
 	@$(BIN)/python tools/gen_schemas.py
 	@$(BIN)/python tools/gen_man.py
 	@$(BIN)/python tools/gen_docs.py
+	@$(BIN)/python -m tests.transcripts docs/prompt.md docs/api.md
 
 # In a real browser; what is missing for one is named (Debian: apt install chromium chromium-driver).
 test-browser: $(VENV)/.test

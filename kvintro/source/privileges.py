@@ -17,14 +17,7 @@ import drgn
 from kvintro.errors import NotPermitted, SourceError
 
 #: Files of the running kernel that tell more to who opened them as root, whoever reads them then.
-KERNEL_FILES = (
-    "/proc/kallsyms",
-    "/proc/iomem",
-    "/proc/vmallocinfo",
-    "/proc/modules",
-    "/proc/kpageflags",
-    "/proc/kpagecount",
-)
+KERNEL_FILES = ("/proc/kallsyms",)
 
 _held: Dict[str, int] = {}
 

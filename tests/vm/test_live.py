@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Booted guests: kvintro inside them as root and as a user, under load; and from outside over QMP.
 
-KVINTRO_LIVE_RUNS=N runs commands N times in each guest (100 unless it says otherwise).
+KVINTRO_LIVE_RUNS=N runs commands N times in each guest (10 unless it says otherwise).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.conftest import VMCORES
 
 sys.path.insert(0, str(VMCORES))
 
-RUNS = int(os.environ.get("KVINTRO_LIVE_RUNS", "100"))
+RUNS = int(os.environ.get("KVINTRO_LIVE_RUNS", "10"))
 #: Modules that the load loads and unloads; nothing else uses them.
 LOADED = ("dummy", "nbd", "crc7")
 
