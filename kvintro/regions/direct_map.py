@@ -202,7 +202,7 @@ class DirectMap(Region):
                 _add_run(runs, low, high, key, base, physical)
             else:
                 _add_hole(holes, low, high, bool(key & NONZERO))
-            if key & (MAPPED | NONZERO):
+            if key & (MAPPED | NONZERO) and level in PAGE_NAMES:
                 # The kernel counts entries, and goes on counting those that are no longer present.
                 counted[PAGE_NAMES[level]] = counted.get(PAGE_NAMES[level], 0) + (
                     high - low + 1 >> 12 + 9 * (level - 1)

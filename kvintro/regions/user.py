@@ -229,7 +229,8 @@ class _Residency:
         for low, high, key in self._view.parts(start, end):
             size = high - low + 1
             level = (key & LEVEL_MASK) >> LEVEL_SHIFT
-            if key & MAPPED or (key & NONZERO and key & PROTNONE and not key & PRESENT):
+            no_rights = key & NONZERO and key & PROTNONE and not key & PRESENT and level in PAGE_NAMES
+            if key & MAPPED or no_rights:
                 if key & _SPECIAL:
                     special += size
                     continue
