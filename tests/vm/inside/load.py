@@ -10,10 +10,12 @@ import ctypes
 import mmap
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Sequence
 
 _INIT_MODULE, _DELETE_MODULE = 175, 176  # x86-64
+_PAUSE = 0.01  # an emulated guest has two slow processors, and its reader needs one of them
 _LIBRARY = ctypes.CDLL(None, use_errno=True)
 
 
@@ -30,6 +32,7 @@ def _maps() -> None:
                 os._exit(0)
             os.waitpid(child, 0)
             area.close()
+            time.sleep(_PAUSE)
 
 
 def _modules(files: Sequence[str]) -> None:
@@ -39,6 +42,7 @@ def _modules(files: Sequence[str]) -> None:
         for name, image in images.items():
             _LIBRARY.syscall(_INIT_MODULE, image, ctypes.c_ulong(len(image)), b"")
             _LIBRARY.syscall(_DELETE_MODULE, name.encode(), 0)
+            time.sleep(_PAUSE)
 
 
 def _files() -> None:
@@ -52,6 +56,7 @@ def _files() -> None:
             except OSError:
                 continue
         path.unlink()
+        time.sleep(_PAUSE)
 
 
 def main(files: Sequence[str]) -> None:
