@@ -9,6 +9,7 @@ the fixmap, the image's freed parts.
 from __future__ import annotations
 
 import os
+import time
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -53,7 +54,9 @@ KINDS = (
 )
 
 _MAX_CPUS = 1 << 13
-_SECONDS = (3.5, 1.0)  # of looking by drgn's helpers, which can go in circles; with and without a cache
+# Seconds of looking by drgn's helpers, which can go in circles: in all, and for each address and way. A
+# running kernel may have a hundred thousand tasks; a dump may have been made to hold us up.
+_SECONDS_IN_ALL, _SECONDS, _SECONDS_LIVE = 4.0, 3.0, 60.0
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class Identifier:
         self.kernel = kernel
         self.translator = translator
         self._cache: Dict[Any, Any] = {}
+        self._seconds = _SECONDS_LIVE if kernel.source.live else _SECONDS_IN_ALL
 
     def identify(self, asked: Input) -> Identified:
         """One address."""
@@ -130,16 +134,19 @@ class Identifier:
 
         # With a cache all stacks are looked up at once; where one cannot be, the one asked for may still
         # be found by looking for it alone.
-        for cache, seconds in zip((self._cache, None), _SECONDS):
+        for cache in (self._cache, None):
             found_here: List[Identity] = []
+            started = time.monotonic()
             try:
-                with bounded(seconds):
+                most = self._seconds if self.kernel.source.live else min(_SECONDS, self._seconds)
+                with bounded(max(most, 0.1)):
                     for thing in identify_address_all(self.kernel.prog, address, cache=cache):
                         made = _MAKERS.get(type(thing).__name__)
                         if made is not None:
                             found_here.append(made(thing))
             except Exception as error:
                 # On damaged memory it raises what it comes upon, plain Exception included.
+                self._seconds -= time.monotonic() - started
                 if cache is None:
                     yield from found_here
                     raise Unavailable(f"what drgn knows of it cannot be read: {_one_line(error)}") from error
