@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SAMPLE := vmcores/debian-6.12/core.kdump
+# On all processors; what is asked of one core stays with one worker.
+PARALLEL := -n auto --dist loadgroup
 
 .PHONY: help demo test test-fuzz test-vm vmcores lint types bench docs test-browser clean
 
@@ -46,7 +48,7 @@ demo: $(VENV)/.installed
 	else exit $$status; fi
 
 test: $(VENV)/.test
-	@$(BIN)/python -m pytest -q tests/unit tests/cores
+	@$(BIN)/python -m pytest -q $(PARALLEL) tests/unit tests/cores
 
 vmcores: $(VENV)/.installed
 	@$(BIN)/python vmcores/build.py
@@ -55,7 +57,8 @@ test-fuzz: $(VENV)/.test
 	@$(BIN)/python -m pytest -q -s tests/fuzz
 
 test-vm: $(VENV)/.test vmcores
-	@$(BIN)/python -m pytest -q tests/vm tests/cores --cores built
+	@$(BIN)/python -m pytest -q tests/vm
+	@$(BIN)/python -m pytest -q $(PARALLEL) tests/cores --cores built
 
 lint: $(VENV)/.lint
 	@$(BIN)/ruff check .

@@ -8,9 +8,10 @@ said with ``--cores``: ``shipped`` are those in the repository, ``built`` those 
 from __future__ import annotations
 
 import json
+import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Set
 
 import pytest
 from hypothesis import settings
@@ -68,7 +69,34 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         found = _found(which)
         if not found:
             raise pytest.UsageError(f"there are no {which} cores in vmcores/; run make vmcores")
-        metafunc.parametrize("core", [Core(d) for d in found], ids=[d.name for d in found], scope="session")
+        # A worker that has a core open goes on with it (pytest-xdist, --dist loadgroup).
+        each = [pytest.param(Core(d), id=d.name, marks=pytest.mark.xdist_group(d.name)) for d in found]
+        metafunc.parametrize("core", each, scope="session")
+
+
+class Tiers:
+    """In CI a tier of which nothing ran fails the run: something that it needs is missing there."""
+
+    def __init__(self) -> None:
+        self.seen: Set[str] = set()
+        self.ran: Set[str] = set()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        tier = report.nodeid.split("/")[1]
+        self.seen.add(tier)
+        if report.when == "call" and not report.skipped:
+            self.ran.add(tier)
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        empty = sorted(self.seen - self.ran)
+        if empty and not hasattr(session.config, "workerinput"):
+            session.config.get_terminal_writer().line(f"\nskipped whole: {', '.join(empty)}")
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if os.environ.get("CI"):
+        config.pluginmanager.register(Tiers())
 
 
 @lru_cache(maxsize=3)
