@@ -38,32 +38,79 @@ TROUBLE = (
 LIMIT = 1 << 20
 _KERNEL_HALF = 1 << 63
 _MAX_CPUS = 8192  # NR_CPUS_RANGE_END with MAXSMP
+_WAITING = 10  # seconds of the clock for one of the processor's
+
+
+class _OutOfTime(BaseException):
+    """No Exception: what helpers catch and go on after, this is not."""
 
 
 @contextlib.contextmanager
 def bounded(seconds: float) -> Iterator[None]:
     """Ends what runs for too long: a helper of drgn's that follows a damaged list or tree for ever.
 
-    Helpers are Python, so that a profile function sees them call; it costs nothing outside.
+    Helpers are Python, so that a profile function sees them call; it costs nothing outside. What is counted
+    is time of the processor, so that a busy machine gives the same answers; waiting ends too, much later.
 
     :raises Unavailable: they took longer than that.
     """
-    deadline = time.monotonic() + seconds
+    deadline = time.thread_time() + seconds
+    patience = time.monotonic() + _WAITING * seconds
     before = sys.getprofile()
     calls = 0
 
     def watch(frame: Any, event: str, argument: Any) -> None:
         nonlocal calls
         calls += 1
-        if not calls & 0x3F and time.monotonic() > deadline:
-            sys.setprofile(before)
-            raise Unavailable(f"looking for it had not come to an end after {seconds:g} s")
+        if not calls & 0xF and (time.thread_time() > deadline or time.monotonic() > patience):
+            raise _OutOfTime
 
     sys.setprofile(watch)
     try:
         yield
+    except _OutOfTime:
+        raise Unavailable(f"looking for it had not come to an end after {seconds:.2g} s") from None
     finally:
         sys.setprofile(before)
+
+
+class Budget:
+    """Time of the processor for all that one command asks of drgn's helpers.
+
+    Each question adds a little to what is left, up to what there was at first: a long list of honest ones is
+    never cut short, and a dump made to hold us up costs the sum once and not for each.
+
+    :param seconds: for all.
+    :param each: what a question adds, and may take when nothing else is left.
+    """
+
+    def __init__(self, seconds: float, each: float) -> None:
+        self._left = self._most = seconds
+        self._each = each
+
+    @property
+    def spent(self) -> bool:
+        """Whether nothing is left."""
+        return self._left <= 0
+
+    def question(self) -> None:
+        """Another question is asked."""
+        self._left = min(max(self._left, 0) + self._each, self._most)
+
+    @contextlib.contextmanager
+    def bounded(self) -> Iterator[None]:
+        """:func:`bounded` by what is left.
+
+        :raises Unavailable: it was not enough.
+        """
+        if self.spent:
+            raise Unavailable("the time for looking is used up")
+        started = time.thread_time()
+        try:
+            with bounded(self._left):
+                yield
+        finally:
+            self._left -= time.thread_time() - started
 
 
 class Damage:

@@ -9,7 +9,6 @@ the fixmap, the image's freed parts.
 from __future__ import annotations
 
 import os
-import time
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,7 +23,7 @@ from kvintro.model import Address
 from kvintro.queries.modules import ModuleMemory, module_memory
 from kvintro.queries.translate import Input, Translation, Translator
 from kvintro.regions.vmemmap import REGION as VMEMMAP
-from kvintro.structures import bounded
+from kvintro.structures import Budget
 
 # What helpers raise on memory that is damaged, missing or laid out in a way they do not know.
 _TROUBLE = (
@@ -54,9 +53,10 @@ KINDS = (
 )
 
 _MAX_CPUS = 1 << 13
-# Seconds of looking by drgn's helpers, which can go in circles: in all, and for each address and way. A
-# running kernel may have a hundred thousand tasks; a dump may have been made to hold us up.
-_SECONDS_IN_ALL, _SECONDS, _SECONDS_LIVE = 4.0, 3.0, 60.0
+_LONGEST_NAME = 256
+# Seconds of looking by drgn's helpers, which can go in circles. Three are enough for 150,000 tasks; a dump
+# may have been made to hold us up, and a running kernel was not.
+_SECONDS, _SECONDS_LIVE, _SECONDS_EACH = 3.0, 60.0, 0.02
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,11 @@ class Identifier:
         self.kernel = kernel
         self.translator = translator
         self._cache: Dict[Any, Any] = {}
-        self._seconds = _SECONDS_LIVE if kernel.source.live else _SECONDS_IN_ALL
+        self._budget = Budget(_SECONDS_LIVE if kernel.source.live else _SECONDS, _SECONDS_EACH)
 
     def identify(self, asked: Input) -> Identified:
         """One address."""
+        self._budget.question()
         found = self.translator.translate(asked)
         address = found.virtual if found.virtual is not None else asked.value
         identities: List[Identity] = []
@@ -136,18 +137,15 @@ class Identifier:
         # be found by looking for it alone.
         for cache in (self._cache, None):
             found_here: List[Identity] = []
-            started = time.monotonic()
             try:
-                most = self._seconds if self.kernel.source.live else min(_SECONDS, self._seconds)
-                with bounded(max(most, 0.1)):
+                with self._budget.bounded():
                     for thing in identify_address_all(self.kernel.prog, address, cache=cache):
                         made = _MAKERS.get(type(thing).__name__)
                         if made is not None:
                             found_here.append(made(thing))
             except Exception as error:
                 # On damaged memory it raises what it comes upon, plain Exception included.
-                self._seconds -= time.monotonic() - started
-                if cache is None:
+                if cache is None or self._budget.spent:
                     yield from found_here
                     raise Unavailable(f"what drgn knows of it cannot be read: {_one_line(error)}") from error
                 continue
@@ -325,10 +323,14 @@ def _stack(thing: Any) -> Identity:
 
 def _slab(thing: Any) -> Identity:
     info = thing.slab_object_info
-    cache = os.fsdecode(info.slab_cache.name.string_())
+    # Not str(thing): that reads the name to its end, wherever it is.
+    name = info.slab_cache.prog_.read_c_string(info.slab_cache.name.value_(), max_size=_LONGEST_NAME)
+    cache = os.fsdecode(name)
     details = {"cache": cache, "allocated": info.allocated, "offset": thing.address - info.address}
     size = info.slab_cache.object_size.value_()
-    return Identity("slab_object", str(thing), Address(info.address), size, details)
+    state = {True: "", False: "free ", None: "corrupted "}[info.allocated]
+    text = f"{state}slab object: {cache}+{details['offset']:#x}"
+    return Identity("slab_object", text, Address(info.address), size, details)
 
 
 def _vmap(thing: Any) -> Identity:

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+import time
 from types import SimpleNamespace
 from typing import Any, List
 
@@ -14,7 +16,7 @@ import pytest
 from kvintro import commands
 from kvintro.errors import NotInDump, Unavailable, UsageError
 from kvintro.model import Report
-from kvintro.structures import bounded
+from kvintro.structures import Budget, bounded
 
 ARGS = argparse.Namespace(command="layout")
 WHOLE = Report("layout", None, ())
@@ -98,3 +100,43 @@ def test_what_ends_by_itself_is_left_alone() -> None:
     with bounded(60):
         assert sorted([3, 1, 2]) == [1, 2, 3]
     assert sys.getprofile() is before
+
+
+def test_what_catches_everything_and_goes_on_ends_too() -> None:
+    def step() -> None:
+        pass
+
+    with pytest.raises(Unavailable, match="not come to an end"), bounded(0.1):
+        while True:
+            with contextlib.suppress(Exception):
+                step()
+
+
+def test_waiting_ends() -> None:
+    started = time.monotonic()
+    with pytest.raises(Unavailable, match="not come to an end"), bounded(0.01):
+        while True:
+            time.sleep(0.001)
+    assert time.monotonic() - started > 0.05
+
+
+def test_a_budget_is_for_all_questions_together() -> None:
+    budget = Budget(0.3, 0.001)
+    started = time.thread_time()
+    for _ in range(100):
+        budget.question()
+        with pytest.raises(Unavailable), budget.bounded():
+            while True:
+                time.thread_time()
+    assert 0.3 <= time.thread_time() - started < 1
+
+
+def test_a_budget_is_not_used_up_by_honest_questions() -> None:
+    budget = Budget(0.5, 0.01)
+    for _ in range(200):
+        budget.question()
+        with budget.bounded():
+            spent = time.thread_time() + 0.005
+            while time.thread_time() < spent:
+                pass
+    assert not budget.spent
