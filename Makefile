@@ -57,6 +57,7 @@ test-fuzz: $(VENV)/.test
 	@$(BIN)/python -m pytest -q -s tests/fuzz
 
 test-vm: $(VENV)/.test vmcores
+	@$(BIN)/python vmcores/build.py --debug-vmlinux >/dev/null
 	@$(BIN)/python -m pytest -q tests/vm
 	@$(BIN)/python -m pytest -q $(PARALLEL) tests/cores --cores built
 

@@ -43,8 +43,10 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--debug-vmlinux",
+        nargs="*",
         metavar="SERIES",
-        help="fetch Debian's vmlinux with DWARF for 6.12, 6.1, ... and print its path",
+        help="fetch Debian's vmlinux with DWARF for 6.12, 6.1, ... (all of the matrix, if none is named) and "
+        "print its path",
     )
     result.add_argument(
         "--live",
@@ -109,9 +111,11 @@ def main(arguments: Optional[List[str]] = None) -> int:
     archive = Archive()
     try:
         archive.update(force=options.update)
-        if options.debug_vmlinux:
+        if options.debug_vmlinux is not None:
             need({"dpkg": "dpkg"})
-            print(archive.debug_vmlinux(options.debug_vmlinux))
+            rows = matrix.entries(archive.newest_series(matrix.NEWEST_MAJOR))
+            for series in options.debug_vmlinux or dict.fromkeys(row.series for row in rows):
+                print(archive.debug_vmlinux(series))
             return 0
         if options.crash:
             vmlinux, core = map(Path, options.crash)
