@@ -58,7 +58,7 @@ test-fuzz: $(VENV)/.test
 
 test-vm: $(VENV)/.test vmcores
 	@$(BIN)/python vmcores/build.py --debug-vmlinux >/dev/null
-	@$(BIN)/python -m pytest -q tests/vm
+	@$(BIN)/python -m pytest -q tests/vm --cores built
 	@$(BIN)/python -m pytest -q $(PARALLEL) tests/cores --cores built
 
 lint: $(VENV)/.lint
