@@ -86,7 +86,7 @@ test-browser: $(VENV)/.test
 	@$(BIN)/python -m pytest -q tests/browser
 
 bench: $(VENV)/.installed
-	@$(BIN)/python tools/bench.py
+	@$(BIN)/python tools/bench.py --large
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

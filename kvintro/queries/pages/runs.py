@@ -124,6 +124,9 @@ class Decoder:
             raise ValueError(f"node and zone take {64 - form.zone_shift} bits of the flags")
         self.form = form
         self._rows = row_type(form)
+        # Words of a struct page that are looked at as a whole, and the same as a mask of their bytes.
+        self._words = sorted({at // 8 for at in (form.flags, form.mapping, form.page_type, form.refcount)})
+        self._said = numpy.uint64(sum(0xFF << 8 * word for word in self._words if word < 8))
         self._zero = zero
         self._huge_zero = huge_zero
         self._peek = peek
@@ -160,30 +163,35 @@ class Decoder:
         u = numpy.uint64
         rows = self.rows(data)
         n = len(rows)
-        state = self._pack(rows)
-        tails = bool((state & u(TAIL)).any())
-        change = numpy.empty(n + 1, bool)
-        change[0] = change[n] = True
-        numpy.not_equal(state[1:], state[:-1], out=change[1:n])
+        change = self._changes(rows)
+        raw = numpy.flatnonzero(change[:n])
+        if len(raw) * 4 > n:
+            raw = numpy.arange(n)
+        known = self._pack(rows if len(raw) == n else rows[raw])
+        tails = bool((known & u(TAIL)).any())
+        # What differs in a way that says nothing is alike after all.
+        same = known[1:] == known[:-1]
         if tails:
-            compound = rows["compound"]
-            differ = compound[1:] != compound[:-1]
-            differ &= (state[1:] & u(TAIL)) != u(0)
-            change[1:n] |= differ
+            compound = rows["compound"][raw]
+            same &= (compound[1:] == compound[:-1]) | ((known[1:] & u(TAIL)) == u(0))
+        change[raw[1:][same]] = False
+
+        def cuts() -> "Tuple[I64, I64, U64]":
+            starts = numpy.flatnonzero(change)
+            starts, lengths = starts[:-1], numpy.diff(starts)
+            return starts, lengths, known[numpy.searchsorted(raw, starts, side="right") - 1]
+
         if every:
             change[0:n:every] = True
         for special in (self._zero, self._huge_zero):
             if special is not None and first <= special < first + n:
                 change[special - first : special - first + 2] = True
-        starts = numpy.flatnonzero(change)
-        starts, lengths = starts[:-1], numpy.diff(starts)
-        singles = self._singles(state[starts])
+        starts, lengths, states = cuts()
+        singles = self._singles(states)
         if (lengths[singles] > 1).any():
             change[expand(starts[singles], lengths[singles])] = True
-            starts = numpy.flatnonzero(change)
-            starts, lengths = starts[:-1], numpy.diff(starts)
-        is_free = self._is_type(state[starts], "buddy")
-        free = starts[is_free]
+            starts, lengths, states = cuts()
+        free = starts[self._is_type(states, "buddy")]
         # An order that cannot be is left to stand for a single page.
         orders = rows["private"][free]
         orders = numpy.where(orders < u(32), orders, u(0))
@@ -191,9 +199,7 @@ class Decoder:
         inner = ends[ends < n]
         if not change[inner].all():
             change[inner] = True
-            starts = numpy.flatnonzero(change)
-            starts, lengths = starts[:-1], numpy.diff(starts)
-        states = state[starts]
+            starts, lengths, states = cuts()
         places = (states >> u(self.form.zone_shift)).astype(numpy.int64)
         states &= u(~self._top & (1 << 64) - 1)
         if len(free):
@@ -216,6 +222,36 @@ class Decoder:
         if tails:
             self._tails(rows, first, starts, states, heads, head_pfns)
         return Runs(first, starts, lengths, states, heads, head_pfns, places, rows)
+
+    def _changes(self, rows: Any) -> "NDArray[numpy.bool_]":
+        """Where a page differs from the one before in anything that a state may hold; True at both ends.
+
+        This is all that is done for every single page, so whole blocks are compared word by word: picking
+        words out of a structure of 64 bytes takes numpy as long as reading all of them.
+        """
+        import numpy
+
+        u = numpy.uint64
+        n = len(rows)
+        change = numpy.empty(n + 1, bool)
+        change[0] = change[n] = True
+        inner = change[1:n]
+        width = self.form.size // 8
+        words = rows.view(u)
+        differ = (words[width:] != words[:-width]).reshape(-1, width)
+        if width == 8:
+            marks = differ.view(u)[:, 0]
+            marks &= self._said
+            numpy.not_equal(marks, u(0), out=inner)
+        else:
+            numpy.any(differ[:, self._words], axis=1, out=inner)
+        # Only tails say more in that word than that they are some: elsewhere it links lists.
+        tail = rows["compound_low"] & numpy.uint8(1)
+        if tail.any():
+            inner |= tail[1:] != tail[:-1]
+            heads = rows["compound"]
+            inner |= (heads[1:] != heads[:-1]) & tail[1:].view(bool)
+        return change
 
     def _pack(self, rows: Any) -> U64:
         """The states' part that each page has for itself, with node and zone still in the top bits."""
