@@ -301,9 +301,13 @@ static void truth(const char *marker)
 		{ "ptdump/current_user", "/sys/kernel/debug/page_tables/current_user" },
 		{ "ptdump/current_kernel", "/sys/kernel/debug/page_tables/current_kernel" },
 		{ "ptdump/kernel", "/sys/kernel/debug/page_tables/kernel" },
+		{ "page_owner", "/sys/kernel/debug/page_owner" },
 		{ "vmallocinfo", "/proc/vmallocinfo" },
 		{ "pagetypeinfo", "/proc/pagetypeinfo" },
 		{ "zoneinfo", "/proc/zoneinfo" },
+		{ "swaps", "/proc/swaps" },
+		{ "node0/meminfo", "/sys/devices/system/node/node0/meminfo" },
+		{ "node1/meminfo", "/sys/devices/system/node/node1/meminfo" },
 		{ "kpagecount", "/proc/kpagecount" },
 		{ "kpageflags", "/proc/kpageflags" },
 		{ "buddyinfo", "/proc/buddyinfo" },
@@ -316,7 +320,7 @@ static void truth(const char *marker)
 	send_processes();
 	line("probe", "%d\n", getpid());
 	for (size_t i = 0; i < nr_pids; i++) {
-		static const char *const each[] = { "maps", "smaps", "status" };
+		static const char *const each[] = { "maps", "smaps", "status", "numa_maps" };
 
 		for (size_t k = 0; k < ARRAY_SIZE(each); k++) {
 			snprintf(name, sizeof(name), "proc/%d/%s", pids[i], each[k]);

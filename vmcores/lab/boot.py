@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Container, Dict, Iterable, Iterator, List, Optional, Set, Tuple
 
-from lab import initramfs, kdump, kernel_source, qemu
+from lab import disks, initramfs, kdump, kernel_source, qemu
 from lab.common import LabError, cache_dir, fresh_dir, say
 from lab.matrix import Entry
 from lab.packages import Archive, Kernel
@@ -19,10 +19,12 @@ READY = "KVINTRO-READY"
 BOOT_TIMEOUT = 300.0
 #: qemu_fw_cfg hands the vmcoreinfo note to QEMU; the rest makes /proc/modules worth reading.
 MODULES = ("qemu_fw_cfg", "loop", "fuse", "crc7", "dummy", "tun", "nbd", "binfmt_misc", "virtio_blk")
+#: What a furnished guest needs besides its file system; that asks for crc32c without saying so.
+DISK_MODULES = ("virtio_pci", "crc32c_generic", "crc32c_intel")
 #: Firmware with the old and the new name of Debian's package.
 FIRMWARE = ("/usr/share/ovmf/OVMF.fd", "/usr/share/qemu/OVMF.fd", "/usr/share/OVMF/OVMF_CODE.fd")
-#: Binary files of one word a page.
-GZIPPED = ("kpageflags", "kpagecount")
+#: Files with something of every page.
+GZIPPED = ("kpageflags", "kpagecount", "page_owner")
 PAGE = 4096
 #: Symbols that a sampled kallsyms keeps in any case, and how many others.
 LANDMARKS = (
@@ -55,6 +57,14 @@ def guest_options(entry: Entry) -> List[str]:
     """QEMU's options for an entry, relative to the directory the guest runs in."""
     options = ["-cpu", entry.cpu, "-smp", "2", "-m", str(entry.memory_mb)]
     options += ["-kernel", "kernel", "-append", entry.cmdline, "-device", "vmcoreinfo"]
+    if entry.furnished:
+        for node in range(2):
+            options += ["-object", f"memory-backend-ram,id=ram{node},size={entry.memory_mb // 2}M"]
+            options += ["-numa", f"node,nodeid={node},memdev=ram{node}"]
+            options += ["-numa", f"cpu,node-id={node},socket-id={node}"]
+        options[options.index("-smp") + 1] = "2,sockets=2"
+        for name in ("swap", "filesystem"):
+            options += ["-drive", f"format=raw,if=virtio,cache=unsafe,file={name}"]
     return options + (["-bios", "firmware"] if entry.efi else [])
 
 
@@ -76,7 +86,14 @@ def _build(entry: Entry, kernel: Kernel, target: Path, small: bool) -> float:
         (work / "kernel").symlink_to(kernel.image)
         if entry.efi:
             (work / "firmware").symlink_to(firmware())
-        ramdisk = initramfs.build("init", kernel.modules, MODULES, ("workload", "probe"))
+        modules, programs = [*MODULES], ["workload", "probe"]
+        files: Dict[str, bytes] = {}
+        if entry.furnished:
+            disks.make(work, entry.furnished)
+            modules += [*DISK_MODULES, entry.furnished]
+            programs.append("furnish")
+            files["filesystem"] = entry.furnished.encode()
+        ramdisk = initramfs.build("init", kernel.modules, modules, programs, files)
         (work / "initramfs").write_bytes(ramdisk)
         options = [*guest_options(entry), "-initrd", "initramfs"]
         with qemu.Qemu(work, options) as guest:
@@ -103,6 +120,7 @@ def _build(entry: Entry, kernel: Kernel, target: Path, small: bool) -> float:
             "kaslr": entry.kaslr,
             "pti": entry.pti,
             "efi": entry.efi,
+            "furnished": entry.furnished,
             "oracle": entry.oracle,
             "memory_mb": entry.memory_mb,
             "qemu": guest.options,
