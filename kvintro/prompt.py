@@ -325,6 +325,11 @@ class PromptKernel(Kernel):
         return f"<kernel {value_text(identity.release or 'unknown')} of {value_text(identity.source)}>"
 
     @cached_property
+    def plain(self) -> Kernel:
+        """What commands are given: their regions are the ones that are compared with, and not bound."""
+        return Kernel(self.source)
+
+    @cached_property
     def regions(self) -> Regions:
         """All regions that this architecture can have, by attribute too: ``k.regions.vmalloc``."""
         return Regions(BoundRegion(self, region) for region in super().regions)  # type: ignore[misc]
@@ -337,8 +342,19 @@ class PromptKernel(Kernel):
         :param options: its options, without dashes: ``pid=1``, ``walk=True``.
         :raises UsageError: it has no such option.
         """
-        args = make_parser(command).parse_args(_command_line(command, values, options))
+        args = make_parser(ALIASES.get(command, command)).parse_args(_command_line(command, values, options))
         return _kept(run_command(self, args))
+
+    def page(self, *values: Any, **options: Any) -> Answer:
+        """One page frame: ``kvintro page``.
+
+        :param values: page frame numbers, pointers to struct page, addresses of the kernel; strings are what
+            the command line takes. Say ``form="physical"`` for physical addresses, ``pid`` for a process's.
+        """
+        if not {"form", "from_", "pid"} & set(options):
+            values = tuple(_page_word(value) for value in _flat(values))
+        found: Answer = self.run("page", *values, **options)
+        return found
 
     def read(self, address: Any, size: int) -> bytes:
         """Kernel virtual memory; see :meth:`Kernel.read`."""
@@ -356,7 +372,7 @@ class PromptKernel(Kernel):
         return f"<p>{escape(repr(self))}</p>"
 
 
-def run_command(of: Kernel, args: argparse.Namespace) -> Union[Report, Stream]:
+def run_command(of: PromptKernel, args: argparse.Namespace) -> Union[Report, Stream]:
     """Run a parsed command on a kernel that is open already.
 
     :raises UsageError: the command line names another source.
@@ -367,9 +383,7 @@ def run_command(of: Kernel, args: argparse.Namespace) -> Union[Report, Stream]:
                 "this session has its program, and no other can be opened in it",
                 "run kvintro from the shell for another dump",
             )
-    if of.source.live:
-        of = PromptKernel(of.source)
-    return commands.run_command(of, args)
+    return commands.run_command(Kernel(of.source) if of.source.live else of.plain, args)
 
 
 def _kept(result: Union[Report, Stream]) -> Union[Answer, Listing]:
@@ -397,6 +411,16 @@ def _flat(values: Sequence[Any]) -> Iterator[Any]:
             yield from value
         else:
             yield value
+
+
+def _page_word(value: Any) -> Any:
+    """A number that is no address of the kernel, nor a pointer, numbers a page frame."""
+    if isinstance(value, str) or (
+        isinstance(value, drgn.Object) and value.type_.kind == drgn.TypeKind.POINTER
+    ):
+        return value
+    number = as_int(value)
+    return f"pfn:{number:x}" if 0 <= number < 1 << 63 else number
 
 
 def _actions(command: str) -> List[argparse.Action]:

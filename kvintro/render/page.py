@@ -53,7 +53,7 @@ def _facts(row: Any) -> Iterator[Tuple[str, str]]:
     yield "place", "  ".join([*place, f"section {row.section}"])
     yield "flags", f"{' '.join(row.flags) or 'none'}   ({row.flags_value:016x})"
     if row.head_flags:
-        yield "head's flags", " ".join(row.head_flags)
+        yield "head flags", " ".join(row.head_flags)
     if row.kpageflags:
         yield "kpageflags", " ".join(row.kpageflags)
     yield "counts", f"refcount {row.refcount}  mapcount {row.mapcount}"

@@ -164,10 +164,25 @@ def test_drgn_objects_stand_for_addresses(k: PromptKernel, prog: drgn.Program) -
     assert [row.physical for row in k.translate([task, symbol.address])] == [by_name, by_name]
 
 
+def test_pages_by_their_numbers(k: PromptKernel, prog: drgn.Program) -> None:
+    """A page frame number, the struct page that drgn's helper finds for it, and the physical address."""
+    from drgn.helpers.linux import find_task, pfn_to_page, virt_to_pfn
+
+    number = virt_to_pfn(find_task(prog, 1).mm)
+    page = pfn_to_page(number)
+    assert k.page(number).pfn == k.page(number.value_()).pfn == number.value_()
+    assert k.page(page).pfn == k.page(page.value_()).pfn == number.value_()
+    assert k.page(page).page == k.translate(page).page == page.value_()
+    assert k.translate(page).pfn == number.value_()
+    assert k.page(number.value_() << 12, form="physical").pfn == number.value_()
+    assert [row.pfn for row in k.page([number, page])] == [number.value_()] * 2
+
+
 def test_options_are_keyword_arguments(k: PromptKernel) -> None:
     from kvintro.errors import UsageError
 
     assert k.translate("init_task", walk=True).walk
+    assert k.vtop("init_task", walk=True).walk
     assert len(k.layout(holes=False)) < len(k.layout(holes=True)) == len(k.layout())
     assert isinstance(k.ptdump(range="kernel_image"), Listing)
     assert k.pte(0x8000000003A12163, level="pte").rows
