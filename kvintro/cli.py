@@ -96,8 +96,9 @@ def _add_common(parser: argparse.ArgumentParser, default: Optional[str] = None) 
         "-c",
         "--core",
         dest="core",
+        action="append",
         metavar="CORE",
-        help="a dump: ELF vmcore, kdump, raw memory, LiME, AVML",
+        help="a dump: ELF vmcore, kdump, raw memory, LiME, AVML; once for each part of a split kdump",
     )
     option(source, "--qemu", dest="qemu", metavar="ADDR", help="a running QEMU guest, by its QMP socket")
     option(source, "-s", "--symbols", dest="symbols", metavar="VMLINUX", help="debuginfo (DWARF) to use")

@@ -47,11 +47,6 @@ class Kernel:
         self.source = source
         self.prog = source.prog
         self.arch = x86_64.ARCHITECTURE
-        self._left_out = [
-            (segment.paddr + segment.filesz, segment.paddr + segment.memsz)
-            for segment in source.segments
-            if source.kind == "core" and segment.memsz > segment.filesz
-        ]
         self._trees: Dict[int, Tree] = {}
         self._locations: Dict[str, Located] = {}
 
@@ -62,10 +57,6 @@ class Kernel:
 
         :raises NotInDump: any byte of it is not in the source.
         """
-        # drgn fills what an ELF file has no bytes for with zeros, and a table of zeros would map nothing.
-        for start, end in self._left_out:
-            if address < end and start < address + size:
-                raise NotInDump(address, size, physical=True)
         try:
             data: bytes = self.prog.read(address, size, True)
             return data

@@ -304,4 +304,6 @@ def _scan_for_btf(prog: drgn.Program) -> bytes:
             continue
         if known and all(found == said for found, said in known):
             return data
-    raise BtfError("no BTF was found in the kernel's image (CONFIG_DEBUG_INFO_BTF is off?)")
+    missing = end - start - sum(len(data) for _, data in scan.pieces(prog.read, start, end))
+    where = f", or it is in {missing >> 10} KB that are not here" if missing else "?"
+    raise BtfError(f"no BTF was found in the kernel's image (CONFIG_DEBUG_INFO_BTF is off{where})")

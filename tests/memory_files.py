@@ -9,7 +9,7 @@ import struct
 import zlib
 from importlib import import_module
 from pathlib import Path
-from typing import Callable, Dict, Iterable, List, Optional, Tuple
+from typing import Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
 from tests.synthetic import elf_core
 
@@ -24,6 +24,10 @@ _STATUS, _HEADER_AT = 424, 428
 _HEADER = struct.Struct("<iiI")  # block_size, sub_hdr_size, bitmap_blocks
 _DESCRIPTOR = struct.Struct("<qIIQ")  # offset, size, flags, page_flags
 _ZLIB = 1
+_SPLIT_AT, _SPLIT_64_AT = (
+    12,
+    80,
+)  # struct kdump_sub_header: split, start_pfn, end_pfn; start_pfn_64, end_pfn_64
 
 
 def lime(ranges: Iterable[Range], magic: bytes = b"EMiL", version: int = 1) -> bytes:
@@ -135,6 +139,43 @@ def packed_again(kdump: Path, target: Path, flag: int, pack: Codec) -> None:
     head = bytearray(data[:table])
     struct.pack_into("<I", head, _STATUS, flag)
     target.write_bytes(bytes(head) + b"".join(descriptors) + b"".join(pieces))
+
+
+def split(kdump: bytes, bounds: Sequence[int]) -> List[bytes]:
+    """A plain kdump as ``makedumpfile --split`` writes it; between two bounds are a file's page frames."""
+    block, sub_header, bitmap = _HEADER.unpack_from(kdump, _HEADER_AT)
+    table = (1 + sub_header + bitmap) * block
+    dumped = int.from_bytes(kdump[table - bitmap * block // 2 : table], "little")
+    parts = []
+    for first, behind in zip(bounds, bounds[1:]):
+        before = bin(dumped & (1 << first) - 1).count("1")
+        count = bin(dumped & (1 << behind) - 1).count("1") - before
+        head = bytearray(kdump[:table])
+        struct.pack_into("<iQQ", head, block + _SPLIT_AT, 1, first, behind)
+        struct.pack_into("<QQ", head, block + _SPLIT_64_AT, first, behind)
+        descriptors, pages = b"", bytearray()
+        for index in range(before, before + count):
+            offset, size, *flags = _DESCRIPTOR.unpack_from(kdump, table + index * _DESCRIPTOR.size)
+            at = table + count * _DESCRIPTOR.size + len(pages)
+            descriptors += _DESCRIPTOR.pack(at, size, *flags)
+            pages += kdump[offset : offset + size]
+        parts.append(bytes(head) + descriptors + pages)
+    return parts
+
+
+def kexec_elf(ram: Sequence[Range], note: bytes, page_offset: int, stext: int, text_at: int) -> bytes:
+    """Memory as a kdump kernel's /proc/vmcore has it, which is what makedumpfile reads.
+
+    :param page_offset: where the direct map begins.
+    :param stext: where the image begins, which has a segment of its own; ``text_at`` is that physically.
+    """
+    segments = [
+        (stext, text_at, data[text_at - first : text_at - first + (48 << 20)])
+        for first, data in ram
+        if first <= text_at < first + len(data)
+    ]
+    segments += [(page_offset + first, first, data) for first, data in ram]
+    return elf_core(segments, [("CORE", 1, bytes(336)), ("VMCOREINFO", 0, note)])
 
 
 def flattened(kdump: bytes, record: int = 5000) -> bytes:

@@ -59,8 +59,9 @@ class Lack(NamedTuple):
 
 _NO_SYMBOLS = "there are no symbols"
 _NO_TYPES = "there are no types"
-_READS_MEMORY = "what was left out shows as not in the dump"
-#: By command: what it cannot do without symbols, types, or all of memory. The rest works on any source.
+_CUT_OFF = "what the file has lost shows as not in the dump"
+#: By command: what it cannot do without symbols or types. Those without an entry work on any source. That a
+#: dump was filtered is none of these: page tables and the kernel's own data are left in.
 LACKS: Dict[str, Sequence[Lack]] = {
     "aliases": (
         Lack("symbols", "partly", "of the kernel half those that the page tables have"),
@@ -87,10 +88,7 @@ LACKS: Dict[str, Sequence[Lack]] = {
     ),
     "page": (Lack("symbols", "cannot", _NO_SYMBOLS), Lack("types", "cannot", _NO_TYPES)),
     "pages": (Lack("symbols", "cannot", _NO_SYMBOLS), Lack("types", "cannot", _NO_TYPES)),
-    "ptdump": (
-        Lack("types", "partly", "not of processes and not of EFI"),
-        Lack("all of memory", "partly", _READS_MEMORY),
-    ),
+    "ptdump": (Lack("types", "partly", "not of processes and not of EFI"),),
     "pte": (),
     "report": (
         Lack("symbols", "partly", "as its parts"),
@@ -111,7 +109,6 @@ LACKS: Dict[str, Sequence[Lack]] = {
     "user": (
         Lack("symbols", "cannot", _NO_SYMBOLS),
         Lack("types", "cannot", _NO_TYPES),
-        Lack("all of memory", "partly", _READS_MEMORY),
     ),
 }
 
@@ -253,7 +250,6 @@ def commands(kernel: Kernel) -> List[CommandRow]:
     here = {
         "symbols": source.symbols != "none",
         "types": source.types != "none",
-        "all of memory": not source.left_out and source.complete is not False,
     }
     # Variables have no names without CONFIG_KALLSYMS_ALL, which is as good as no symbols to most.
     names_only_code = source.kallsyms is not None and source.kallsyms.code_only
@@ -264,5 +260,8 @@ def commands(kernel: Kernel) -> List[CommandRow]:
         if missing:
             state = "cannot" if any(lack.state == "cannot" for lack in missing) else "partly"
         reasons = [lack.text for lack in missing if lack.state == state]
+        if source.complete is False and lacks and state != "cannot":
+            state = "partly"
+            reasons.append(_CUT_OFF)
         rows.append(CommandRow(name, state, "; ".join(dict.fromkeys(reasons)) or None))
     return rows

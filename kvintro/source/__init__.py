@@ -9,7 +9,7 @@ of how complete it is.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Tuple
+from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 import drgn
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Request:
     """What to open.
 
-    :ivar core: path of a dump; None for the running kernel or ``qemu``.
+    :ivar core: path of a dump, or of all parts of a split one; None for the running kernel or ``qemu``.
     :ivar qemu: QMP socket of a QEMU guest.
     :ivar vmlinux: path of a vmlinux with DWARF.
     :ivar btf: path of a file of BTF, or of an ELF file with a .BTF section.
@@ -36,7 +36,7 @@ class Request:
     :ivar opened: called when what may need root is open, before any of it is parsed.
     """
 
-    core: Optional[str] = None
+    core: Union[str, Sequence[str], None] = None
     qemu: Optional[str] = None
     vmlinux: Optional[str] = None
     btf: Optional[str] = None
@@ -54,8 +54,8 @@ class Source:
 
     :ivar kind: ``live``, ``core`` or ``qemu``.
     :ivar label: how the source is called in reports: a path, ``/proc/kcore``, a socket.
-    :ivar format: ``ELF``, ``kdump``, ``flattened kdump``, ``raw memory``, ``LiME``, ``AVML``, ``kcore`` or
-        ``QMP``.
+    :ivar format: ``ELF``, ``kdump``, ``flattened kdump``, ``split kdump``, ``raw memory``, ``LiME``,
+        ``AVML``, ``kcore`` or ``QMP``.
     :ivar size: bytes of the file, None where it has none.
     :ivar complete: False if part of the file is missing; None if that cannot be told.
     :ivar left_out: bytes of memory that the machine had and the dump's maker left out (makedumpfile -d).
@@ -107,7 +107,8 @@ def open_source(request: Request) -> Source:
     if request.vmcoreinfo is not None:
         vmcoreinfo = core.read_small_file(request.vmcoreinfo, "--vmcoreinfo")
     if request.core is not None:
-        source = core.open_core(request.core, vmcoreinfo, form=request.form, opened=request.opened)
+        paths = [request.core] if isinstance(request.core, str) else request.core
+        source = core.open_core(paths, vmcoreinfo, form=request.form, opened=request.opened)
     elif request.qemu is not None:
         source = live.open_qemu(request.qemu, vmcoreinfo)
         request.opened()

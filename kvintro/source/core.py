@@ -1,21 +1,23 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Dumps: what kind of file it is, whether it is whole, and the program that reads it.
 
-Formats are told apart by content. drgn reads ELF itself and kdump (plain and flattened) through libkdumpfile;
-files of physical memory are read by :mod:`kvintro.source.physical`, and what has no VMCOREINFO is looked
-through for it (:mod:`kvintro.source.vmcoreinfo`).
+Formats are told apart by content. drgn reads ELF itself and kdump (plain and flattened) through libkdumpfile,
+of a split one each part by a program of its own; files of physical memory are read by
+:mod:`kvintro.source.physical`, and what has no VMCOREINFO is looked through for it
+(:mod:`kvintro.source.vmcoreinfo`).
 """
 
 from __future__ import annotations
 
 import logging
 import os
+from contextlib import ExitStack
 from typing import BinaryIO, Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import drgn
 
 from kvintro.arch import architectures, by_elf_machine
-from kvintro.errors import KvintroError, NoSuchSource, NotADump, NotInDump, NotPermitted
+from kvintro.errors import KvintroError, NoSuchSource, NotADump, NotInDump, NotPermitted, UsageError
 from kvintro.model import DUMP_FORMATS
 from kvintro.source import Source
 from kvintro.source.elf import ET_CORE, ElfHeaders, Segment, read_headers
@@ -45,6 +47,9 @@ _PACKED = {
 # A file without any header is taken for memory only if a machine can have so much.
 _MIN_RAW = 8 << 20
 _TRUNCATED = "the dump is truncated: what lies behind its end shows as not in the dump"
+_PARTS_MISSING = "parts of a split dump were not given, and show as not in the dump; name each with a -c"
+_COPY_AGAIN = "copy it again whole"
+_MAX_FRAMES = 1 << 40  # 4 PB
 _READS = "kvintro reads ELF vmcores and kdump files, raw memory, LiME and AVML"
 # Enough for drgn and libkdumpfile (which wants a number) to read physical memory.
 _MINIMAL = (
@@ -83,7 +88,8 @@ def examine(file: BinaryIO, path: str, form: Optional[str] = None) -> DumpFile:
     found = form or _format_of(head, size)
     if found == "elf":
         headers = read_headers(file)
-        return DumpFile("ELF", size, not headers.truncated, headers.left_out, headers)
+        left_out = sum(last - first + 1 for first, last in headers.left_out())
+        return DumpFile("ELF", size, not headers.truncated, left_out, headers)
     if found == "kdump":
         kdump = examine_kdump(file, size)
         name = "flattened kdump" if head.startswith(FLATTENED) else "kdump"
@@ -115,7 +121,7 @@ def _format_of(head: bytes, size: int) -> Optional[str]:
 
 
 def open_core(
-    path: str,
+    paths: Sequence[str],
     vmcoreinfo: Optional[bytes],
     *,
     form: Optional[str] = None,
@@ -123,15 +129,20 @@ def open_core(
 ) -> Source:
     """Open a dump.
 
+    :param paths: of its file, or of the parts of a split one in any order.
     :param vmcoreinfo: VMCOREINFO text to use in place of the dump's note.
     :param form: one of :data:`~kvintro.model.DUMP_FORMATS` if it is not to be told from the content.
-    :param opened: called when the file is open, before it is parsed.
+    :param opened: called when the files are open, before anything is parsed.
     :raises SourceError: with the reason and the remedy.
     """
     assert form is None or form in DUMP_FORMATS
-    with open_file(path) as file:
+    with ExitStack() as stack:
+        files = [stack.enter_context(open_file(path)) for path in paths]
         opened()
-        dump = examine(file, path, form)
+        parts = [_Part(file, path, examine(file, path, form)) for file, path in zip(files, paths)]
+        file, path, dump = parts[0]
+        if len(parts) > 1 or (dump.kdump is not None and dump.kdump.part is not None):
+            return _open_split(parts, vmcoreinfo)
         if dump.headers is None and dump.kdump is None:
             return _open_memory(file, path, dump, vmcoreinfo, forced=form is not None)
         return _open_core(file, path, dump, vmcoreinfo)
@@ -140,10 +151,6 @@ def open_core(
 def _open_core(file: BinaryIO, path: str, dump: DumpFile, vmcoreinfo: Optional[bytes]) -> Source:
     """ELF and kdump, by drgn."""
     origin = "--vmcoreinfo" if vmcoreinfo is not None else "the dump's note"
-    if dump.kdump is not None and dump.kdump.split:
-        raise NotADump(
-            f"{path} is one part of a split dump", "join the parts: makedumpfile --reassemble PART... DUMP"
-        )
     if dump.headers is not None:
         _check_elf(path, dump.headers)
         if vmcoreinfo is None and dump.headers.note("VMCOREINFO") is None:
@@ -161,6 +168,8 @@ def _open_core(file: BinaryIO, path: str, dump: DumpFile, vmcoreinfo: Optional[b
             f"{path} has no VMCOREINFO note, so nothing tells which kernel it is",
             "give its text with --vmcoreinfo FILE; for QEMU guests use -device vmcoreinfo",
         )
+    if dump.headers is not None and dump.left_out:
+        _hide_left_out(prog, dump.headers)
     hide_null(prog)
     return Source(
         prog,
@@ -215,7 +224,8 @@ def _program(file: BinaryIO, path: str, dump: DumpFile, vmcoreinfo: Optional[byt
         else:
             from kvintro.source.cut_off import open_cut_kdump
 
-            open_cut_kdump(prog, file, dump.size, vmcoreinfo, flattened=dump.format != "kdump")
+            flattened = dump.format != "kdump"
+            open_cut_kdump(prog, file, dump.size, vmcoreinfo, flattened=flattened, part=dump.kdump.part)
     except KvintroError:
         raise
     except Exception as error:
@@ -225,6 +235,97 @@ def _program(file: BinaryIO, path: str, dump: DumpFile, vmcoreinfo: Optional[byt
             "take or copy the dump again" if dump.complete else "the dump is truncated; copy it again whole",
         ) from error
     return prog
+
+
+# Split dumps
+
+
+class _Part(NamedTuple):
+    """One file of a dump."""
+
+    file: BinaryIO
+    path: str
+    dump: DumpFile
+
+
+class _OfParts(PhysicalMemory):
+    """The memory of several programs; an extent's ``offset`` says of which."""
+
+    def __init__(self, progs: Sequence[drgn.Program], extents: List[Extent]) -> None:
+        super().__init__(extents)
+        self._progs = progs
+
+    def _read(self, extent: Extent, address: int, size: int) -> bytes:
+        try:
+            data: bytes = self._progs[extent.offset].read(address, size, True)
+            return data
+        except READ_ERRORS:
+            return b""
+
+
+def _program_of_part(part: _Part, vmcoreinfo: Optional[bytes]) -> drgn.Program:
+    try:
+        return _program(part.file, part.path, part.dump, vmcoreinfo)
+    except NotADump as error:
+        # It has to be said of which one.
+        what = error.what if part.path in error.what else f"{part.path}: {error.what}"
+        raise NotADump(what, error.remedy) from error
+
+
+def _open_split(parts: Sequence[_Part], vmcoreinfo: Optional[bytes]) -> Source:
+    """The files of ``makedumpfile --split``, or some of them.
+
+    Each has the whole dump's headers and bitmaps, and the pages of a range of its own.
+    """
+    extents: List[Extent] = []
+    machine = 0
+    for index, (_, path, dump) in enumerate(parts):
+        if dump.kdump is not None and dump.kdump.part is None and not dump.kdump.complete:
+            raise NotADump(f"{path} is truncated within its headers", _COPY_AGAIN)
+        if dump.kdump is None or dump.kdump.part is None:
+            raise UsageError(
+                f"more than one dump is named, and {path} is no part of a split one",
+                "name one dump with -c; kvintro diff A B compares two",
+            )
+        (first, behind), page = dump.kdump.part, dump.kdump.block_size
+        if not first <= behind <= _MAX_FRAMES:
+            raise NotADump(f"{path}: its page frames {first:#x} to {behind:#x} make no sense", _COPY_AGAIN)
+        extents.append(Extent(first * page, (behind - first) * page, index))
+        machine = max(machine, dump.kdump.frames * page)
+    extents = sorted(extent for extent in extents if extent.size)
+    whole, end = True, 0
+    for extent in extents:
+        if extent.address < end:
+            raise NotADump(
+                f"{parts[extent.offset].path} has memory that another part has too",
+                "name each part of one dump once",
+            )
+        whole &= extent.address == end
+        end = extent.address + extent.size
+    whole &= end >= machine
+    progs = [_program_of_part(part, vmcoreinfo) for part in parts]
+    texts = [prog["VMCOREINFO"].string_() for prog in progs]
+    for text, part in zip(texts, parts):
+        if text != texts[0]:
+            raise NotADump(
+                f"{part.path} is not of the dump that {parts[0].path} is of", "name one dump's parts"
+            )
+    complete = all(part.dump.complete for part in parts)
+    warnings = [] if whole else [_PARTS_MISSING]
+    more = f" and {len(parts) - 1} more" if len(parts) > 1 else ""
+    sizes = [part.dump.kdump.memory for part in parts if part.dump.kdump is not None]
+    return Source(
+        _program_of(_OfParts(progs, extents), texts[0]),
+        "core",
+        parts[0].path + more,
+        "split kdump",
+        sum(part.dump.size for part in parts),
+        complete and whole,
+        sum(part.dump.left_out for part in parts),
+        sum(size for size in sizes if size is not None) or None,
+        vmcoreinfo_origin="--vmcoreinfo" if vmcoreinfo is not None else "the dump's note",
+        warnings=warnings if complete else [*warnings, _TRUNCATED],
+    )
 
 
 # VMCOREINFO of dumps that have no note of it
@@ -379,6 +480,20 @@ def _by_max_pfn(layouts: Sequence[PhysicalMemory], vmcoreinfo: bytes) -> Physica
         except (KallsymsError, *READ_ERRORS):
             continue
     return layouts[0]
+
+
+def _hide_left_out(prog: drgn.Program, headers: ElfHeaders) -> None:
+    """Make what an ELF file has no bytes for fault: drgn reads zeros, and a table of zeros maps nothing."""
+
+    def fault(address: int, count: int, offset: int, physical: bool) -> bytes:
+        raise drgn.FaultError("left out of the dump", address)
+
+    for first, last in headers.left_out():
+        prog.add_memory_segment(first, last - first + 1, fault, True)
+    for part in headers.segments:
+        size = min(part.memsz, (1 << 64) - 1 - part.vaddr) - part.filesz
+        if part.vaddr and size > 0:
+            prog.add_memory_segment(part.vaddr + part.filesz, size, fault, False)
 
 
 def hide_null(prog: drgn.Program) -> None:

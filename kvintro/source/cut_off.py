@@ -15,12 +15,13 @@ from __future__ import annotations
 import os
 import signal
 import struct
-from typing import TYPE_CHECKING, BinaryIO, Callable, List, Optional
+from typing import TYPE_CHECKING, BinaryIO, Callable, List, Optional, Tuple
 
 import drgn
 
 from kvintro.errors import NotADump
 from kvintro.source.elf import read_at
+from kvintro.source.kdump import within
 
 if TYPE_CHECKING:
     import numpy
@@ -36,15 +37,22 @@ _OWN_READER = "DRGN_PREFER_PGTABLE_READER"  # drgn's variable
 
 
 def open_cut_kdump(
-    prog: drgn.Program, file: BinaryIO, size: int, vmcoreinfo: Optional[bytes], *, flattened: bool
+    prog: drgn.Program,
+    file: BinaryIO,
+    size: int,
+    vmcoreinfo: Optional[bytes],
+    *,
+    flattened: bool,
+    part: Optional[Tuple[int, int]] = None,
 ) -> None:
-    """Have a program read a kdump of which a part is missing.
+    """Have a program read a kdump that ends too soon.
 
     :param vmcoreinfo: what the program was made with.
+    :param part: the page frames that this file has of a split dump.
     :raises NotADump: nothing of it can be read.
     """
     # libkdumpfile refuses a flattened one that ends too soon, if it lives to.
-    lost = None if flattened else first_lost(file, size)
+    lost = None if flattened else first_lost(file, size, part)
     # Have drgn walk page tables, on memory as it is below, and not libkdumpfile on the file.
     before = os.environ.get(_OWN_READER)
     os.environ[_OWN_READER] = "1"
@@ -60,9 +68,10 @@ def open_cut_kdump(
         hide_from(prog, lost)
 
 
-def first_lost(file: BinaryIO, size: int) -> Optional[int]:
+def first_lost(file: BinaryIO, size: int, part: Optional[Tuple[int, int]] = None) -> Optional[int]:
     """Physical address of the first page whose data is not there as a whole; None if there is none.
 
+    :param part: the page frames that this file has of a split dump.
     :raises NotADump: not even what leads to the pages is there.
     """
     import numpy
@@ -75,7 +84,7 @@ def first_lost(file: BinaryIO, size: int) -> Optional[int]:
     if not 4096 <= block_size <= 65536 or sub_blocks < 0 or bitmap_size > _MAX_BITMAP:
         return None  # not the layout we know; the reader will say
     bitmap_at = (1 + sub_blocks) * block_size + bitmap_size
-    bitmap = numpy.frombuffer(read_at(file, bitmap_at, bitmap_size), numpy.uint8)
+    bitmap = numpy.frombuffer(within(read_at(file, bitmap_at, bitmap_size), part), numpy.uint8)
     counts = numpy.cumsum(_bits_of_bytes()[bitmap], dtype=numpy.int64)
     count = int(counts[-1]) if len(counts) else 0
     if len(bitmap) < bitmap_size:
@@ -136,6 +145,7 @@ def try_in_child(attempt: Callable[[], None]) -> None:
             # What libraries complain about, the second attempt says too.
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, 2)
+            signal.signal(signal.SIGBUS, signal.SIG_DFL)  # end_on_bus_error() would end it as if by itself
             attempt()
         except BaseException:
             os._exit(1)

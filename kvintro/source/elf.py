@@ -21,6 +21,7 @@ PN_XNUM = 0xFFFF
 NT_GNU_BUILD_ID = 3
 _MAX_HEADERS = 1 << 20
 _MAX_NOTES = 16 << 20
+_MAX_ADDRESS = 1 << 52
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,23 @@ class ElfHeaders:
         """Whether the headers promise more than the file holds."""
         return any(s.offset + s.filesz > self.file_size for s in self.segments)
 
-    @property
-    def left_out(self) -> int:
-        """Bytes of memory that segments have and the file does not: pages that makedumpfile excluded."""
-        return sum(max(0, s.memsz - s.filesz) for s in self.segments)
+    def left_out(self) -> Iterator[Tuple[int, int]]:
+        """Physical memory that segments have and the file does not: pages that makedumpfile excluded.
+
+        :return: first and last address of each range, in ascending order. kexec's cores have the image's
+            memory in two segments, and it is left out if neither has it.
+        """
+        borders: List[Tuple[int, int, int]] = []  # address, segments that begin or end, those with bytes
+        for part in self.segments:
+            end = part.paddr + max(part.filesz, part.memsz)
+            borders += [(part.paddr, 1, 1), (part.paddr + part.filesz, 0, -1), (end, -1, 0)]
+        here = with_bytes = start = 0
+        for address, segments, bytes_too in sorted(borders):
+            if here and not with_bytes and start < address <= _MAX_ADDRESS:
+                yield start, address - 1
+            here += segments
+            with_bytes += bytes_too
+            start = address
 
     @property
     def build_id(self) -> Optional[str]:

@@ -25,26 +25,30 @@ _MAX_RECORDS = 1 << 20
 _INCOMPLETE = 0x8  # DUMP_DH_COMPRESSED_INCOMPLETE, set by makedumpfile when the disk filled up
 # struct disk_dump_header: signature, version, utsname (6 x 65), padding, timeval; then these.
 _STATUS = 424
-_HEADER = struct.Struct("<IiiI")  # status, block_size, sub_hdr_size, bitmap_blocks
-_SPLIT = struct.Struct("<i")  # in struct kdump_sub_header, behind phys_base and dump_level
-_SPLIT_AT = 12
+_HEADER = struct.Struct("<IiiII")  # status, block_size, sub_hdr_size, bitmap_blocks, max_mapnr
+# struct kdump_sub_header: phys_base, dump_level, split, start_pfn, end_pfn.
+_SUB_HEADER = struct.Struct("<QiiQQ")
 _MAX_BITMAP = 64 << 20  # 2 TB of memory; beyond that counting would be felt
-_DESCRIPTOR_SIZE = 24
+_DESCRIPTOR = struct.Struct("<qIIQ")  # struct page_desc: offset, size, flags, page_flags
+_LAST_DESCRIPTORS = 1 << 16
 
 
 class Kdump(NamedTuple):
     """What is known of a kdump file.
 
-    :ivar complete: whether all pages are in the file.
+    :ivar complete: whether all pages are in the file that should be in it.
     :ivar left_out: bytes of pages that exist and were not dumped.
-    :ivar split: whether it is one of several (``makedumpfile --split``).
+    :ivar part: of one of several files (``makedumpfile --split``) the page frames that it has, the last one
+        exclusive; otherwise None.
+    :ivar frames: how many page frames the machine has, holes included.
     :ivar block_size: bytes of a page.
-    :ivar dumped: bitmap of the page frames that were dumped, empty where it cannot be read.
+    :ivar dumped: bitmap of the page frames that are in this file, empty where it cannot be read.
     """
 
     complete: bool
     left_out: int = 0
-    split: bool = False
+    part: Optional[Tuple[int, int]] = None
+    frames: int = 0
     block_size: int = 4096
     dumped: bytes = b""
 
@@ -66,24 +70,47 @@ def examine_kdump(file: BinaryIO, size: int) -> Kdump:
     head = _unflattened(file, size) if flattened else read_at(file, 0, 4096)
     if len(head) < 4096:
         return Kdump(False)
-    status, block_size, sub_blocks, bitmap_blocks = _HEADER.unpack_from(head, _STATUS)
+    status, block_size, sub_blocks, bitmap_blocks, frames = _HEADER.unpack_from(head, _STATUS)
     complete = not status & _INCOMPLETE
     if flattened:
         complete = complete and size > _FLAT_HEADER_SIZE and read_at(file, size - 16, 16) == _FLAT_END
-    bitmap = bitmap_blocks * block_size // 2
     # Where it is not the layout we know, the reader will say.
-    if not 4096 <= block_size <= 65536 or not 0 <= sub_blocks < 1 << 20 or not 0 <= bitmap <= _MAX_BITMAP:
+    if not 4096 <= block_size <= 65536 or not 0 <= sub_blocks < 1 << 20:
         return Kdump(complete)
+    if not flattened and sub_blocks:
+        head = read_at(file, 0, block_size + _SUB_HEADER.size)
+    part = None
+    if sub_blocks and len(head) >= block_size + _SUB_HEADER.size:
+        _, _, split, first, behind = _SUB_HEADER.unpack_from(head, block_size)
+        part = (first, behind) if split else None
+    bitmap = bitmap_blocks * block_size // 2
+    if not 0 <= bitmap <= _MAX_BITMAP:
+        return Kdump(complete, part=part, frames=frames)
     start = (1 + sub_blocks) * block_size
     if not flattened:
-        complete = complete and _is_whole(file, size, start + 2 * bitmap)
         head = read_at(file, 0, start + 2 * bitmap)
-    split = False
-    if sub_blocks and len(head) >= block_size + _SPLIT_AT + 4:
-        split = bool(_SPLIT.unpack_from(head, block_size + _SPLIT_AT)[0])
-    exist, dumped = (head[at : at + bitmap] for at in (start, start + bitmap))
-    left_out = max(0, _count_bits(exist) - _count_bits(dumped)) * block_size
-    return Kdump(complete, left_out, split, block_size, dumped)
+    exist, dumped = (within(head[at : at + bitmap], part) for at in (start, start + bitmap))
+    count = _count_bits(dumped)
+    if not flattened:
+        table = start + 2 * bitmap
+        complete = complete and size >= table and _is_whole(file, size, table, count)
+    left_out = max(0, _count_bits(exist) - count) * block_size
+    return Kdump(complete, left_out, part, frames, block_size, dumped)
+
+
+def within(bitmap: bytes, part: Optional[Tuple[int, int]]) -> bytes:
+    """A bitmap without the bits of page frames that are not in a part of the dump."""
+    if part is None:
+        return bitmap
+    first, behind = part
+    found = bytearray(bitmap)
+    found[: first // 8] = bytes(min(first // 8, len(found)))
+    if first // 8 < len(found):
+        found[first // 8] &= 0xFF << first % 8 & 0xFF
+    if behind // 8 < len(found):
+        found[behind // 8] &= (1 << behind % 8) - 1
+        found[behind // 8 + 1 :] = bytes(len(found) - behind // 8 - 1)
+    return bytes(found)
 
 
 def _unflattened(file: BinaryIO, size: int) -> bytes:
@@ -102,7 +129,7 @@ def _unflattened(file: BinaryIO, size: int) -> bytes:
             first = read_at(file, at + _FLAT_RECORD.size, min(length, 4096))
             if len(first) < _STATUS + _HEADER.size:
                 break
-            _, block_size, sub_blocks, bitmap_blocks = _HEADER.unpack_from(first, _STATUS)
+            _, block_size, sub_blocks, bitmap_blocks, _ = _HEADER.unpack_from(first, _STATUS)
             wanted = (1 + sub_blocks + bitmap_blocks) * block_size
             image = bytearray(max(4096, wanted) if 0 < wanted <= min(size, 3 * _MAX_BITMAP) else 4096)
             missing = len(image)
@@ -116,19 +143,17 @@ def _unflattened(file: BinaryIO, size: int) -> bytes:
     return bytes(image)
 
 
-def _is_whole(file: BinaryIO, size: int, first_descriptor: int) -> bool:
-    """Whether the last page that a kdump's table names lies within the file."""
-    # Descriptors run up to the first page's data, which the first descriptor names.
-    first = _descriptor(file, first_descriptor)
-    if first is None:
+def _is_whole(file: BinaryIO, size: int, table: int, count: int) -> bool:
+    """Whether the pages that the last descriptors name lie within the file.
+
+    Some have to be looked at, as all pages of zeros are the same one at the data's beginning.
+    """
+    looked_at = min(count, _LAST_DESCRIPTORS)
+    at = table + (count - looked_at) * _DESCRIPTOR.size
+    data = read_at(file, at, looked_at * _DESCRIPTOR.size)
+    if len(data) < looked_at * _DESCRIPTOR.size:
         return False
-    last = _descriptor(file, max(first_descriptor, first[0] - _DESCRIPTOR_SIZE))
-    return last is not None and last[0] + last[1] <= size
-
-
-def _descriptor(file: BinaryIO, at: int) -> Optional[Tuple[int, int]]:
-    data = read_at(file, at, 12) if at >= 0 else b""
-    return struct.unpack("<qI", data) if len(data) == 12 else None
+    return all(offset + length <= size for offset, length, _, _ in _DESCRIPTOR.iter_unpack(data))
 
 
 def _count_bits(data: bytes) -> int:

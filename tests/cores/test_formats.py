@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import gzip
 import json
-import shutil
+import struct
 import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import pytest
 
-from kvintro.errors import NotADump
+from kvintro.errors import NotADump, NotInDump, UsageError
 from kvintro.kernel import Kernel, open_kernel
 from kvintro.render import render
 from kvintro.reports.layout import layout
@@ -24,7 +24,7 @@ from kvintro.source.core import examine
 from kvintro.source.kallsyms import READ_ERRORS, vmcoreinfo_symbols
 from kvintro.source.scan import find_btf, find_kallsyms, image_of, pieces
 from tests.conftest import Core
-from tests.memory_files import CODECS, avml, elf_without_notes, flattened, lime, packed_again, snappy
+from tests.memory_files import CODECS, avml, elf_without_notes, flattened, lime, packed_again, snappy, split
 
 Range = Tuple[int, bytes]
 
@@ -162,20 +162,61 @@ def test_kdump_without_the_note(
         path.unlink()
 
 
-def test_part_of_a_split_dump(plain_kdump: Path, tmp_path: Path) -> None:
-    path = tmp_path / "dump"
-    shutil.copyfile(plain_kdump, path)
-    with path.open("r+b") as file:
-        file.seek(428)
-        block = int.from_bytes(file.read(4), "little")
-        file.seek(block + 12)
-        file.write(b"\1")
-    try:
-        with pytest.raises(NotADump, match="part of a split dump") as raised:
-            open_source(Request(core=str(path)))
-        assert "--reassemble" in raised.value.remedy
-    finally:
+@pytest.fixture
+def parts(plain_kdump: Path, kernel: Kernel, tmp_path: Path) -> Iterator[List[str]]:
+    """A split dump; the borders are in the middle of what a byte of the bitmaps says."""
+    end = kernel.max_pfn.value
+    bounds = [0, end // 3 | 1, end // 3 * 2 | 3, 1 << 20]
+    paths = [tmp_path / f"part{number}" for number in range(3)]
+    for path, data in zip(paths, split(plain_kdump.read_bytes(), bounds)):
+        path.write_bytes(data)
+    yield [str(path) for path in paths]
+    for path in paths:
         path.unlink()
+
+
+def test_a_split_dump(parts: List[str], kernel: Kernel, expected: Any) -> None:
+    other = open_kernel(Request(core=[parts[2], parts[0], parts[1]]))
+    assert (other.source.format, other.source.complete) == ("split kdump", True)
+    assert other.source.left_out == kernel.source.left_out
+    assert regions(other) == expected
+
+
+def test_parts_that_are_missing(parts: List[str], kernel: Kernel) -> None:
+    """What the others have is read from them, and the rest is not in the dump; never zeros."""
+    end = kernel.max_pfn.value
+    there = range(end // 3 | 1, end // 3 * 2 | 3)
+    other = open_kernel(Request(core=parts[1], types="none"))
+    assert other.source.complete is False
+    assert any("parts of a split dump" in warning for warning in other.source.warnings)
+    for pfn in (*range(0, end, 331), there[0] - 1, there[0], there[-1], there[-1] + 1):
+        try:
+            said = kernel.read_physical(pfn << 12, 4096)
+        except NotInDump:
+            said = b""
+        try:
+            found = other.read_physical(pfn << 12, 4096)
+        except NotInDump:
+            found = b""
+        assert found == (said if pfn in there else b"")
+
+
+def test_parts_that_do_not_belong_together(parts: List[str], plain_kdump: Path) -> None:
+    with pytest.raises(NotADump, match="another part has too"):
+        open_source(Request(core=[parts[0], parts[0]]))
+    with pytest.raises(UsageError, match="no part of a split one"):
+        open_source(Request(core=[parts[0], str(plain_kdump)]))
+    last = Path(parts[2])
+    data = bytearray(last.read_bytes())
+    at, size = struct.unpack_from("<QQ", data, int.from_bytes(data[428:432], "little") + 32)
+    data[at : at + size] = data[at : at + size].replace(b"BUILD-ID=", b"BUILD-IX=")
+    last.write_bytes(data)
+    with pytest.raises(NotADump, match="not of the dump"):
+        open_source(Request(core=parts))
+    for cut in (1000, 4500, 9000):
+        last.write_bytes(data[:cut])
+        with pytest.raises(NotADump, match=r"part2.* is truncated"):
+            open_source(Request(core=parts))
 
 
 def test_a_raw_file_that_was_cut_off(memory: List[Range], expected: Any, tmp_path: Path) -> None:

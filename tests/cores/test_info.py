@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import subprocess
 import sys
-import time
 from datetime import datetime, timedelta, timezone
 from typing import Any, Dict
 
@@ -55,9 +55,7 @@ def test_times(core: Core, kernel: Kernel) -> None:
 def test_every_command_is_told_of(kernel: Kernel) -> None:
     assert set(LACKS) == set(command_names())
     rows = json.loads(render(info(kernel), "json"))["commands"]
-    whole = not kernel.source.left_out
-    assert all(row["state"] == "works" for row in rows) is whole
-    assert not any(row["state"] == "cannot" for row in rows)
+    assert all(row["state"] == "works" for row in rows)
 
 
 def test_without_types(core: Core) -> None:
@@ -78,11 +76,13 @@ def test_text(core: Core, kernel: Kernel) -> None:
 
 
 def test_within_a_second(core: Core) -> None:
-    """From the shell's point of view; other work on the machine is allowed for."""
+    """Of processor time, as other work on the machine is none of its doing."""
     best = 99.0
     for _ in range(3):
-        started = time.monotonic()
         command = [sys.executable, "-m", "kvintro", "-c", str(core.path), "info"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        best = min(best, time.monotonic() - started)
-    assert best < 1.5
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        best = min(best, usage.ru_utime + usage.ru_stime)
+    assert best < 1

@@ -6,6 +6,7 @@ from __future__ import annotations
 import struct
 import time
 from pathlib import Path
+from typing import Optional, Tuple
 
 import pytest
 from hypothesis import given, settings
@@ -18,11 +19,16 @@ BLOCK = 4096
 
 
 def kdump(
-    exist: bytes = b"\xff\x0f", dumped: bytes = b"\xf5\x01", *, status: int = 0, split: int = 0, cut: int = 0
+    exist: bytes = b"\xff\x0f",
+    dumped: bytes = b"\xf5\x01",
+    *,
+    status: int = 0,
+    split: Optional[Tuple[int, int]] = None,
+    cut: int = 0,
 ) -> bytes:
     """A header, a sub-header, two bitmaps of a block each, descriptors and pages of 8 bytes."""
     head = b"KDUMP   ".ljust(424, b"\0") + struct.pack("<IiiII", status, BLOCK, 1, 2, 16)
-    sub = struct.pack("<Qii", 0, 1, split)
+    sub = struct.pack("<QiiQQ", 0, 1, int(split is not None), *(split or (0, 0)))
     maps = b"".join(bitmap.ljust(BLOCK, b"\0") for bitmap in (exist, dumped))
     count = sum(bin(byte).count("1") for byte in dumped)
     first = 4 * BLOCK + 24 * count
@@ -44,16 +50,36 @@ def test_what_headers_say(tmp_path: Path, flat: bool) -> None:
         return flattened(data) if flat else data
 
     found = examined(tmp_path, shape(kdump()))
-    assert (found.complete, found.split, found.block_size) == (True, False, BLOCK)
+    assert (found.complete, found.part, found.frames, found.block_size) == (True, None, 16, BLOCK)
     assert found.left_out == (12 - 7) * BLOCK
     assert found.memory == 7 * BLOCK
     assert list(found.ranges()) == [(0, 16 * BLOCK)]
-    assert examined(tmp_path, shape(kdump(split=1))).split
     assert not examined(tmp_path, shape(kdump(status=8))).complete
     assert list(examined(tmp_path, shape(kdump(dumped=b"\1\0\0\x80"))).ranges()) == [
         (0, 8 * BLOCK),
         (24 * BLOCK, 32 * BLOCK),
     ]
+
+
+def test_a_part_has_the_pages_of_its_range_only(tmp_path: Path) -> None:
+    """Its bitmaps are those of the whole: frames 0 to 11 exist, 0, 2, 4 to 8 were dumped."""
+    found = examined(tmp_path, kdump(dumped=b"\xf5\x01", split=(3, 8)))
+    assert found.part == (3, 8)
+    assert (found.memory, found.left_out) == (4 * BLOCK, 1 * BLOCK)
+    # Only the whole's last page is cut off here, and this part has the first two.
+    first = examined(tmp_path, kdump(split=(0, 3), cut=8))
+    assert (first.memory, first.left_out, first.complete) == (2 * BLOCK, 1 * BLOCK, True)
+    nothing = examined(tmp_path, kdump(split=(16, 16)))
+    assert (nothing.memory, nothing.left_out) == (0, 0)
+
+
+def test_the_last_pages_are_zeros(tmp_path: Path) -> None:
+    """makedumpfile has one page of zeros before all others, and every page of zeros is that one."""
+    data = bytearray(kdump())
+    first = 4 * BLOCK + 24 * 7
+    struct.pack_into("<q", data, 4 * BLOCK + 24 * 6, first)
+    assert examined(tmp_path, bytes(data)).complete
+    assert not examined(tmp_path, bytes(data[:-16])).complete
 
 
 @pytest.mark.parametrize("cut", [1, 8, 100, 5000, 12000, 16000])
