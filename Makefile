@@ -80,8 +80,14 @@ docs: $(VENV)/.docs
 	@$(BIN)/python tools/gen_docs.py
 	@$(BIN)/python -m tests.transcripts docs/prompt.md docs/api.md
 
-# In a real browser; what is missing for one is named (Debian: apt install chromium chromium-driver).
+# In a real browser. As root on Debian a missing one is installed, else it is named.
 test-browser: $(VENV)/.test
+	@if ! command -v chromedriver >/dev/null; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -q && DEBIAN_FRONTEND=noninteractive \
+	      apt-get install -qy --no-install-recommends chromium chromium-driver; \
+	  else echo "a browser is missing; on Debian: sudo apt install chromium chromium-driver" >&2; exit 1; fi; \
+	fi
 	@$(BIN)/pip install -q --disable-pip-version-check -e '.[browser]'
 	@$(BIN)/python -m pytest -q tests/browser
 

@@ -175,8 +175,12 @@ DOCUMENTS: Dict[str, Document] = {
         },
     ),
     "check": Document(
-        "The kernel against its own rules.",
-        {"checks": ["kvintro.reports.check:CheckRow"]},
+        "The kernel against itself: findings, and the rules that were applied.",
+        {
+            "findings": ["kvintro.reports.check:FindingRow"],
+            "checks": ["kvintro.reports.check:CheckRow"],
+        },
+        {"counts": COUNTS},
     ),
     "rights": Document(
         "Mapped bytes of every region by page size and rights; a part of report.",

@@ -25,6 +25,7 @@ from kvintro.render import render  # noqa: E402
 from kvintro.reports.layout import layout  # noqa: E402
 from kvintro.reports.report import full  # noqa: E402
 from kvintro.source import Request  # noqa: E402
+from tests.browser.conftest import ARGUMENTS  # noqa: E402
 
 TARGET = ROOT / "docs" / "images"
 _WIDTH, _HEIGHT = 1280, 1340
@@ -63,15 +64,20 @@ def main() -> int:
     drawing.write_text(render(layout(debian), "svg"), encoding="utf-8")
     print(f"made: {drawing.relative_to(ROOT)}")
     options = webdriver.ChromeOptions()
-    size = f"--window-size={_WIDTH},{_HEIGHT}"
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", size):
-        options.add_argument(argument)
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    try:
-        shoot(browser, render(full(debian), "html"), TARGET / "report.png", dark=False)
-        shoot(browser, render(full(oracle), "html"), TARGET / "report-dark.png", dark=True)
-    finally:
-        browser.quit()
+    with tempfile.TemporaryDirectory() as profile:
+        for argument in (
+            *ARGUMENTS,
+            "--hide-scrollbars",
+            f"--user-data-dir={profile}",
+            f"--window-size={_WIDTH},{_HEIGHT}",
+        ):
+            options.add_argument(argument)
+        browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+        try:
+            shoot(browser, render(full(debian), "html"), TARGET / "report.png", dark=False)
+            shoot(browser, render(full(oracle), "html"), TARGET / "report-dark.png", dark=True)
+        finally:
+            browser.quit()
     return 0
 
 

@@ -4,19 +4,22 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Iterable, Sequence
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel
     from kvintro.model import Report
+    from kvintro.queries.audit import Check
 
-HELP = "the kernel against its own rules: W+X, writable text, what user mode can see"
+HELP = "the kernel against itself: bounds, rights, lists, struct pages, and /proc where it runs"
 EXAMPLES = """\
-exit status: 1 if a rule is broken, 4 if one could not be checked and none is broken
+exit status: 1 for a defect (not for warnings and notices), 4 if a rule could not be checked and there is none
 
 examples:
   kvintro -c vmcore check
-  sudo kvintro check --json
+  sudo kvintro check
+  kvintro -c vmcore --format csv check | grep ^defect
 """
 
 
@@ -28,4 +31,14 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
     """The report."""
     from kvintro.reports.check import check
 
-    return check(kernel)
+    return check(kernel, progress=_progress)
+
+
+def _progress(rules: Sequence[Check]) -> Iterable[Check]:
+    if not sys.stderr.isatty():
+        return rules
+    from tqdm import tqdm
+
+    # Shown only if it takes longer than a second.
+    bar: Iterable[Check] = tqdm(rules, delay=1, leave=False, file=sys.stderr, unit="rule")
+    return bar

@@ -247,13 +247,13 @@ def _facts(report: Report, sections: Mapping[str, Section]) -> List[_Fact]:
     ]
     check = sections["check"].report if "check" in sections else None
     if check is not None and check.tables:
-        states = [str(getattr(row, "state", "")) for row in check.tables[0].rows]
-        failed, unknown = states.count("failed"), states.count("unknown")
-        text = f"{failed} broken" if failed else "all kept"
-        style = "bad" if failed else "good"
-        if unknown:
-            text, style = f"{text}, {unknown} not known", style if failed else "warn"
-        facts.append(_Fact("rules", text, style))
+        counts = {name: int(count) for name, count in check.extra.get("counts", {}).items() if count}
+        told = [f"{count} {name}{'s' if count > 1 else ''}" for name, count in counts.items()]
+        style = "bad" if "defect" in counts else "warn" if "warning" in counts else "good"
+        if check.partial:
+            told.append("not all known")
+            style = "warn" if style == "good" else style
+        facts.append(_Fact("findings", ", ".join(told) or "none", style))
     pages = sections["pages"].report if "pages" in sections else None
     if pages is not None and "total" in pages.extra:
         facts.append(_Fact("page frames", size_text(int(pages.extra["total"]) << 12)))
@@ -301,6 +301,8 @@ def _sections(sections: Sequence[Section]) -> List[_Section]:
             made.regions = [_region(row, by_key) for row in report.tables[0].rows]
         else:
             made.tables = _tables(section, report, by_key)
+        if report.command == "check" and not report.tables[0].rows:
+            made.text = [*made.text, "Nothing was found; these are the rules that were applied."]
         if report.command == "pages":
             _memory(made, report)
     return out
@@ -396,37 +398,11 @@ def _tables(section: Section, report: Report, sections: Mapping[str, Section]) -
         )
         name = f"{section.key}-{table.key}"
         out.append(_table(name, title, table.columns, table.rows, links=links, command=command))
-        out += _nested(name, table)
     return out
 
 
 def _names_region(table: Table) -> bool:
     return any(column.key == "region" for column in table.columns)
-
-
-def _nested(name: str, table: Table) -> List[_Table]:
-    """Rows within rows, such as the places where a rule is broken, in one table of their own."""
-    rows = [
-        (row, place) for row in table.rows for place in getattr(row, "places", ()) if hasattr(place, "start")
-    ]
-    if not rows:
-        return []
-    columns = (_Column("rule", "text", False), _Column("start", "text", False), _Column("end", "text", False),
-               _Column("size", "number", True), _Column("what", "text", False))  # fmt: skip
-    made = [
-        _Row(
-            [
-                _Cell(_clean(getattr(row, "title", ""))),
-                _cell(place.start),
-                _cell(place.end),
-                _cell(Size(place.size)),
-                _cell(place.what),
-            ],
-            state=_clean(getattr(row, "state", "")),
-        )
-        for row, place in rows[:_MOST_ROWS]
-    ]
-    return [_Table(f"{name}-places", "where", columns, made, max(len(rows) - _MOST_ROWS, 0), "kvintro check")]
 
 
 def _table(
@@ -455,7 +431,8 @@ def _table(
                 share = f"{100 * int(value) / sums[column.key]:.1f}"
             cells.append(_cell(value, link=link, share=share, right=kinds[column.key] == "number"))
         style = "hole" if getattr(row, "kind", "") == "hole" else ""
-        made.append(_Row(cells, style, _clean(getattr(row, "state", "") or "")))
+        state = getattr(row, "state", None) or getattr(row, "severity", None) or ""
+        made.append(_Row(cells, style, _clean(state)))
     heads = [
         _Column(_clean(c.title or c.key.replace("_", " ")), kinds[c.key], kinds[c.key] == "number")
         for c in columns

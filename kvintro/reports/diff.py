@@ -192,7 +192,7 @@ def _types(kernel: Kernel) -> Mapping[str, int]:
 def _rules(kernel: Kernel) -> Mapping[str, Tuple[str, str]]:
     from kvintro.reports.check import check
 
-    return {row.key: (row.state, row.title) for row in check(kernel).tables[0].rows}
+    return {row.key: (row.state, row.title) for row in check(kernel).tables[1].rows}
 
 
 def _config(kernel: Kernel) -> Mapping[str, str]:

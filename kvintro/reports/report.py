@@ -109,7 +109,10 @@ _PARTS = (
         "check",
         "Findings",
         _check,
-        ("The kernel against its own rules, looked up in the page tables.",),
+        (
+            "The kernel against itself: what contradicts what, and which protections are off. A defect should "
+            "not be; a warning or a notice is somebody's choice.",
+        ),
     ),
     _Part(
         "kaslr",

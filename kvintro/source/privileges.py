@@ -17,7 +17,7 @@ import drgn
 from kvintro.errors import NotPermitted, SourceError
 
 #: Files of the running kernel that tell more to who opened them as root, whoever reads them then.
-KERNEL_FILES = ("/proc/kallsyms",)
+KERNEL_FILES = ("/proc/kallsyms", "/proc/iomem", "/proc/modules", "/proc/vmallocinfo")
 
 _held: Dict[str, int] = {}
 

@@ -193,6 +193,62 @@ class Pages:
         return counted
 
 
+class _Kinds:
+    """Numbers the distinct combinations of what tells pages apart, and knows the type of each.
+
+    :ivar types: numbers of types by number of the combination.
+    """
+
+    def __init__(self, pages: Pages) -> None:
+        import numpy
+
+        self._pages = pages
+        self.states = Interned()
+        self.groups = Interned()
+        self.types = numpy.zeros(1024, numpy.int64)
+        self._known = 0
+
+    def ids(
+        self, states: "NDArray[numpy.uint64]", heads: "NDArray[numpy.uint64]", places: "NDArray[numpy.int64]"
+    ) -> "NDArray[numpy.int64]":
+        """The number of each run's combination."""
+        import numpy
+
+        # Nearly all runs are no tails, and their heads all the same.
+        own = self.states.ids(states)
+        head = self.states.ids(heads)
+        packed = own << 40 | head << 20 | (places & 0xFFFFF)
+        groups = self.groups.ids(packed.astype(numpy.uint64))
+        if len(self.groups.values) > self._known:
+            self._learn()
+        return groups
+
+    def _learn(self) -> None:
+        """Work out what each new combination is."""
+        import numpy
+
+        wanted = len(self.groups.values)
+        while len(self.types) <= wanted:
+            self.types = numpy.concatenate((self.types, numpy.zeros_like(self.types)))
+        for i in range(self._known, wanted):
+            state, head, place = self.unpack(self.groups.values[i])
+            zone = self._pages.zone_of(place)
+            self.types[i] = _TYPE_NUMBERS[self._pages.meaning.type_of(state, head, zone)]
+        self._known = wanted
+
+    def unpack(self, packed: int) -> Tuple[int, int, int]:
+        """State, state of the head, and place."""
+        values = self.states.values
+        own, head, place = packed >> 40, packed >> 20 & 0xFFFFF, packed & 0xFFFFF
+        if place == 0xFFFFF:
+            place = -1
+        return (
+            values[own] if own < len(values) else 0,
+            values[head] if head < len(values) else 0,
+            place,
+        )
+
+
 class _Counter:
     """Adds up runs."""
 
@@ -203,11 +259,8 @@ class _Counter:
         self._census = census
         self._low = low
         self._high = high
-        self._states = Interned()
-        self._groups = Interned()
+        self._kinds = _Kinds(pages)
         self._counts = numpy.zeros(1024, numpy.int64)
-        self._types = numpy.zeros(1024, numpy.int64)
-        self._types_known = 0
         self._slab = _SlabFields.of(pages.kernel)
 
     def add(self, runs: Runs) -> None:
@@ -219,45 +272,15 @@ class _Counter:
         if runs.first < self._low or runs.first + len(runs.rows) > self._high:
             at, lengths = cut(runs, self._low, self._high)
             starts, states, heads, places = starts[at], states[at], heads[at], places[at]
-        # Nearly all runs are no tails, and their heads all the same.
-        own = self._states.ids(states)
-        head = self._states.ids(heads)
-        packed = own << 40 | head << 20 | (places & 0xFFFFF)
-        groups = self._groups.ids(packed.astype(numpy.uint64))
-        if len(self._groups.values) > self._types_known:
-            self._learn()
+        groups = self._kinds.ids(states, heads, places)
+        if len(self._counts) < len(self._kinds.types):
+            more = numpy.zeros(len(self._kinds.types) - len(self._counts), numpy.int64)
+            self._counts = numpy.concatenate((self._counts, more))
         if len(groups):
             sums = numpy.bincount(groups, weights=lengths)
             self._counts[: len(sums)] += sums.astype(numpy.int64)
-        self._picture(starts + runs.first, lengths, self._types[groups])
+        self._picture(starts + runs.first, lengths, self._kinds.types[groups])
         self._slabs(runs, starts, lengths, states)
-
-    def _learn(self) -> None:
-        """Work out what each new combination is."""
-        import numpy
-
-        wanted = len(self._groups.values)
-        while len(self._types) <= wanted:
-            self._types = numpy.concatenate((self._types, numpy.zeros_like(self._types)))
-            self._counts = numpy.concatenate((self._counts, numpy.zeros_like(self._counts)))
-        for i in range(self._types_known, wanted):
-            self._types[i] = _TYPE_NUMBERS[self._type(self._groups.values[i])]
-        self._types_known = wanted
-
-    def _unpack(self, packed: int) -> Tuple[int, int, int]:
-        values = self._states.values
-        own, head, place = packed >> 40, packed >> 20 & 0xFFFFF, packed & 0xFFFFF
-        if place == 0xFFFFF:
-            place = -1
-        return (
-            values[own] if own < len(values) else 0,
-            values[head] if head < len(values) else 0,
-            place,
-        )
-
-    def _type(self, packed: int) -> str:
-        state, head, place = self._unpack(packed)
-        return self._pages.meaning.type_of(state, head, self._pages.zone_of(place))
 
     def _picture(
         self, pfns: "NDArray[numpy.int64]", lengths: "NDArray[numpy.int64]", types: "NDArray[numpy.int64]"
@@ -323,10 +346,10 @@ class _Counter:
     def finish(self) -> None:
         """Say of all that was counted what it is."""
         pages = self._pages
-        for i, packed in enumerate(self._groups.values):
-            state, head, place = self._unpack(packed)
+        for i, packed in enumerate(self._kinds.groups.values):
+            state, head, place = self._kinds.unpack(packed)
             group = Group(
-                type=_TYPE_NAMES[int(self._types[i])],
+                type=_TYPE_NAMES[int(self._kinds.types[i])],
                 node=pages.node_of(place),
                 zone=pages.zone_of(place),
                 order=pages.meaning.order(state, head),
@@ -334,7 +357,60 @@ class _Counter:
                 kpageflags=pages.meaning.kpageflags(state, head),
             )
             self._census.groups[group] += int(self._counts[i])
-        self._census.limited |= self._states.full or self._groups.full
+        self._census.limited |= self._kinds.states.full or self._kinds.groups.full
+
+
+class FrameTypes:
+    """The type of any page frame, of a snapshot of all struct pages."""
+
+    def __init__(self, pages: Pages) -> None:
+        import numpy
+
+        starts: List[Any] = []
+        types: List[Any] = []
+        kinds = _Kinds(pages)
+        seen = 0
+        for piece in pages.reader.pieces(pages.sections):
+            seen += piece.count
+            if seen > pages.page_limit:
+                raise Unavailable("there are more struct pages than can be")
+            if piece.state != "read":
+                # What nothing maps is no page frame, as is what lies behind the piece.
+                kind = _TYPE_NUMBERS["not_in_dump"] if piece.state == "missing" else -1
+                starts.append(numpy.array([piece.first, piece.first + piece.count], numpy.int64))
+                types.append(numpy.array([kind, -1], numpy.int64))
+                continue
+            runs = pages.decoder.decode(piece.data, piece.first)
+            numbers = kinds.types[kinds.ids(runs.states, runs.heads, runs.places)]
+            # Where the next piece starts right there, its own first run is found in place of the end.
+            starts.append(numpy.append(runs.starts + piece.first, piece.first + piece.count))
+            types.append(numpy.append(numbers, -1))
+        self._starts = numpy.concatenate(starts) if starts else numpy.zeros(0, numpy.int64)
+        self._types = numpy.concatenate(types) if types else numpy.zeros(0, numpy.int64)
+
+    def _find(self, frames: "NDArray[numpy.uint64]") -> "NDArray[numpy.int64]":
+        """Numbers of types, -1 for page frames without struct page."""
+        import numpy
+
+        if not len(self._starts):
+            return numpy.full(len(frames), -1)
+        wanted = numpy.minimum(frames, numpy.uint64(1 << 52)).astype(numpy.int64)
+        at = numpy.searchsorted(self._starts, wanted, side="right") - 1
+        found: "NDArray[numpy.int64]" = numpy.where(at >= 0, self._types[numpy.maximum(at, 0)], -1)
+        return found
+
+    def of(self, frames: "NDArray[numpy.uint64]") -> List[Tuple[int, str]]:
+        """(page frame, type) of those that have a struct page."""
+        return [
+            (frame, _TYPE_NAMES[number])
+            for frame, number in zip(frames.tolist(), self._find(frames).tolist())
+            if number >= 0
+        ]
+
+    def are(self, frames: "NDArray[numpy.uint64]", kind: str) -> "NDArray[numpy.bool_]":
+        """Which of them are of a type."""
+        found: "NDArray[numpy.bool_]" = self._find(frames) == _TYPE_NUMBERS[kind]
+        return found
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Does the kernel keep its own rules in its page tables? Each rule is one function of :data:`CHECKS`.
+"""What may be done where: the kernel's rules for its own page tables.
 
-What is judged is the rights of all levels taken together. Page tables of a running kernel change: a module
-being loaded or text being patched may show for a moment what a rule forbids.
+What is judged is the rights of all levels taken together.
 """
 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
-from typing import Callable, Iterable, Iterator, List, Optional, Sequence, Tuple
+from dataclasses import replace
+from typing import Iterable, Iterator, List, Optional, Sequence, Tuple
 
 from kvintro.arch.x86_64 import (
     ALL,
@@ -31,16 +30,13 @@ from kvintro.paging import (
     UNREADABLE,
     Ranges,
 )
+from kvintro.queries.audit.verdict import MOST, Finding, Verdict, conclude
 from kvintro.queries.modules import module_memory
 from kvintro.regions.ldt_remap import table_of
-from kvintro.structures import TROUBLE
 
 _RIGHTS = MAPPED | EFFECTIVE_RW | EFFECTIVE_USER | EFFECTIVE_NX | UNREADABLE | OVER_LIMIT
 _LOW_MEMORY = 1 << 20
 _PMD = 1 << PMD_SHIFT
-#: Broken rules listed at most for each check; damaged tables can break a rule in millions of places.
-_MAX_PLACES = 1 << 14
-
 #: What breaks a rule: key & mask == value for any (mask, value).
 Patterns = Sequence[Tuple[int, int]]
 
@@ -49,51 +45,6 @@ _EXECUTABLE: Patterns = ((MAPPED | EFFECTIVE_NX, MAPPED),)
 _WRITABLE_AND_EXECUTABLE: Patterns = ((MAPPED | EFFECTIVE_RW | EFFECTIVE_NX, MAPPED | EFFECTIVE_RW),)
 _USER: Patterns = ((MAPPED | EFFECTIVE_USER, MAPPED | EFFECTIVE_USER),)
 _ANY: Patterns = ((MAPPED, MAPPED),)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a rule is broken."""
-
-    start: int
-    end: int
-    what: str
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What came of one rule.
-
-    :ivar state: ``ok``, ``failed``, ``unknown`` (this source does not tell) or ``not-applicable``.
-    :ivar detail: how much was looked at, or why nothing was.
-    """
-
-    state: str
-    detail: str
-    places: Tuple[Place, ...] = ()
-
-
-@dataclass(frozen=True)
-class Check:
-    """A rule.
-
-    :ivar key: its name in JSON.
-    :ivar title: the rule itself, one line.
-    """
-
-    key: str
-    title: str
-    judge: Callable[[Kernel], Verdict]
-
-    def verdict(self, kernel: Kernel) -> Verdict:
-        """Apply it; what cannot be read makes it unknown."""
-        try:
-            return self.judge(kernel)
-        except Unavailable as error:
-            return Verdict("unknown", error.what)
-        except TROUBLE as error:
-            # What was read contradicts itself.
-            return Verdict("unknown", " ".join(str(error).split()) or type(error).__name__)
 
 
 def _rights(key: int) -> str:
@@ -106,28 +57,21 @@ def _rights(key: int) -> str:
     )
 
 
-def _where(ranges: Ranges, part: AddressRange, broken: Patterns) -> List[Place]:
+def _where(ranges: Ranges, part: AddressRange, broken: Patterns) -> List[Finding]:
     """Places of a part whose rights break a rule."""
-    found = ranges.clip(part.start, part.end).masked(_RIGHTS).matching(broken, _MAX_PLACES)
-    return [Place(start, end, _rights(key)) for start, end, key in found]
+    found = ranges.clip(part.start, part.end).masked(_RIGHTS).matching(broken, MOST)
+    return [Finding(start, end, _rights(key)) for start, end, key in found]
 
 
-def _unread(ranges: Ranges, parts: Iterable[AddressRange]) -> bool:
-    return any(ranges.clip(part.start, part.end).select(UNREADABLE | OVER_LIMIT) for part in parts)
+def _unread(ranges: Ranges, parts: Iterable[AddressRange]) -> str:
+    missing = any(ranges.clip(part.start, part.end).select(UNREADABLE | OVER_LIMIT) for part in parts)
+    return "some page tables are not in this source" if missing else ""
 
 
 def _judge(kernel: Kernel, parts: Sequence[AddressRange], broken: Patterns, detail: str) -> Verdict:
     """Verdict over parts of the kernel's own tables."""
     places = [place for part in parts for place in _where(kernel.kernel_ranges, part, broken)]
-    return _conclude(places, _unread(kernel.kernel_ranges, parts), detail)
-
-
-def _conclude(places: Sequence[Place], unread: bool, detail: str) -> Verdict:
-    if places:
-        return Verdict("failed", detail, tuple(places))
-    if unread:
-        return Verdict("unknown", f"{detail}; some page tables are not in this source")
-    return Verdict("ok", detail)
+    return conclude(places, _unread(kernel.kernel_ranges, parts), detail)
 
 
 def _between(kernel: Kernel, first: str, last: str) -> AddressRange:
@@ -171,7 +115,7 @@ def firmware(kernel: Kernel) -> Verdict:
     (root,) = region.roots(kernel)
     ranges = kernel.tree(root.table).ranges(part.start, part.end)
     places = _where(ranges, part, _WRITABLE_AND_EXECUTABLE)
-    return _conclude(places, _unread(ranges, [part]), "the EFI region of efi_mm")
+    return conclude(places, _unread(ranges, [part]), "the EFI region of efi_mm")
 
 
 def writable_text(kernel: Kernel) -> Verdict:
@@ -204,6 +148,41 @@ def executable_direct_map(kernel: Kernel) -> Verdict:
     return _judge(kernel, [part], _EXECUTABLE, "the direct map above 1 MB")
 
 
+def region_rights(kernel: Kernel) -> Verdict:
+    """What else the kernel maps for data; and of espfix, that only its alias can be written."""
+    findings: List[Finding] = []
+    unread = ""
+    looked: List[str] = []
+    for key in ("vmalloc", "vmemmap", "kasan_shadow", "cpu_entry_area", "espfix", "fixmap", "ldt_remap"):
+        region = next((r for r in kernel.regions if r.key == key), None)
+        if region is None:
+            continue
+        found = kernel.locate(region)
+        if isinstance(found, Absent):
+            continue
+        place = _place_of(kernel, key)
+        broken = (*_EXECUTABLE, *_WRITABLE) if key in ("espfix", "ldt_remap") else _EXECUTABLE
+        looked.append(region.name)
+        for root in region.roots(kernel):
+            own = root.table == kernel.root.value
+            ranges = kernel.kernel_ranges if own else kernel.tree(root.table).ranges(place.start, place.end)
+            unread = unread or _unread(ranges, [place])
+            findings += [
+                replace(finding, what=f"{region.name}: {finding.what}")
+                for finding in _where(ranges, place, broken)
+                if not _hypercalls(kernel, finding)
+            ]
+    return conclude(findings, unread, ", ".join(looked))
+
+
+def _hypercalls(kernel: Kernel, finding: Finding) -> bool:
+    """Hyper-V's code for calling it, which arch/x86/hyperv/hv_init.c has vmalloc map."""
+    if kernel.source.symbols == "none" or kernel.find_symbol("hv_hypercall_pg") is None:
+        return False
+    page = kernel.value("hv_hypercall_pg").value
+    return finding.start == page and finding.end == page + PAGE_SIZE - 1
+
+
 def user_bit(kernel: Kernel) -> Verdict:
     """Only the vsyscall page may be user mode's."""
     half = AddressRange(kernel.geometry.guard_hole.end + 1, ALL)
@@ -214,7 +193,7 @@ def user_bit(kernel: Kernel) -> Verdict:
         for place in _where(kernel.kernel_ranges, half, _USER)
         if allowed is None or not (place.start in allowed and place.end in allowed)
     ]
-    return _conclude(places, _unread(kernel.kernel_ranges, [half]), "the kernel half of init_top_pgt")
+    return conclude(places, _unread(kernel.kernel_ranges, [half]), "the kernel half of init_top_pgt")
 
 
 def module_rights(kernel: Kernel) -> Verdict:
@@ -234,12 +213,12 @@ def module_rights(kernel: Kernel) -> Verdict:
         if rule is not None:
             part = AddressRange(piece.start, piece.end)
             places += [
-                Place(place.start, place.end, f"{piece.module} {piece.kind}: {place.what}")
+                Finding(place.start, place.end, f"{piece.module} {piece.kind}: {place.what}")
                 for place in _where(kernel.kernel_ranges, part, rule)
             ]
     detail = f"{len({piece.module for piece in pieces})} modules"
     parts = [AddressRange(piece.start, piece.end) for piece in pieces]
-    return _conclude(places, _unread(kernel.kernel_ranges, parts), detail)
+    return conclude(places, _unread(kernel.kernel_ranges, parts), detail)
 
 
 def user_half(kernel: Kernel) -> Verdict:
@@ -251,11 +230,11 @@ def user_half(kernel: Kernel) -> Verdict:
     allowed = list(_cloned(kernel))
     text = _image_text(kernel)
     places = []
-    for start, end, key in ranges.masked(_RIGHTS).matching(_ANY, _MAX_PLACES):
+    for start, end, key in ranges.masked(_RIGHTS).matching(_ANY, MOST):
         if text is not None and start in text and end in text and not key & EFFECTIVE_RW:
             continue
-        places += [Place(low, high, _rights(key)) for low, high in _outside(start, end, allowed)]
-    return _conclude(places, _unread(ranges, [half]), "the kernel half of init_top_pgt's user half")
+        places += [Finding(low, high, _rights(key)) for low, high in _outside(start, end, allowed)]
+    return conclude(places, _unread(ranges, [half]), "the kernel half of init_top_pgt's user half")
 
 
 def _cloned(kernel: Kernel) -> Iterator[AddressRange]:
@@ -340,8 +319,8 @@ def process_roots(kernel: Kernel) -> Verdict:
                 what = (
                     f"pid {pid}, {name} half: entry {entries[index]:016x}, the kernel's is {ours[index]:016x}"
                 )
-                places.append(Place(start, start + (1 << geometry.pgdir_shift) - 1, what))
-    return _conclude(places, False, f"{count} processes")
+                places.append(Finding(start, start + (1 << geometry.pgdir_shift) - 1, what))
+    return conclude(places, "", f"{count} processes")
 
 
 def _same_but_accessed(one: int, other: int) -> bool:
@@ -372,17 +351,3 @@ def _processes(kernel: Kernel) -> Iterator[Tuple[int, int]]:
                 yield task.pid.value_(), table_of(kernel, mm.pgd.value_())
     except (LookupError, AttributeError, ValueError, TypeError) as error:
         raise Unavailable(f"processes cannot be listed: {error}") from error
-
-
-CHECKS: Tuple[Check, ...] = (
-    Check("wx", "nothing is writable and executable", writable_and_executable),
-    Check("efi_wx", "nothing of firmware is writable and executable", firmware),
-    Check("text_ro", "the kernel's text cannot be written", writable_text),
-    Check("rodata_ro", "read-only data cannot be written", writable_rodata),
-    Check("data_nx", "data of the image cannot be executed", executable_data),
-    Check("direct_map_nx", "the direct map cannot be executed", executable_direct_map),
-    Check("module_rights", "modules' text cannot be written, their data not executed", module_rights),
-    Check("user_bit", "user mode has no access to the kernel half", user_bit),
-    Check("pti_user_half", "user mode's page tables have only what entering the kernel needs", user_half),
-    Check("process_roots", "all processes have the kernel's own half", process_roots),
-)

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the kernel keeps lists of, against its page tables."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import Any, List, Sequence
+
+from kvintro.errors import Unavailable
+from kvintro.kernel import Kernel
+from kvintro.mapped import rights_text
+from kvintro.model import Address, AddressRange, Placement
+from kvintro.paging import MAPPED, OVER_LIMIT, UNREADABLE
+from kvintro.queries.audit.verdict import MOST, Finding, Verdict, conclude
+from kvintro.regions import Asked, Region
+from kvintro.regions.vmalloc import AreaRow, Areas
+from kvintro.structures import Damage, need_types
+
+
+def contents(kernel: Kernel) -> Verdict:
+    """Every structure that names a mapping, region by region, and the table that makes it."""
+    findings: List[Finding] = []
+    looked: List[str] = []
+    unknown: List[str] = []
+    need_types(kernel, "what is in the regions")
+    for region in kernel.regions:
+        # A process's own memory is what `kvintro user` is for.
+        if region.key == "user" or not isinstance(kernel.locate(region), Placement):
+            continue
+        rows = 0
+        try:
+            found = region.contents(kernel, Asked())
+        except Unavailable as error:
+            unknown.append(f"{region.name}: {error.what}")
+            continue
+        for table in found.tables:
+            for row in table.rows:
+                if hasattr(row, "problem"):
+                    rows += 1
+                    if row.problem:
+                        findings.append(_finding(region, row))
+        if found.partial:
+            unknown.append(f"{region.name}: {found.notes[0] if found.notes else 'not all of it was read'}")
+        if rows:
+            looked.append(f"{region.name} {rows}")
+    return conclude(findings, "; ".join(unknown), ", ".join(looked))
+
+
+def _finding(region: Region, row: Any) -> Finding:
+    start, end = getattr(row, "start", None), getattr(row, "end", None)
+    names = [getattr(row, key, None) for key in ("module", "caller", "name", "member", "comm", "kind")]
+    name = next((str(text) for text in names if text), "")
+    return Finding(
+        int(start) if isinstance(start, Address) else None,
+        int(end) if isinstance(end, Address) else None,
+        f"{region.name}: {name + ': ' if name else ''}{row.problem}",
+    )
+
+
+def _areas(kernel: Kernel) -> "tuple[List[AreaRow], List[AddressRange]]":
+    """All areas by address, and the stretches that they are handed out of."""
+    need_types(kernel, "vmalloc areas")
+    found = kernel.locate("vmalloc")
+    if not isinstance(found, Placement):
+        raise Unavailable(found.reason)
+    damage = Damage()
+    rows = sorted(Areas(kernel, found.range, damage).rows(), key=lambda row: row.start)
+    if damage:
+        raise Unavailable(damage.notes[0])
+    # Under KASAN the shadow of modules is mapped by the same allocator (mm/kasan/shadow.c).
+    others = [kernel.locate(key) for key in ("modules", "kasan_shadow")]
+    return rows, [found.range, *(other.range for other in others if isinstance(other, Placement))]
+
+
+def areas_apart(kernel: Kernel) -> Verdict:
+    """Each address is handed out once (mm/vmalloc.c), and from the stretches that are there for it."""
+    rows, parts = _areas(kernel)
+    findings: List[Finding] = []
+    last = None
+    for row in rows:
+        if not any(row.start in part and row.end in part for part in parts):
+            findings.append(Finding(row.start, row.end, f"{_name(row)} lies where no areas are handed out"))
+        if last is not None and row.start <= last.end:
+            findings.append(
+                Finding(row.start, min(row.end, last.end), f"both {_name(last)} and {_name(row)} have this")
+            )
+        if last is None or row.end > last.end:
+            last = row
+    return conclude(findings, "", f"{len(rows)} areas")
+
+
+def _name(row: AreaRow) -> str:
+    return f"{row.caller or row.kind} ({row.start:016x}-{row.end:016x})"
+
+
+def outside_areas(kernel: Kernel) -> Verdict:
+    """Whoever maps something there takes an area first, and gives it back last."""
+    rows, parts = _areas(kernel)
+    starts = [int(row.start) for row in rows]
+    findings: List[Finding] = []
+    unread = False
+    shadow = kernel.locate("kasan_shadow")
+    for part in parts:
+        if isinstance(shadow, Placement) and part == shadow.range:
+            continue  # most of it is there from boot on
+        ranges = kernel.kernel_ranges.clip(part.start, part.end)
+        unread |= bool(ranges.select(UNREADABLE | OVER_LIMIT))
+        for low, high, key in ranges.select(MAPPED):
+            for start, end in _uncovered(low, high, starts, rows):
+                if len(findings) < MOST:
+                    findings.append(Finding(start, end, f"{rights_text(key)}, and no area has it"))
+    text = "some page tables are not in this source" if unread else ""
+    return conclude(findings, text, f"{len(rows)} areas")
+
+
+def _uncovered(
+    low: int, high: int, starts: Sequence[int], rows: Sequence[AreaRow]
+) -> "List[tuple[int, int]]":
+    """What of a stretch no row covers; rows ascend by their starts."""
+    out = []
+    index = max(bisect_right(starts, low) - 1, 0)
+    while low <= high:
+        if index >= len(rows) or rows[index].start > high:
+            out.append((low, high))
+            break
+        row = rows[index]
+        if row.end >= low:
+            if row.start > low:
+                out.append((low, int(row.start) - 1))
+            low = int(row.end) + 1
+        index += 1
+    return out

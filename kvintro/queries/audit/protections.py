@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Protections that are switched off, or were not built in: not wrong, and good to know."""
+
+from __future__ import annotations
+
+from typing import List, Tuple
+
+from kvintro.errors import Unavailable
+from kvintro.kernel import Kernel
+from kvintro.queries.audit.verdict import Finding, Verdict, conclude
+from kvintro.queries.command_line import given, options
+
+
+def kaslr(kernel: Kernel) -> Verdict:
+    """Of what arch/x86/boot/compressed/kaslr.c and arch/x86/mm/kaslr.c draw, what was not drawn."""
+    draws = []
+    for key in ("kernel_image", "direct_map", "vmalloc", "vmemmap"):
+        region = next(r for r in kernel.regions if r.key == key)
+        draws += list(region.randomised(kernel))
+    off = [draw for draw in draws if draw.state == "off"]
+    # Without it everything is where every attacker knows it; with KASAN it is a price somebody chose.
+    severity = "warning" if len(off) == len(draws) else "notice"
+    findings = [Finding(d.actual, None, f"{d.what} is not moved: {d.note}", severity) for d in off]
+    # Where it lies tells enough, whatever it was drawn from.
+    missing = [draw.what for draw in draws if draw.state == "unknown" and not draw.displacement]
+    return conclude(findings, f"not known of {', '.join(missing)}" if missing else "", f"{len(draws)} bases")
+
+
+def pti(kernel: Kernel) -> Verdict:
+    """arch/x86/mm/pti.c:pti_check_boottime_disable."""
+    if kernel.pti.value:
+        return Verdict("ok", kernel.pti.provenance)
+    try:
+        words: Tuple[str, ...] = options(kernel)
+    except Unavailable:
+        words = ()
+    by_hand: List[str] = [
+        word
+        for name in ("nopti", "pti", "mitigations")
+        for word in given(words, name)
+        if word in ("nopti", "pti=off", "mitigations=off")
+    ]
+    if by_hand:
+        text = f"page-table isolation is off: {' '.join(by_hand)} on the command line"
+        return conclude([Finding(None, None, text, "warning")], "", kernel.pti.provenance)
+    if kernel.source.symbols != "none" and not kernel.has_symbol("pti_init"):
+        text = "page-table isolation is off: this kernel was built without it"
+        return conclude([Finding(None, None, text, "warning")], "", kernel.pti.provenance)
+    # pti=auto: the kernel leaves it off where the processor does not leak.
+    text = "page-table isolation is off: the kernel did not take this processor for one that needs it"
+    return conclude([Finding(None, None, text, "notice")], "", kernel.pti.provenance)
