@@ -141,11 +141,18 @@ def packed_again(kdump: Path, target: Path, flag: int, pack: Codec) -> None:
     target.write_bytes(bytes(head) + b"".join(descriptors) + b"".join(pieces))
 
 
+def bitmap_of(kdump: bytes) -> int:
+    """The page frames that a plain kdump has."""
+    block, sub_header, bitmap = _HEADER.unpack_from(kdump, _HEADER_AT)
+    table = (1 + sub_header + bitmap) * block
+    return int.from_bytes(kdump[table - bitmap * block // 2 : table], "little")
+
+
 def split(kdump: bytes, bounds: Sequence[int]) -> List[bytes]:
     """A plain kdump as ``makedumpfile --split`` writes it; between two bounds are a file's page frames."""
     block, sub_header, bitmap = _HEADER.unpack_from(kdump, _HEADER_AT)
     table = (1 + sub_header + bitmap) * block
-    dumped = int.from_bytes(kdump[table - bitmap * block // 2 : table], "little")
+    dumped = bitmap_of(kdump)
     parts = []
     for first, behind in zip(bounds, bounds[1:]):
         before = bin(dumped & (1 << first) - 1).count("1")

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Tuple
@@ -21,10 +22,11 @@ from kvintro.kernel import Kernel, open_kernel
 from kvintro.render import render
 from kvintro.reports.info import info
 from kvintro.reports.layout import layout
+from kvintro.reports.pages import pages_report
 from kvintro.source import Request
 from kvintro.source.elf import read_headers
-from tests.conftest import ROOT
-from tests.memory_files import avml, elf_without_notes, lime, snappy
+from tests.conftest import ROOT, VMCORES
+from tests.memory_files import avml, bitmap_of, elf_without_notes, kexec_elf, lime, snappy
 
 GB = 1 << 30
 GUESTS = [("5.10", True), ("5.10", False), ("6.12", True), ("6.12", False)]
@@ -128,6 +130,106 @@ def test_memory_on_both_sides_of_the_gap(tmp_path: Path, memory_mb: int) -> None
     finally:
         for path in found.values():
             path.unlink()
+
+
+# What makedumpfile makes of a kernel that it knows
+
+
+@pytest.fixture(scope="module")
+def vmcore(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tuple[Path, Path]]:
+    """What the kdump kernel of a guest would see as /proc/vmcore; and the truth of that boot."""
+    if shutil.which("makedumpfile") is None:
+        pytest.skip("makedumpfile is missing (apt install makedumpfile)")
+    directory = VMCORES / "built" / "debian-5.10-4level-kaslr"
+    if not (directory / "core.elf").exists():
+        pytest.skip("debian-5.10-4level-kaslr is not built (make vmcores)")
+    kernel = open_kernel(Request(core=str(directory / "core.elf")))
+    info = kernel.source.vmcoreinfo
+    stext = int(info["SYMBOL(_stext)"], 16)
+    ram = [(first, data) for first, data in _ram(directory / "core.elf") if first < 3 * GB]
+    note = kernel.prog["VMCOREINFO"].string_()
+    text_at = stext - 0xFFFFFFFF80000000 + int(info["NUMBER(phys_base)"])
+    path = tmp_path_factory.mktemp("vmcore") / "vmcore"
+    path.write_bytes(kexec_elf(ram, note, kernel.value("page_offset_base").value, stext, text_at))
+    yield path, directory / "truth"
+    path.unlink()
+
+
+def made(vmcore: Path, *words: str) -> List[str]:
+    """Files that makedumpfile made; the words that begin with a dot are what their names end with."""
+    names = [f"{vmcore}{word}" for word in words if word.startswith(".")]
+    command = ["makedumpfile", *(word for word in words if not word.startswith(".")), str(vmcore)]
+    if "-F" in words:
+        with open(names[0], "wb") as file:
+            subprocess.run(command, check=True, stdout=file, stderr=subprocess.DEVNULL)
+    else:
+        subprocess.run([*command, *names], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return names
+
+
+SPLIT = ("--split", "--splitblock-size", "16")
+
+
+@pytest.mark.parametrize(
+    ("words", "form"),
+    [
+        (("-c", "-d", "0", ".zlib"), "kdump"),
+        (("-l", "-d", "0", ".lzo"), "kdump"),
+        ((*SPLIT, "-c", "-d", "0", ".1", ".2", ".3"), "split kdump"),
+        ((*SPLIT, "-l", "-d", "31", ".1", ".2", ".3"), "split kdump"),
+        ((*SPLIT, "--cyclic-buffer", "1", "-c", "-d", "31", ".1", ".2"), "split kdump"),
+        (("-F", "-c", "-d", "31", ".flat"), "flattened kdump"),
+        (("-E", "-d", "31", ".elf"), "ELF"),
+    ],
+    ids=" ".join,
+)
+def test_makedumpfile(vmcore: Tuple[Path, Path], words: Tuple[str, ...], form: str) -> None:
+    """Whole or filtered, in one file or more: the layout, the page tables and the census are the same."""
+    names = made(vmcore[0], *words)
+    try:
+        whole, other = (open_kernel(Request(core=core)) for core in (str(vmcore[0]), names))
+        assert (other.source.format, other.source.complete) == (form, True)
+        assert (other.source.left_out > 0) is ("31" in words)
+        assert other.source.warnings == []
+        assert regions(other) == regions(whole)
+        assert list(other.kernel_ranges) == list(whole.kernel_ranges)
+        tables = [pages_report(kernel).tables for kernel in (whole, other)]
+        assert [table.rows for table in tables[0]] == [table.rows for table in tables[1]]
+    finally:
+        for name in names:
+            Path(name).unlink()
+
+
+@pytest.mark.parametrize("form", ["kdump", "ELF"])
+def test_pages_that_makedumpfile_left_out(vmcore: Tuple[Path, Path], form: str) -> None:
+    """Users' pages, by the process's own pagemap: mapped all the same, and said not to be in the dump."""
+    (name,) = made(vmcore[0], "-E" if form == "ELF" else "-c", "-d", "31", ".filtered")
+    with open(name, "rb") as file:
+        if form == "ELF":
+            parts = read_headers(file).segments
+            held = {(p.paddr + at) >> 12 for p in parts for at in range(0, p.filesz, 4096)}
+        else:
+            bits = bitmap_of(file.read())
+            held = {frame for frame in range(bits.bit_length()) if bits >> frame & 1}
+    wanted: Dict[str, Dict[str, int]] = {}
+    for line in (vmcore[1] / "pagemap").read_text().splitlines():
+        pid, address, entry = line.split()
+        if int(entry, 16) >> 63:
+            wanted.setdefault(pid, {})[address] = int(entry, 16) & (1 << 55) - 1
+    found: Dict[bool, List[bool]] = {True: [], False: []}
+    try:
+        for pid, frames in wanted.items():
+            command = [sys.executable, "-m", "kvintro", "-c", name, "--json", "translate", "--pid", pid]
+            done = subprocess.run([*command, *frames], check=False, stdout=subprocess.PIPE, cwd=ROOT)
+            for result in json.loads(done.stdout)["results"]:
+                if result["state"] == "unmapped":  # pagemap has pages of PROT_NONE
+                    continue
+                assert (result["state"], result["pfn"]) == ("mapped", frames[result["input"]])
+                found[result["pfn"] in held].append(result["in_dump"])
+    finally:
+        Path(name).unlink()
+    assert len(found[False]) > 100 and not any(found[False])
+    assert all(found[True])
 
 
 def test_a_panic_is_reported(tmp_path: Path) -> None:
