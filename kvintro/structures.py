@@ -344,7 +344,7 @@ def maple_entries(
     :param tree: its address.
     """
     root = int(struct_at(kernel, "struct maple_tree", tree).ma_root.value_())
-    if not _is_maple_node(root):
+    if not _is_internal_node(root):
         if root & 3 != _XA_INTERNAL and root:
             yield 0, 0, root
         return
@@ -378,7 +378,7 @@ def maple_entries(
                 )
 
 
-def _is_maple_node(entry: int) -> bool:
+def _is_internal_node(entry: int) -> bool:
     """xa_is_node()."""
     return entry & 3 == _XA_INTERNAL and entry > 4096
 
@@ -411,6 +411,52 @@ def _maple_slots(
             break
         first = last + 1
     return out, kind == _MAPLE_LEAF
+
+
+def xarray_entries(
+    kernel: Kernel, array: int, damage: Damage, what: str, *, limit: int = LIMIT
+) -> Iterator[Tuple[int, int, int]]:
+    """(first index, last index, entry) of what a ``struct xarray`` holds, in order. A large entry comes in
+    parts, one for each slot that it takes; entries with bit 0 set are values, others pointers.
+
+    :param array: its address.
+    """
+    head = int(struct_at(kernel, "struct xarray", array).xa_head.value_())
+    if not _is_internal_node(head):
+        if head and head & 3 != _XA_INTERNAL:
+            yield 0, 0, head
+        return
+    seen: Set[int] = set()
+    # Nodes, each with its first index and the shift that it is below.
+    waiting: List[Tuple[int, int, int]] = [(head, 0, 64)]
+    while waiting:
+        entry, low, above = waiting.pop()
+        if entry in seen or len(seen) > limit:
+            damage.add(f"{what} runs in a circle", f"back to {entry:016x}")
+            continue
+        seen.add(entry)
+        try:
+            if entry < _KERNEL_HALF:
+                raise Unavailable(f"{entry:#x} is no node")
+            node = struct_at(kernel, "struct xa_node", entry - _XA_INTERNAL)
+            shift = number(node, "shift")
+            slots = [int(slot.value_()) for slot in node.slots]
+            if shift >= above:
+                raise Unavailable(f"a node of shift {shift} lies below one of {above}")
+        except TROUBLE as error:
+            damage.add(f"{what} is damaged: what hangs below one pointer is missing", error)
+            continue
+        below = []
+        for index, slot in enumerate(slots):
+            first = low + (index << shift)
+            # A sibling says in which slot its entry is.
+            sibling = slot & 3 == _XA_INTERNAL and slot >> 2 < index
+            found = slots[slot >> 2] if sibling else slot
+            if shift and _is_internal_node(found):
+                below.append((found, first, shift))
+            elif found and found & 3 != _XA_INTERNAL:
+                yield first, first + (1 << shift) - 1, found
+        waiting.extend(reversed(below))
 
 
 def text_at(kernel: Kernel, address: int, limit: int = 4096) -> str:

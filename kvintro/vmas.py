@@ -44,7 +44,7 @@ class Vma:
     :ivar offset: into the file, in bytes.
     :ivar device: of the file's file system, major and minor number.
     :ivar name: as /proc/PID/maps prints it, empty for none.
-    :ivar file: whether it maps a file.
+    :ivar mapping: address of the ``struct address_space`` of the file that it maps, 0 for none.
     :ivar gate: whether it is the vsyscall page, which is in no process's list.
     """
 
@@ -55,7 +55,7 @@ class Vma:
     device: Tuple[int, int]
     inode: int
     name: str
-    file: bool
+    mapping: int = 0
     gate: bool = False
 
 
@@ -112,7 +112,7 @@ class _Reader:
         self._kernel = kernel
         self._mm = mm
         self._damage = damage
-        self._files: Dict[int, Tuple[Tuple[int, int], int, str]] = {}
+        self._files: Dict[int, Tuple[Tuple[int, int], int, str, int]] = {}
         self._special = kernel.find_symbol("special_mapping_name")
         self._backing = has_member(kernel, "struct backing_file", "user_path")
         # Up to 6.1 the name of an area shares its place with what files use.
@@ -124,15 +124,15 @@ class _Reader:
     def read(self, vma: drgn.Object, start: int, end: int) -> Vma:
         file = number(vma, "vm_file")
         flags = number(vma, "vm_flags")
-        offset, device, inode = 0, (0, 0), 0
+        offset, device, inode, mapping = 0, (0, 0), 0, 0
         if file:
             offset = number(vma, "vm_pgoff") << PAGE_SHIFT
-            device, inode, path = self._file(file)
+            device, inode, path, mapping = self._file(file)
             name = self._anonymous_name(vma, "anon_shmem") if self._named_files else ""
             name = name or path
         else:
             name = self._name(vma, start, end)
-        return Vma(start, end - 1, flags, offset, device, inode, name, bool(file))
+        return Vma(start, end - 1, flags, offset, device, inode, name, mapping)
 
     def gate(self) -> Optional[Vma]:
         """The vsyscall page (arch/x86/entry/vsyscall/vsyscall_64.c:get_gate_vma)."""
@@ -145,7 +145,7 @@ class _Reader:
         except (Unavailable, AttributeError):
             return None
         start, end = number(gate, "vm_start"), number(gate, "vm_end")
-        return Vma(start, end - 1, number(gate, "vm_flags"), 0, (0, 0), 0, "[vsyscall]", False, gate=True)
+        return Vma(start, end - 1, number(gate, "vm_flags"), 0, (0, 0), 0, "[vsyscall]", gate=True)
 
     def _name(self, vma: drgn.Object, start: int, end: int) -> str:
         """get_vma_name() of an area without a file."""
@@ -170,14 +170,15 @@ class _Reader:
         at = address + offset_of(self._kernel, "struct anon_vma_name", "name")
         return f"[{kind}:{text_at(self._kernel, at, 256)}]"
 
-    def _file(self, address: int) -> Tuple[Tuple[int, int], int, str]:
-        """(device, inode, path) of a file."""
+    def _file(self, address: int) -> Tuple[Tuple[int, int], int, str, int]:
+        """(device, inode, path, mapping) of a file."""
         known = self._files.get(address)
         if known is not None:
             return known
-        device, inode, path = (0, 0), 0, ""
+        device, inode, path, mapping = (0, 0), 0, "", 0
         try:
             path_at = struct_at(self._kernel, "struct file", address)
+            mapping = number(path_at, "f_mapping")
             where = path_at.f_path
             node = number(path_at, "f_inode")
             if self._backing and number(path_at, "f_mode") & _FMODE_BACKING:
@@ -194,8 +195,8 @@ class _Reader:
             path = path_text(self._kernel, number(where, "mnt"), number(where, "dentry"))
         except TROUBLE as error:
             self._damage.add("a mapped file cannot be read", f"{address:016x}: {error}")
-        self._files[address] = device, inode, path
-        return device, inode, path
+        self._files[address] = device, inode, path, mapping
+        return self._files[address]
 
 
 def path_text(kernel: Kernel, mount: int, dentry: int) -> str:

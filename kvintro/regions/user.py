@@ -14,7 +14,15 @@ from kvintro.model import Address, Column, Located, Size, Table
 from kvintro.paging import LEVEL_MASK, LEVEL_SHIFT, MAPPED, NONZERO, OVER_LIMIT, UNREADABLE, Tree
 from kvintro.processes import Process, each_mm, find_process, mm_of, root_of
 from kvintro.regions import Asked, Contents, Region, Root, fixed_place
-from kvintro.structures import TROUBLE, Damage, number, optional
+from kvintro.structures import (
+    TROUBLE,
+    Damage,
+    number,
+    offset_of,
+    optional,
+    struct_at,
+    xarray_entries,
+)
 from kvintro.vmas import VM_EXEC, VM_MAYSHARE, VM_READ, VM_WRITE, Vma, vmas_of
 
 if TYPE_CHECKING:
@@ -32,7 +40,8 @@ class VmaRow:
 
     :ivar resident: bytes whose pages are mapped to memory, those of PROT_NONE and NUMA hints among them;
         pages that count for nobody (the zero page, devices) are in :ivar:`special`.
-    :ivar swapped: bytes whose entries name a place in a swap file.
+    :ivar swapped: bytes whose entries name a place in a swap file, and those of shared memory whose file has
+        them there.
     :ivar moving: bytes whose entries are of another kind: under migration, poisoned, device memory.
     """
 
@@ -120,7 +129,8 @@ def _one(kernel: Kernel, process: Process) -> Contents:
     vmas = vmas_of(kernel, process, mm, damage)
     tree = _tree(kernel, root_of(kernel, mm))
     residency = _Residency(kernel, tree)
-    rows = [_vma_row(vma, residency) for vma in vmas]
+    shared = _SharedSwap(kernel, damage)
+    rows = [_vma_row(vma, residency, shared) for vma in vmas]
     notes = [*damage.notes]
     notes += [f"{row.start:016x}: {row.problem}" for row in rows if row.problem][:8]
     stray = residency.outside(vmas)
@@ -260,7 +270,45 @@ class _Residency:
         return out
 
 
-def _vma_row(vma: Vma, residency: _Residency) -> VmaRow:
+class _SharedSwap:
+    """Pages of shared memory that are swapped out: page tables have nothing for them, the file does
+    (mm/shmem.c:shmem_partial_swap_usage)."""
+
+    def __init__(self, kernel: Kernel, damage: Damage) -> None:
+        self._kernel = kernel
+        self._damage = damage
+        self._operations = kernel.find_symbol("shmem_aops")
+        #: By mapping: (first index, last index) of the pages.
+        self._swapped: Dict[int, List[Tuple[int, int]]] = {}
+
+    def of(self, vma: Vma) -> int:
+        """Bytes of an area."""
+        if not vma.mapping or self._operations is None:
+            return 0
+        if vma.mapping not in self._swapped:
+            try:
+                self._swapped[vma.mapping] = self._pages(vma.mapping)
+            except TROUBLE as error:
+                self._damage.add("what is swapped out of a file cannot be read", error)
+                self._swapped[vma.mapping] = []
+        first = vma.offset // PAGE_SIZE
+        last = first + (vma.end - vma.start) // PAGE_SIZE
+        pages = self._swapped[vma.mapping]
+        return sum(max(min(b, last) - max(a, first) + 1, 0) for a, b in pages) * PAGE_SIZE
+
+    def _pages(self, mapping: int) -> List[Tuple[int, int]]:
+        space = struct_at(self._kernel, "struct address_space", mapping)
+        if number(space, "a_ops") != self._operations:
+            return []
+        info = number(space, "host") - offset_of(self._kernel, "struct shmem_inode_info", "vfs_inode")
+        if not number(struct_at(self._kernel, "struct shmem_inode_info", info), "swapped"):
+            return []
+        tree = mapping + offset_of(self._kernel, "struct address_space", "i_pages")
+        entries = xarray_entries(self._kernel, tree, self._damage, "the tree of a file's pages")
+        return [(first, last) for first, last, entry in entries if entry & 1]
+
+
+def _vma_row(vma: Vma, residency: _Residency, shared: _SharedSwap) -> VmaRow:
     found = _Found() if vma.gate else residency.of(vma.start, vma.end)
     problem = None
     if found.writable and not vma.flags & VM_WRITE:
@@ -278,7 +326,7 @@ def _vma_row(vma: Vma, residency: _Residency) -> VmaRow:
         name=vma.name,
         resident=Size(found.resident),
         special=Size(found.special),
-        swapped=Size(found.swapped),
+        swapped=Size(found.swapped + shared.of(vma)),
         moving=Size(found.moving),
         pages=found.pages,
         problem=problem,

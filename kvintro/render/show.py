@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any, Callable, Dict, List, Optional
 
-from kvintro.model import Report, Table
+from kvintro.model import Report, Size, Table
 from kvintro.render.text import BOLD, DIM, Line, paint, table_text
 from kvintro.render.values import value_text
 from kvintro.text import printable
@@ -54,14 +54,18 @@ def table_lines(table: Table, color: bool, most: Optional[int] = None) -> List[s
         out = [write(row) for row in rows]
     elif rows:
         lines = [Line({c.key: _cell(getattr(row, c.key)) for c in table.columns}) for row in rows]
-        # Columns that say nothing on any line are left away.
-        columns = [c for c in table.columns if any(line.cells[c.key] for line in lines)]
+        # Columns that say nothing on any line are left away; what nothing of is there is in the totals.
+        columns = [c for c in table.columns if any(_says(getattr(row, c.key)) for row in rows)]
         out = table_text(columns, lines, color=color, width=0)
     else:
         out = [paint("none", DIM, color)]
     if len(rows) < len(table.rows):
         out.append(paint(f"and {len(table.rows) - len(rows)} more: --table {table.key}", DIM, color))
     return out
+
+
+def _says(value: Any) -> bool:
+    return value != 0 if isinstance(value, Size) else bool(_cell(value))
 
 
 def _cell(value: Any) -> str:

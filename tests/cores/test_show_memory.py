@@ -230,6 +230,18 @@ def test_vmemmap(core: Core, kernel: Kernel) -> None:
     assert found["totals"]["online"] * (128 << 20) >= ram_end - (128 << 20)
 
 
+def test_huge_pages_give_struct_pages_back(core: Core, kernel: Kernel) -> None:
+    """Of the eight pages of struct pages of a huge page of 2 MB all but the first are given back
+    (Documentation/mm/vmemmap_dedup.rst), where the boot asked for it."""
+    totals = document(kernel, "vmemmap")["totals"]
+    asked = "hugetlb_free_vmemmap=on" in core.truth("cmdline")
+    huge = re.search(r"^HugePages_Total: +(\d+)", core.truth("meminfo"), re.M)
+    count = int(huge[1]) if huge and asked else 0
+    assert count or not asked
+    assert totals["saved_by_hugetlb"] == count * 7 * PAGE
+    assert totals["memory_spent"] == totals["mapped"] - totals["saved_by_hugetlb"]
+
+
 def test_vmemmap_against_ptdump(core: Core, kernel: Kernel) -> None:
     found = document(kernel, "vmemmap")
     end = number(found["region"]["end"])

@@ -132,6 +132,78 @@ def test_names_of_code_in_modules(core: Core, kernel: Kernel, modules: Any) -> N
     assert checked or not modules["modules"]
 
 
+# Code that no module brought
+
+
+def made_at_run_time(core: Core) -> Dict[str, Dict[int, str]]:
+    """By the word in brackets of /proc/kallsyms: names by address."""
+    all_symbols(core)
+    found: Dict[str, Dict[int, str]] = {}
+    for line in gzip.decompress((core.truth_directory / "kallsyms.gz").read_bytes()).decode().splitlines():
+        fields = line.split()
+        if len(fields) == 4 and fields[3] in ("[bpf]", "[__builtin__ftrace]", "[__builtin__kprobes]"):
+            found.setdefault(fields[3], {})[int(fields[0], 16)] = fields[2]
+    return found
+
+
+def test_code_is_what_kallsyms_has(core: Core, modules: Any) -> None:
+    theirs = made_at_run_time(core)
+    kinds = {"bpf": "[bpf]", "ftrace": "[__builtin__ftrace]", "kprobe": "[__builtin__kprobes]"}
+    ours: Dict[str, Dict[int, str]] = {}
+    for row in modules["code"]:
+        ours.setdefault(kinds[row["kind"].split()[0]], {})[number(row["start"])] = row["name"]
+    assert set(ours) == set(theirs)
+    assert ours.get("[bpf]") == theirs.get("[bpf]")
+    for kind in theirs:
+        assert set(ours[kind]) == set(theirs[kind])
+
+
+def test_code_of_bpf_programs(core: Core, modules: Any) -> None:
+    """Its bounds, as the kernel told the guest that loaded them."""
+    theirs = {}
+    for line in core.truth("code").splitlines():
+        _, start, end, name = line.split()
+        theirs[int(start, 16)] = int(end, 16), name
+    ours = {number(row["start"]): row for row in modules["code"] if row["kind"] == "bpf program"}
+    assert set(ours) == set(theirs) and len(theirs) == 5
+    for start, (end, name) in theirs.items():
+        assert number(ours[start]["end"]) + 1 == end
+        # The second function of one of them has a name of its own.
+        assert ours[start]["name"].endswith((f"_{name}", "_F"))
+    assert modules["totals"]["bpf_programs"] == 5
+    assert modules["totals"]["trampolines"] == sum(
+        "trampoline" in name for names in made_at_run_time(core).values() for name in names.values()
+    )
+
+
+def test_the_cache_of_executable_memory(core: Core, modules: Any) -> None:
+    """What is handed out from huge pages is executable, and modules' code and BPF programs lie in it."""
+    if "cache" not in modules:
+        pytest.skip("this kernel has no such cache, or does not use it")
+    for row in modules["cache"]:
+        assert all("w" not in rights for rights in row["rights"])
+    stretches = [(number(row["start"]), number(row["end"])) for row in modules["cache"]]
+    for row in modules["memory"]:
+        if row["kind"] == "text" and row["page_sizes"] == {"2M": 1}:
+            assert any(low <= number(row["start"]) and number(row["end"]) <= high for low, high in stretches)
+
+
+@pytest.mark.parametrize("spoiled", ["a loop", *WILD])
+def test_a_damaged_list_of_bpf_programs(core: Core, spoiled: str) -> None:
+    core.truth("code")
+    kernel = fresh(core)
+    from drgn.helpers.linux.list import list_for_each
+
+    head = kernel.prog.object("bpf_kallsyms").address_of_()
+    nodes = [int(node.value_()) for node in list_for_each(head)]
+    overlay(kernel, nodes[2], nodes[0] if spoiled == "a loop" else WILD[spoiled])
+    started = time.monotonic()
+    report = show(kernel, "modules", Asked(), Selection(table="code"))
+    assert time.monotonic() - started < 10
+    assert report.partial and report.notes
+    assert sum(row.kind.startswith("bpf") for row in report.tables[0].rows) == len(nodes)
+
+
 @pytest.mark.parametrize("spoiled", ["a loop", *WILD])
 def test_a_damaged_list(core: Core, spoiled: str) -> None:
     kernel = fresh(core)

@@ -6,18 +6,19 @@ from __future__ import annotations
 import json
 import re
 import time
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List, Set, Tuple
 
 import pytest
 
 from kvintro.errors import UsageError
 from kvintro.kernel import Kernel
+from kvintro.model import AddressRange
 from kvintro.render import render
 from kvintro.reports.show import Selection
 from kvintro.reports.user import user
 from kvintro.structures import has_member
 from tests.conftest import Core
-from tests.cores.showing import WILD, fresh, number, overlay, text_of
+from tests.cores.showing import WILD, document, fresh, number, overlay, text_of
 
 
 def pids(core: Core) -> List[int]:
@@ -55,7 +56,8 @@ def test_residency(core: Core, kernel: Kernel) -> None:
             row = rows[start]
             # Huge pages of hugetlbfs are counted apart.
             huge = numbers.get("Private_Hugetlb", 0) + numbers.get("Shared_Hugetlb", 0)
-            assert row["resident"] >> 10 == numbers["Rss"] + huge, (pid, row)
+            # A page that is poisoned or under way is Rss to the kernel.
+            assert (row["resident"] + row["moving"]) >> 10 == numbers["Rss"] + huge, (pid, row)
             assert row["swapped"] >> 10 == numbers["Swap"]
             assert row["size"] >> 10 == numbers["Size"]
             thp = (
@@ -85,6 +87,11 @@ def test_what_the_workload_mapped(core: Core, kernel: Kernel) -> None:
             assert row["pages"] == {"2M": 1}
         if kind == "memfd":
             assert row["name"] == "/memfd:kvintro (deleted)"
+        if kind in ("swapped", "swapped_shared", "swapped_memfd"):
+            within = document(kernel, "user", pid=pid, within=AddressRange(start, end - 1))["vmas"]
+            assert len(within) == 1 and within[0]["swapped"] >= end - start
+        if kind == "poisoned":
+            assert (row["moving"], row["resident"]) == (4096, 12288)
 
 
 def test_pagemap(core: Core, kernel: Kernel) -> None:
@@ -100,6 +107,23 @@ def test_pagemap(core: Core, kernel: Kernel) -> None:
         assert sum(row["resident"] + row["special"] for row in rows) == size
 
 
+def test_entries_that_are_swapped(core: Core, kernel: Kernel) -> None:
+    """Bit 62 of pagemap, of areas that map no file, is one of our entries."""
+    swapped: Dict[int, Set[int]] = {}
+    for line in core.truth("pagemap").splitlines():
+        fields = line.split()
+        if len(fields) == 3 and int(fields[2], 16) >> 62 & 1:
+            swapped.setdefault(int(fields[0]), set()).add(int(fields[1], 16))
+    if not swapped:
+        pytest.skip(f"nothing was swapped out in {core.name}")
+    for pid, addresses in swapped.items():
+        for row in process(kernel, pid)["vmas"]:
+            if row["inode"]:
+                continue
+            inside = [a for a in addresses if number(row["start"]) <= a <= number(row["end"])]
+            assert row["swapped"] + row["moving"] == len(inside) * 4096, row
+
+
 def test_all(core: Core, kernel: Kernel) -> None:
     report = user(kernel, None, Selection())
     assert not report.partial
@@ -112,7 +136,8 @@ def test_all(core: Core, kernel: Kernel) -> None:
         assert row.swapped >> 10 == int(status["VmSwap"].split()[0])
         huge = int(status["HugetlbPages"].split()[0])
         rss = sum(numbers["Rss"] for _, numbers in smaps(core, pid))
-        assert row.resident >> 10 == rss + huge
+        moving = sum(vma["moving"] for vma in process(kernel, pid)["vmas"]) >> 10
+        assert (row.resident >> 10) + moving == rss + huge
         assert row.areas == sum(
             1 for line in core.truth(f"proc/{pid}/maps").splitlines() if "vsyscall" not in line
         )
@@ -175,6 +200,39 @@ def test_a_damaged_list_of_areas(core: Core, spoiled: str) -> None:
     assert len(report.tables[0].rows) < whole
     # A NULL ends a list before its time, which pages that no area has give away.
     assert report.partial or any("mapped in no area" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("spoiled", ["a loop", *WILD])
+def test_a_damaged_tree_of_a_file(core: Core, spoiled: str) -> None:
+    """That of shared memory, whose entries say what is swapped out."""
+    match = re.search(r"^(\d+) \S+ swapped_memfd (\w+)", core.truth("workload"), re.M)
+    if not match:
+        pytest.skip(f"{core.name} has no shared memory that is swapped out")
+    kernel = fresh(core)
+    from kvintro.processes import find_process, mm_of
+    from kvintro.structures import Damage, offset_of, pointer_at
+    from kvintro.vmas import vmas_of
+
+    pid, start = int(match[1]), int(match[2], 16)
+    found = find_process(kernel, pid)
+    mapping = next(
+        vma.mapping for vma in vmas_of(kernel, found, mm_of(kernel, found), Damage()) if vma.start == start
+    )
+    head = (
+        mapping
+        + offset_of(kernel, "struct address_space", "i_pages")
+        + offset_of(kernel, "struct xarray", "xa_head")
+    )
+    node = pointer_at(kernel, head)
+    slot = node - 2 + offset_of(kernel, "struct xa_node", "slots") + 8
+    # Nodes of a single level hold values; with a level above them their pointers are followed.
+    overlay(kernel, node - 2, 6)
+    overlay(kernel, slot, node if spoiled == "a loop" else WILD[spoiled] | 2)
+    started = time.monotonic()
+    report = user(kernel, pid, Selection())
+    assert time.monotonic() - started < 10
+    assert report.partial == (spoiled != "NULL")
+    assert start in [row.start for row in report.tables[0].rows]
 
 
 @pytest.mark.parametrize("spoiled", ["a loop", *WILD])

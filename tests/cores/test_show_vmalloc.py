@@ -63,6 +63,35 @@ def test_every_area_agrees_with_the_page_tables(vmalloc: Any) -> None:
             assert row["mapped"] == 0
 
 
+def test_pages_of_several_nodes(core: Core, vmalloc: Any) -> None:
+    """Lines are compared whole; here that there are any, and that their sums are right."""
+    if not core.meta.get("furnished"):
+        pytest.skip(f"{core.name} has one node")
+    counted = [row for row in vmalloc["areas"] if row["nodes"]]
+    for row in counted:
+        assert sum(row["nodes"].values()) == row["pages"]
+    assert {node for row in counted for node in row["nodes"]} == {"0", "1"}
+    assert any(set(row["nodes"]) == {"0", "1"} for row in counted)
+
+
+def test_areas_that_are_mapped_in_part(core: Core, vmalloc: Any) -> None:
+    """By what the lab made: XFS keeps one directory, in a block of 64 KB, and a program has touched so many
+    pages of an arena that it shares with BPF."""
+    kind = core.meta.get("furnished")
+    if not kind:
+        pytest.skip(f"{core.name} has no such areas")
+    blocks = [row for row in vmalloc["areas"] if row["kind"] == "vm_map_ram"]
+    assert blocks and sum(row["mapped"] for row in blocks) == {"xfs": 64 << 10, "erofs": 0}[kind]
+    arenas = [row for row in vmalloc["areas"] if row["kind"] == "sparse"]
+    assert [row["mapped"] for row in arenas] == ([] if "absent" in arena_of(core) else [8192])
+    by_kind = {row["name"]: row["areas"] for row in vmalloc["by_kind"]}
+    assert by_kind["vm_map_ram"] == len(blocks) and by_kind["unpurged"] > 0
+
+
+def arena_of(core: Core) -> str:
+    return next(line for line in core.truth("workload").splitlines() if line.split()[2] == "arena")
+
+
 def test_vmalloc_used(core: Core, vmalloc: Any) -> None:
     used = re.search(r"^VmallocUsed: +(\d+) kB", core.truth("meminfo"), re.M)
     assert used
