@@ -110,8 +110,8 @@ _PARTS = (
         "Findings",
         _check,
         (
-            "The kernel against itself: what contradicts what, and which protections are off. A defect should "
-            "not be; a warning or a notice is somebody's choice.",
+            "The kernel against itself: what contradicts what, and which protections are off. A defect "
+            "should not be; a warning or a notice is somebody's choice.",
         ),
     ),
     _Part(

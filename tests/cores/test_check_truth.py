@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The kernel against itself: quiet where nothing is wrong, and each rule found broken where a test breaks it."""
+"""The kernel against itself: quiet where nothing is wrong, each rule found broken where a test breaks it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from kvintro.kernel import Kernel
 from kvintro.mapped import View
 from kvintro.model import Placement
 from kvintro.paging import walk
-from kvintro.paging.bulk import MAPPED
 from kvintro.processes import each_mm, mm_of, root_of
 from kvintro.queries.audit import CHECKS, lists, running
 from kvintro.queries.modules import module_memory
@@ -271,7 +270,7 @@ def test_a_defect_is_a_negative_answer(kernel: Kernel) -> None:
     assert not report.partial
     findings = [row for row in report.tables[0].rows if row.rule == "wx"]
     assert any(row.start <= address <= row.end for row in findings)
-    assert [row.severity for row in report.tables[0].rows][0] == "defect"
+    assert next(row.severity for row in report.tables[0].rows) == "defect"
     state = {row.key: row.state for row in report.tables[1].rows}
     assert (state["wx"], state["text_ro"], state["rodata_ro"]) == ("failed", "failed", "ok")
 
@@ -288,9 +287,7 @@ def test_a_user_table_must_be_marked_as_one(kernel: Kernel) -> None:
     patched = Patched(kernel)
     process = next(iter(each_mm(kernel, Damage())))
     root = root_of(kernel, mm_of(kernel, process))
-    start = next(
-        low for low, _, key in kernel.tree(root).ranges(0, kernel.geometry.user.end) if key & 1
-    )
+    start = next(low for low, _, key in kernel.tree(root).ranges(0, kernel.geometry.user.end) if key & 1)
     step = kernel.walk(start, root).steps[-2]
     assert step.value is not None
     if step.level == 1:
@@ -343,9 +340,7 @@ def test_files_of_proc(core: Core, kernel: Kernel, rule: str, monkeypatch: pytes
     assert RULES[rule].verdict(kernel).state == "failed"
 
 
-def test_hidden_addresses_of_vmallocinfo(
-    core: Core, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hidden_addresses_of_vmallocinfo(core: Core, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = ["0x000000001234abcd-0x00000000abcd1234" + line[37:]
              for line in core.truth("vmallocinfo").splitlines()]  # fmt: skip
     symbol(kernel, "_text")
