@@ -429,7 +429,9 @@ def _table(
             share = ""
             if column.key in sums and value:
                 share = f"{100 * int(value) / sums[column.key]:.1f}"
-            cells.append(_cell(value, link=link, share=share, right=kinds[column.key] == "number"))
+            cells.append(
+                _cell(value, key=column.key, link=link, share=share, right=kinds[column.key] == "number")
+            )
         style = "hole" if getattr(row, "kind", "") == "hole" else ""
         state = getattr(row, "state", None) or getattr(row, "severity", None) or ""
         made.append(_Row(cells, style, _clean(state)))
@@ -458,10 +460,12 @@ def _shares(columns: Sequence[Column], rows: Sequence[Any]) -> Dict[str, int]:
     return out
 
 
-def _cell(value: Any, *, link: str = "", share: str = "", right: bool = False) -> _Cell:
+def _cell(value: Any, *, key: str = "", link: str = "", share: str = "", right: bool = False) -> _Cell:
     if isinstance(value, Address):
         return _Cell(f"{value:016x}", style="mono", link=link)
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, bool):
+        return _Cell("yes" if value else "no")
+    if isinstance(value, (int, float)):
         exact = str(int(value)) if isinstance(value, (Size, Displacement, int)) else repr(value)
         style = "right" if right else "tight"
         return _Cell(value_text(value), exact, f"{style} share" if share else style, link, share)
@@ -470,7 +474,11 @@ def _cell(value: Any, *, link: str = "", share: str = "", right: bool = False) -
     text = value_text(value)
     if isinstance(value, Mapping):
         text = ", ".join(f"{value_text(v)} \u00d7 {printable(str(k))}" for k, v in value.items())
-    style = "mono rights-wx" if text.startswith("rwx") else ""
+    style = ""
+    if key in ("rights", "expected"):
+        style = "mono rights-wx" if text.startswith("rwx") else "mono"
+    elif key in ("rule", "key"):
+        style = "mono"
     return _Cell(text, style=style, link=link)
 
 

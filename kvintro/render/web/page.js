@@ -110,7 +110,7 @@
         }
         if (above.length) {
           const near = above.reduce((a, b) => (b.start < a.start ? b : a));
-          line(list, "above it", near, `starts 0x${(near.start - address).toString(16)} behind`);
+          line(list, "above it", near, `starts 0x${(near.start - address).toString(16)} further up`);
         }
       }
       if (at > 0) line(list, "region below", regions[at - 1]);
