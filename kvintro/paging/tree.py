@@ -46,6 +46,7 @@ FLAG_BITS = 0x1FFF | 0xFFF << 52
 _EFFECTIVE_SHIFT = 23  # RW and USER are bits 1 and 2 of an entry
 _EFFECTIVE_NX_SHIFT = 63 - 26
 _STALE_NX_SHIFT = 63 - 14
+_PART = 1 << 14
 _OURS_END = 28  # flags that memory encryption makes of address bits lie above
 
 
@@ -67,9 +68,13 @@ class Ranges:
 
     def __iter__(self) -> Iterator[Tuple[int, int, int]]:
         """(start, end inclusive, key) of each range."""
-        starts = self.starts.tolist()
-        ends = [start - 1 for start in starts[1:]] + [self.end]
-        return zip(starts, ends, self.keys.tolist())
+        # A part at a time: as Python's integers they take ten times the room.
+        for low in range(0, len(self.starts), _PART):
+            starts = self.starts[low : low + _PART + 1].tolist()
+            ends = [start - 1 for start in starts[1:]]
+            if len(starts) <= _PART:
+                ends.append(self.end)
+            yield from zip(starts, ends, self.keys[low : low + _PART].tolist())
 
     def clip(self, start: int, end: int) -> Ranges:
         """The part between two addresses, both inclusive and within this stretch."""
@@ -134,10 +139,11 @@ class Tree:
     UPPER_LIMIT = 1 << 17
     #: Ranges held at once over all levels, 16 bytes each.
     RANGE_LIMIT = 1 << 23
-    #: Ranges that any tree may have; beyond that as many as the tables read so far have entries. A sane
-    #: kernel shares tables that are uniform (KASAN's early shadow), or those of espfix, which make 131,072
-    #: lines for up to 1024 processors.
-    RANGES_FREE = 1 << 21
+    #: Ranges of tables that were met before. Those of tables met first are as many as their entries, which
+    #: are in the dump; sharing makes any number of a few pages. A sane kernel shares tables that are uniform
+    #: (KASAN's early shadow, huge pages of processes), and those of espfix: a pattern of up to 16 pages in
+    #: 64K, three stretches at most, 65,536 times, which makes 393,216 ranges with the holes between.
+    REPEATED_LIMIT = 1 << 19
 
     def __init__(
         self,
@@ -155,7 +161,7 @@ class Tree:
         self._tables_left = table_limit
         self._upper_left = self.UPPER_LIMIT
         self._ranges_used = 0
-        self._tables_read = 0
+        self._repeated = 0
         self._prune = prune or {}
         self._prune_as = prune_as
         # Known subtrees by table, level and rights; they may be met again anywhere in the tree.
@@ -222,13 +228,13 @@ class Tree:
 
         whole = last - first == PTRS_PER_TABLE - 1
         known = self._known.get((table, level, effective)) if whole else None
-        if known is not None:
+        if known is not None and self._repeated + len(known[0]) <= self.REPEATED_LIMIT:
+            self._repeated += len(known[0])
             return known[0], known[1] | numpy.uint64(REPEATED)
-        if self._upper_left <= 0 or self._room() <= 0:
+        if known is not None or self._upper_left <= 0 or self._room() <= 0:
             self.limited = True
             return self._one(OVER_LIMIT | level << LEVEL_SHIFT)
         self._upper_left -= 1
-        self._tables_read += 1
         entries = self._read_table(table)
         if entries is None:
             return self._one(UNREADABLE | level << LEVEL_SHIFT)
@@ -246,8 +252,9 @@ class Tree:
 
     def _room(self) -> int:
         """How many more ranges there may be. One counts at each level that it is handed up through."""
-        entries = self._tables_read * PTRS_PER_TABLE * self._geometry.levels
-        return min(self.RANGE_LIMIT, self.RANGES_FREE + entries) - self._ranges_used
+        if self._repeated >= self.REPEATED_LIMIT:
+            return 0
+        return self.RANGE_LIMIT - self._ranges_used
 
     def _select(self, entries: U64, level: int) -> U64:
         """Those entries of interest, the others as 0. None of them points to a table."""
@@ -353,7 +360,6 @@ class Tree:
             keys = numpy.full(len(entries), OVER_LIMIT | 1 << LEVEL_SHIFT, numpy.uint64)
             return numpy.arange(len(entries), dtype=numpy.uint64) << u(21), keys
         self._tables_left -= len(tables)
-        self._tables_read += len(tables)
         data, missing = self._read_tables(tables)
         in_order = len(tables) == len(entries) and bool((row_of[1:] > row_of[:-1]).all())
         rows = self._select(data if in_order else data[row_of], 1)
@@ -378,7 +384,9 @@ class Tree:
             first_use = numpy.zeros(len(entries), bool)
             first_use[numpy.unique(row_of, return_index=True)[1]] = True
             repeated |= ~first_use
-        keys[repeated[row]] |= u(REPEATED)
+        again = repeated[row]
+        keys[again] |= u(REPEATED)
+        self._repeated += int(numpy.count_nonzero(again))
         for table in tables.tolist():
             self._lowest_seen[table] = True
         return heads.astype(numpy.uint64) << u(12), keys

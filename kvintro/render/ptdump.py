@@ -30,8 +30,8 @@ def ptdump_text(stream: Stream) -> Iterator[str]:
             if count > _MAX_LINES.get(under, count):
                 continue
             end = start + size & (1 << 64) - 1
-            rights = _rights(level, state, flags)
-            out.append(f"0x{start:016x}-0x{end:016x}   {_size(size)} {rights}\n")
+            # Of hostile tables there are half a million lines, and this is the fastest way to write one.
+            out.append("0x%016x-0x%016x   %s %s\n" % (start, end, _size(size), _rights(level, state, flags)))  # noqa: UP031
         yield "".join(out)
     if marker is not None:
         yield "".join(_skipped(marker, count))
@@ -39,6 +39,7 @@ def ptdump_text(stream: Stream) -> Iterator[str]:
         yield f"# {printable(note)}\n"
 
 
+@lru_cache(maxsize=1 << 12)
 def _size(size: int) -> str:
     """In the largest unit that leaves no rest."""
     unit = 0

@@ -57,7 +57,7 @@ def _json_texts(values: Sequence[Any]) -> List[str]:
     if isinstance(sample, str):
         known = {v: json.dumps(v) for v in set(values)}
         return [known[v] for v in values]
-    if not any(values):
+    if isinstance(sample, tuple) and all(isinstance(part, str) for part in sample):
         known = {v: json.dumps(plain(v)) for v in set(values)}
         return [known[v] for v in values]
     return [json.dumps(plain(v)) for v in values]
@@ -90,9 +90,16 @@ def stream_csv(stream: Stream) -> Iterator[str]:
     for batch in stream:
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        columns = [[_csv_cell(v) for v in batch.values[key]] for key in keys]
+        columns = [_csv_cells(batch.values[key]) for key in keys]
         writer.writerows(zip(*columns))
         yield out.getvalue()
+
+
+def _csv_cells(values: Sequence[Any]) -> List[Any]:
+    if isinstance(next((v for v in values if v is not None), None), (str, tuple)):
+        known = {v: _csv_cell(v) for v in set(values)}
+        return [known[v] for v in values]
+    return [_csv_cell(v) for v in values]
 
 
 def _csv_cell(value: Any) -> Any:

@@ -24,6 +24,7 @@ from kvintro.commands import load_command
 from kvintro.errors import KvintroError
 from kvintro.kernel import Kernel, open_kernel
 from kvintro.model import Stream
+from kvintro.paging import MAPPED
 from kvintro.render import FORMATS, render, render_stream
 from kvintro.source import Request, Source, debuginfo, parse_vmcoreinfo
 from kvintro.source.core import hide_null
@@ -583,6 +584,37 @@ class RealTables(Real):
         ask_some(kernel, chosen, [*chosen.sample(self.commands, 5), "translate"], words)
 
 
+class SharedTables(RealTables):
+    """Tables of tables that share one another wildly: a few pages that map all there is, differently."""
+
+    name = "shared page tables"
+    cases = 8
+    _TABLES = 0x100000  # where in memory they are put
+
+    def run(self, chosen: random.Random) -> None:
+        self.changes.clear()
+        count = chosen.choice((1, 2, 4, 16))
+        flags = [0x63, 0x61, 0x67, 0x8000000000000063, 0x80000000000001E1][: chosen.choice((1, 2, 5))]
+        places: List[List[int]] = []
+        for level in range(3):
+            below = places[-1] if places else [chosen.randrange(1 << 15) * PAGE for _ in range(512)]
+            places.append([self._TABLES + (level * count + i) * PAGE for i in range(count)])
+            for at in places[-1]:
+                # With a choice of one, a table in which entries do not differ: ranges without end, but few.
+                entries = [chosen.choice(below) | chosen.choice(flags) for _ in range(512)]
+                self.changes[at] = struct.pack("<512Q", *entries)
+        root = self.sound.root.value
+        for index in {chosen.randrange(512) for _ in range(chosen.choice((1, 8, 400)))} - {511}:
+            self.changes[root + 8 * index] = struct.pack("<Q", chosen.choice(places[2]) | 0x63)
+        kernel = Kernel(self.source)
+        for low, high, _ in kernel.kernel_ranges.select(MAPPED)[:200]:
+            for address in (low, high):
+                assert kernel.walk(address).state == "mapped", hex(address)
+        for line in ("ptdump", chosen.choice(("ptdump --wx", "aliases 5000", "layout"))):
+            check_inert(ask(kernel, line, chosen.choice(("text", "json", "csv"))), "text")
+        ask_some(kernel, chosen, chosen.sample(self.commands, 2), self.addresses)
+
+
 class _Pages(Dict[int, Any]):
     """Memory's pages, read when they are asked for."""
 
@@ -778,6 +810,7 @@ TARGETS: Sequence[Target] = (
     KallsymsTables(),
     Structures(),
     RealTables(),
+    SharedTables(),
     Modules(),
     Strings(),
 )

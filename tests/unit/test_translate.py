@@ -316,7 +316,7 @@ def test_ptdump_json(capsys: pytest.CaptureFixture[str], made: str) -> None:
 
 
 def test_ptdump_of_tables_that_share_wildly_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Tree, "RANGE_LIMIT", 1 << 16)
+    monkeypatch.setattr(Tree, "REPEATED_LIMIT", 1 << 14)
     memory = machine()
     for index in range(256, 511):
         memory.entry(memory.root + 8 * index, memory.root | 0x63)
