@@ -71,12 +71,14 @@ class Physical:
     """What lies at a physical address: a part of the kernel image, a device, RAM.
 
     Never raises; what cannot be told is None.
+
+    :param damage: told of what is wrong with the tree of resources.
     """
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: Kernel, damage: Optional[Damage] = None) -> None:
         self._kernel = kernel
         try:
-            self.resources = resources(kernel, Damage())
+            self.resources = resources(kernel, Damage() if damage is None else damage)
         except Unavailable:
             self.resources = []
         self._top = sorted((r for r in self.resources if not r.depth), key=lambda r: r.start)

@@ -47,9 +47,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _count(text: str) -> int:
-    value = int(text)
+    value = int(text) if text.isdecimal() else 0
     if not 0 < value <= 1 << 20:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"{text} is no number from 1 to {1 << 20}")
     return value
 
 

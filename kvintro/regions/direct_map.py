@@ -183,7 +183,7 @@ class DirectMap(Region):
             raise Unavailable("max_pfn does not lie within the direct map")
         damage = Damage()
         view = View.of(kernel, base, last)
-        physical = Physical(kernel)
+        physical = Physical(kernel, damage)
         if not physical.resources:
             damage.add(
                 "what is RAM and what is not is unknown", "the tree of memory resources cannot be read"

@@ -166,6 +166,11 @@ def _descriptors(kernel: Kernel, root: Root, damage: Damage) -> Iterator[Descrip
     least = size_of(kernel, "efi_memory_desc_t")
     if not 0 <= count <= _MAX_DESCRIPTORS or not least <= stride <= 4096:
         raise Unavailable(f"{count} descriptors of {stride} bytes make no sense")
+    if base + count * stride != number(memmap, "map_end"):
+        damage.add(
+            "EFI's memory map does not end where its size says",
+            f"{count} descriptors of {stride} bytes from {base:016x} to {number(memmap, 'map_end'):016x}",
+        )
     for index in range(count):
         try:
             descriptor = struct_at(kernel, "efi_memory_desc_t", base + index * stride)
