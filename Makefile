@@ -7,7 +7,7 @@ SAMPLE := vmcores/debian-6.12/core.kdump
 # On all processors; what is asked of one core stays with one worker.
 PARALLEL := -n auto --dist loadgroup
 
-.PHONY: help demo test test-fuzz test-vm vmcores lint types bench docs test-browser clean
+.PHONY: help demo test test-fuzz test-vm vmcores lint types bench docs test-browser dist clean
 
 help:
 	@echo "make demo     the layout of this host if it can be read, else of a sample dump"
@@ -17,6 +17,7 @@ help:
 	@echo "make vmcores  build those dumps only"
 	@echo "make bench    time and memory against peers"
 	@echo "make docs     schemas, manual, completions, and the examples in docs/, from the code"
+	@echo "make dist     a wheel and an sdist in dist/, each installed and run outside of here"
 	@echo "make test-browser  the HTML report in headless Chromium"
 	@echo "make lint types docs clean"
 
@@ -90,6 +91,12 @@ test-browser: $(VENV)/.test
 	fi
 	@$(BIN)/pip install -q --disable-pip-version-check -e '.[browser]'
 	@$(BIN)/python -m pytest -q tests/browser
+
+dist: $(VENV)/.test
+	@$(BIN)/pip install -q --disable-pip-version-check -e '.[dist]'
+	@rm -rf build dist
+	@$(BIN)/python -m build . >/dev/null
+	@$(BIN)/python -m pytest -q tests/dist
 
 bench: $(VENV)/.installed
 	@$(BIN)/python tools/bench.py --large

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Runs in a guest, as root, under load: every command on /proc/kcore, and what it says against /proc.
 
-``python3 -m tests.vm.inside.check RUNS MODULE.ko...`` prints one JSON document: what was compared and what is
-wrong; the test outside asserts on it.
+``python3 -m tests.vm.inside.check RUNS SEED MODULE.ko...`` prints one JSON document: what was compared
+and what is wrong; the test outside asserts on it.
 """
 
 from __future__ import annotations
@@ -15,22 +15,28 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
+from kvintro import cli
 from kvintro.commands import command_names
-from kvintro.errors import KvintroError
+from kvintro.errors import EXIT_NEGATIVE, EXIT_OK, EXIT_PARTIAL, KvintroError
 from kvintro.kernel import open_kernel
-from kvintro.prompt import PromptKernel
+from kvintro.prompt import Answer, Listing, PromptKernel, run_command
 from kvintro.source import Request
 
 PAGE = 4096
+#: What was saved of this kernel earlier, for diff; and a page of a report.
+SAVED = "/tmp/kvintro-before.json"
+REPORT = "/tmp/kvintro-report.html"
 #: Commands with the arguments they are run with; A is an address, P a process.
 RUNS: Dict[str, Sequence[str]] = {
     "aliases": ("A",),
     "check": ("",),
+    "diff": (f"{SAVED} --all",),
     "explain": ("",),
     "identify": ("A",),
     "info": ("",),
@@ -39,6 +45,8 @@ RUNS: Dict[str, Sequence[str]] = {
     "page": ("A",),
     "pages": ("",),
     "ptdump": ("", "--wx", "--pid P --root user"),
+    "pte": ("8000000003a12163",),
+    "report": ("",),
     "show": (
         "vmalloc",
         "modules",
@@ -68,6 +76,7 @@ class Checks:
         self.runs: Dict[str, List[float]] = {}
         self.codes: Dict[str, int] = {}
         self.moving: Set[str] = set()
+        self.commands = self.partial = 0
 
     def same(self, name: str, ours: Any, theirs: Any) -> None:
         """One comparison."""
@@ -77,18 +86,50 @@ class Checks:
 
 
 def ask(checks: Checks, *arguments: str) -> Any:
-    """A command as a process; its JSON."""
+    """A command line's JSON."""
+    out = run(checks, ["--json", *arguments])
+    return None if out is None else json.loads(out)
+
+
+def run(checks: Checks, arguments: Sequence[str], *, installed: bool = False) -> Optional[str]:
+    """What a command line prints, in a process of its own; None if it ended as none should.
+
+    :param installed: by the installed program; else by a child of this process, which has imported all of
+        it already: that takes longer than most commands where the processor is emulated.
+    """
     started = time.monotonic()
-    done = subprocess.run(
-        ["kvintro", "--json", *arguments], capture_output=True, text=True, check=False, timeout=600
-    )
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        if installed:
+            code = subprocess.run(["kvintro", *arguments], stdout=out, stderr=err, check=False).returncode
+        else:
+            pid = os.fork()
+            if pid == 0:
+                os.dup2(out.fileno(), 1)
+                os.dup2(err.fileno(), 2)
+                sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
+                status = 70
+                try:
+                    status = cli.main(list(arguments))
+                    sys.stdout.flush()
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    sys.stderr.flush()
+                    os._exit(status)
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        out.seek(0)
+        err.seek(0)
+        printed, said = out.read().decode(), err.read().decode()
     line = " ".join(arguments)
-    checks.runs.setdefault(arguments[0], []).append(round(time.monotonic() - started, 2))
-    checks.codes[line] = done.returncode
-    if done.returncode not in (0, 1, 4) or "Traceback" in done.stderr or "internal error" in done.stderr:
-        checks.wrong.append(f"{line}: ended with {done.returncode}: {done.stderr[-600:]}")
+    name = next((word for word in arguments if word in command_names()), line)
+    checks.commands += 1
+    checks.partial += code == EXIT_PARTIAL
+    checks.runs.setdefault(name, []).append(round(time.monotonic() - started, 2))
+    checks.codes[line] = code
+    if code not in (EXIT_OK, EXIT_NEGATIVE, EXIT_PARTIAL) or "Traceback" in said or "internal error" in said:
+        checks.wrong.append(f"{line}: ended with {code}: {said[-600:]}")
         return None
-    return json.loads(done.stdout)
+    return printed
 
 
 def number(text: str) -> int:
@@ -279,9 +320,8 @@ def check_ptdump(checks: Checks) -> None:
     if not path.exists():
         return
     before = set(path.read_text().splitlines())
-    done = subprocess.run(["kvintro", "ptdump"], capture_output=True, text=True, check=False)
+    ours = set((run(checks, ["ptdump"]) or "").splitlines())
     after = set(path.read_text().splitlines())
-    ours = set(done.stdout.splitlines())
     stable = {line for line in before & after if line.strip() and not line.startswith("---")}
     missing = stable - ours
     checks.compared["ptdump"] = len(stable)
@@ -290,49 +330,74 @@ def check_ptdump(checks: Checks) -> None:
         checks.wrong.append(f"ptdump: {len(missing)} of {len(stable)} lines, such as {sorted(missing)[:3]}")
 
 
+def check_others(checks: Checks) -> None:
+    """What has no file of /proc to be compared with ends as it should, and has what is asked for."""
+    for name in ("check", "info", "kaslr", "explain"):
+        ask(checks, name)
+    for region in RUNS["show"]:
+        ask(checks, "show", region)
+    saved = run(checks, ["--json", "layout"])
+    Path(SAVED).write_text(saved or "")
+    document = ask(checks, "diff", "--all", SAVED)
+    if document is not None:
+        moved = [row["key"] for row in document["regions"] if row["a_start"] != row["b_start"]]
+        checks.same("diff: no region moves while the kernel runs", moved, [])
+    run(checks, ["report", "-o", REPORT])
+    page = Path(REPORT).read_text()
+    checks.same("report: the release is in it", os.uname().release in page, True)
+    code = "print(k.translate('init_task').state, prog['saved_command_line'].string_().decode())"
+    said = run(checks, ["shell", "-e", code], installed=True) or ""
+    checks.same("shell: /proc/cmdline", said.split(), ["mapped", *Path("/proc/cmdline").read_text().split()])
+    run(checks, ["shell", "-e", "%kvintro layout --no-holes | grep -c ffff"])
+
+
 # Over and over
 
 
-def many_runs(checks: Checks, runs: int) -> Dict[str, Any]:
+def many_runs(checks: Checks, runs: int, seed: int) -> Dict[str, Any]:
     """All commands in turn in this process, which must neither raise nor stay partial."""
-    chosen = random.Random(runs)
+    chosen = random.Random(seed)
     kernel = PromptKernel(open_kernel(Request()).source)
     lines = [(name, words) for name, questions in RUNS.items() for words in questions]
-    lines = [line for line in lines if line[0] in command_names()]
+    # However few runs there are, over several guests all lines have their turn.
+    chosen.shuffle(lines)
     addresses = ["init_task", "_text", *(f"{start:x}" for start, _ in kcore_loads())]
     pids = sorted({pid for pid, *_ in workload()})
-    partial = refused = 0
+    partial: Dict[str, int] = {}
+    refused: Dict[str, int] = {}
     started = time.monotonic()
     for number_of_run in range(runs):
         name, words = lines[number_of_run % len(lines)]
         text = " ".join(
             {"A": chosen.choice(addresses), "P": str(chosen.choice(pids))}.get(w, w) for w in words.split()
         )
+        before = time.monotonic()
         try:
-            from kvintro.cli import parse
-            from kvintro.prompt import Answer, Listing, run_command
-
-            result = run_command(kernel, parse([name, *text.split()]))
+            result = run_command(kernel, cli.parse([name, *text.split()]))
             answer = Answer.of(result) if hasattr(result, "tables") else Listing.of(result)
             answer.json()
             answer.text()
-            partial += answer.partial
+            if answer.partial:
+                why = f"{name} {text}: {' '.join(map(str, answer.notes))[:200]}"
+                partial[why] = partial.get(why, 0) + 1
         except KvintroError as error:
-            refused += 1
-            checks.compared[f"refused: {error.what[:60]}"] = 1
+            why = f"{name} {text}: {error.what[:200]}"
+            refused[why] = refused.get(why, 0) + 1
         except Exception:
             checks.wrong.append(f"{name} {text}: {traceback.format_exc()[-1500:]}")
+        checks.runs.setdefault(f"{name} (again)", []).append(round(time.monotonic() - before, 2))
     return {
         "runs": runs,
-        "partial": partial,
-        "refused": refused,
+        "partial": sum(partial.values()),
+        "refused": sum(refused.values()),
+        "why": {**partial, **refused},
         "seconds": round(time.monotonic() - started, 1),
     }
 
 
 def main(arguments: Sequence[str]) -> None:
     """Load, checks, runs, report."""
-    runs, *modules = arguments
+    runs, seed, *modules = arguments
     checks = Checks()
     checks.moving = {Path(name).stem for name in modules}
     load = subprocess.Popen([sys.executable, "-m", "tests.vm.inside.load", *modules], start_new_session=True)
@@ -345,19 +410,17 @@ def main(arguments: Sequence[str]) -> None:
         check_user,
         check_pages,
         check_ptdump,
-        lambda checks: [
-            ask(checks, name) for name in ("check", "info", "kaslr", "explain") if name in command_names()
-        ],
-        lambda checks: [ask(checks, "show", region) for region in RUNS["show"]],
+        check_others,
     ]
     summary: Dict[str, Any] = {}
     try:
+        run(checks, ["layout"], installed=True)
         for step in steps:
             try:
                 step(checks)
             except Exception:
                 checks.wrong.append(traceback.format_exc()[-2000:])
-        summary = many_runs(checks, int(runs))
+        summary = many_runs(checks, int(runs), int(seed))
     finally:
         os.killpg(load.pid, signal.SIGKILL)
     print(
@@ -366,9 +429,10 @@ def main(arguments: Sequence[str]) -> None:
                 "release": os.uname().release,
                 "compared": sum(checks.compared.values()),
                 "names": sorted({name.split(":")[0] for name in checks.compared}),
-                "refused": [name for name in checks.compared if name.startswith("refused")],
                 "wrong": checks.wrong,
-                "seconds": checks.runs,
+                "commands": checks.commands,
+                "commands_partial": checks.partial,
+                "times": checks.runs,
                 "codes": checks.codes,
                 **summary,
             }
