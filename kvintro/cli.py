@@ -18,6 +18,7 @@ from kvintro.errors import (
     EXIT_PARTIAL,
     EXIT_SOURCE,
     KvintroError,
+    NotWritten,
     UsageError,
 )
 from kvintro.model import DUMP_FORMATS, Report, Stream
@@ -231,7 +232,19 @@ def deliver(result: "Report | Stream", args: argparse.Namespace, *, paged: bool 
     """Write what a command found to where the command line says; returns the exit code.
 
     :param paged: show what is longer than the terminal in a pager.
+    :raises NotWritten: there it cannot be written.
     """
+    try:
+        return _deliver(result, args, paged)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        place = "standard output" if args.output is None else args.output
+        remedy = "choose another file; under sudo it is written as who called sudo"
+        raise NotWritten(f"{place}: {error.strerror or error}", remedy) from error
+
+
+def _deliver(result: "Report | Stream", args: argparse.Namespace, paged: bool) -> int:
     if args.output is not None:
         with open(args.output, "w", encoding="utf-8") as file:
             _write(result, args.format, file, color=False, width=0)

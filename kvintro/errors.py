@@ -68,6 +68,10 @@ class SymbolsMissing(SourceError):
     """Nothing leads to the kernel's symbols, and the command cannot do without."""
 
 
+class NotWritten(KvintroError):
+    """The report is made, but cannot be written to where it is wanted."""
+
+
 class Unavailable(KvintroError):
     """One fact about the kernel cannot be read from this source.
 

@@ -38,7 +38,7 @@ def open_running_kernel(
         )
     try:
         # Closed below, once the program has a descriptor of its own.
-        file = _open_by_sudo() if sudo and os.geteuid() != 0 else open(KCORE, "rb")  # noqa: SIM115  # noqa: SIM115  it is closed below
+        file = _open_by_sudo() if sudo and os.geteuid() != 0 else open(KCORE, "rb")  # noqa: SIM115
     except OSError as error:
         raise _why_not(error) from None
     with file:
@@ -56,6 +56,7 @@ def open_running_kernel(
 
 def _open_by_sudo() -> BinaryIO:
     """/proc/kcore, opened by a process of root's that does nothing else and hands it over (drgn's)."""
+    os.stat(KCORE)  # nobody need give a password for what is not there
     try:
         from drgn.internal.sudohelper import open_via_sudo
 

@@ -380,6 +380,22 @@ class CutFlattened(CutKdump):
         return b"".join([*out, b"\xff" * 16])
 
 
+class CutRaw(CutKdump):
+    """The same as raw memory, where nothing but VMCOREINFO in the middle of it says what it is."""
+
+    name = "cut raw memory"
+    cases = 60
+
+    def content(self) -> bytes:
+        whole = drgn.Program(drgn.Platform(drgn.Architecture.X86_64))
+        whole.set_core_dump(str(SAMPLE))
+        out = bytearray(1 << 27)
+        for at in range(0, len(out), PAGE):
+            with contextlib.suppress(drgn.FaultError):
+                out[at : at + PAGE] = whole.read(at, PAGE, True)
+        return bytes(out)
+
+
 class KdumpHeaders(_File):
     """The shipped kdump with damaged headers, bitmaps and page descriptors."""
 
@@ -804,6 +820,7 @@ TARGETS: Sequence[Target] = (
     CutElf(),
     CutKdump(),
     CutFlattened(),
+    CutRaw(),
     KdumpHeaders(),
     SmallBtf(),
     RealBtf(),

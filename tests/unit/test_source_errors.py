@@ -175,6 +175,39 @@ def test_kcore_that_may_not_be_read(
     assert hint in remedy
 
 
+def test_sudo_is_not_asked_for_what_is_not_there(
+    complaint: Complaint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "KCORE", str(tmp_path / "kcore"))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    code, what, _ = complaint("--sudo")
+    assert code == 3
+    assert "this kernel has no" in what
+
+
+@pytest.mark.parametrize("where", ["no/such/directory", ".", "full"])
+def test_where_nothing_can_be_written(where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = "/dev/full" if where == "full" else str(tmp_path / where)
+    assert main(["pte", "8000000003a12163", "-o", path]) == 3
+    what, hint = capsys.readouterr().err.splitlines()
+    assert what.startswith(f"kvintro: {path}: ")
+    assert hint.startswith("  hint: ")
+
+
+def test_standard_output_that_is_full() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "kvintro", "pte", "0"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[0] == "kvintro: standard output: No space left on device"
+
+
 def test_another_architecture_live(complaint: Complaint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live.platform, "machine", lambda: "aarch64")
     assert "aarch64" in complaint()[1]
