@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -26,11 +27,13 @@ from pathlib import Path
 from typing import Callable, List, NamedTuple, Optional
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "vmcores"))
+sys.path[:0] = [str(ROOT), str(ROOT / "vmcores")]
 
 from lab import boot, matrix, rootfs  # noqa: E402
 from lab.common import LabError, built_dir, cache_dir  # noqa: E402
 from lab.packages import Archive  # noqa: E402
+
+from kvintro.source.elf import read_headers  # noqa: E402
 
 CORE = "debian-6.12-4level-kaslr"
 LARGE = "large"
@@ -120,6 +123,37 @@ def crash(stack: ExitStack, path: Path, *commands: str) -> List[str]:
     return [*program, "-i", f"{inside}/commands"]
 
 
+def raw(stack: ExitStack, gigabytes: int, *, kernel: bool) -> Path:
+    """Physical memory as a file, none of it holes; with a kernel in the first 256 MB, or without."""
+    path = cache_dir() / "bench" / f"{gigabytes}-{'with' if kernel else 'without'}-kernel.raw"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stack.callback(path.unlink, missing_ok=True)
+    if path.exists():
+        return path  # of this case
+    filler = os.urandom(1 << 20)
+    with path.open("wb") as file:
+        for _ in range(gigabytes << 10):
+            file.write(filler)
+        with core().open("rb") as source:
+            for part in read_headers(source).segments if kernel else ():
+                if part.paddr + part.filesz <= 256 << 20:
+                    file.seek(part.paddr)
+                    source.seek(part.offset)
+                    for at in range(0, part.filesz, 1 << 20):
+                        file.write(source.read(min(1 << 20, part.filesz - at)))
+    return path
+
+
+def reading(path: Path) -> List[str]:
+    """What reads a file and does nothing with it."""
+    return ["dd", f"if={path}", "of=/dev/null", "bs=4M", "status=none"]
+
+
+def refused(command: List[str]) -> List[str]:
+    """A command that has to say that its source is none."""
+    return ["sh", "-c", f"{shlex.join(command)} 2>/dev/null; test $? -eq 3"]
+
+
 CASES = (
     Case(
         "layout",
@@ -136,6 +170,25 @@ CASES = (
         "kvintro layout of a 256 MB core",
         lambda stack: kvintro(core(LARGE), "layout"),
         lambda stack: kvintro(core(), "layout"),
+        large=True,
+    ),
+    Case(
+        "scan",
+        "kvintro info of 8 GB of raw memory: no kernel is in it, so all is looked through",
+        "dd of the same to /dev/null",
+        lambda stack: refused(kvintro(raw(stack, 8, kernel=False), "info")),
+        lambda stack: reading(raw(stack, 8, kernel=False)),
+        goal=2,
+        large=True,
+    ),
+    Case(
+        "found",
+        "kvintro info of 8 GB of raw memory, the kernel in its first 256 MB",
+        "kvintro info of 1 GB of raw memory, the same in it",
+        lambda stack: kvintro(raw(stack, 8, kernel=True), "info"),
+        lambda stack: kvintro(raw(stack, 1, kernel=True), "info"),
+        goal=1.5,
+        memory_goal=1.25,
         large=True,
     ),
 )

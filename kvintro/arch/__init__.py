@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from typing import Any, List, Protocol, Sequence, Tuple
+from typing import Any, List, Optional, Protocol, Sequence, Tuple
 
 from kvintro.errors import WrongArchitecture
 
@@ -43,6 +43,7 @@ class Architecture(Protocol):
     name: str
     drgn_name: str
     elf_machine: int
+    machine: str
     regions: Tuple[Any, ...]
 
     def geometry(self, levels: int, physical_mask: int) -> Geometry:
@@ -69,7 +70,24 @@ def by_elf_machine(machine: int) -> Architecture:
         if arch.elf_machine == machine:
             return arch
     names = {3: "i386", 20: "ppc", 21: "ppc64", 22: "s390x", 40: "arm", 183: "aarch64", 243: "riscv"}
-    raise WrongArchitecture(
-        f"the dump is of another architecture ({names.get(machine, f'ELF machine {machine}')})",
-        f"kvintro reads kernels of {', '.join(a.name for a in known)}",
+    raise _wrong(names.get(machine, f"ELF machine {machine}"))
+
+
+def by_machine(machine: str) -> Optional[Architecture]:
+    """The architecture of a kernel's ``utsname.machine``; None for none, as QEMU writes it into kdumps.
+
+    :raises WrongArchitecture: kvintro has none of that name.
+    """
+    for arch in architectures():
+        if arch.machine == machine:
+            return arch
+    if machine:
+        raise _wrong(machine)
+    return None
+
+
+def _wrong(name: str) -> WrongArchitecture:
+    known = ", ".join(arch.name for arch in architectures())
+    return WrongArchitecture(
+        f"the dump is of another architecture ({name})", f"kvintro reads kernels of {known}"
     )

@@ -185,6 +185,7 @@ class X86Architecture:
     name: str = "x86-64"
     drgn_name: str = "X86_64"
     elf_machine: int = 62
+    machine: str = "x86_64"
     regions: Tuple[Any, ...] = ()
 
     def geometry(self, levels: int, physical_mask: int) -> X86Geometry:

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 from contextlib import ExitStack
 from typing import BinaryIO, Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import drgn
 
-from kvintro.arch import architectures, by_elf_machine
+from kvintro.arch import architectures, by_elf_machine, by_machine
 from kvintro.errors import KvintroError, NoSuchSource, NotADump, NotInDump, NotPermitted, UsageError
 from kvintro.model import DUMP_FORMATS
 from kvintro.source import Source
@@ -35,7 +36,7 @@ from kvintro.source.physical import (
     segment,
 )
 from kvintro.source.scan import find_kallsyms, pieces
-from kvintro.source.vmcoreinfo import Found, find_vmcoreinfo, why_not
+from kvintro.source.vmcoreinfo import Found, NotBelieved, find_vmcoreinfo, why_not
 
 _SMALL_FILE = 64 << 20
 _PACKED = {
@@ -85,7 +86,10 @@ def examine(file: BinaryIO, path: str, form: Optional[str] = None) -> DumpFile:
     head = file.read(16)
     if not head:
         raise NotADump(f"{path} is empty", "take the dump again; check the disk it was written to")
-    found = form or _format_of(head, size)
+    found = _format_of(head, size)
+    if form not in (None, "raw", found):
+        raise NotADump(f"{path} does not begin as {form} does", "leave --format-in away: the content tells")
+    found = form or found
     if found == "elf":
         headers = read_headers(file)
         left_out = sum(last - first + 1 for first, last in headers.left_out())
@@ -137,7 +141,7 @@ def open_core(
     """
     assert form is None or form in DUMP_FORMATS
     with ExitStack() as stack:
-        files = [stack.enter_context(open_file(path)) for path in paths]
+        files = [stack.enter_context(_open_dump(path)) for path in paths]
         opened()
         parts = [_Part(file, path, examine(file, path, form)) for file, path in zip(files, paths)]
         file, path, dump = parts[0]
@@ -151,6 +155,8 @@ def open_core(
 def _open_core(file: BinaryIO, path: str, dump: DumpFile, vmcoreinfo: Optional[bytes]) -> Source:
     """ELF and kdump, by drgn."""
     origin = "--vmcoreinfo" if vmcoreinfo is not None else "the dump's note"
+    if dump.kdump is not None:
+        by_machine(dump.kdump.machine)
     if dump.headers is not None:
         _check_elf(path, dump.headers)
         if vmcoreinfo is None and dump.headers.note("VMCOREINFO") is None:
@@ -287,6 +293,7 @@ def _open_split(parts: Sequence[_Part], vmcoreinfo: Optional[bytes]) -> Source:
                 f"more than one dump is named, and {path} is no part of a split one",
                 "name one dump with -c; kvintro diff A B compares two",
             )
+        by_machine(dump.kdump.machine)
         (first, behind), page = dump.kdump.part, dump.kdump.block_size
         if not first <= behind <= _MAX_FRAMES:
             raise NotADump(f"{path}: its page frames {first:#x} to {behind:#x} make no sense", _COPY_AGAIN)
@@ -400,13 +407,16 @@ def _open_memory(
             raise NotADump(f"the VMCOREINFO given does not fit {path}: {problems[0]}", "is it of this boot?")
     else:
         try:
-            found = find_vmcoreinfo(layouts, what=path if forced or dump.format != "raw memory" else "it")
+            found = find_vmcoreinfo(layouts, what="it")
         except NotADump as error:
+            what, remedy = f"{path}: {error.what}", error.remedy
             if not layouts[0].complete:
-                raise NotADump(error.what, "the dump is truncated; copy it again whole") from None
-            if dump.format == "raw memory" and not forced:
-                raise NotADump(f"{path} is not a kernel dump: as raw memory, {error.what}", _READS) from None
-            raise
+                remedy = "the dump is truncated; copy it again whole"
+            elif isinstance(error, NotBelieved):
+                remedy = "is it whole? copy or take it again"
+            elif dump.format == "raw memory" and not forced:
+                what, remedy = f"{path} is not a kernel dump: as raw memory, {error.what}", _READS
+            raise NotADump(what, remedy) from None
         vmcoreinfo, right = found.text, found.layouts
     memory = _by_max_pfn(right, vmcoreinfo)
     if found is not None:
@@ -523,6 +533,18 @@ def read_small_file(path: str, option: str) -> bytes:
         if os.fstat(file.fileno()).st_size > _SMALL_FILE:
             raise NoSuchSource(f"{path} is too large for {option}", "is it the right file?")
         return file.read()
+
+
+def _open_dump(path: str) -> BinaryIO:
+    """As :func:`open_file`, but no pipes and devices: dumps are read here and there, and have an end."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        mode = 0  # Opening it says why.
+    if mode and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        kind = "pipe" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
+        raise NoSuchSource(f"{path} is a {kind}", "write its content to a file and name that")
+    return open_file(path)
 
 
 def open_file(path: str) -> BinaryIO:

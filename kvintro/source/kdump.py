@@ -24,6 +24,7 @@ _FLAT_END = b"\xff" * 16
 _MAX_RECORDS = 1 << 20
 _INCOMPLETE = 0x8  # DUMP_DH_COMPRESSED_INCOMPLETE, set by makedumpfile when the disk filled up
 # struct disk_dump_header: signature, version, utsname (6 x 65), padding, timeval; then these.
+_MACHINE = 12 + 4 * 65
 _STATUS = 424
 _HEADER = struct.Struct("<IiiII")  # status, block_size, sub_hdr_size, bitmap_blocks, max_mapnr
 # struct kdump_sub_header: phys_base, dump_level, split, start_pfn, end_pfn.
@@ -42,6 +43,7 @@ class Kdump(NamedTuple):
         exclusive; otherwise None.
     :ivar frames: how many page frames the machine has, holes included.
     :ivar block_size: bytes of a page.
+    :ivar machine: what the kernel called its architecture, empty where that was not written.
     :ivar dumped: bitmap of the page frames that are in this file, empty where it cannot be read.
     """
 
@@ -50,6 +52,7 @@ class Kdump(NamedTuple):
     part: Optional[Tuple[int, int]] = None
     frames: int = 0
     block_size: int = 4096
+    machine: str = ""
     dumped: bytes = b""
 
     @property
@@ -71,6 +74,7 @@ def examine_kdump(file: BinaryIO, size: int) -> Kdump:
     if len(head) < 4096:
         return Kdump(False)
     status, block_size, sub_blocks, bitmap_blocks, frames = _HEADER.unpack_from(head, _STATUS)
+    machine = head[_MACHINE : _MACHINE + 65].split(b"\0")[0].decode("ascii", "replace")
     complete = not status & _INCOMPLETE
     if flattened:
         complete = complete and size > _FLAT_HEADER_SIZE and read_at(file, size - 16, 16) == _FLAT_END
@@ -85,7 +89,7 @@ def examine_kdump(file: BinaryIO, size: int) -> Kdump:
         part = (first, behind) if split else None
     bitmap = bitmap_blocks * block_size // 2
     if not 0 <= bitmap <= _MAX_BITMAP:
-        return Kdump(complete, part=part, frames=frames)
+        return Kdump(complete, part=part, frames=frames, machine=machine)
     start = (1 + sub_blocks) * block_size
     if not flattened:
         head = read_at(file, 0, start + 2 * bitmap)
@@ -95,7 +99,7 @@ def examine_kdump(file: BinaryIO, size: int) -> Kdump:
         table = start + 2 * bitmap
         complete = complete and size >= table and _is_whole(file, size, table, count)
     left_out = max(0, _count_bits(exist) - count) * block_size
-    return Kdump(complete, left_out, part, frames, block_size, dumped)
+    return Kdump(complete, left_out, part, frames, block_size, machine, dumped)
 
 
 def within(bitmap: bytes, part: Optional[Tuple[int, int]]) -> bytes:

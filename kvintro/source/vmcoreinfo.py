@@ -48,6 +48,10 @@ class Found(NamedTuple):
     layouts: List[PhysicalMemory]
 
 
+class NotBelieved(NotADump):
+    """There is VMCOREINFO in memory, and the memory says otherwise or is not all there."""
+
+
 def candidates(pieces: Iterable[Piece]) -> Iterator[int]:
     """Physical addresses of pages that begin with a note of VMCOREINFO.
 
@@ -104,7 +108,7 @@ def find_vmcoreinfo(
         raise NotADump(f"no VMCOREINFO was found in {what}, so nothing tells which kernel it is", remedy)
     problem = next(iter(seen.values()))
     count = f"{len(seen)} were" if len(seen) > 1 else "one was"
-    raise NotADump(f"no VMCOREINFO in {what} can be believed ({count} found): {problem}", remedy)
+    raise NotBelieved(f"no VMCOREINFO in {what} can be believed ({count} found): {problem}", remedy)
 
 
 def why_not(read: ReadPhysical, text: bytes) -> Optional[str]:

@@ -129,7 +129,7 @@ def test_an_architecture_is_added_by_adding_a_file(monkeypatch: pytest.MonkeyPat
         "kvintro.arch",
         tmp_path,
         "class Toy:\n"
-        "    name, drgn_name, elf_machine, regions = 'toy', 'UNKNOWN', 9999, ()\n"
+        "    name, drgn_name, elf_machine, machine, regions = 'toy', 'UNKNOWN', 9999, 'toy', ()\n"
         "ARCHITECTURE = Toy()\n",
     )
     assert arch.by_elf_machine(9999).name == "toy"

@@ -34,7 +34,14 @@ SYMBOLS: List[Tuple[str, int, str]] = sorted(
 )
 VMCOREINFO = {"_stext": TEXT, "init_uts_ns": END - 0x1000, "swapper_pg_dir": END - 0x2000}
 # Every kind of table there has been on x86-64.
-KINDS = ["addresses", "offsets first", "sequence between", "offsets last", "place-relative"]
+KINDS = [
+    "addresses",
+    "offsets from the base",
+    "offsets first",
+    "sequence between",
+    "offsets last",
+    "place-relative",
+]
 
 
 class Image:
@@ -50,6 +57,10 @@ class Image:
         self.align = 4 if kind == "place-relative" else 8
         if kind == "addresses":
             self.put(struct.pack(f"<{len(symbols)}Q", *(address for _, address, _ in symbols)))
+        elif kind == "offsets from the base":
+            # Without CONFIG_SMP all of them count from the lowest address.
+            self.put(struct.pack(f"<{len(symbols)}I", *(address - TEXT for _, address, _ in symbols)))
+            self.put(struct.pack("<Q", TEXT))
         elif kind in ("offsets first", "sequence between"):
             self.put_offsets()
         self.put(struct.pack("<I", len(symbols)))

@@ -49,6 +49,31 @@ def test_a_directory(complaint: Complaint, tmp_path: Path) -> None:
     assert complaint("-c", str(tmp_path))[:2] == (3, f"{tmp_path} is a directory")
 
 
+def test_devices_and_pipes(complaint: Complaint, tmp_path: Path) -> None:
+    for path in ("/dev/null", "/dev/zero"):
+        assert complaint("-c", path) == (
+            3,
+            f"{path} is a device",
+            "write its content to a file and name that",
+        )
+    os.mkfifo(tmp_path / "pipe")
+    assert complaint("-c", str(tmp_path / "pipe"))[1].endswith("is a pipe")
+
+
+@pytest.mark.parametrize("form", ["elf", "kdump", "lime", "avml"])
+@pytest.mark.parametrize("content", [b"x" * 100, elf_core(notes=note()), b"KDUMP   " + bytes(5000)])
+def test_a_format_that_it_is_not(complaint: Complaint, tmp_path: Path, form: str, content: bytes) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    if not content.startswith({"elf": b"\x7fELF", "kdump": b"KDUMP"}.get(form, b"none")):
+        code, what, hint = complaint("-c", str(path), "--format-in", form)
+        assert (code, what.endswith(f"does not begin as {form} does"), "--format-in" in hint) == (
+            3,
+            True,
+            True,
+        )
+
+
 @pytest.mark.parametrize(
     ("content", "what", "hint"),
     [
@@ -60,6 +85,13 @@ def test_a_directory(complaint: Complaint, tmp_path: Path) -> None:
         (b"\x7fELF\x02\x01\x01", "ends within the ELF header", "truncated"),
         (elf_core()[:70], "ends within the program headers", "truncated"),
         (elf_core(notes=note(), machine=183), "another architecture (aarch64)", "x86-64"),
+        (
+            b"KDUMP   ".ljust(272, b"\0")
+            + b"aarch64".ljust(156, b"\0")
+            + struct.pack("<iiI", 4096, 1, 2).ljust(9000, b"\0"),
+            "another architecture (aarch64)",
+            "x86-64",
+        ),
         (elf_core(kind=2), "an ELF file but no core dump", "-s"),
         (b"\x7fELF\x01\x01\x01" + bytes(100), "32-bit or big-endian", "64-bit"),
         (elf_core(notes=[("CORE", 3, bytes(136))]), "of a program, not of a kernel", "kdump"),
