@@ -13,8 +13,20 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
+import sys
 import time
-from typing import TYPE_CHECKING, Any, Dict, List, Optional, Union
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    Dict,
+    Iterator,
+    List,
+    Optional,
+    Sequence,
+    TypeVar,
+    Union,
+)
 
 from kvintro.errors import Unavailable
 
@@ -24,6 +36,8 @@ if TYPE_CHECKING:
     from kvintro.kernel import Kernel
     from kvintro.model import Report, Stream
 
+T = TypeVar("T")
+
 #: Other names that people know a command by; ``args.command`` says which was used.
 ALIASES: Dict[str, str] = {"vtop": "translate", "ptov": "translate"}
 
@@ -31,6 +45,24 @@ ALIASES: Dict[str, str] = {"vtop": "translate", "ptov": "translate"}
 def command_names() -> List[str]:
     """Names of all subcommands."""
     return [info.name for info in pkgutil.iter_modules(__path__)]
+
+
+def watched(items: Sequence[T], unit: str, name: Callable[[T], str] = str) -> Iterator[T]:
+    """The items, with a bar on a terminal's standard error while they are dealt with, if that takes longer
+    than a second.
+
+    :param unit: what one item is called.
+    :param name: what to show beside the bar while an item is at work.
+    """
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    from tqdm import tqdm
+
+    with tqdm(items, delay=1, leave=False, file=sys.stderr, unit=unit) as bar:
+        for item in bar:
+            bar.set_postfix_str(name(item))
+            yield item
 
 
 def load_command(name: str) -> Any:

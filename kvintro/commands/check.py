@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from typing import TYPE_CHECKING, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from kvintro.commands import watched
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel
     from kvintro.model import Report
-    from kvintro.queries.audit import Check
 
 HELP = "the kernel against itself: bounds, rights, lists, struct pages, and /proc where it runs"
 EXAMPLES = """\
@@ -31,14 +31,4 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
     """The report."""
     from kvintro.reports.check import check
 
-    return check(kernel, progress=_progress)
-
-
-def _progress(rules: Sequence[Check]) -> Iterable[Check]:
-    if not sys.stderr.isatty():
-        return rules
-    from tqdm import tqdm
-
-    # Shown only if it takes longer than a second.
-    bar: Iterable[Check] = tqdm(rules, delay=1, leave=False, file=sys.stderr, unit="rule")
-    return bar
+    return check(kernel, progress=lambda rules: watched(rules, "rule", lambda rule: rule.key))

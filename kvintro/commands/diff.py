@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, Iterator, Optional, Sequence
+
+from kvintro.commands import watched
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel
@@ -55,9 +57,13 @@ def run(kernel: Optional[Kernel], args: argparse.Namespace) -> Report:
         b = _side(args.b, args)
     else:
         assert kernel is not None
-        b = side_of_kernel(kernel, kernel.source.label)
+        b = side_of_kernel(kernel, kernel.source.label, progress=_progress)
     report = diff(a, b, everything=args.everything)
     return dataclasses.replace(report, negative=args.exit_code and not report.extra["same"])
+
+
+def _progress(parts: Sequence[str]) -> Iterator[str]:
+    return watched(parts, "part")
 
 
 def _side(path: str, args: argparse.Namespace) -> Any:
@@ -72,4 +78,4 @@ def _side(path: str, args: argparse.Namespace) -> Any:
         saved = False  # Opening it as a dump says what is wrong.
     if saved:
         return side_of_json(path)
-    return side_of_kernel(open_kernel(Request(core=path, types=args.types)), path)
+    return side_of_kernel(open_kernel(Request(core=path, types=args.types)), path, progress=_progress)

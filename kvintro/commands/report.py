@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from kvintro.commands import watched
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel
@@ -35,17 +37,4 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
         raise UsageError(
             "a page is nothing for a terminal", "name a file for it: kvintro report -o FILE.html"
         )
-    return full(kernel, progress=_progress)
-
-
-def _progress(titles: Sequence[str]) -> Iterator[str]:
-    if not sys.stderr.isatty():
-        yield from titles
-        return
-    from tqdm import tqdm
-
-    # Shown only if it takes longer than a second.
-    with tqdm(titles, delay=1, leave=False, file=sys.stderr, unit="section") as bar:
-        for title in bar:
-            bar.set_postfix_str(title)
-            yield title
+    return full(kernel, progress=lambda titles: watched(titles, "section"))

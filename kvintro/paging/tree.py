@@ -175,6 +175,7 @@ class Tree:
     def ranges(self, start: int, end: int) -> Ranges:
         """The addresses from start to end (inclusive, both canonical, in one half) cut into ranges."""
         geometry = self._geometry
+        self._repeated = 0  # of one answer: asked again, all of a tree was met before
         table, level, rights = self._root, geometry.levels, USER | RW
         first, last = geometry.index(start, level), geometry.index(end, level)
         # As long as one entry spans all of it, its siblings need not be looked at.

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from kvintro.errors import KvintroError, NotADump, Unavailable
 from kvintro.kernel import Kernel
@@ -117,30 +117,31 @@ _REGIONS = (
 )
 
 
-def side_of_kernel(kernel: Kernel, label: str) -> Side:
-    """What a kernel shows now."""
+def side_of_kernel(
+    kernel: Kernel,
+    label: str,
+    *,
+    progress: Callable[[Sequence[str]], Iterable[str]] = lambda parts: parts,
+) -> Side:
+    """What a kernel shows now.
+
+    :param progress: is handed the names of what is read, and iterated over while that is done.
+    """
     missing: List[str] = []
-
-    def attempt(what: str, read: Callable[[], Any]) -> Any:
-        try:
-            return read()
-        except KvintroError as error:
-            missing.append(f"{what}: {error.what}")
-            return None
-
+    found: Dict[str, Any] = {}
     table = layout(kernel, holes=False)
+    for key in progress(list(_PARTS)):
+        name, read = _PARTS[key]
+        try:
+            found[key] = read(kernel)
+        except KvintroError as error:
+            missing.append(f"{name}: {error.what}")
     return Side(
         label=label,
         identity=vars_of(kernel.identity),
         regions={row.key: _facts(row) for row in table.tables[0].rows},
-        rights=attempt("rights", lambda: _rights(kernel)),
-        callers=attempt("vmalloc areas", lambda: _callers(kernel)),
-        modules=attempt("modules", lambda: _modules(kernel)),
-        types=attempt("page types", lambda: _types(kernel)),
-        options=attempt("boot options", lambda: options(kernel)),
-        rules=attempt("rules", lambda: _rules(kernel)),
-        config=attempt("build options", lambda: _config(kernel)),
         missing=missing,
+        **found,
     )
 
 
@@ -198,6 +199,18 @@ def _rules(kernel: Kernel) -> Mapping[str, Tuple[str, str]]:
 def _config(kernel: Kernel) -> Mapping[str, str]:
     rows = explain(kernel, everything=True).tables[0].rows
     return {d.name: d.here for row in rows for d in row.definitions if d.kind == "config" and d.here}
+
+
+#: What is compared beside the regions: what it is called when it is missing, and how it is read.
+_PARTS: Mapping[str, Tuple[str, Callable[[Kernel], Any]]] = {
+    "rights": ("rights", _rights),
+    "callers": ("vmalloc areas", _callers),
+    "modules": ("modules", _modules),
+    "types": ("page types", _types),
+    "options": ("boot options", options),
+    "rules": ("rules", _rules),
+    "config": ("build options", _config),
+}
 
 
 def side_of_json(path: str) -> Side:

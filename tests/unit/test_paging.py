@@ -293,3 +293,17 @@ def test_bulk_takes_nothing_and_refuses_a_matrix() -> None:
     assert len(translator.translate(numpy.array([], numpy.uint64)).physical) == 0
     with pytest.raises(ValueError, match="dimension"):
         translator.translate(numpy.zeros((2, 2), numpy.uint64))
+
+
+def test_asking_the_same_tree_again_is_no_repetition_of_tables() -> None:
+    """What was met in one answer does not use up what the next one may repeat."""
+    memory = Memory()
+    memory.map(0xFFFF888000000000, 0x200000)
+    (entry,) = (e for e in range(256, 512) if memory.read(memory.root + 8 * e, 8) != bytes(8))
+    memory.write(memory.root + 8 * 300, memory.read(memory.root + 8 * entry, 8))
+    tree = Tree(memory.read, GEOMETRY[4], memory.root)
+    tree.REPEATED_LIMIT = 16
+    first = list(tree.ranges(0xFFFF800000000000, (1 << 64) - 1))
+    for _ in range(20):
+        assert len(list(tree.ranges(0xFFFF800000000000, (1 << 64) - 1))) == len(first)
+    assert not tree.limited

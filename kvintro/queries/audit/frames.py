@@ -113,7 +113,8 @@ def free_pages(kernel: Kernel) -> Verdict:
     count = 0
     for name, root, where, mask in _stretches(kernel):
         own = root == kernel.root.value
-        ranges = (kernel.kernel_ranges if own else kernel.tree(root).ranges(where.start, where.end)).clip(
+        # A tree that was walked before takes all that it meets again for repeated.
+        ranges = (kernel.kernel_ranges if own else kernel.new_tree(root).ranges(where.start, where.end)).clip(
             where.start, where.end
         )
         # The same tables again (espfix, KASAN's shadow) have the same pages again.

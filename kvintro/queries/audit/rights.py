@@ -113,7 +113,7 @@ def firmware(kernel: Kernel) -> Verdict:
         return Verdict("not-applicable", found.reason)
     part = _place_of(kernel, "efi")
     (root,) = region.roots(kernel)
-    ranges = kernel.tree(root.table).ranges(part.start, part.end)
+    ranges = kernel.new_tree(root.table).ranges(part.start, part.end)
     places = _where(ranges, part, _WRITABLE_AND_EXECUTABLE)
     return conclude(places, _unread(ranges, [part]), "the EFI region of efi_mm")
 
@@ -165,7 +165,9 @@ def region_rights(kernel: Kernel) -> Verdict:
         looked.append(region.name)
         for root in region.roots(kernel):
             own = root.table == kernel.root.value
-            ranges = kernel.kernel_ranges if own else kernel.tree(root.table).ranges(place.start, place.end)
+            ranges = (
+                kernel.kernel_ranges if own else kernel.new_tree(root.table).ranges(place.start, place.end)
+            )
             unread = unread or _unread(ranges, [place])
             findings += [
                 replace(finding, what=f"{region.name}: {finding.what}")
@@ -226,7 +228,7 @@ def user_half(kernel: Kernel) -> Verdict:
     if not kernel.pti.value:
         return Verdict("not-applicable", f"page-table isolation is off ({kernel.pti.provenance})")
     half = AddressRange(kernel.geometry.guard_hole.end + 1, ALL)
-    ranges = kernel.tree(kernel.root.value | PTI_USER_ROOT_BIT).ranges(half.start, half.end)
+    ranges = kernel.new_tree(kernel.root.value | PTI_USER_ROOT_BIT).ranges(half.start, half.end)
     allowed = list(_cloned(kernel))
     text = _image_text(kernel)
     places = []
