@@ -16,9 +16,11 @@ import resource
 import select
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 from kvintro.errors import KvintroError
@@ -38,6 +40,8 @@ class Target:
     name: str
     #: Cases in the tier that every change is tested with.
     cases: int
+    #: Room for files, which is gone when all cases are run, whatever became of the processes.
+    scratch: Path
 
     def prepare(self) -> None:
         """What all cases of a process share."""
@@ -85,6 +89,12 @@ def generator(target: Target, seed: int, number: int) -> random.Random:
 
 def run(target: Target, count: int, seed: int, workers: int = 2) -> Outcome:
     """Run cases 0 to ``count`` - 1."""
+    with tempfile.TemporaryDirectory(prefix="kvintro-fuzz-") as scratch:
+        target.scratch = Path(scratch)
+        return _run(target, count, seed, workers)
+
+
+def _run(target: Target, count: int, seed: int, workers: int) -> Outcome:
     outcome = Outcome()
     running = [_Worker(target, range(first, count, workers), seed) for first in range(workers)]
     while running:

@@ -265,8 +265,7 @@ class _File(Target):
     """A damaged file, opened by the command line."""
 
     def prepare(self) -> None:
-        self._directory = tempfile.TemporaryDirectory(prefix="kvintro-fuzz-")
-        self.path = Path(self._directory.name) / "core"
+        self.path = Path(tempfile.mkdtemp(dir=self.scratch)) / "core"
 
     def ask(self, chosen: random.Random) -> None:
         """Ask the file for something."""
