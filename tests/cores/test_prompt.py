@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
+import pty
 import subprocess
 import sys
 from contextlib import redirect_stdout
@@ -127,6 +130,34 @@ def test_stock_drgn_loads_the_plugin(core: Core) -> None:
     )
     assert done.stderr == ""
     assert "mapped" in done.stdout
+
+
+def test_a_session_of_stock_drgn(core: Core, k: PromptKernel, tmp_path: Path) -> None:
+    """``drgn -c CORE`` on a terminal, as anybody starts it: an entry point brings the command."""
+    ours, theirs = pty.openpty()
+    session = subprocess.Popen(
+        [sys.executable, "-m", "drgn", "--architecture", "x86_64", "-c", str(core.path)],
+        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "TERM": "dumb"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    lines = ("%kvintro translate init_task | tail -1", "hex(_.physical)", "%kvintro no_such", "quit()")
+    os.write(ours, "".join(f"{line}\n" for line in lines).encode())
+    said = b""
+    with contextlib.suppress(OSError):  # which is how the end of a terminal is read
+        while part := os.read(ours, 1 << 16):
+            said += part
+    os.close(ours)
+    assert session.wait(timeout=60) == 0
+    text = said.decode()
+    row = k.translate("init_task")[0]
+    assert f"{row.virtual:016x}  {row.physical:016x}" in text
+    assert f"'{int(row.physical):#x}'" in text
+    assert "invalid choice: 'no_such'" in text
+    assert "Traceback" not in text
 
 
 # The Python API
