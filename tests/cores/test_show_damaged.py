@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""`show` on structures that were spoiled, where the tests of a region do not spoil them themselves: what can be
-had is shown, a note says what is missing, the exit code is 4, and it ends."""
+"""`show` on structures that were spoiled, where the tests of a region do not spoil them themselves: what can
+be had is shown, a note says what is missing, the exit code is 4, and it ends."""
 
 from __future__ import annotations
 
