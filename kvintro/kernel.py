@@ -388,7 +388,16 @@ class Kernel:
                 migration=3 if self.has_symbol("remove_migration_ptes") else 0,
                 hwpoison=self.has_symbol("memory_failure"),
             )
-        return Dialect(57 if shadow_stacks else 58, swap_types)
+        return Dialect(
+            57 if shadow_stacks else 58,
+            swap_types,
+            # Both went with "mm: remove devmap related functions and page table bits" and its series (6.17).
+            devmap=self.has_symbol("devmap_managed_key"),
+            # arch/x86/mm/pat/set_memory.c, the one reader of _PAGE_KERNEL_4K.
+            kernel_4k=self.has_symbol("collapse_large_pages"),
+            # include/linux/userfaultfd_k.h of 7.3, where _PAGE_UFFD_WP became _PAGE_UFFD.
+            uffd="UFFD" if self.has_symbol("userfaultfd_rwp") else "UFFD_WP",
+        )
 
     # Regions
 

@@ -96,10 +96,17 @@ class Dialect:
 
     :ivar softw4_bit: 57, or 58 before shadow stacks took that bit (6.6); None if not known.
     :ivar swap_types: special swap types; None if not known.
+    :ivar devmap: whether SOFTW4 of a user page says DEVMAP (before 6.17).
+    :ivar kernel_4k: whether SOFTW3 of a kernel page says that it must not become part of a large one (7.x).
+    :ivar uffd: what userfaultfd's bit, SOFTW2 of a user page, is called: UFFD where it also marks pages that
+        may not be read either (7.x).
     """
 
     softw4_bit: Optional[int] = None
     swap_types: Optional[SpecialSwapTypes] = None
+    devmap: bool = False
+    kernel_4k: bool = False
+    uffd: str = "UFFD_WP"
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,7 @@ class Swap:
     :ivar kind: ``swap``, a special type's name, or None where the kernel's build decides and is not known.
     :ivar offset: page in the swap file; for special types what they keep.
     :ivar pfn: page frame, of types that keep one.
-    :ivar flags: EXCLUSIVE, SOFT_DIRTY, UFFD_WP; YOUNG and DIRTY of migration entries.
+    :ivar flags: EXCLUSIVE, SOFT_DIRTY, UFFD_WP or UFFD; YOUNG and DIRTY of migration entries.
     """
 
     type: int
@@ -230,7 +237,7 @@ def _swapped(value: int, level: int, geometry: X86Geometry, half: str, dialect: 
     offset = (~value & ALL) << SWP_TYPE_BITS & ALL
     offset >>= SWP_OFFSET_FIRST_BIT + SWP_TYPE_BITS
     bits: Dict[int, str] = {}
-    for bit, name in ((1, "SWP_SOFT_DIRTY"), (2, "SWP_UFFD_WP"), (3, "SWP_EXCLUSIVE")):
+    for bit, name in ((1, "SWP_SOFT_DIRTY"), (2, f"SWP_{dialect.uffd}"), (3, "SWP_EXCLUSIVE")):
         if value >> bit & 1:
             bits[bit] = name
     for bit in (*range(4, SWP_OFFSET_FIRST_BIT),):
@@ -275,7 +282,11 @@ def _bits(
         GLOBAL: "GLOBAL" if value & PRESENT else "PROTNONE",
         NX: "NX",
     }
-    soft = ("SPECIAL", "UFFD_WP", "SOFT_DIRTY") if leaf and half == "user" else ("SOFTW1", "SOFTW2", "SOFTW3")
+    soft = ("SOFTW1", "SOFTW2", "SOFTW3")
+    if leaf and half == "user":
+        soft = ("SPECIAL", dialect.uffd, "SOFT_DIRTY")
+    elif leaf and dialect.kernel_4k:
+        soft = ("SOFTW1", "SOFTW2", "KERNEL_4K")
     names.update(zip((SOFTW1, SOFTW2, SOFTW3), soft))
     if leaf and level > 1:
         names[PAT_LARGE] = "PAT_LARGE"
@@ -299,12 +310,13 @@ def _software_4_and_5(
     level: int, geometry: X86Geometry, half: str, dialect: Dialect, *, leaf: bool
 ) -> Dict[int, str]:
     user_page = leaf and half == "user"
+    fourth = "DEVMAP" if user_page and dialect.devmap else "SOFTW4"
     if dialect.softw4_bit == 58:
-        return {1 << 58: "DEVMAP" if user_page else "SOFTW4"}
+        return {1 << 58: fourth}
     fifth = "SOFTW5"
     if dialect.softw4_bit == 57:
         if user_page:
             fifth = "SAVED_DIRTY"
         elif level == geometry.levels:
             fifth = "NOPTISHADOW"
-    return {1 << 57: "DEVMAP" if user_page and dialect.softw4_bit else "SOFTW4", 1 << 58: fifth}
+    return {1 << 57: fourth, 1 << 58: fifth}

@@ -225,6 +225,24 @@ def test_every_input_form_is_understood(kernel: Kernel) -> None:
     assert set(FORMS) == {"virtual", "physical", "pfn", "page"}
 
 
+# What pgtable_types.h (arch/x86) of Debian's linux-source packages has: the bit of SOFTW4, whether it is
+# DEVMAP, whether there is _PAGE_KERNEL_4K, and the name of userfaultfd's bit.
+ENTRY_BITS = {
+    "5.10.": (58, True, False, "UFFD_WP"),
+    "6.1.": (58, True, False, "UFFD_WP"),
+    "6.12.": (57, True, False, "UFFD_WP"),
+    "7.3.": (57, False, True, "UFFD"),
+}
+
+
+def test_entries_are_read_as_that_kernel_writes_them(core: Core, kernel: Kernel) -> None:
+    if core.meta["oracle"]:
+        pytest.skip("without CONFIG_FS_DAX nothing tells whether there is DEVMAP")
+    expected = next(bits for series, bits in ENTRY_BITS.items() if core.meta["release"].startswith(series))
+    dialect = kernel.entry_dialect
+    assert (dialect.softw4_bit, dialect.devmap, dialect.kernel_4k, dialect.uffd) == expected
+
+
 def test_user_half_of_isolated_tables(kernel: Kernel) -> None:
     if not kernel.pti.value:
         with pytest.raises(UsageError):

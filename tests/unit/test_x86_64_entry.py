@@ -77,11 +77,14 @@ def test_software_bits_have_the_names_of_their_half() -> None:
 @pytest.mark.parametrize(
     ("dialect", "bit", "level", "name"),
     [
-        (Dialect(57), 57, 1, "DEVMAP"),
+        (Dialect(57, devmap=True), 57, 1, "DEVMAP"),
+        (Dialect(57), 57, 1, "SOFTW4"),
+        (Dialect(57), 10, 1, "UFFD_WP"),
+        (Dialect(57, uffd="UFFD"), 10, 1, "UFFD"),
         (Dialect(57), 58, 1, "SAVED_DIRTY"),
         (Dialect(57), 58, 4, "NOPTISHADOW"),
         (Dialect(57), 58, 3, "SOFTW5"),
-        (Dialect(58), 58, 1, "DEVMAP"),
+        (Dialect(58, devmap=True), 58, 1, "DEVMAP"),
         (Dialect(58), 57, 1, "bit 57"),
         (Dialect(), 57, 1, "SOFTW4"),
         (Dialect(), 58, 1, "SOFTW5"),
@@ -89,6 +92,15 @@ def test_software_bits_have_the_names_of_their_half() -> None:
 )
 def test_bits_that_moved(dialect: Dialect, bit: int, level: int, name: str) -> None:
     assert name in decode(0x5000 | 5 | 1 << bit, level, FOUR, dialect=dialect).flags
+
+
+def test_pages_that_stay_small() -> None:
+    """_PAGE_KERNEL_4K shares its bit with user mode's SOFT_DIRTY."""
+    dialect = Dialect(57, kernel_4k=True)
+    assert "KERNEL_4K" in decode(0x5863, 1, FOUR, dialect=dialect).flags
+    assert "SOFT_DIRTY" in decode(0x5867, 1, FOUR, dialect=dialect).flags
+    assert "SOFTW3" in decode(0x5863, 2, FOUR, dialect=dialect).flags
+    assert "SOFTW3" in decode(0x5863, 1, FOUR).flags
 
 
 def test_encryption_bit_is_a_flag() -> None:

@@ -55,8 +55,10 @@ def test_walks_are_those_of_crash(core: Core, kernel: Kernel) -> None:
     vmlinux = CACHE / "dbg" / core.truth("release").strip() / "vmlinux"
     if not vmlinux.exists():
         pytest.skip(f"there is no {vmlinux.name} of this kernel in the lab's cache")
-    if not core.meta["release"].startswith(("6.1.", "6.12.")) or core.meta["levels"] != 4:
-        pytest.skip("crash does not read this kernel, or prints another walk with five levels")
+    if not core.meta["release"].startswith(("5.10.", "6.1.", "6.12.")):
+        pytest.skip("crash 9.0.2 does not read this kernel: it ends while it starts")
+    if not core.meta["kaslr"] or not core.meta["pti"] or core.meta["efi"]:
+        pytest.skip("one core of each kernel and number of levels is enough: crash takes its time")
     chosen = random.Random(5)
     ranges = [(start, end) for start, end, key in kernel.kernel_ranges if key & PRESENT]
     holes = [(start, end) for start, end, key in kernel.kernel_ranges if not key & PRESENT]
@@ -72,13 +74,15 @@ def test_walks_are_those_of_crash(core: Core, kernel: Kernel) -> None:
         if found.root != "init_top_pgt":
             continue
         ours = [step.value for step in found.walk]
-        # crash ends a walk at the first entry that is 0 and does not always print it.
+        # crash ends a walk at the first entry that is 0 and does not always print it. The root's entry is its
+        # PAGE DIRECTORY, with four levels and with five.
         assert values == [value for value in ours if value is not None][: len(values)], hex(address)
         if page is None:
             assert found.state == "unmapped", hex(address)
             continue
         mapped += 1
         if found.state == "mapped":
+            assert len(values) == len(ours), hex(address)
             assert found.physical is not None and found.page_size is not None
             assert found.physical & -found.page_size == page & -found.page_size, hex(address)
         else:
