@@ -221,7 +221,7 @@ class Modules(Region):
 
     def contents(self, kernel: Kernel, asked: Asked) -> Contents:
         """Modules by kind of memory, code that was made at run time, and what is free."""
-        from kvintro.regions.vmalloc import GAP_COLUMNS, Areas, gaps_between
+        from kvintro.regions.vmalloc import GAP_COLUMNS, Areas, by_caller, gaps_between
 
         need_types(kernel, "modules")
         found = kernel.locate(self)
@@ -270,6 +270,7 @@ class Modules(Region):
         ]
         if cache:
             tables.append(Table("cache", _CACHE_COLUMNS, cache, "cache of executable memory"))
+        tables.append(by_caller(areas, "allocated by"))
         tables.append(Table("gaps", GAP_COLUMNS, gaps, "free gaps"))
         return Contents(tables, totals, notes, partial=bool(damage))
 

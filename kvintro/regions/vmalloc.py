@@ -201,12 +201,7 @@ class Vmalloc(Region):
         return Contents(
             (
                 Table("areas", AREA_COLUMNS, rows),
-                Table(
-                    "by_caller",
-                    (Column("name", "caller"), *_SUM_COLUMNS),
-                    _sums(rows, _function),
-                    "by caller",
-                ),
+                by_caller(rows, "by caller"),
                 Table("by_kind", (Column("name", "kind"), *_SUM_COLUMNS), _sums(rows, _kind), "by kind"),
                 Table("gaps", GAP_COLUMNS, gaps, "free gaps"),
             ),
@@ -577,6 +572,11 @@ def gaps_between(where: AddressRange, rows: Sequence[AreaRow]) -> List[GapRow]:
 
 def _gap(start: int, end: int, behind: Optional[str]) -> GapRow:
     return GapRow(Address(start), Address(end), Size(end - start + 1), behind)
+
+
+def by_caller(rows: Sequence[AreaRow], title: str) -> Table:
+    """Areas of each function that allocates them together."""
+    return Table("by_caller", (Column("name", "caller"), *_SUM_COLUMNS), _sums(rows, _function), title)
 
 
 def _function(row: AreaRow) -> str:

@@ -103,6 +103,8 @@ def test_free_space(core: Core, modules: Any) -> None:
             theirs.append((start, end))
     assert modules["totals"]["allocated"] == sum(end - start for start, end in theirs)
     assert modules["totals"]["free"] == modules["region"]["size"] - modules["totals"]["allocated"]
+    assert sum(row["size"] for row in modules["by_caller"]) == modules["totals"]["allocated"]
+    assert sum(row["areas"] for row in modules["by_caller"]) == len(theirs)
 
 
 def test_names_of_code_in_modules(core: Core, kernel: Kernel, modules: Any) -> None:

@@ -21,6 +21,7 @@ from kvintro.structures import (
     plain_text,
     text_at,
     tree_entries,
+    xarray_entries,
 )
 
 BASE = 0xFFFF_8880_0000_0000
@@ -94,7 +95,14 @@ class Memory:
             [member(range_64, "mr64", 0), member(arange_64, "ma64", 0), member(array(void, 31), "slot", 64)],
         )
         tree = prog.struct_type("maple_tree", 16, [member(word, "ma_flags", 0), member(void, "ma_root", 64)])
-        return {t.tag: t for t in (links, node, entry, range_64, arange_64, maple, tree) if t.tag is not None}
+        # As in include/linux/xarray.h, with what the walk does not read left away.
+        byte = prog.int_type("unsigned char", 1, False)
+        xarray = prog.struct_type("xarray", 16, [member(word, "xa_flags", 0), member(void, "xa_head", 64)])
+        xa_node = prog.struct_type(
+            "xa_node", 552, [member(byte, "shift", 0), member(array(void, 64), "slots", 320)]
+        )
+        made = (links, node, entry, range_64, arange_64, maple, tree, xarray, xa_node)
+        return {t.tag: t for t in made if t.tag is not None}
 
     def read(self, address: int, size: int) -> bytes:
         try:
@@ -359,3 +367,72 @@ def test_damage_is_told_once_with_a_count() -> None:
     for number in range(40):
         damage.add(f"trouble {number}")
     assert len(damage.notes) == 21
+
+
+def an_xarray(entries: "dict[int, int]") -> Memory:
+    """An array of entries by index, in nodes of 64 slots as lib/xarray.c lays them out."""
+    memory = Memory()
+    count = 0
+
+    def build(low: int, shift: int) -> int:
+        nonlocal count
+        at = BASE + 0x1000 + 576 * count
+        count += 1
+        memory.data[at - BASE] = shift
+        for slot in range(64):
+            first = low + (slot << shift)
+            inside = [index for index in entries if first <= index < first + (1 << shift)]
+            if inside:
+                memory.put(at + 40 + 8 * slot, build(first, shift - 6) if shift else entries[first])
+        return at | 2
+
+    if set(entries) == {0}:
+        memory.put(BASE + 8, entries[0])
+    elif entries:
+        shift = 0
+        while max(entries) >> shift + 6:
+            shift += 6
+        memory.put(BASE + 8, build(0, shift))
+    return memory
+
+
+def xarray(memory: Memory) -> "tuple[list[tuple[int, int, int]], Damage]":
+    damage = Damage()
+    return list(xarray_entries(memory.kernel, BASE, damage, "the array", limit=1000)), damage
+
+
+@given(st.dictionaries(st.integers(0, 100_000), st.integers(0, 1 << 40), max_size=20))
+def test_a_whole_xarray(chosen: "dict[int, int]") -> None:
+    # Values have bit 0 set (xa_mk_value).
+    entries = {index: value << 1 | 1 for index, value in chosen.items()}
+    found, damage = xarray(an_xarray(entries))
+    assert found == [(index, index, entry) for index, entry in sorted(entries.items())]
+    assert not damage
+
+
+def test_a_large_entry_of_an_xarray() -> None:
+    """Four pages together: the others name the first's slot (xa_mk_sibling), times 4 and 2 for internal."""
+    memory = an_xarray({8: 0x71, 100: 0x73})
+    inner = int(memory.kernel.read(BASE + 0x1000 + 40, 8)[::-1].hex(), 16) & ~2
+    memory.put(inner + 40 + 8 * 9, *[8 << 2 | 2] * 3)
+    found, damage = xarray(memory)
+    assert found == [(index, index, 0x71) for index in (8, 9, 10, 11)] + [(100, 100, 0x73)]
+    assert not damage
+
+
+@given(st.lists(st.tuples(st.integers(0, 600), st.integers(0, (1 << 64) - 1)), min_size=1, max_size=5))
+@settings(max_examples=50)
+def test_a_spoiled_xarray_ends(spoiled: "list[tuple[int, int]]") -> None:
+    memory = an_xarray({index * 70: 0x11 for index in range(60)})
+    for word, value in spoiled:
+        memory.put(BASE + 0x1000 + 8 * word, value)
+    for first, last, _ in xarray(memory)[0]:
+        assert first <= last
+
+
+def test_an_xarray_that_is_a_circle() -> None:
+    memory = an_xarray({0: 0x11, 5000: 0x13})
+    memory.put(BASE + 0x1000 + 40 + 16, BASE + 0x1000 | 2)
+    found, damage = xarray(memory)
+    assert found == [(0, 0, 0x11), (5000, 5000, 0x13)]
+    assert "circle" in damage.notes[0]
