@@ -224,7 +224,9 @@ def _title(report: Report) -> str:
 
 
 def _subtitle(report: Report) -> str:
-    parts = [part for part in report.head[1].split("   ") if part] if len(report.head) > 1 else []
+    # With a kernel the first line says what the title does; without one (diff) each line is a kernel's.
+    lines = report.head[1:2] if report.kernel is not None else report.head
+    parts = [part.strip() for line in lines for part in line.split("   ") if part.strip()]
     if report.kernel is not None and report.kernel.build_id:
         parts.append(f"build id {report.kernel.build_id}")
     return " \u00b7 ".join(_clean(part) for part in parts)

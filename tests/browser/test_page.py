@@ -10,6 +10,7 @@ import pytest
 from kvintro.kernel import Kernel, open_kernel
 from kvintro.model import Report
 from kvintro.render import render
+from kvintro.reports.diff import diff, side_of_kernel
 from kvintro.reports.report import full
 from kvintro.source import Request
 from tests.conftest import VMCORES
@@ -215,6 +216,17 @@ def test_dark_and_print(opened: Opened, page: str) -> None:
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
     assert len(browser.execute_cdp_cmd("Page.printToPDF", {})["data"]) > 50000
+
+
+def test_a_page_without_a_map(opened: Opened) -> None:
+    """Two kernels compared: both are named, and there are no addresses to look up."""
+    debian = open_kernel(Request(core=str(VMCORES / "debian-6.12" / "core.kdump")))
+    report = diff(side_of_kernel(debian, "one.core"), side_of_kernel(debian, "two.core"))
+    browser = opened(render(report, "html"))
+    head = browser.find_element("css selector", "main .subtitle").text
+    assert "one.core" in head
+    assert "two.core" in head
+    assert not browser.find_element("id", "lookup").is_displayed()
 
 
 def test_a_hostile_dump(opened: Opened, report: Report) -> None:
