@@ -14,11 +14,14 @@ import json
 import re
 import sys
 import tempfile
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+import drgn  # noqa: E402
 
 from kvintro.errors import KvintroError  # noqa: E402
 from kvintro.kernel import Kernel, open_kernel  # noqa: E402
@@ -61,8 +64,18 @@ def _kdump(path: Path, *, note: bool, flat: bool) -> bytes:
     return files.flattened(bytes(data), 1 << 16) if flat else bytes(data)
 
 
-def _made(directory: Path) -> Dict[str, Callable[[Path], None]]:
-    """What each column's file is made by."""
+def _split(plain: Path, target: Path, frames: int) -> List[str]:
+    """In three parts."""
+    bounds = [0, frames // 3 | 1, frames // 3 * 2 | 1, 1 << 20]
+    parts = []
+    for number, data in enumerate(files.split(plain.read_bytes(), bounds)):
+        parts.append(f"{target}.{number}")
+        Path(parts[-1]).write_bytes(data)
+    return parts
+
+
+def _made(directory: Path, frames: int) -> Dict[str, Callable[[Path], Optional[List[str]]]]:
+    """What each column's file is made by, or files, which it returns then."""
     plain = directory / "core-raw.kdump"
     ranges: List[Range] = []
 
@@ -77,7 +90,7 @@ def _made(directory: Path) -> Dict[str, Callable[[Path], None]]:
     def of_kdump(note: bool, flat: bool) -> Callable[[Path], None]:
         return lambda target: (target.write_bytes(_kdump(plain, note=note, flat=flat)), None)[1]
 
-    made: Dict[str, Callable[[Path], None]] = {
+    made: Dict[str, Callable[[Path], Optional[List[str]]]] = {
         "ELF, no note": of_ranges(files.elf_without_notes),
         "kdump": of_kdump(True, False),
         "flattened": of_kdump(True, True),
@@ -88,6 +101,7 @@ def _made(directory: Path) -> Dict[str, Callable[[Path], None]]:
         pack = library()
         if name != "zlib" and pack is not None:
             made[f"kdump, {name}"] = _packer(plain, flag, pack)
+    made["kdump, split"] = lambda target: _split(plain, target, frames)
     made["raw"] = of_ranges(_raw)
     made["LiME"] = of_ranges(files.lime)
     snappy = files.snappy()
@@ -104,11 +118,11 @@ def _avml(pack: files.Codec) -> Callable[[List[Range]], bytes]:
     return lambda ranges: files.avml(ranges, pack)
 
 
-def _opened(path: Path) -> Optional[Kernel]:
+def _opened(paths: List[str]) -> Optional[Kernel]:
     try:
-        return open_kernel(Request(core=str(path)))
+        return open_kernel(Request(core=paths))
     except KvintroError as error:
-        print(f"  {path}: {error.what}", file=sys.stderr)
+        print(f"  {paths[0]}: {error.what}", file=sys.stderr)
         return None
 
 
@@ -127,18 +141,17 @@ def main() -> int:
             continue
         print(directory.name, file=sys.stderr)
         meta = json.loads(meta_path.read_text())
-        reference = _opened(directory / "core.elf")
+        reference = _opened([str(directory / "core.elf")])
         if reference is None:
             return 1
         expected = _regions(reference)
         cells = ["yes"]
-        made = _made(directory)
+        made = _made(directory, reference.max_pfn.value)
         columns = ["ELF", *made]
         for write in made.values():
             with tempfile.TemporaryDirectory() as scratch:
                 target = Path(scratch) / "dump"
-                write(target)
-                other = _opened(target)
+                other = _opened(write(target) or [str(target)])
                 same = other is not None and _regions(other) == expected
                 cells.append("yes" if same else "**no**")
         kaslr = "KASLR" if meta["kaslr"] else "no KASLR"
@@ -146,7 +159,10 @@ def main() -> int:
         rows.append([name, reference.source.symbols, *cells])
     head = ["kernel", "symbols by", *columns]
     lines = [head, ["---"] * len(head), *rows]
-    table = "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    today = datetime.now(timezone.utc).strftime("%Y-%m-%d")
+    table = f"Tried on {today} with drgn {drgn.__version__}.\n\n" + "".join(
+        "| " + " | ".join(line) + " |\n" for line in lines
+    )
     PAGE.write_text(_TABLE.sub(lambda m: m[1] + table + m[2], PAGE.read_text()))
     return 0
 

@@ -71,8 +71,14 @@ LACKS: Dict[str, Sequence[Lack]] = {
         Lack("symbols", "partly", "rules about sections of the image need symbols"),
         Lack("types", "partly", "rules about modules and processes need types"),
     ),
-    "diff": (Lack("symbols", "partly", "what the layouts do not tell is not compared"),),
-    "explain": (Lack("symbols", "partly", "what a region is, but not how this kernel has it"),),
+    "diff": (
+        Lack("symbols", "partly", "what the layouts do not tell is not compared"),
+        Lack("types", "partly", "no modules, no vmalloc areas, no pages"),
+    ),
+    "explain": (
+        Lack("symbols", "partly", "what a region is, but not how this kernel has it"),
+        Lack("types", "partly", "what a region is, and how this kernel has it as far as layout says"),
+    ),
     "identify": (
         Lack("symbols", "partly", "regions and page tables only"),
         Lack("types", "partly", "no tasks, no slab objects, no vmalloc areas"),
@@ -100,7 +106,7 @@ LACKS: Dict[str, Sequence[Lack]] = {
     ),
     "show": (
         Lack("symbols", "cannot", _NO_SYMBOLS),
-        Lack("types", "cannot", _NO_TYPES),
+        Lack("types", "partly", "sections of the image, and how the direct map is mapped"),
     ),
     "translate": (
         Lack("symbols", "partly", "addresses as numbers only"),

@@ -9,11 +9,17 @@ import os
 import subprocess
 import sys
 from datetime import datetime, timedelta, timezone
-from typing import Any, Dict
+from pathlib import Path
+from typing import Any, Dict, Optional, Sequence, Tuple
 
-from kvintro.commands import command_names
+import pytest
+
+from kvintro.cli import exit_code, parse
+from kvintro.commands import command_names, run_command
+from kvintro.errors import KvintroError
 from kvintro.kernel import Kernel, open_kernel
-from kvintro.render import render
+from kvintro.model import Stream
+from kvintro.render import render, render_stream
 from kvintro.reports.info import LACKS, info
 from kvintro.source import Request
 from tests.conftest import Core
@@ -66,6 +72,67 @@ def test_without_types(core: Core) -> None:
     unknown = [row for row in document["facts"] if row["value"] is None]
     assert {row["key"] for row in unknown} >= {"types", "boot_time"}
     assert all(row["reason"] for row in unknown)
+
+
+# What each command is asked to see whether what is said of it is so.
+PROBES: Dict[str, Sequence[str]] = {
+    "aliases": ("200000",),
+    "check": ("",),
+    "diff": ("CORE",),
+    "explain": ("vmalloc", "direct_map"),
+    "identify": ("100000",),
+    "info": ("",),
+    "kaslr": ("",),
+    "layout": ("",),
+    "page": ("200000",),
+    "pages": ("",),
+    "ptdump": ("", "--pid 1"),
+    "pte": ("8000000000000067",),
+    "report": ("",),
+    "show": ("vmalloc", "modules", "fixmap", "direct_map", "kernel_image"),
+    "translate": ("100000", "ffffffffff5ff000", "init_task", "--pid 1 400000"),
+    "user": ("1", "--all"),
+}
+
+
+def answered(kernel: Kernel, name: str, words: str, core: Core) -> Tuple[bool, bool, bool]:
+    """Whether a command found anything, whether that was all it was asked for, whether nothing is noted."""
+    args = parse([name, *words.replace("CORE", str(core.path)).split()])
+    args.types = "auto" if kernel.source.types != "none" else "none"
+    try:
+        report = run_command(kernel, args)
+    except KvintroError:
+        return False, False, False
+    text = "".join(render_stream(report, "json")) if isinstance(report, Stream) else render(report, "json")
+    document = json.loads(text)
+    noted = set(document.pop("notes", ())) - set(kernel.source.warnings)
+    found = any(value for value in document.values() if isinstance(value, list))
+    return found, exit_code(report) in (0, 1), not noted
+
+
+@pytest.mark.parametrize("without", ["nothing", "types", "symbols"])
+def test_what_is_said_of_each_command_is_so(core: Core, kernel: Kernel, without: str, tmp_path: Path) -> None:
+    """Each is run: what works answers all, what works in part does not, what cannot finds nothing."""
+    given: Optional[Path] = None
+    if without == "symbols":
+        lines = kernel.prog["VMCOREINFO"].string_().decode().splitlines(keepends=True)
+        given = tmp_path / "vmcoreinfo"
+        given.write_text("".join(line for line in lines if "kallsyms" not in line and "(_stext)" not in line))
+    types = "auto" if without == "nothing" else "none"
+    asked = open_kernel(Request(core=str(core.path), types=types, vmcoreinfo=str(given) if given else None))
+    assert (asked.source.symbols == "none") is (without == "symbols")
+    rows = {row["name"]: row["state"] for row in json.loads(render(info(asked), "json"))["commands"]}
+    assert set(rows) - set(PROBES) == {"shell"}
+    for name, probes in PROBES.items():
+        answers = [answered(asked, name, words, core) for words in probes]
+        said = rows[name]
+        if said == "works":
+            assert all(found and whole for found, whole, _ in answers), (name, answers)
+        elif said == "partly":
+            assert any(found for found, _, _ in answers), (name, answers)
+            assert not all(whole and not_noted for _, whole, not_noted in answers), (name, answers)
+        else:
+            assert not any(found for found, _, _ in answers), (name, answers)
 
 
 def test_text(core: Core, kernel: Kernel) -> None:
