@@ -21,7 +21,7 @@ from kvintro.arch.x86_64 import ALL, START_KERNEL_MAP, X86Geometry
 from kvintro.arch.x86_64_entry import Dialect, SpecialSwapTypes
 from kvintro.errors import NotInDump, Unavailable
 from kvintro.model import Fact, Identity, Located
-from kvintro.paging import Bulk, Ranges, Tree, Walk, walk
+from kvintro.paging import Bulk, BulkWalk, Ranges, Tree, Walk, walk
 from kvintro.source import Request, Source, open_source
 
 if TYPE_CHECKING:
@@ -361,6 +361,15 @@ class Kernel:
         """
         result = self.bulk(root).translate(addresses)
         return result.physical, result.states
+
+    def walk_array(self, addresses: NDArray[numpy.uint64], root: Optional[int] = None) -> BulkWalk:
+        """As :meth:`translate_array`, with the entries met at each level and the sizes of the pages.
+
+        :param addresses: numpy array of uint64, one dimension.
+        :param root: physical address of the root table, by default the kernel's own.
+        :return: arrays; see :class:`kvintro.paging.BulkWalk`.
+        """
+        return self.bulk(root).walk(addresses)
 
     @cached_property
     def entry_dialect(self) -> Dialect:

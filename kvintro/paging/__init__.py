@@ -12,7 +12,7 @@ no more than others.
 
 from __future__ import annotations
 
-from kvintro.paging.bulk import Bulk, BulkResult
+from kvintro.paging.bulk import Bulk, BulkResult, BulkWalk
 from kvintro.paging.step import TABLE_SIZE, ReadPhysical, Step, Walk, walk
 from kvintro.paging.tree import (
     EFFECTIVE_NX,
@@ -51,6 +51,7 @@ __all__ = (
     "UNREADABLE",
     "Bulk",
     "BulkResult",
+    "BulkWalk",
     "FrameTree",
     "Ranges",
     "ReadPhysical",

@@ -44,6 +44,20 @@ class BulkResult:
     page_shifts: U8
 
 
+@dataclass(frozen=True)
+class BulkWalk(BulkResult):
+    """The same with every entry on the way, a row for each address and a column for each level, root first.
+
+    :ivar depths: how many entries there were: the columns of a row that say something; the others are 0.
+    :ivar entry_addresses: physical addresses of the entries.
+    :ivar values: the entries; 0 also for the last one of an address whose state is not-in-dump.
+    """
+
+    depths: U8
+    entry_addresses: U64
+    values: U64
+
+
 class Bulk:
     """Translates arrays of addresses by one root.
 
@@ -60,9 +74,7 @@ class Bulk:
         """Translate virtual addresses (numpy uint64, one dimension)."""
         import numpy
 
-        addresses = numpy.ascontiguousarray(addresses, numpy.uint64)
-        if addresses.ndim != 1:
-            raise ValueError("addresses must have one dimension")
+        addresses = _checked(addresses)
         n = len(addresses)
         result = BulkResult(
             numpy.zeros(n, numpy.uint64), numpy.zeros(n, numpy.uint8), numpy.zeros(n, numpy.uint8)
@@ -70,11 +82,35 @@ class Bulk:
         for low in range(0, n, _BATCH):
             part = slice(low, low + _BATCH)
             self._translate(
-                addresses[part], result.physical[part], result.states[part], result.page_shifts[part]
+                addresses[part], result.physical[part], result.states[part], result.page_shifts[part], None
             )
         return result
 
-    def _translate(self, addresses: U64, physical: U64, states: U8, shifts: U8) -> None:
+    def walk(self, addresses: U64) -> BulkWalk:
+        """Translate virtual addresses (numpy uint64, one dimension), and keep the entries of each level."""
+        import numpy
+
+        addresses = _checked(addresses)
+        n, levels = len(addresses), self._geometry.levels
+        result = BulkWalk(
+            numpy.zeros(n, numpy.uint64),
+            numpy.zeros(n, numpy.uint8),
+            numpy.zeros(n, numpy.uint8),
+            numpy.zeros(n, numpy.uint8),
+            numpy.zeros((n, levels), numpy.uint64),
+            numpy.zeros((n, levels), numpy.uint64),
+        )
+        for low in range(0, n, _BATCH):
+            part = slice(low, low + _BATCH)
+            steps = (result.depths[part], result.entry_addresses[part], result.values[part])
+            self._translate(
+                addresses[part], result.physical[part], result.states[part], result.page_shifts[part], steps
+            )
+        return result
+
+    def _translate(
+        self, addresses: U64, physical: U64, states: U8, shifts: U8, steps: "tuple[U8, U64, U64] | None"
+    ) -> None:
         import numpy
 
         u = numpy.uint64
@@ -95,6 +131,14 @@ class Bulk:
             if not len(live):
                 return
             entries, lost = self._entries(tables, slot, live, level)
+            if steps is not None:
+                depths, entry_addresses, values = steps
+                reached = slice(None) if index is None else index
+                column = self._geometry.levels - level
+                depths[reached] = column + 1
+                within = self._indices(live, level).view(numpy.uint64) * u(8)
+                entry_addresses[reached, column] = tables[slot] + within
+                values[reached, column] = entries
             present = entries & u(PRESENT) != u(0)
             reserved = self._geometry.reserved_bits(level)
             if level == 1:
@@ -201,3 +245,12 @@ class Bulk:
             entries[part] = data.reshape(-1)[rows * PTRS_PER_TABLE + index[part]]
             lost[part] = missing[rows]
         return entries, lost if lost.any() else None
+
+
+def _checked(addresses: U64) -> U64:
+    import numpy
+
+    addresses = numpy.ascontiguousarray(addresses, numpy.uint64)
+    if addresses.ndim != 1:
+        raise ValueError("addresses must have one dimension")
+    return addresses

@@ -104,6 +104,25 @@ def test_user_addresses_are_what_pagemap_says(core: Core, kernel: Kernel) -> Non
     assert checked > 1000
 
 
+def test_huge_pages_of_processes_are_huge(core: Core, kernel: Kernel) -> None:
+    """Those of hugetlbfs by the workload's word, transparent ones by what smaps says of the same area."""
+    pages = [line.split()[:4] for line in core.truth("workload").splitlines()]
+    huge = {(int(pid), int(start, 16)) for pid, _, kind, start in pages if kind == "hugetlb"}
+    assert huge
+    transparent = set()
+    for pid, start in {(int(pid), start) for pid, _, kind, start in pages if kind == "thp"}:
+        text = core.truth(f"proc/{pid}/smaps").partition(f"{start.lstrip('0')}-")[2]
+        if "AnonHugePages:      2048 kB" in text.partition("VmFlags")[0]:
+            transparent.add((pid, int(start, 16)))
+    for pid, start in huge | transparent:
+        found = Translator(kernel, pid=pid).translate(Input("", start + 0x12345, "virtual"))
+        assert (found.state, found.page_size) == ("mapped", 2 << 20), (pid, hex(start))
+        assert found.physical is not None
+        assert found.physical % (2 << 20) == 0x12345
+    if not transparent:
+        pytest.skip("the lab's guests of before had no transparent huge pages: hugetlb's were compared")
+
+
 def test_freed_init_has_no_physical_address(core: Core, kernel: Kernel) -> None:
     try:
         start, end = kernel.symbol("__init_begin"), kernel.symbol("__init_end")

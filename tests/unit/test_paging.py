@@ -198,12 +198,19 @@ def test_three_walkers_agree_on_any_tables(
             address |= index << (12 + 9 * (level - 1))
         addresses.append(geometry.sign_extend(address))
     result = Bulk(memory.read, geometry, root).translate(numpy.array(addresses, numpy.uint64))
+    walked = Bulk(memory.read, geometry, root).walk(numpy.array(addresses, numpy.uint64))
+    assert walked.physical.tolist() == result.physical.tolist()
+    assert walked.states.tolist() == result.states.tolist()
     tree = Tree(memory.read, geometry, root)
     for number, address in enumerate(addresses):
         one = walk(memory.read, geometry, root, address)
         assert STATES[int(result.states[number])] == one.state
         assert int(result.physical[number]) == (one.physical or 0)
         assert (1 << int(result.page_shifts[number])) * (one.state == "mapped") == one.page_size
+        rest = [0] * (levels - len(one.steps))
+        assert int(walked.depths[number]) == len(one.steps)
+        assert walked.entry_addresses[number].tolist() == [s.entry_address for s in one.steps] + rest
+        assert walked.values[number].tolist() == [s.value or 0 for s in one.steps] + rest
         (found,) = tree.ranges(address, address)
         if found[2] & OVER_LIMIT:
             continue
