@@ -91,6 +91,12 @@ def ask(checks: Checks, *arguments: str) -> Any:
     return None if out is None else json.loads(out)
 
 
+def progress(text: str) -> None:
+    """A line on the guest's console, which is kept when the guest does not come to an end."""
+    with open("/dev/console", "w", encoding="utf-8") as console:
+        console.write(f"{time.monotonic():.0f} {text}\n")
+
+
 def run(checks: Checks, arguments: Sequence[str], *, installed: bool = False) -> Optional[str]:
     """What a command line prints, in a process of its own; None if it ended as none should.
 
@@ -121,6 +127,7 @@ def run(checks: Checks, arguments: Sequence[str], *, installed: bool = False) ->
         err.seek(0)
         printed, said = out.read().decode(), err.read().decode()
     line = " ".join(arguments)
+    progress(f"{line}: {code}")
     name = next((word for word in arguments if word in command_names()), line)
     checks.commands += 1
     checks.partial += code == EXIT_PARTIAL
@@ -385,6 +392,7 @@ def many_runs(checks: Checks, runs: int, seed: int) -> Dict[str, Any]:
             refused[why] = refused.get(why, 0) + 1
         except Exception:
             checks.wrong.append(f"{name} {text}: {traceback.format_exc()[-1500:]}")
+        progress(f"run {number_of_run}: {name} {text}")
         checks.runs.setdefault(f"{name} (again)", []).append(round(time.monotonic() - before, 2))
     return {
         "runs": runs,
