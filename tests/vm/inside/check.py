@@ -21,10 +21,11 @@ import traceback
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
+import kvintro.kernel
 from kvintro import cli
 from kvintro.commands import command_names
 from kvintro.errors import EXIT_NEGATIVE, EXIT_OK, EXIT_PARTIAL, KvintroError
-from kvintro.kernel import open_kernel
+from kvintro.kernel import Kernel, open_kernel
 from kvintro.prompt import Answer, Listing, PromptKernel, run_command
 from kvintro.source import Request
 
@@ -77,6 +78,7 @@ class Checks:
         self.codes: Dict[str, int] = {}
         self.moving: Set[str] = set()
         self.commands = self.partial = 0
+        self.source: Any = None
 
     def same(self, name: str, ours: Any, theirs: Any) -> None:
         """One comparison."""
@@ -101,7 +103,7 @@ def run(checks: Checks, arguments: Sequence[str], *, installed: bool = False) ->
     """What a command line prints, in a process of its own; None if it ended as none should.
 
     :param installed: by the installed program; else by a child of this process, which has imported all of
-        it already: that takes longer than most commands where the processor is emulated.
+        it and opened the kernel: under emulation that takes longer than most commands.
     """
     started = time.monotonic()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
@@ -114,6 +116,7 @@ def run(checks: Checks, arguments: Sequence[str], *, installed: bool = False) ->
                 os.dup2(err.fileno(), 2)
                 sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
                 status = 70
+                kvintro.kernel.open_kernel = lambda request: Kernel(checks.source)
                 try:
                     status = cli.main(list(arguments))
                     sys.stdout.flush()
@@ -364,7 +367,7 @@ def check_others(checks: Checks) -> None:
 def many_runs(checks: Checks, runs: int, seed: int) -> Dict[str, Any]:
     """All commands in turn in this process, which must neither raise nor stay partial."""
     chosen = random.Random(seed)
-    kernel = PromptKernel(open_kernel(Request()).source)
+    kernel = PromptKernel(checks.source)
     lines = [(name, words) for name, questions in RUNS.items() for words in questions]
     # However few runs there are, over several guests all lines have their turn.
     chosen.shuffle(lines)
@@ -423,6 +426,7 @@ def main(arguments: Sequence[str]) -> None:
     summary: Dict[str, Any] = {}
     try:
         run(checks, ["layout"], installed=True)
+        checks.source = open_kernel(Request()).source
         for step in steps:
             try:
                 step(checks)
