@@ -14,6 +14,7 @@ import drgn
 import pytest
 
 from kvintro import commands
+from kvintro.cli import main
 from kvintro.errors import NotInDump, Unavailable, UsageError
 from kvintro.model import Report
 from kvintro.structures import Budget, bounded
@@ -66,6 +67,19 @@ def test_given_up_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
         _run(monkeypatch, FAULT, FAULT, FAULT)
     with pytest.raises(NotInDump):
         _run(monkeypatch, GONE, GONE, GONE)
+
+
+@pytest.mark.parametrize(("partial", "code"), [(1, 0), (9, 4)])
+def test_the_command_line_asks_again_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], partial: int, code: int
+) -> None:
+    """A running kernel that is in order at the second look, and one that never is."""
+    answers = [PARTIAL] * partial + [WHOLE]
+    monkeypatch.setattr("kvintro.commands.layout.run", lambda kernel, args: answers.pop(0))
+    monkeypatch.setattr("kvintro.kernel.open_kernel", lambda request: _Kernel(SimpleNamespace(live=True)))
+    assert main(["layout", "--json"]) == code
+    assert ("asked for again" in capsys.readouterr().out) is (code == 4)
+    assert len(answers) == (0 if partial == 1 else partial + 1 - commands.ATTEMPTS)
 
 
 def test_mistakes_are_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
