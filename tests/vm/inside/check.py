@@ -79,6 +79,7 @@ class Checks:
         self.moving: Set[str] = set()
         self.commands = self.partial = 0
         self.source: Any = None
+        self.kernel: Dict[str, Any] = {}
 
     def same(self, name: str, ours: Any, theirs: Any) -> None:
         """One comparison."""
@@ -150,7 +151,7 @@ def number(text: str) -> int:
 
 
 def kcore_loads() -> List[Tuple[int, int]]:
-    """(start, size) of the segments that /proc/kcore has."""
+    """(virtual, physical) address of the segments that /proc/kcore has."""
     with open("/proc/kcore", "rb") as file:
         head = file.read(64)
         offset, count = struct.unpack_from("<Q", head, 32)[0], struct.unpack_from("<H", head, 56)[0]
@@ -158,9 +159,9 @@ def kcore_loads() -> List[Tuple[int, int]]:
         table = file.read(56 * count)
     found = []
     for at in range(0, len(table), 56):
-        kind, _, _, start, _, _, size, _ = struct.unpack_from("<IIQQQQQQ", table, at)
+        kind, _, _, virtual, physical, _, _, _ = struct.unpack_from("<IIQQQQQQ", table, at)
         if kind == 1:
-            found.append((start, size))
+            found.append((virtual, physical))
     return found
 
 
@@ -186,6 +187,8 @@ def check_layout(checks: Checks) -> None:
         checks.same(f"layout: start of {key} in /proc/kcore", number(rows[key]["start"]) in starts, True)
     checks.same("layout: _text", number(rows["kernel_image"]["used_start"]), symbols["_text"])
     low, high = number(rows["direct_map"]["start"]), number(rows["direct_map"]["end"])
+    linear = {virtual - physical for virtual, physical in kcore_loads() if low <= virtual <= high}
+    checks.same("layout: the direct map's base in /proc/kcore", linear, {low})
     ram = [line for line in Path("/proc/iomem").read_text().splitlines() if line.endswith(": System RAM")]
     for line in ram:
         start = int(line.split("-")[0], 16)
@@ -196,6 +199,7 @@ def check_layout(checks: Checks) -> None:
             checks.same("layout: covers everything", number(row["start"]), previous + 1)
             previous = number(row["end"])
     checks.same("layout: covers everything", previous, (1 << 64) - 1)
+    checks.kernel = document["kernel"]
     checks.same("layout: live", document["kernel"]["live"], True)
     checks.same("layout: release", document["kernel"]["release"], os.uname().release)
 
@@ -439,6 +443,7 @@ def main(arguments: Sequence[str]) -> None:
         json.dumps(
             {
                 "release": os.uname().release,
+                "kernel": checks.kernel,
                 "compared": sum(checks.compared.values()),
                 "names": sorted({name.split(":")[0] for name in checks.compared}),
                 "wrong": checks.wrong,
