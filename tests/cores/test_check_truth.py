@@ -18,7 +18,7 @@ from kvintro.mapped import View
 from kvintro.model import Placement
 from kvintro.paging import walk
 from kvintro.processes import each_mm, mm_of, root_of
-from kvintro.queries.audit import CHECKS, lists, running
+from kvintro.queries.audit import CHECKS, frames, lists, running
 from kvintro.queries.modules import module_memory
 from kvintro.queries.pages.census import FrameTypes, Pages
 from kvintro.regions.vmalloc import AreaRow, Areas
@@ -368,3 +368,13 @@ def test_segments_of_kcore(core: Core, kernel: Kernel, monkeypatch: pytest.Monke
     )
     found = states(Kernel(wrong), "proc_kcore", "vmcoreinfo")
     assert found == {"proc_kcore": "failed", "vmcoreinfo": "failed"}
+
+
+def test_pages_come_in_pieces(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many addresses are looked up together, all are."""
+    symbol(kernel, "_text")
+    patched = Patched(kernel)
+    _free_page(patched)
+    whole = frames.free_pages(patched.afresh())
+    monkeypatch.setattr(frames, "_AT_ONCE", 7)
+    assert frames.free_pages(patched.afresh()) == whole

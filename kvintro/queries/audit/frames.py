@@ -9,7 +9,7 @@ from kvintro.arch.x86_64 import ALL, PAGE_SHIFT, PAGE_SIZE, PRESENT, PSE, PTRS_P
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
 from kvintro.model import AddressRange, Placement
-from kvintro.paging import EFFECTIVE_NX, MAPPED, REPEATED
+from kvintro.paging import EFFECTIVE_NX, MAPPED, REPEATED, Ranges
 from kvintro.paging.bulk import MAPPED as FOUND
 from kvintro.paging.tree import read_tables
 from kvintro.processes import each_mm, mm_of, root_of
@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 
     U64 = NDArray[numpy.uint64]
 
-#: Pages looked at, tables of all roots together; the rest is left out, and that is said.
-_MOST_PAGES = 1 << 24
+#: Pages looked at, of all roots together; the rest is left out, and that is said.
+_MOST_PAGES = 1 << 26
 _MOST_RANGES = 1 << 20
+_AT_ONCE = 1 << 20
+_MOST_TABLES = 1 << 24
 # The kernel's own tables: from memblock or in the image when it boots; later marked or not, as the kernel's
 # age has it (the constructor runs for them since 6.16).
 _OF_KERNEL = ("pgtable", "kernel", "reserved")
@@ -72,8 +74,8 @@ def tables(kernel: Kernel) -> Verdict:
         seen: "set[int]" = set()
         while len(found):
             count += len(found)
-            if count > _MOST_PAGES:
-                raise Unavailable(f"there are more than {_MOST_PAGES} tables")
+            if count > _MOST_TABLES:
+                raise Unavailable(f"there are more than {_MOST_TABLES} tables")
             strict = user and marked and level <= 2
             for frame, kind in types.of(found >> numpy.uint64(PAGE_SHIFT)):
                 if kind == "not_in_dump":
@@ -106,31 +108,42 @@ def free_pages(kernel: Kernel) -> Verdict:
     Of the image only what can be executed counts: the memory of ``__init`` and of what lies between text and
     data is given away, and without page-table isolation stays mapped there (free_kernel_image_pages).
     """
-    import numpy
-
     types = FrameTypes(Pages(kernel))
     findings: List[Finding] = []
     count = 0
+    # A tree that was walked before takes all that it meets again for repeated; this one was not.
+    half = kernel.new_tree(kernel.root.value).ranges(kernel.geometry.guard_hole.end + 1, ALL)
     for name, root, where, mask in _stretches(kernel):
         own = root == kernel.root.value
-        # A tree that was walked before takes all that it meets again for repeated.
-        ranges = (kernel.kernel_ranges if own else kernel.new_tree(root).ranges(where.start, where.end)).clip(
-            where.start, where.end
-        )
-        # The same tables again (espfix, KASAN's shadow) have the same pages again.
-        pieces = []
-        for start, end, _ in ranges.matching(((mask | MAPPED | REPEATED, MAPPED),), _MOST_RANGES):
-            pieces.append(_pages(start, min(end, start + (_MOST_PAGES << PAGE_SHIFT))))
-            count += len(pieces[-1])
-            if count > _MOST_PAGES:
-                break
-        if pieces:
-            addresses = numpy.concatenate(pieces)
+        ranges = half if own else kernel.new_tree(root).ranges(where.start, where.end)
+        for addresses in _addresses(ranges.clip(where.start, where.end), mask):
+            count += len(addresses)
             _free(types, name, addresses, kernel.bulk(root).translate(addresses), findings)
-        if count > _MOST_PAGES:
-            break
-    text = f"no more than {_MOST_PAGES} of them were looked at" if count > _MOST_PAGES else ""
-    return conclude(findings, "", f"{count} pages{'; ' + text if text else ''}")
+            if count >= _MOST_PAGES:
+                return conclude(findings, "", f"{count} pages, which are not all")
+    return conclude(findings, "", f"{count} pages")
+
+
+def _addresses(ranges: Ranges, mask: int) -> Iterator[U64]:
+    """Addresses of the pages that are mapped with the bits of the mask clear, some at a time."""
+    import numpy
+
+    pieces: List[U64] = []
+    count = 0
+    # The same tables again (espfix, KASAN's shadow) have the same pages again.
+    for start, end, _ in ranges.matching(((mask | MAPPED | REPEATED, MAPPED),), _MOST_RANGES):
+        first = start & -PAGE_SIZE
+        left = (end - first >> PAGE_SHIFT) + 1
+        while left:
+            some = min(left, _AT_ONCE - count)
+            pages = numpy.arange(some, dtype=numpy.uint64) << numpy.uint64(PAGE_SHIFT)
+            pieces.append(numpy.uint64(first) + pages)
+            first, left, count = first + (some << PAGE_SHIFT), left - some, count + some
+            if count == _AT_ONCE:
+                yield numpy.concatenate(pieces)
+                pieces, count = [], 0
+    if pieces:
+        yield numpy.concatenate(pieces)
 
 
 def _stretches(kernel: Kernel) -> Iterator[Tuple[str, int, AddressRange, int]]:
@@ -146,15 +159,6 @@ def _stretches(kernel: Kernel) -> Iterator[Tuple[str, int, AddressRange, int]]:
     if isinstance(user, Placement):
         for owner, root in _roots(kernel):
             yield owner, root, user.range, 0
-
-
-def _pages(start: int, end: int) -> U64:
-    import numpy
-
-    first = start & -PAGE_SIZE & ALL
-    count = (end - first >> PAGE_SHIFT) + 1
-    pages: U64 = numpy.uint64(first) + (numpy.arange(count, dtype=numpy.uint64) << numpy.uint64(PAGE_SHIFT))
-    return pages
 
 
 def _free(types: FrameTypes, name: str, addresses: U64, found: Any, findings: List[Finding]) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 #: Of larger stretches one page in each 2 MB is looked up: 16 GB page by page, half a million look-ups a TB.
 _EVERY_PAGE = 1 << 34
-_MOST_PAGES = 1 << 24
+_MOST_PAGES = 1 << 23
 
 
 def overlap(kernel: Kernel) -> Verdict:
