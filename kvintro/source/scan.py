@@ -34,8 +34,8 @@ _MAX_SYMBOLS = 1 << 21
 _MAX_NAMES = 32 << 20  # bytes; 250,000 symbols have 3.2 million
 _MARKED = 256  # symbols to a marker
 _MAX_NAME_SIZE = 513  # KSYM_NAME_LEN, and a length of two bytes before it
-# 0, and a second word of at most 256 * 513: bytes that few other things have.
-_MARKERS = re.compile(rb"\0\0\0\0(?=..[\0-\2]\0)", re.DOTALL)
+# 0, and a second word from 512 to 256 * 513, which pages of zeros do not have.
+_MARKERS = re.compile(rb"\0\0\0\0(?=.[\2-\xff]\0\0|..[\1\2]\0)", re.DOTALL)
 _REMEDY = "name the vmlinux with -s"
 
 _BTF_HEADER = b"\x9f\xeb\x01\x00\x18\0\0\0\0\0\0\0"  # magic, version 1, no flags, hdr_len, type_off
