@@ -7,7 +7,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
-from typing import Tuple
+from typing import Optional, Tuple
 
 import pytest
 
@@ -57,18 +57,25 @@ def test_pages_behind_the_cut_are_not_there(whole: bytes, tmp_path: Path) -> Non
     assert len(kernel.read_physical(address, PAGE)) == PAGE
 
 
-def test_a_table_that_names_what_is_not_there(whole: bytes, tmp_path: Path) -> None:
-    """The file looks whole, and one page of it reaches behind its end: that page alone costs the process."""
+@pytest.mark.parametrize("looked_at", [None, 1], ids=["found when it is opened", "found when it is read"])
+def test_a_page_that_reaches_behind_the_end(whole: bytes, tmp_path: Path, looked_at: Optional[int]) -> None:
+    """It alone cannot be read. Where opening did not tell, in a large table, reading it costs the process."""
     data = bytearray(whole)
     address = 0x2000000
     struct.pack_into("<qII", data, _descriptor_of(data, address), len(data) - 20, PAGE, 0)
     path = tmp_path / "core"
     path.write_bytes(data)
+    script = [
+        "import sys; from kvintro import cli; from kvintro.source import kdump",
+        "" if looked_at is None else f"kdump._LAST_DESCRIPTORS = {looked_at}",
+        f"sys.exit(cli.main(['-c', {str(path)!r}, 'shell', '-e', 'prog.read({address}, 16, True)']))",
+    ]
     done = subprocess.run(
-        [sys.executable, "-m", "kvintro", "-c", str(path), "shell", "-e", f"prog.read({address}, 16, True)"],
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, "-c", "\n".join(script)], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 3
-    assert len(done.stderr.splitlines()) == 2
+    if looked_at is None:
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "FaultError: cut off with the end of the dump" in done.stderr
+    else:
+        assert done.returncode == 3
+        assert len(done.stderr.splitlines()) == 2

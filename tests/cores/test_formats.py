@@ -254,9 +254,9 @@ def test_the_symbol_table_without_being_led_to_it(core: Core, kernel: Kernel) ->
         for name, address in vmcoreinfo_symbols(kernel.prog["VMCOREINFO"].string_().decode()).items()
         if not name.startswith("kallsyms_")
     }
-    started = time.monotonic()
+    started = time.process_time()
     table = find_kallsyms(kernel.prog.read, symbols)
-    assert time.monotonic() - started < 2  # 0.1 to 0.3 s where nothing else runs
+    assert time.process_time() - started < 2  # 0.1 to 0.3 s where nothing else runs
     found = [(symbol.name, symbol.address, symbol.type) for symbol in table]
     said = list(said_by_the_kernel(core))
     if core.meta["kallsyms_sampled"]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 import struct
 import time
+import zlib
 from typing import Dict, List
 
 import numpy
@@ -23,6 +24,7 @@ from kvintro.render import render, render_stream
 from kvintro.reports.check import check
 from kvintro.reports.layout import layout
 from kvintro.reports.ptdump import ptdump
+from tests.conftest import Core
 
 # Generous, for machines under load: what is ruled out is a dump that takes for ever.
 MAX_SECONDS = 120
@@ -73,9 +75,10 @@ def _tables(kernel: Kernel, chosen: random.Random) -> "set[int]":
     return found
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_every_question_has_an_answer(kernel: Kernel, seed: int) -> None:
-    started = time.monotonic()
+@pytest.mark.parametrize("part", range(3))
+def test_every_question_has_an_answer(core: Core, kernel: Kernel, part: int) -> None:
+    seed = zlib.crc32(f"{core.name} {part}".encode())  # other damage on every core
+    started = time.process_time()
     mutated = Mutated(kernel, seed)
     chosen = random.Random(seed)
     text = "".join(render_stream(ptdump(mutated, kernel_root(mutated)), "text"))
@@ -98,7 +101,7 @@ def test_every_question_has_an_answer(kernel: Kernel, seed: int) -> None:
     for report in (check(mutated), layout(mutated)):
         assert render(report, "json").startswith("{")
         assert render(report, "text")
-    assert time.monotonic() - started < MAX_SECONDS
+    assert time.process_time() - started < MAX_SECONDS
 
 
 @pytest.mark.parametrize("seed", range(3))

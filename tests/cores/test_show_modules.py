@@ -199,9 +199,9 @@ def test_a_damaged_list_of_bpf_programs(core: Core, spoiled: str) -> None:
     head = kernel.prog.object("bpf_kallsyms").address_of_()
     nodes = [int(node.value_()) for node in list_for_each(head)]
     overlay(kernel, nodes[2], nodes[0] if spoiled == "a loop" else WILD[spoiled])
-    started = time.monotonic()
+    started = time.process_time()
     report = show(kernel, "modules", Asked(), Selection(table="code"))
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10
     assert report.partial and report.notes
     assert sum(row.kind.startswith("bpf") for row in report.tables[0].rows) == len(nodes)
 
@@ -215,8 +215,8 @@ def test_a_damaged_list(core: Core, spoiled: str) -> None:
     if len(nodes) < 3:
         pytest.skip("hardly any modules here")
     overlay(kernel, nodes[1], nodes[0] if spoiled == "a loop" else WILD[spoiled])
-    started = time.monotonic()
+    started = time.process_time()
     report = show(kernel, "modules", Asked(), Selection(table="modules"))
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10
     assert report.partial and report.notes
     assert len(report.tables[0].rows) == len(nodes)

@@ -194,9 +194,9 @@ def test_a_damaged_list_of_areas(core: Core, spoiled: str) -> None:
         offset = offset_of(kernel, "struct vm_area_struct", "vm_next")
         second = pointer_at(kernel, first + offset)
         overlay(kernel, second + offset, first if spoiled == "a loop" else WILD[spoiled])
-    started = time.monotonic()
+    started = time.process_time()
     report = user(kernel, pid, Selection())
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10
     assert len(report.tables[0].rows) < whole
     # A NULL ends a list before its time, which pages that no area has give away.
     assert report.partial or any("mapped in no area" in note for note in report.notes)
@@ -228,9 +228,9 @@ def test_a_damaged_tree_of_a_file(core: Core, spoiled: str) -> None:
     # Nodes of a single level hold values; with a level above them their pointers are followed.
     overlay(kernel, node - 2, 6)
     overlay(kernel, slot, node if spoiled == "a loop" else WILD[spoiled] | 2)
-    started = time.monotonic()
+    started = time.process_time()
     report = user(kernel, pid, Selection())
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10
     assert report.partial == (spoiled != "NULL")
     assert start in [row.start for row in report.tables[0].rows]
 

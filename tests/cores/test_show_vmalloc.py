@@ -174,9 +174,9 @@ def test_a_damaged_list(core: Core, spoiled: str) -> None:
     whole = len(show(kernel, "vmalloc", Asked(), Selection(table="areas")).tables[0].rows)
     middle = len(nodes) // 2
     overlay(kernel, nodes[middle], nodes[2] if spoiled == "a loop" else WILD[spoiled])
-    started = time.monotonic()
+    started = time.process_time()
     report = show(kernel, "vmalloc", Asked(), Selection(table="areas"))
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10
     assert report.partial
     assert any("circle" in note or "breaks off" in note for note in report.notes)
     # The list is taken up again from its other end, so that nothing is lost.

@@ -105,9 +105,9 @@ def test_cut_off(tmp_path: Path, cut: int) -> None:
     ],
 )
 def test_headers_that_lie(tmp_path: Path, data: bytes) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     assert list(examined(tmp_path, data).ranges()) == []
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
 
 
 @settings(max_examples=200, deadline=None)

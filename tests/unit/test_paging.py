@@ -244,10 +244,10 @@ def test_a_table_that_refers_to_itself_ends(levels: int) -> None:
     memory = Memory(levels)
     for index in range(512):
         memory.entry(memory.root + 8 * index, memory.root | 0x63)
-    started = time.monotonic()
+    started = time.process_time()
     tree = Tree(memory.read, GEOMETRY[levels], memory.root)
     ranges = tree.ranges(GEOMETRY[levels].guard_hole.start, ALL)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
     assert len(ranges) <= 2 * tree.REPEATED_LIMIT
     # One table is every table: all addresses map it.
     assert walk(memory.read, GEOMETRY[levels], memory.root, ALL).physical == memory.root | 0xFFF
@@ -266,10 +266,10 @@ def test_wild_sharing_of_varied_tables_ends() -> None:
     }
     for address, entries in tables.items():
         memory.pages[address] = bytearray(struct.pack("<512Q", *entries))
-    started = time.monotonic()
+    started = time.process_time()
     tree = Tree(memory.read, GEOMETRY[4], memory.root)
     ranges = tree.ranges(GEOMETRY[4].guard_hole.start, ALL)
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 20
     assert tree.limited
     assert len(ranges) < 2 * tree.REPEATED_LIMIT
     assert any(key & OVER_LIMIT for _, _, key in ranges)

@@ -189,11 +189,11 @@ def never(address: int, size: int) -> bytes:
 )
 def test_memory_without_a_table(read: Callable[[int, int], bytes], said: str) -> None:
     """And without taking long: a hostile image of the largest size."""
-    started = time.monotonic()
+    started = time.process_time()
     symbols = {"_stext": 0xFFFFFFFF80000000, "init_uts_ns": 0xFFFFFFFF84000000}
     with pytest.raises(KallsymsError, match=said):
         scan.find_kallsyms(read, symbols)
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 20
 
 
 @pytest.mark.parametrize("symbols", [{}, {"_stext": 1, "init_uts_ns": 2}, {"_stext": TEXT}])

@@ -167,10 +167,10 @@ def test_memory_full_of_them() -> None:
     guest = Guest()
     for number in range(1000):
         guest.put(0x10000000 + number * PAGE, note(text(OSRELEASE=f"{number}")))
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(NotADump, match="256 were found"):
         find_vmcoreinfo([guest])
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10
 
 
 def test_candidates_in_big_pieces() -> None:
