@@ -20,7 +20,7 @@ from kvintro.arch.x86_64 import ALL, FIXADDR_TOP, PAGE_SHIFT
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
 from kvintro.model import Address
-from kvintro.queries.modules import ModuleMemory, module_memory
+from kvintro.queries.modules import ModuleMemory, module_memory, module_sections
 from kvintro.queries.translate import Input, Translation, Translator
 from kvintro.regions.vmemmap import REGION as VMEMMAP
 from kvintro.structures import Budget
@@ -46,6 +46,7 @@ KINDS = (
     "symbol",
     "fixmap_slot",
     "slab_object",
+    "module_section",
     "module_memory",
     "init_section",
     "vmap_area",
@@ -93,6 +94,7 @@ class Identifier:
         self.kernel = kernel
         self.translator = translator
         self._cache: Dict[Any, Any] = {}
+        self._sections: Dict[int, List[Tuple[int, str]]] = {}
         self._budget = Budget(_SECONDS_LIVE if kernel.source.live else _SECONDS, _SECONDS_EACH)
 
     def identify(self, asked: Input) -> Identified:
@@ -283,6 +285,20 @@ class Identifier:
         text = f"module {piece.module}: {piece.kind} +{offset:#x}"
         details = {"module": piece.module, "memory": piece.kind, "offset": offset}
         yield Identity("module_memory", text, Address(piece.start), piece.end - piece.start + 1, details)
+        if piece.descriptor not in self._sections:
+            self._sections[piece.descriptor] = module_sections(self.kernel, piece.descriptor)
+        sections = self._sections[piece.descriptor]
+        at = bisect_right(sections, (address, "\x7f")) - 1
+        # A section of another piece ends with that piece; where else one ends is not kept.
+        if at >= 0 and sections[at][0] >= piece.start:
+            start, name = sections[at]
+            yield Identity(
+                "module_section",
+                f"module {piece.module}: section {name} +{address - start:#x}",
+                Address(start),
+                None,
+                {"module": piece.module, "section": name, "offset": address - start},
+            )
 
     def _init(self, address: int, found: Translation) -> Iterator[Identity]:
         if found.region != "kernel_image":

@@ -11,6 +11,8 @@ import drgn
 
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
+from kvintro.regions.modules import section_addresses
+from kvintro.structures import TROUBLE, struct_at
 
 _MAX_MODULES = 1 << 14
 #: enum mod_mem_type, by number.
@@ -23,12 +25,14 @@ class ModuleMemory:
 
     :ivar end: last address.
     :ivar kind: of :data:`MEMORY_TYPES`; ``core`` or ``init`` before 6.4, when pieces held all rights mixed.
+    :ivar descriptor: address of the module's ``struct module``.
     """
 
     start: int
     end: int
     module: str
     kind: str
+    descriptor: int = 0
 
 
 def module_memory(kernel: Kernel) -> List[ModuleMemory]:
@@ -49,13 +53,26 @@ def module_memory(kernel: Kernel) -> List[ModuleMemory]:
                 raise Unavailable("the list of modules does not end")
             name = os.fsdecode(module.name.string_())
             found += [
-                ModuleMemory(start, start + size - 1, name, kind)
+                ModuleMemory(start, start + size - 1, name, kind, module.value_())
                 for start, size, kind in _pieces(module)
                 if 0 < size < 1 << 32
             ]
     except (LookupError, AttributeError, TypeError, ValueError, drgn.FaultError) as error:
         raise Unavailable(f"modules cannot be listed: {error}") from error
     return sorted(found)
+
+
+def module_sections(kernel: Kernel, descriptor: int) -> List[Tuple[int, str]]:
+    """(first address, name) of a module's sections, ascending.
+
+    :param descriptor: address of its ``struct module``.
+    :raises Unavailable: this source does not tell.
+    """
+    try:
+        module = struct_at(kernel, "struct module", descriptor)
+        return sorted((address, name) for name, address in section_addresses(kernel, module))
+    except TROUBLE as error:
+        raise Unavailable(f"sections of a module cannot be read: {error}") from error
 
 
 def _pieces(module: drgn.Object) -> Iterator[Tuple[int, int, str]]:

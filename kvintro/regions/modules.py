@@ -382,19 +382,22 @@ def _piece(view: View, module: str, kind: str, state: int, start: int, size: int
 def _sections(
     kernel: Kernel, name: str, module: drgn.Object, pieces: Sequence[MemoryRow], damage: Damage
 ) -> Iterator[SectionRow]:
-    """``module.sect_attrs`` (kernel/module/sysfs.c), in the three forms it has had."""
-    attributes = optional(module, "sect_attrs")
-    if attributes is None or not attributes:
-        return
     try:
-        for section, address in _section_list(kernel, attributes):
+        for section, address in section_addresses(kernel, module):
             kind = next((row.kind for row in pieces if row.start <= address <= row.end), None)
             yield SectionRow(name, section, Address(address), kind)
     except TROUBLE as error:
         damage.add("sections of a module cannot be read", f"{name}: {error}")
 
 
-def _section_list(kernel: Kernel, attributes: drgn.Object) -> Iterator[Tuple[str, int]]:
+def section_addresses(kernel: Kernel, module: drgn.Object) -> Iterator[Tuple[str, int]]:
+    """(name, address) by ``module.sect_attrs`` (kernel/module/sysfs.c), in the three forms it has had.
+
+    Empty sections are not in it, nor are those of init memory once that is freed.
+    """
+    attributes = optional(module, "sect_attrs")
+    if attributes is None or not attributes:
+        return
     if has_member(kernel, "struct module_sect_attrs", "nsections"):
         count = int(attributes.nsections.value_())
         if count > _MAX_SECTIONS:

@@ -112,6 +112,22 @@ def test_modules(core: Core, typed: Kernel) -> None:
     assert checked
 
 
+def test_sections_of_modules(core: Core, typed: Kernel) -> None:
+    """/sys/module/*/sections: where each begins, of what is in memory still."""
+    lines = [line.split() for line in core.truth("module-sections").splitlines()]
+    # kernel/module/main.c puts these with what is freed after initialisation; others may lie there now.
+    lines = [line for line in lines if not line[1].startswith((".init", ".symtab", ".strtab"))]
+    starts = [start for _, _, start in lines]
+    checked = 0
+    for module, section, start in lines[:: max(len(lines) // 40, 1)]:
+        if starts.count(start) > 1 or not any(text.startswith("module ") for text in texts(typed, start)):
+            continue
+        found = [text for text in texts(typed, start) if "section" in text]
+        assert found == [f"module {module}: section {section} +0x0"]
+        checked += 1
+    assert checked > 5
+
+
 def test_vmalloc_areas(core: Core, typed: Kernel) -> None:
     """/proc/vmallocinfo: 0xS-0xE size caller+0x..."""
     checked = 0
