@@ -165,7 +165,10 @@ def test_inside_under_load(entry: Any) -> None:
         "seconds",
         "total_seconds",
     )
-    print(json.dumps({key: found[key] for key in shown}), json.dumps(found["why"], indent=1))
+    print(
+        json.dumps({key: found[key] for key in shown}),
+        json.dumps([found["why"], found["findings"]], indent=1),
+    )
     said = found["kernel"]
     assert (said["paging_levels"], said["pti"], said["live"]) == (entry.levels, entry.pti, True)
     assert not found["wrong"], "\n".join(found["wrong"][:10])

@@ -80,6 +80,7 @@ class Checks:
         self.commands = self.partial = 0
         self.source: Any = None
         self.kernel: Dict[str, Any] = {}
+        self.findings: List[str] = []
 
     def same(self, name: str, ours: Any, theirs: Any) -> None:
         """One comparison."""
@@ -356,6 +357,7 @@ def check_others(checks: Checks) -> None:
         live = {row["key"] for row in document["checks"] if row["key"].startswith("proc_")}
         states = {row["state"] for row in document["checks"] if row["key"] in live}
         checks.same("check: files of /proc are compared", (len(live), states), (5, {"ok"}))
+        checks.findings = [f"{row['severity']}, {row['rule']}: {row['what']}" for row in document["findings"]]
     for region in RUNS["show"]:
         ask(checks, "show", region)
     saved = run(checks, ["--json", "layout"])
@@ -452,6 +454,7 @@ def main(arguments: Sequence[str]) -> None:
             {
                 "release": os.uname().release,
                 "kernel": checks.kernel,
+                "findings": checks.findings,
                 "compared": sum(checks.compared.values()),
                 "names": sorted({name.split(":")[0] for name in checks.compared}),
                 "wrong": checks.wrong,
