@@ -18,7 +18,7 @@ def diff_lines(report: Report, color: bool, width: int) -> List[str]:
     """Findings, and tables of what differs."""
     findings, *tables = report.tables
     out: List[str] = []
-    if not findings.rows:
+    if report.extra["same"]:
         out.append("nothing differs")
     pad = max((len(row.kind) for row in findings.rows), default=0)
     for row in findings.rows:

@@ -68,10 +68,10 @@ class Side:
 
 @dataclass(frozen=True)
 class FindingRow:
-    """One thing that differs.
+    """One thing that differs, or is strikingly the same.
 
-    :ivar kind: ``kernel``, ``setting``, ``presence``, ``rule``, ``base``, ``size``, ``rights``, ``mapped``,
-        ``vmalloc``, ``module``, ``memory``.
+    :ivar kind: ``same``, ``kernel``, ``setting``, ``presence``, ``rule``, ``base``, ``size``, ``rights``,
+        ``mapped``, ``vmalloc``, ``module``, ``memory``.
     """
 
     kind: str
@@ -325,7 +325,7 @@ def diff(a: Side, b: Side, *, everything: bool = False) -> Report:
         extra={
             "a": {"label": a.label, **a.identity},
             "b": {"label": b.label, **b.identity},
-            "same": not findings,
+            "same": all(row.kind == "same" for row in findings),
         },
     )
 
@@ -481,7 +481,7 @@ class _Teller:
         moving = [(one, two) for one, two in self._both() if one.slide is not None and two.slide is not None]
         drawn = [(one, two) for one, two in moving if one.slide or two.slide]
         if drawn and all(one.base == two.base for one, two in drawn):
-            self._add("base", "KASLR put everything at the same places: two moments of one boot")
+            self._add("same", "KASLR put everything at the same places: two moments of one boot")
             return
         for one, two in moving:
             if one.base is None or two.base is None or one.base == two.base:
