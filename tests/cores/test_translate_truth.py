@@ -12,6 +12,7 @@ import numpy
 import pytest
 
 from kvintro.arch.x86_64 import ALL, PRESENT
+from kvintro.arch.x86_64_entry import decode
 from kvintro.errors import Unavailable, UsageError
 from kvintro.kernel import Kernel
 from kvintro.model import Placement
@@ -102,6 +103,27 @@ def test_user_addresses_are_what_pagemap_says(core: Core, kernel: Kernel) -> Non
                 assert found.state == "unmapped", (pid, hex(virtual))
                 assert found.physical is None
     assert checked > 1000
+
+
+def test_entries_of_swapped_pages_are_what_pagemap_says(core: Core, kernel: Kernel) -> None:
+    """fs/proc/task_mmu.c:pte_to_pagemap_entry: bits 0-4 the type, 5-54 the offset or page frame."""
+    checked = 0
+    for pid, entries in pagemaps(core).items():
+        swapped = [(v, e) for v, e in entries if e & PAGEMAP_SWAP and not e & PAGEMAP_PRESENT]
+        if not swapped:
+            continue
+        translator = Translator(kernel, pid=pid)
+        for virtual, entry in swapped:
+            steps = translator.translate(Input("", virtual, "virtual")).walk
+            value, level = steps[-1].value, kernel.geometry.levels + 1 - len(steps)
+            assert value is not None
+            found = decode(value, level, kernel.geometry, half="user", dialect=kernel.entry_dialect).swap
+            assert found is not None, (pid, hex(virtual))
+            offset = found.offset if found.pfn is None else found.pfn
+            assert (found.type, offset) == (entry & 31, entry >> 5 & (1 << 50) - 1), (pid, hex(virtual))
+            checked += 1
+    if not checked:
+        pytest.skip("nothing was swapped out in this guest")
 
 
 def test_huge_pages_of_processes_are_huge(core: Core, kernel: Kernel) -> None:
