@@ -10,6 +10,8 @@ from kvintro.render.text import BOLD, DIM, RED, YELLOW, paint
 from kvintro.render.values import value_text
 from kvintro.text import printable
 
+# Where the word is a count or an order that is said already.
+_COUNTED_ELSEWHERE = ("free", "slab", "pgtable", "hugetlb", "hugetlb_free")
 _STATES = {
     "unmapped": "no memory is there",
     "no-struct-page": "no struct page",
@@ -76,8 +78,9 @@ def _facts(row: Any) -> Iterator[Tuple[str, str]]:
             f"({printable(file.file_system)} {file.device}, inode {file.inode})",
         )
     elif row.mapping is not None:
-        yield "mapping", f"{row.mapping:016x}  offset {row.offset:#x} pages"
-    if row.private:
+        name = "anon_vma" if row.mapping & 3 == 1 else "mapping"
+        yield name, f"{row.mapping & ~3:016x}  offset {row.offset:#x} pages"
+    if row.private and row.type not in _COUNTED_ELSEWHERE:
         yield "private", f"{row.private:016x}"
     if row.memcg is not None:
         kind = ", memory of the kernel" if row.memcg.kernel else ""
@@ -94,6 +97,8 @@ def _slab(slab: Any) -> Iterator[Tuple[str, str]]:
 
 def _mappings(row: Any, color: bool) -> List[str]:
     if not row.mappings:
+        if row.mapped_by is None and not row.mapcount:
+            return []  # of a kind that no process could map
         how = f" ({row.mapped_by})" if row.mapped_by else ""
         return [f"  {'mapped by':12}no process{how}"]
     out = [

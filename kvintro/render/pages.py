@@ -6,7 +6,8 @@ from __future__ import annotations
 from itertools import groupby
 from typing import Any, Dict, List, Mapping, Tuple
 
-from kvintro.model import Report, Table
+from kvintro.arch.x86_64 import PAGE_SHIFT
+from kvintro.model import Column, Report, Table
 from kvintro.render.text import BOLD, DIM, Line, lines_of, paint, table_text
 from kvintro.render.values import value_text
 from kvintro.text import size_text
@@ -46,6 +47,7 @@ _FREE = ("free", "free_cpu", "hugetlb_free")
 _LABEL = 16
 _MOST = 128  # cells in a line
 _SPARE = ("meaning", "share")
+_WORTH_A_RATE = 1 << 20  # counting fewer pages takes no time worth speaking of
 
 
 def pages_lines(report: Report, color: bool, width: int) -> List[str]:
@@ -56,24 +58,28 @@ def pages_lines(report: Report, color: bool, width: int) -> List[str]:
         return _table(chosen, color, width)
     total = value_text(report.extra["total"])
     rate = report.extra.get("rate")
-    out = [paint(f"{total} page frames", BOLD, color) + _aside(report, rate), ""]
+    size = size_text(report.extra["total"] << PAGE_SHIFT)
+    out = [paint(f"{total} page frames, {size}", BOLD, color) + _aside(report, rate), ""]
     out += _table(tables["types"], color, width)
     out += ["", *strip(tables["map"], report.extra["cell_size"], color, width)]
-    out += ["", paint("free blocks by order, as in /proc/buddyinfo", BOLD, color)]
-    out += _free(tables["free"])
+    if tables["free"].rows:
+        out += ["", paint("free blocks by size, as in /proc/buddyinfo", BOLD, color)]
+        out += _free(tables["free"], color, width)
     return out
 
 
 def _aside(report: Report, rate: Any) -> str:
     parts = []
     if report.extra.get("holes"):
-        parts.append(f"{report.extra['holes']} more numbers have no struct page: holes")
-    if rate:
-        parts.append(f"counted at {rate / 1e6:.1f} million a second")
-    return f" ({'; '.join(parts)})" if parts else ""
+        parts.append(f"{size_text(report.extra['holes'] << PAGE_SHIFT)} of holes without struct pages")
+    if rate and report.extra["total"] >= _WORTH_A_RATE:
+        parts.append(f"counted at {rate / 1e6:.0f} million a second")
+    return "".join(f"   {part}" for part in parts)
 
 
 def _table(table: Table, color: bool, width: int) -> List[str]:
+    if table.key == "free":
+        return _free(table, color, width)
     lines = lines_of(table)
     if table.key == "types":
         for row, line in zip(table.rows, lines):
@@ -86,11 +92,18 @@ def _table(table: Table, color: bool, width: int) -> List[str]:
     return table_text(table.columns, lines, color=color, width=width, spare=_SPARE)
 
 
-def _free(table: Table) -> List[str]:
-    return [
-        f"Node {row.node}, zone {row.zone:>8} " + " ".join(f"{count:6d}" for count in row.blocks)
-        for row in table.rows
-    ]
+def _free(table: Table, color: bool, width: int) -> List[str]:
+    """Blocks in a column of their own for each order, with its size on top."""
+    orders = max((len(row.blocks) for row in table.rows), default=0)
+    sizes = [size_text(1 << order + PAGE_SHIFT) for order in range(orders)]
+    blocks = [Column(size, size.replace(" ", "").rstrip("B"), "right") for size in sizes]
+    lines = lines_of(table)
+    for row, line in zip(table.rows, lines):
+        line.cells.update({column.key: str(count) for column, count in zip(blocks, row.blocks)})
+    columns = [column for column in table.columns if column.key != "blocks"]
+    return table_text(
+        [*columns[:2], *blocks, *columns[2:]], lines, color=color, width=width, spare=("pages",)
+    )
 
 
 def _sign(kind: str, color: bool) -> str:

@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import re
 import struct
 from collections import defaultdict
-from typing import Any, Dict, List, Set, Tuple
+from typing import Any, Dict, Iterator, List, Set, Tuple
 
 import pytest
 
 from kvintro.errors import UsageError
 from kvintro.kernel import Kernel, open_kernel
+from kvintro.queries.pages.meaning import KPF_NOPAGE
 from kvintro.queries.pages.one import PageLookup
 from kvintro.queries.rmap import ReverseMap, UserMappings, mappings_by_walk
 from kvintro.render import render
@@ -74,6 +77,18 @@ def traced(kernel: Kernel, lookup: PageLookup, truth: Truth) -> Dict[int, UserMa
     """The reverse map of every page that the workload has."""
     rmap = ReverseMap(kernel)
     return {pfn: rmap.mappings(lookup.state(pfn)) for pfn in truth.by_pfn}
+
+
+def online(core: Core, name: str, lookup: PageLookup) -> Iterator[Tuple[int, int]]:
+    """(page frame, word) of /proc/kpagecount or /proc/kpagecgroup, of pages that the kernel has."""
+    values = words(core, name).tolist()
+    flags = words(core, "kpageflags").tolist()
+    for low, high in lookup.pages.sections.ranges:
+        for pfn in range(low, high):
+            if flags[pfn] != 1 << KPF_NOPAGE:
+                yield pfn, values[pfn]
+            else:
+                assert values[pfn] == 0
 
 
 def places(found: UserMappings, pids: Set[int]) -> Set[Tuple[int, int]]:
@@ -149,6 +164,122 @@ def test_workload(truth: Truth, lookup: PageLookup, traced: Dict[int, UserMappin
     assert {"anon", "prot_none", "memfd", "shared_anon", "cow_broken"} <= seen
 
 
+def _smaps(core: Core, pid: int, address: int) -> Dict[str, int]:
+    """What /proc/PID/smaps says of the area at an address, in KB."""
+    inside = False
+    found: Dict[str, int] = {}
+    for line in core.truth(f"proc/{pid}/smaps").splitlines():
+        head = re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line)
+        if head:
+            inside = int(head[1], 16) <= address < int(head[2], 16)
+        elif inside and line.endswith(" kB"):
+            name, value = line[:-3].split(":")
+            found[name] = int(value)
+    return found
+
+
+def test_huge_pages_are_mapped_whole_or_in_parts(
+    core: Core, truth: Truth, lookup: PageLookup, traced: Dict[int, UserMappings]
+) -> None:
+    """Transparent huge pages: one mapped by a single entry, one whose entry was split, both after a fork."""
+    meminfo = core.truth("meminfo")
+    if not re.search(r"^AnonHugePages: +[1-9]", meminfo, re.M):
+        pytest.skip(f"the guest of {core.name} had no transparent huge pages")
+    for kind, page_size in (("thp", 2 << 20), ("thp_split", 1 << 12)):
+        pages = truth.of(kind)
+        assert len(pages) == 512
+        pid, _, start, first = pages[0]
+        assert _smaps(core, pid, start)["AnonHugePages"] == (2048 if page_size > 4096 else 0)
+        for index, (_, _, address, pfn) in enumerate(pages):
+            page = lookup.state(pfn)
+            assert pfn == first + index and page.head_pfn == first
+            assert lookup.kind(page) == "thp" and lookup.order(page) == 9
+            assert lookup.compound(page) == ("tail" if index else "head")
+            assert [m.comm for m in traced[pfn].found] == ["kv-memory", "kv-child"]
+            for found in traced[pfn].found:
+                assert (found.address, found.page_size) == (address, page_size)
+                readable = kind == "thp_split" and 1 << 20 <= address - start < (1 << 20) + (16 << 10)
+                # Since the fork nobody may write without making a copy; the child's area says what it may.
+                assert found.rights == "r--p"
+                area = (int(found.area_start or 0), int(found.area_end or 0) + 1)
+                assert (area == (start + (1 << 20), start + (1 << 20) + (16 << 10))) == readable
+
+
+def test_pages_are_charged_to_the_cgroup_that_kpagecgroup_names(
+    core: Core, truth: Truth, lookup: PageLookup
+) -> None:
+    """Every page that the kernel says is charged, and some of all others."""
+    if not core.has_truth("kpagecgroup.gz"):
+        pytest.skip(f"{core.name} was taken without kpagecgroup: its kernel has no MEMCG, or it is older")
+    paths = {}
+    for line in core.truth("cgroups").splitlines():
+        inode, path = line.split()
+        paths[int(inode)] = path.rstrip("/") or "/"
+    named: Set[str] = set()
+    different = 0
+    for pfn, inode in online(core, "kpagecgroup", lookup):
+        if inode == 0 and pfn % 97:
+            continue
+        group = lookup.group(lookup.state(pfn))
+        assert group is None or group.path is not None
+        different += (group.path if group is not None else None) != paths.get(inode)
+        if group is not None and group.path is not None:
+            named.add(group.path)
+    # Pages that came and went while the file was read.
+    assert different <= 8
+    assert "/kvintro/work" in named
+    for _, _, _, pfn in truth.of("anon"):
+        assert lookup.group(lookup.state(pfn)).path == "/kvintro/work"  # type: ignore[union-attr]
+
+
+_OWNER = re.compile(
+    r"Page allocated via order (\d+), mask (0x[0-9a-f]+)\(.*\), "
+    r"pid (-?\d+), tgid (-?\d+) \((.*)\), ts (\d+) ns.*\n"
+    r"PFN 0x([0-9a-f]+) .*\n((?: .*\n)*)"
+)
+
+
+def test_owners_are_those_of_page_owner(core: Core, lookup: PageLookup) -> None:
+    """Who allocated each page, and by which calls, against /sys/kernel/debug/page_owner."""
+    if not core.has_truth("page_owner.gz"):
+        pytest.skip(f"{core.name} was booted without page_owner=on, or its kernel has no PAGE_OWNER")
+    text = gzip.decompress((core.truth_directory / "page_owner.gz").read_bytes()).decode()
+    addresses: Dict[str, Set[int]] = defaultdict(set)
+    symbols = gzip.decompress((core.truth_directory / "kallsyms.gz").read_bytes()).decode()
+    for line in symbols.splitlines():
+        address, _, name, *_ = line.split()
+        addresses[name].add(int(address, 16))
+    records = list(_OWNER.finditer(text))
+    assert len(records) > 2000
+    same = 0
+    for record in records[::5]:
+        order, gfp, pid, tgid, comm, when, pfn, stack = record.groups()
+        owner = lookup.owner(lookup.state(int(pfn, 16)))
+        assert owner is not None
+        if owner.nanoseconds != int(when):
+            continue  # allocated again after the file was read
+        same += 1
+        assert (owner.order, owner.gfp, owner.pid, owner.tgid, owner.comm) == (
+            int(order),
+            int(gfp, 16),
+            int(pid),
+            int(tgid),
+            comm,
+        )
+        lines = [line.strip() for line in stack.splitlines() if re.search(r"\+0x[0-9a-f]+/0x", line)]
+        assert len(owner.stack) == len(lines) > 0
+        for frame, line in zip(owner.stack, lines):
+            name, into = line.split("/")[0].rsplit("+", 1)
+            start = int(frame.address) - int(into, 16)
+            assert start in addresses[name], line
+            if int(into, 16) == 0:
+                continue  # behind a call that never returns comes another function
+            # Of a function's several names the kernel takes the first and we the first that is global.
+            ours, our_into = str(frame.symbol).split(" ")[0].rsplit("+", 1)
+            assert our_into == into and start in addresses[ours], (frame.symbol, line)
+    assert same > len(records) / 5 * 0.8
+
+
 def test_forked_pages_have_both_processes(truth: Truth, traced: Dict[int, UserMappings]) -> None:
     comms: Dict[str, Set[str]] = defaultdict(set)
     for kind in ("anon", "prot_none", "hugetlb", "cow_broken"):
@@ -192,9 +323,8 @@ def test_files_are_those_of_maps(core: Core, truth: Truth, lookup: PageLookup) -
 
 
 def test_mapcounts_are_those_of_kpagecount(core: Core, truth: Truth, lookup: PageLookup) -> None:
-    counts = words(core, "kpagecount").tolist()
     different = 0
-    for pfn, count in enumerate(counts[: lookup.pages.sections.end]):
+    for pfn, count in online(core, "kpagecount", lookup):
         # All that the kernel says are mapped, and some of all others.
         if count == 0 and pfn % 97:
             continue

@@ -303,7 +303,7 @@ def test_runs_are_what_a_plain_loop_finds(block: Block) -> None:
     runs = block.decode()
     meaning = Meaning(block.form)
     assert int(runs.lengths.sum()) == block.count
-    types = [meaning.type_of(s, h, "Normal") for s, h in zip(each(runs, runs.states), each(runs, runs.heads))]
+    types = [meaning.type_of(s, h) for s, h in zip(each(runs, runs.states), each(runs, runs.heads))]
     assert types == [kind for kind, _ in plain(block)]
     for kind, state, head in zip(types, each(runs, runs.states), each(runs, runs.heads)):
         assert (kind == "free") == bool(meaning.kpageflags(state, head) & 1 << 10)
@@ -321,7 +321,7 @@ def test_anything_decodes(name: str, noise: bytes, seed: int) -> None:
     assert runs.starts.tolist() == sorted(set(runs.starts.tolist()))
     meaning = Meaning(form)
     for state, head in zip(runs.states.tolist(), runs.heads.tolist()):
-        assert meaning.type_of(state, head, "")
+        assert meaning.type_of(state, head)
         kpf_long(meaning.kpageflags(state, head))
 
 
@@ -342,7 +342,7 @@ def test_free_blocks(name: str) -> None:
     heads = [i for i, s in enumerate(states) if meaning.is_free_head(s)]
     assert heads == [0, 8, 9, 16]
     assert [meaning.order(states[i], 0) for i in heads] == [3, 0, 0, 4]
-    assert meaning.type_of(states[10], 0, "") == "free_cpu"
+    assert meaning.type_of(states[10], 0) == "free_cpu"
 
 
 @pytest.mark.parametrize("name", sorted(FORMATS))
@@ -364,7 +364,7 @@ def test_a_compound_page_beyond_the_block(name: str) -> None:
     assert asked == [0]
     assert runs.head_pfns.tolist() == [0]
     meaning = Meaning(form)
-    assert meaning.type_of(int(runs.states[0]), int(runs.heads[0]), "") == "thp"
+    assert meaning.type_of(int(runs.states[0]), int(runs.heads[0])) == "thp"
     assert meaning.order(int(runs.states[0]), int(runs.heads[0])) == 8
     # Without the other block it is not known what the tails are of.
     alone = Decoder(form).decode(second, 128)
@@ -377,7 +377,7 @@ def test_zero_pages_are_cut_out() -> None:
         block.put(i, "reserved", refcount=1)
     runs = block.decode(zero=17)
     meaning = Meaning(_NEW)
-    kinds = [meaning.type_of(s, 0, "") for s in each(runs, runs.states)]
+    kinds = [meaning.type_of(s, 0) for s in each(runs, runs.states)]
     assert kinds == ["reserved"] * 17 + ["zero"] + ["reserved"] * 46
 
 

@@ -308,6 +308,7 @@ static void truth(const char *marker)
 		{ "swaps", "/proc/swaps" },
 		{ "node0/meminfo", "/sys/devices/system/node/node0/meminfo" },
 		{ "node1/meminfo", "/sys/devices/system/node/node1/meminfo" },
+		{ "kpagecgroup", "/proc/kpagecgroup" },
 		{ "kpagecount", "/proc/kpagecount" },
 		{ "kpageflags", "/proc/kpageflags" },
 		{ "buddyinfo", "/proc/buddyinfo" },

@@ -147,6 +147,13 @@ static void memory(void)
 	fill(p, MB(2), "thp");
 	note("thp", p, MB(2), "madvise(MADV_HUGEPAGE), touched");
 
+	area = map(MB(4), rw, anon, -1);
+	p = (char *)(((uintptr_t)area + MB(2) - 1) & ~(MB(2) - 1));
+	madvise(p, MB(2), MADV_HUGEPAGE);
+	fill(p, MB(2), "thp-split");
+	mprotect(p + MB(1), KB(16), PROT_READ);
+	note("thp_split", p, MB(2), "the same, then 4 pages of it mprotect(PROT_READ): mapped by single pages");
+
 	p = map(MB(2), rw, anon | MAP_HUGETLB, -1);
 	if (p && madvise(p, MB(2), MADV_POPULATE_WRITE) && errno != EINVAL) {
 		absent("hugetlb");

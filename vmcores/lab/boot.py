@@ -21,10 +21,13 @@ BOOT_TIMEOUT = 300.0
 MODULES = ("qemu_fw_cfg", "loop", "fuse", "crc7", "dummy", "tun", "nbd", "binfmt_misc", "virtio_blk")
 #: What a furnished guest needs besides its file system; that asks for crc32c without saying so.
 DISK_MODULES = ("virtio_pci", "crc32c_generic", "crc32c_intel")
+#: Drivers of what a plugged guest has.
+PLUGGED_MODULES = ("nd_e820", "nd_pmem", "virtio_pci", "virtio_balloon")
+BALLOON_MB = 16
 #: Firmware with the old and the new name of Debian's package.
 FIRMWARE = ("/usr/share/ovmf/OVMF.fd", "/usr/share/qemu/OVMF.fd", "/usr/share/OVMF/OVMF_CODE.fd")
 #: Files with something of every page.
-GZIPPED = ("kpageflags", "kpagecount", "page_owner")
+GZIPPED = ("kpageflags", "kpagecount", "kpagecgroup", "page_owner")
 PAGE = 4096
 #: Symbols that a sampled kallsyms keeps in any case, and how many others.
 LANDMARKS = (
@@ -65,6 +68,12 @@ def guest_options(entry: Entry) -> List[str]:
         options[options.index("-smp") + 1] = "2,sockets=2"
         for name in ("swap", "filesystem"):
             options += ["-drive", f"format=raw,if=virtio,cache=unsafe,file={name}"]
+    if entry.plugged:
+        options[options.index("-m") + 1] += "M,slots=2,maxmem=1G"
+        for name in ("plug0", "plug1"):
+            options += ["-object", f"memory-backend-ram,id={name},size=128M"]
+            options += ["-device", f"pc-dimm,id=dimm-{name},memdev={name}"]
+        options += ["-device", "virtio-balloon-pci"]
     return options + (["-bios", "firmware"] if entry.efi else [])
 
 
@@ -93,10 +102,17 @@ def _build(entry: Entry, kernel: Kernel, target: Path, small: bool) -> float:
             modules += [*DISK_MODULES, entry.furnished]
             programs.append("furnish")
             files["filesystem"] = entry.furnished.encode()
+        if entry.plugged:
+            modules += PLUGGED_MODULES
         ramdisk = initramfs.build("init", kernel.modules, modules, programs, files)
         (work / "initramfs").write_bytes(ramdisk)
         options = [*guest_options(entry), "-initrd", "initramfs"]
         with qemu.Qemu(work, options) as guest:
+            if entry.plugged:
+                while guest.running and not (work / "qmp").exists():
+                    time.sleep(0.2)
+                # The driver finds it waiting. The plugged memory counts, as far as QEMU is concerned.
+                guest.command("balloon", {"value": entry.memory_mb + 256 - BALLOON_MB << 20})
             boot_seconds = guest.wait_for(READY, BOOT_TIMEOUT)
             cpu = guest.stop_idle()
             dumped = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -121,6 +137,7 @@ def _build(entry: Entry, kernel: Kernel, target: Path, small: bool) -> float:
             "pti": entry.pti,
             "efi": entry.efi,
             "furnished": entry.furnished,
+            "plugged": entry.plugged,
             "oracle": entry.oracle,
             "memory_mb": entry.memory_mb,
             "qemu": guest.options,

@@ -27,6 +27,9 @@ class Entry:
     #: The file system of a machine with more in it, "" for a bare one: two NUMA nodes, swap in use, BPF
     #: programs, traced functions, merged pages (guest/furnish.c).
     furnished: str = ""
+    #: Memory of other kinds besides: of a device (ZONE_DEVICE), plugged in and put online as movable,
+    #: plugged in and left offline, and some given to a balloon.
+    plugged: bool = False
     #: Leave the code out of a shipped core: as makedumpfile would filter, and half the size.
     without_text: bool = False
     extra: Tuple[str, ...] = ()
@@ -41,6 +44,7 @@ class Entry:
         words = ["console=ttyS0", "quiet", "panic=-1", "init_on_free=1", "no_hash_pointers"]
         words += ["secretmem.enable=1", f"pti={'on' if self.pti else 'off'}"]
         words += [] if self.kaslr else ["nokaslr"]
+        words += ["memmap=16M!160M", "memhp_default_state=offline"] if self.plugged else []
         return " ".join([*words, *self.extra])
 
     @property
@@ -54,6 +58,7 @@ class Entry:
         parts = [kernel, f"{self.levels}-level", "KASLR" if self.kaslr else "nokaslr"]
         parts += ["PTI" if self.pti else "no PTI"] + (["EFI"] if self.efi else [])
         parts += ["furnished"] if self.furnished else []
+        parts += ["plugged"] if self.plugged else []
         return ", ".join([*parts, f"{self.memory_mb} MB"])
 
 
@@ -65,7 +70,8 @@ def entries(newest: str) -> List[Entry]:
         for levels in (4, 5):
             for kaslr in (True, False):
                 name = f"debian-{series}-{levels}level-{'kaslr' if kaslr else 'nokaslr'}"
-                rows.append(Entry(name, series, levels=levels, kaslr=kaslr))
+                plugged = levels == 4 and not kaslr
+                rows.append(Entry(name, series, levels=levels, kaslr=kaslr, plugged=plugged))
     rows.append(Entry("debian-6.12-4level-kaslr-nopti", "6.12", pti=False))
     rows.append(Entry("debian-6.12-efi", "6.12", efi=True))
     for levels in (4, 5):

@@ -184,7 +184,8 @@ class Pages:
                 break
             if piece.state == "read":
                 every = counted.cell_pages if counted.cell_pages < piece.count else 0
-                counter.add(self.decoder.decode(piece.data, piece.first, every=every))
+                runs = self.decoder.decode(piece.data, piece.first, every=every, online=piece.online)
+                counter.add(runs)
             else:
                 inside = min(piece.first + piece.count, high) - max(piece.first, low)
                 counter.absent(piece.first, max(inside, 0), piece.state)
@@ -231,9 +232,8 @@ class _Kinds:
         while len(self.types) <= wanted:
             self.types = numpy.concatenate((self.types, numpy.zeros_like(self.types)))
         for i in range(self._known, wanted):
-            state, head, place = self.unpack(self.groups.values[i])
-            zone = self._pages.zone_of(place)
-            self.types[i] = _TYPE_NUMBERS[self._pages.meaning.type_of(state, head, zone)]
+            state, head, _ = self.unpack(self.groups.values[i])
+            self.types[i] = _TYPE_NUMBERS[self._pages.meaning.type_of(state, head)]
         self._known = wanted
 
     def unpack(self, packed: int) -> Tuple[int, int, int]:
@@ -380,7 +380,7 @@ class FrameTypes:
                 starts.append(numpy.array([piece.first, piece.first + piece.count], numpy.int64))
                 types.append(numpy.array([kind, -1], numpy.int64))
                 continue
-            runs = pages.decoder.decode(piece.data, piece.first)
+            runs = pages.decoder.decode(piece.data, piece.first, online=piece.online)
             numbers = kinds.types[kinds.ids(runs.states, runs.heads, runs.places)]
             # Where the next piece starts right there, its own first run is found in place of the end.
             starts.append(numpy.append(runs.starts + piece.first, piece.first + piece.count))

@@ -10,6 +10,7 @@ from kvintro.queries.pages.runs import (
     ANON,
     ANON_KSM,
     DANGLING,
+    DEVICE,
     FLAGS,
     HAS_MAPPING,
     HUGETLB_DTOR,
@@ -17,6 +18,7 @@ from kvintro.queries.pages.runs import (
     LARGE_MAPPED,
     MAPPED,
     NOT_INITIALISED,
+    OFFLINE,
     ORDER_MASK,
     ORDER_SHIFT,
     RMAPPABLE,
@@ -47,7 +49,7 @@ TYPES: Dict[str, str] = {
     "movable": "pages that a driver can migrate (balloon, zsmalloc)",
     "kernel": "other memory that the kernel allocated: vmalloc, stacks, drivers",
     "reserved": "reserved at boot: firmware, the kernel image, struct pages, no memory at all",
-    "offline": "offline inside an online section (balloon, virtio-mem)",
+    "offline": "not in use: never put online, or taken away by a balloon or virtio-mem",
     "guard": "guard pages of debug_pagealloc",
     "unaccepted": "not accepted from the hypervisor yet",
     "device": "memory of a device (ZONE_DEVICE)",
@@ -208,12 +210,13 @@ class Meaning:
             names.setdefault(bit, name)
         return [names[bit] for bit in sorted(names) if state & FLAGS & 1 << bit]
 
-    def type_of(self, state: int, head: int, zone: str) -> str:
+    def type_of(self, state: int, head: int) -> str:
         """One of :data:`TYPES`.
 
         :param head: state of the compound page's head for a tail, else 0.
-        :param zone: name of the zone.
         """
+        if state & OFFLINE:
+            return "offline"
         if state & NOT_INITIALISED:
             return "uninitialised"
         if state & self._hwpoison:
@@ -238,7 +241,7 @@ class Meaning:
         ):
             if self.is_type(whole, name):
                 return kind
-        if zone == "Device":
+        if state & DEVICE:
             return "device"
         if whole & ZERO:
             return "zero"
@@ -261,6 +264,10 @@ class Meaning:
 
     def kpageflags(self, state: int, head: int) -> int:
         """What /proc/kpageflags says of the page: fs/proc/page.c:stable_page_flags of this kernel."""
+        if state & (OFFLINE | DEVICE):
+            # include/linux/memory_hotplug.h:pfn_to_online_page finds neither. Until 5.12 it did find pages of
+            # devices that share a section with memory.
+            return 1 << KPF_NOPAGE
         form = self.form
         whole = head or state
         compound = bool(head) or self.is_head(state)

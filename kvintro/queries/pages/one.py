@@ -11,12 +11,13 @@ from typing import Any, List, Optional, Tuple
 from kvintro.arch.x86_64 import ALL, PAGE_SHIFT
 from kvintro.errors import NotInDump, Unavailable
 from kvintro.kernel import Kernel
+from kvintro.names import Names
 from kvintro.queries.files import FileName, file_of
 from kvintro.queries.pages.census import Pages
 from kvintro.queries.pages.format import offset
 from kvintro.queries.pages.meaning import Meaning
 from kvintro.queries.pages.owner import PageOwner, page_owner
-from kvintro.queries.pages.runs import DANGLING, MAPPED, TAIL, TYPE_MASK, Runs
+from kvintro.queries.pages.runs import DANGLING, MAPPED, OFFLINE, TAIL, TYPE_MASK, Runs
 from kvintro.structures import TROUBLE, bounded, has_member, number, optional, struct_at, text_at
 
 _BLOCKS = 4  # kept decoded, 2 MB each
@@ -106,7 +107,9 @@ class PageLookup:
         sections = self.pages.sections
         found = next((r for r in sections.ranges if r[0] <= pfn < r[1]), None)
         if found is None:
-            raise Unavailable(f"page frame {pfn:x} has no struct page: no memory is known there")
+            raise Unavailable(
+                f"page frame {pfn:x} has no struct page: no memory is known there; {self._nearby(pfn)}"
+            )
         low = found[0]
         if low not in self._blocks:
             while len(self._blocks) >= _BLOCKS:
@@ -119,7 +122,7 @@ class PageLookup:
                 raise Unavailable(
                     f"page frame {pfn:x} has no struct page: nothing is mapped where it would be"
                 )
-            runs = self.pages.decoder.decode(piece.data, piece.first)
+            runs = self.pages.decoder.decode(piece.data, piece.first, online=piece.online)
             if len(pieces) > 1:
                 return runs
             self._blocks[low] = runs
@@ -127,6 +130,17 @@ class PageLookup:
         kept = self._blocks[low]
         assert kept is not None
         return kept
+
+    def _nearby(self, pfn: int) -> str:
+        """Which page frames do have one, for who asked for another."""
+        ranges = self.pages.sections.ranges
+        above = next((low for low, _ in ranges if low > pfn), None)
+        below = next((high - 1 for _, high in reversed(ranges) if high <= pfn), None)
+        if above is None:
+            return "there are none at all" if below is None else f"the highest that has one is {below:x}"
+        if below is None:
+            return f"the lowest that has one is {above:x}"
+        return f"the next below is {below:x}, the next above {above:x}"
 
     def state(self, pfn: int) -> PageState:
         """What the struct page of a page frame says.
@@ -138,6 +152,10 @@ class PageLookup:
         runs = self._runs(pfn)
         run = int(numpy.searchsorted(runs.starts, pfn - runs.first, side="right")) - 1
         state, head = int(runs.states[run]), int(runs.heads[run])
+        if state & OFFLINE:
+            raise Unavailable(
+                f"page frame {pfn:x} is of memory that was not put online: its struct page means nothing yet"
+            )
         row = runs.rows[pfn - runs.first]
         place = int(runs.places[run])
         head_pfn = int(runs.head_pfns[run]) if head else pfn
@@ -184,6 +202,10 @@ class PageLookup:
         )
 
     # What a head keeps
+
+    @cached_property
+    def _names(self) -> Names:
+        return Names(self.kernel)
 
     @cached_property
     def _index_offset(self) -> int:
@@ -241,7 +263,7 @@ class PageLookup:
 
     def kind(self, page: PageState) -> str:
         """One of :data:`kvintro.queries.pages.meaning.TYPES`."""
-        return self.meaning.type_of(page.state, page.head, page.zone)
+        return self.meaning.type_of(page.state, page.head)
 
     def order(self, page: PageState) -> int:
         """Of the compound page or free block that the page is part of."""
@@ -376,7 +398,7 @@ class PageLookup:
 
         :raises Unavailable: it cannot be read.
         """
-        return page_owner(self.kernel, page.pfn)
+        return page_owner(self.kernel, self._names, page.pfn)
 
     def direct_address(self, pfn: int) -> Optional[int]:
         """Where the direct map has the page, None if it does not."""

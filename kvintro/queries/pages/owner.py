@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Optional, Tuple
 
@@ -12,6 +13,7 @@ from kvintro.arch.x86_64 import ALL, PAGE_SHIFT, PAGE_SIZE
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
 from kvintro.model import Address
+from kvintro.names import Names
 from kvintro.structures import TROUBLE, number, offset_of, pointer_at, size_of, struct_at, text_of
 
 _MAX_FRAMES = 256  # CONFIG_STACKDEPOT_MAX_FRAMES
@@ -50,9 +52,10 @@ class PageOwner:
     freed: Tuple[Frame, ...]
 
 
-def page_owner(kernel: Kernel, pfn: int) -> Optional[PageOwner]:
+def page_owner(kernel: Kernel, names: Names, pfn: int) -> Optional[PageOwner]:
     """The record of a page frame, None if this kernel keeps none.
 
+    :param names: of the code in its stacks.
     :raises Unavailable: it cannot be read.
     """
     operations = kernel.find_symbol("page_owner_ops")
@@ -75,8 +78,8 @@ def page_owner(kernel: Kernel, pfn: int) -> Optional[PageOwner]:
             tgid=number(owner, "tgid") if hasattr(owner, "tgid") else None,
             comm=None if comm is None else text_of(comm),
             nanoseconds=number(owner, "ts_nsec"),
-            stack=_stack(kernel, number(owner, "handle")),
-            freed=_stack(kernel, number(owner, "free_handle")),
+            stack=_stack(kernel, names, number(owner, "handle")),
+            freed=_stack(kernel, names, number(owner, "free_handle")),
         )
     except TROUBLE as error:
         raise Unavailable(f"the page's owner cannot be read: {error}") from error
@@ -108,7 +111,7 @@ def _record(kernel: Kernel, operations: int, pfn: int) -> Tuple[int, int]:
     return entry + offset & ALL, flags
 
 
-def _stack(kernel: Kernel, handle: int) -> Tuple[Frame, ...]:
+def _stack(kernel: Kernel, names: Names, handle: int) -> Tuple[Frame, ...]:
     """lib/stackdepot.c:stack_depot_fetch."""
     if not handle:
         return ()
@@ -134,14 +137,11 @@ def _stack(kernel: Kernel, handle: int) -> Tuple[Frame, ...]:
     frames = []
     for i in range(count):
         address = int.from_bytes(data[8 * i : 8 * i + 8], "little")
-        frames.append(Frame(Address(address), _symbol(kernel, address)))
+        frames.append(Frame(Address(address), _symbol(names, address)))
     return tuple(frames)
 
 
-def _symbol(kernel: Kernel, address: int) -> Optional[str]:
-    try:
-        # A return address may be the first byte of the next function.
-        symbol = kernel.prog.symbol(address - 1)
-    except LookupError:
-        return None
-    return f"{symbol.name}+{address - symbol.address:#x}"
+def _symbol(names: Names, address: int) -> Optional[str]:
+    """Without the function's size, which :meth:`Names.code` has behind it."""
+    text = names.code(address)
+    return None if text.startswith("0x") else re.sub("/0x[0-9a-f]+", "", text, count=1)

@@ -42,6 +42,8 @@ ZERO = 1 << 55
 IN_FREE_BLOCK = 1 << 56
 DANGLING = 1 << 57  # a tail whose head is none
 NOT_INITIALISED = 1 << 58  # mm/page_alloc.c:page_init_poison
+OFFLINE = 1 << 59  # of a section that is not online, and no device's: the struct page means nothing
+DEVICE = 1 << 60  # of ZONE_DEVICE
 
 _LOWEST_ZONE_SHIFT = 46
 # Tails hold a mask or an address; no compound page is as large as to make the one look like the other.
@@ -151,12 +153,13 @@ class Decoder:
 
         return numpy.frombuffer(data, self._rows)
 
-    def decode(self, data: bytes, first: int, *, every: int = 0) -> Runs:
+    def decode(self, data: bytes, first: int, *, every: int = 0, online: bool = True) -> Runs:
         """The runs of a block.
 
         :param data: struct pages of consecutive page frames, aligned to the largest free block.
         :param first: page frame of the first.
         :param every: end a run after each so many pages, a power of two; 0 for no such ends.
+        :param online: whether the block's section is; if not, only struct pages of devices mean anything.
         """
         import numpy
 
@@ -221,6 +224,13 @@ class Decoder:
         self._heads(rows, starts, states)
         if tails:
             self._tails(rows, first, starts, states, heads, head_pfns)
+        if "Device" in self.form.zones:
+            zones = places & (1 << self.form.zone_bits) - 1
+            device = (places >= 0) & (zones == self.form.zones.index("Device"))
+            states[device] |= u(DEVICE)
+        if not online:
+            offline = (states & u(DEVICE)) == u(0)
+            states[offline], heads[offline], places[offline] = OFFLINE, 0, -1
         return Runs(first, starts, lengths, states, heads, head_pfns, places, rows)
 
     def _changes(self, rows: Any) -> "NDArray[numpy.bool_]":

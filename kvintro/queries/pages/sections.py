@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Iterator, List, Tuple
+from typing import TYPE_CHECKING, FrozenSet, Iterator, List, Set, Tuple
 
 from kvintro.arch.x86_64 import PAGE_SHIFT, PAGE_SIZE
 from kvintro.errors import NotInDump, Unavailable
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 SUBSECTION_SHIFT = 21  # include/linux/mmzone.h
 # include/linux/mmzone.h: macros until 6.1, an enumeration since; the numbers are the same.
-_HAS_MEM_MAP_BIT, _IS_EARLY_BIT = 1, 3
+_HAS_MEM_MAP_BIT, _IS_ONLINE_BIT, _IS_EARLY_BIT = 1, 2, 3
 _MAX_SECTIONS = 1 << 25  # MAX_PHYSMEM_BITS - SECTION_SIZE_BITS with 5 levels
 _BATCH = 32  # sections whose addresses are translated together
 
@@ -39,6 +39,8 @@ class Sections:
     :ivar ranges: (first, last + 1) of each stretch, ascending; none crosses a section's end.
     :ivar pages_per_section: page frames of a section.
     :ivar missing: tables of sections that are not in the dump.
+    :ivar offline: first page frames of those stretches whose section is not online: memory of devices, and
+        memory that was plugged in and not put to use.
     :ivar mapped_only: why the sections themselves could not be read; then these are the page frames whose
         struct pages the page tables map.
     """
@@ -46,6 +48,7 @@ class Sections:
     ranges: Tuple[Tuple[int, int], ...]
     pages_per_section: int
     missing: int = 0
+    offline: FrozenSet[int] = frozenset()
     mapped_only: str = ""
 
     @property
@@ -106,7 +109,9 @@ def _sections_of(kernel: Kernel) -> Sections:
     ranges: List[Tuple[int, int]] = []
     missing = 0
     has_map = 1 << _bit(kernel, "SECTION_HAS_MEM_MAP_BIT", _HAS_MEM_MAP_BIT)
+    online = 1 << _bit(kernel, "SECTION_IS_ONLINE_BIT", _IS_ONLINE_BIT)
     early = 1 << _bit(kernel, "SECTION_IS_EARLY_BIT", _IS_EARLY_BIT)
+    offline: Set[int] = set()
     seen: "set[int]" = set()
     for root in numpy.flatnonzero(pointers).tolist():
         address = int(pointers[root])
@@ -123,6 +128,7 @@ def _sections_of(kernel: Kernel) -> Sections:
             if not value & has_map:
                 continue
             first = (root * per_root + i) * pages
+            known = len(ranges)
             usage = int.from_bytes(data[i * size + usage_at : i * size + usage_at + 8], "little")
             try:
                 ranges.extend(_subsections(kernel, usage, first, pages))
@@ -132,7 +138,9 @@ def _sections_of(kernel: Kernel) -> Sections:
                     ranges.append((first, first + pages))
                 else:
                     missing += 1
-    return Sections(tuple(ranges), pages, missing)
+            if not value & online:
+                offline.update(low for low, _ in ranges[known:])
+    return Sections(tuple(ranges), pages, missing, frozenset(offline))
 
 
 def _mapped(kernel: Kernel, reason: str) -> Sections:
@@ -185,12 +193,14 @@ class Piece:
     """Struct pages of consecutive page frames.
 
     :ivar state: ``read``, ``hole`` (nothing is mapped there) or ``missing`` (they are not in the dump).
+    :ivar online: whether their section is.
     """
 
     first: int
     count: int
     state: str
     data: bytes = b""
+    online: bool = True
 
 
 class Reader:
@@ -204,7 +214,11 @@ class Reader:
     def pieces(self, sections: Sections) -> Iterator[Piece]:
         """All struct pages of the sections, in order."""
         for i in range(0, len(sections.ranges), _BATCH):
-            yield from self._batch(sections.ranges[i : i + _BATCH])
+            batch = sections.ranges[i : i + _BATCH]
+            offline = [(low, high) for low, high in batch if low in sections.offline]
+            for piece in self._batch(batch):
+                online = not any(low <= piece.first < high for low, high in offline)
+                yield piece if online else dataclasses.replace(piece, online=False)
 
     def read(self, pfn: int, count: int) -> "bytes | None":
         """The struct pages of a few page frames, None if they are not there."""
