@@ -12,7 +12,7 @@ from typing import Any, Dict, Iterator, List, Set, Tuple
 
 import pytest
 
-from kvintro.errors import UsageError
+from kvintro.errors import Unavailable, UsageError
 from kvintro.kernel import Kernel, open_kernel
 from kvintro.queries.pages.meaning import KPF_NOPAGE
 from kvintro.queries.pages.one import PageLookup
@@ -85,10 +85,15 @@ def online(core: Core, name: str, lookup: PageLookup) -> Iterator[Tuple[int, int
     flags = words(core, "kpageflags").tolist()
     for low, high in lookup.pages.sections.ranges:
         for pfn in range(low, high):
-            if flags[pfn] != 1 << KPF_NOPAGE:
-                yield pfn, values[pfn]
-            else:
+            if flags[pfn] == 1 << KPF_NOPAGE:
                 assert values[pfn] == 0
+                continue
+            try:
+                lookup.state(pfn)
+            except Unavailable:
+                assert values[pfn] == 0  # not online, which newer kernels have no flag for
+            else:
+                yield pfn, values[pfn]
 
 
 def places(found: UserMappings, pids: Set[int]) -> Set[Tuple[int, int]]:
@@ -103,8 +108,9 @@ def test_every_page_traces_back_to_exactly_who_maps_it(
         found = traced[pfn]
         assert not found.damaged, found.notes
         if found.way is None:
-            # The zero page is in no reverse map: nothing may ever take it away.
-            assert lookup.kind(lookup.state(pfn)) == "zero"
+            # The zero page is in no reverse map: nothing may ever take it away. Nor is memory of the kernel
+            # that processes are shown (BPF arenas).
+            assert lookup.kind(lookup.state(pfn)) in ("zero", "kernel")
             continue
         assert places(found, truth.pids) == expected, f"{pfn:x} {found.way}"
 
@@ -226,7 +232,7 @@ def test_pages_are_charged_to_the_cgroup_that_kpagecgroup_names(
         if group is not None and group.path is not None:
             named.add(group.path)
     # Pages that came and went while the file was read.
-    assert different <= 8
+    assert different <= 16
     assert "/kvintro/work" in named
     for _, _, _, pfn in truth.of("anon"):
         assert lookup.group(lookup.state(pfn)).path == "/kvintro/work"  # type: ignore[union-attr]

@@ -79,7 +79,7 @@ class PageFormat:
     :ivar zones: names of the zones by number.
     :ivar folio_flags: whether /proc/kpageflags shows a tail with the flags of its head (6.10).
     :ivar folio_types: whether it shows the head's type for it as well (7.0).
-    :ivar idle: whether the page-idle flag is in the flags word.
+    :ivar tells_nopage: whether it has a flag for page frames that it knows no page of (until 6.16), not 0.
     """
 
     size: int
@@ -107,6 +107,7 @@ class PageFormat:
     zones: Tuple[str, ...]
     folio_flags: bool
     folio_types: bool
+    tells_nopage: bool = True
 
     def mask(self, *names: str) -> int:
         """The bits of flags that this kernel has, of those named."""
@@ -190,6 +191,7 @@ def _page_format(kernel: Kernel) -> PageFormat:
         # PG_slab became a page type in 6.10, in the same merge as fs/proc/page.c's use of folios.
         folio_flags="slab" not in bits,
         folio_types=kernel.find_symbol("snapshot_page") is not None,
+        tells_nopage=not _has_enumerator(prog, "enum kpage_operation", "KPAGE_FLAGS"),
     )
 
 

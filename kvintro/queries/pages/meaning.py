@@ -267,7 +267,7 @@ class Meaning:
         if state & (OFFLINE | DEVICE):
             # include/linux/memory_hotplug.h:pfn_to_online_page finds neither. Until 5.12 it did find pages of
             # devices that share a section with memory.
-            return 1 << KPF_NOPAGE
+            return 1 << KPF_NOPAGE if self.form.tells_nopage else 0
         form = self.form
         whole = head or state
         compound = bool(head) or self.is_head(state)

@@ -46,6 +46,7 @@ OFFLINE = 1 << 59  # of a section that is not online, and no device's: the struc
 DEVICE = 1 << 60  # of ZONE_DEVICE
 
 _LOWEST_ZONE_SHIFT = 46
+_VMEMMAP_PAGE = 1 << 12
 # Tails hold a mask or an address; no compound page is as large as to make the one look like the other.
 _LARGEST_MASK = 1 << 40
 
@@ -218,12 +219,14 @@ class Decoder:
         for special in (self._zero, self._huge_zero):
             if special is not None and first <= special < first + n:
                 states[numpy.searchsorted(starts, special - first)] |= u(ZERO)
+        fakes = self._fake_heads(rows, first, starts, states)
+        states[fakes] |= u(TAIL)
         heads = numpy.zeros(len(starts), u)
         head_pfns = starts + first
         # Heads first: their tails take over what is said of them.
         self._heads(rows, starts, states)
         if tails:
-            self._tails(rows, first, starts, states, heads, head_pfns)
+            self._tails(rows, first, starts, states, heads, head_pfns, fakes)
         if "Device" in self.form.zones:
             zones = places & (1 << self.form.zone_bits) - 1
             device = (places >= 0) & (zones == self.form.zones.index("Device"))
@@ -349,14 +352,46 @@ class Decoder:
             extra |= (second(offset, 1)[:, 0] == value).astype(u) * u(HUGETLB_DTOR)
         states[at] |= extra
 
-    def _tails(self, rows: Any, first: int, starts: I64, states: U64, heads: U64, head_pfns: I64) -> None:
+    def _fake_heads(self, rows: Any, first: int, starts: I64, states: U64) -> I64:
+        """Which of the runs are tails that look like heads: include/linux/page-flags.h:page_fixed_fake_head.
+
+        Huge pages whose tails share a page of struct pages share that which the head lies in. Its copies say
+        in their second struct page where the head is.
+        """
+        import numpy
+
+        u = numpy.uint64
+        form = self.form
+        if form.compound_masks:
+            return numpy.zeros(0, numpy.int64)
+        mark = u(form.mask("head"))
+        own = u(form.base) + (starts + first).astype(u) * u(form.size)
+        found = ((states & (mark | u(TAIL | NOT_INITIALISED))) == mark) & (own & u(_VMEMMAP_PAGE - 1) == u(0))
+        found &= starts + 1 < len(rows)
+        at = numpy.flatnonzero(found)
+        links = rows["compound"][starts[at] + 1]
+        fakes: I64 = at[((links & u(1)) != u(0)) & (links - u(1) < own[at])]
+        return fakes
+
+    def _tails(
+        self,
+        rows: Any,
+        first: int,
+        starts: I64,
+        states: U64,
+        heads: U64,
+        head_pfns: I64,
+        fakes: I64,
+    ) -> None:
         """Give the runs of tails the states of their heads."""
         import numpy
 
         u = numpy.uint64
         form = self.form
         at = numpy.flatnonzero((states & u(TAIL)) != u(0))
-        values = rows["compound"][starts[at]] & ~u(1)
+        links = starts.copy()
+        links[fakes] += 1
+        values = rows["compound"][links[at]] & ~u(1)
         if form.compound_masks:
             own = u(form.base) + (starts[at] + first).astype(u) * u(form.size)
             span = ~values + u(1)
