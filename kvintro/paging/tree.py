@@ -125,7 +125,7 @@ class Ranges:
 class Tree:
     """All of a page-table tree as ranges.
 
-    Construct one for each root to be walked; tables met are remembered for as long as it lives.
+    Construct one for each root to be walked.
 
     :param read: reads physical memory.
     :param root: physical address of the root table.
@@ -158,24 +158,31 @@ class Tree:
         self._read = read
         self._geometry = geometry
         self._root = root
-        self._tables_left = table_limit
-        self._upper_left = self.UPPER_LIMIT
-        self._ranges_used = 0
-        self._repeated = 0
+        self._table_limit = table_limit
         self._prune = prune or {}
         self._prune_as = prune_as
-        # Known subtrees by table, level and rights; they may be met again anywhere in the tree.
-        self._known: Dict[Tuple[int, int, int], Tuple[U64, U64]] = {}
-        self._lowest_seen: Dict[int, bool] = {}
+        self._begin()
         self._encryption = (1 << 52) - (1 << _OURS_END) & ~geometry.pfn_mask
         self._flag_bits = FLAG_BITS | self._encryption
         self.limited = False
         self.unreadable_tables = 0
 
+    def _begin(self) -> None:
+        """What is counted is counted for one answer: of a tree that is asked again all was met before."""
+        self._tables_left = self._table_limit
+        self._upper_left = self.UPPER_LIMIT
+        self._ranges_used = 0
+        self._repeated = 0
+        # Known subtrees by table, level and rights; they may be met again anywhere in the tree.
+        self._known: Dict[Tuple[int, int, int], Tuple[U64, U64]] = {}
+        self._lowest_seen: Dict[int, bool] = {}
+
     def ranges(self, start: int, end: int) -> Ranges:
         """The addresses from start to end (inclusive, both canonical, in one half) cut into ranges."""
         geometry = self._geometry
-        self._repeated = 0  # of one answer: asked again, all of a tree was met before
+        self._begin()
+        # What is shared within user space is huge pages' tables; espfix lies in the other half.
+        self._repeated_limit = self.REPEATED_LIMIT >> (2 if start <= geometry.user.end else 0)
         table, level, rights = self._root, geometry.levels, USER | RW
         first, last = geometry.index(start, level), geometry.index(end, level)
         # As long as one entry spans all of it, its siblings need not be looked at.
@@ -229,7 +236,7 @@ class Tree:
 
         whole = last - first == PTRS_PER_TABLE - 1
         known = self._known.get((table, level, effective)) if whole else None
-        if known is not None and self._repeated + len(known[0]) <= self.REPEATED_LIMIT:
+        if known is not None and self._repeated + len(known[0]) <= self._repeated_limit:
             self._repeated += len(known[0])
             return known[0], known[1] | numpy.uint64(REPEATED)
         if known is not None or self._upper_left <= 0 or self._room() <= 0:
@@ -253,7 +260,7 @@ class Tree:
 
     def _room(self) -> int:
         """How many more ranges there may be. One counts at each level that it is handed up through."""
-        if self._repeated >= self.REPEATED_LIMIT:
+        if self._repeated >= self._repeated_limit:
             return 0
         return self.RANGE_LIMIT - self._ranges_used
 
@@ -357,9 +364,7 @@ class Tree:
         u = numpy.uint64
         tables, row_of = numpy.unique(entries & u(self._geometry.pfn_mask), return_inverse=True)
         if self._tables_left < len(tables):
-            self.limited = True
-            keys = numpy.full(len(entries), OVER_LIMIT | 1 << LEVEL_SHIFT, numpy.uint64)
-            return numpy.arange(len(entries), dtype=numpy.uint64) << u(21), keys
+            return self._too_many(len(entries))
         self._tables_left -= len(tables)
         data, missing = self._read_tables(tables)
         in_order = len(tables) == len(entries) and bool((row_of[1:] > row_of[:-1]).all())
@@ -386,11 +391,22 @@ class Tree:
             first_use[numpy.unique(row_of, return_index=True)[1]] = True
             repeated |= ~first_use
         again = repeated[row]
+        count = int(numpy.count_nonzero(again))
+        if self._repeated + count > self._repeated_limit:
+            return self._too_many(len(entries))
         keys[again] |= u(REPEATED)
-        self._repeated += int(numpy.count_nonzero(again))
+        self._repeated += count
         for table in tables.tolist():
             self._lowest_seen[table] = True
         return heads.astype(numpy.uint64) << u(12), keys
+
+    def _too_many(self, count: int) -> Tuple[U64, U64]:
+        """For each of some level-2 entries that its table was not looked at."""
+        import numpy
+
+        self.limited = True
+        keys = numpy.full(count, OVER_LIMIT | 1 << LEVEL_SHIFT, numpy.uint64)
+        return numpy.arange(count, dtype=numpy.uint64) << numpy.uint64(21), keys
 
     def _read_tables(self, tables: U64) -> "Tuple[U64, NDArray[numpy.bool_]]":
         """Contents of tables at ascending physical addresses, neighbours in one read."""
