@@ -217,9 +217,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     :raises UsageError: it makes no sense.
     """
     parser = make_parser(only=None if {"-h", "--help"} & set(arguments) else _named(arguments))
-    args = parser.parse_args(arguments)
+    args, unknown = parser.parse_known_args(arguments)
     if args.command is None:
         parser.error("which command? for instance: kvintro layout")
+    if unknown:
+        raise UsageError(f"unrecognized arguments: {' '.join(unknown)}", f"kvintro {args.command} --help")
     args.format = args.format or getattr(load_command(args.command), "FORMAT", "text")
     return args
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
-from kvintro.arch.x86_64 import ALL, TOP_HOLE
+from kvintro.arch.x86_64 import ALL, PAGE_SHIFT, TOP_HOLE
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
 from kvintro.model import (
@@ -268,10 +268,14 @@ def head(kernel: Kernel) -> Sequence[str]:
     ]
     if source.kind == "core":
         parts = [f"{source.format} {source.label}", f"{size_text(source.size or 0)} file"]
+        # The end of RAM counts the gap below 4 GB too, and what the dump has firmware's memory behind it.
+        sizes = [] if source.memory is None else [source.memory + source.left_out]
         try:
-            parts.append(f"{size_text(kernel.max_pfn.value << 12)} of memory")
+            sizes.append(kernel.max_pfn.value << PAGE_SHIFT)
         except Unavailable:
             pass
+        if sizes:
+            parts.append(f"{size_text(min(sizes))} of memory")
         if source.complete is False:
             parts.append("TRUNCATED")
         elif source.left_out:

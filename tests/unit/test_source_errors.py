@@ -262,6 +262,13 @@ def test_usage(arguments: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(capsys.readouterr().err.splitlines()) == 2
 
 
+def test_what_is_too_much_names_the_commands_own_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["aliases", "1000", "2000"]) == 2
+    what, hint = capsys.readouterr().err.splitlines()
+    assert "2000" in what
+    assert hint.endswith("kvintro aliases --help")
+
+
 def test_hostile_names_come_out_inert(complaint: Complaint, tmp_path: Path) -> None:
     assert "\x1b" not in complaint("-c", str(tmp_path / "\x1b[31mred"))[1]
 
