@@ -214,7 +214,7 @@ class DirectMap(Region):
         splits = _splits(blocks, base, last, reasons)
         ram = _ram_rows(view, base, last, physical)
         totals: Dict[str, Any] = {
-            "ram": Size(sum(row.size for row in ram)),
+            **({"ram": Size(sum(row.size for row in ram))} if physical.resources else {}),
             "mapped": Size(sum(row.size for row in runs)),
             "not_mapped": Size(sum(row.size for row in hole_rows)),
             **{f"pages_of_{name}": counted.get(name, 0) for name in PAGE_NAMES.values()},
@@ -440,7 +440,9 @@ class _Reasons:
             # Where there is no RAM, or where the entries never held a frame, all of it has one reason.
             ram = resource is not None and resource.startswith(SYSTEM_RAM)
             if not ram:
-                yield self._hole(start, end, resource, kept, f"no RAM ({resource or 'nothing'})")
+                known = bool(self._physical.resources)
+                why = f"no RAM ({resource or 'nothing'})" if known else "not known: RAM or no RAM"
+                yield self._hole(start, end, resource, kept, why)
                 continue
             at = start
             while at <= end:
