@@ -64,7 +64,8 @@ def alias_report(kernel: Kernel, text: str, *, form: Optional[str] = None) -> Re
     complete = True
     if subject.physical is not None:
         found = aliases(kernel, subject.physical)
-        complete = found.complete
+        # Without types neither processes nor the owners of pages can be looked through.
+        complete = found.complete and kernel.source.types != "none"
         notes += found.problems
         rows = [_row(kernel, translator, alias) for alias in found.found]
         users, problem = _user_rows(kernel, subject.physical)
