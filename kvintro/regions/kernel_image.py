@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from kvintro.kernel import Kernel
 
 
+# Of what guests share with their host: freed, and left mapped
+# (arch/x86/mm/mem_encrypt_amd.c:mem_encrypt_free_decrypted_mem).
+_UNUSED = "unused decrypted bss"
 # Parts in the order of addresses: name, first symbol, last symbol (exclusive), rights once the kernel runs,
 # and whether it is freed then (arch/x86/mm/init_64.c:mark_rodata_ro, init.c:free_initmem). What lies between
 # parts that follow one another is alignment, or belongs to the part before.
@@ -53,6 +56,9 @@ _PARTS: Tuple[Tuple[str, str, str, str, bool], ...] = (
     ("more data", "_edata", "__init_begin", "rw-", False),
     ("init", "__init_begin", "__init_end", "", True),
     ("behind init", "__init_end", "__bss_start", "rw-", False),
+    ("bss", "__bss_start", "__start_bss_decrypted_unused", "rw-", False),
+    (_UNUSED, "__start_bss_decrypted_unused", "__end_bss_decrypted", "rw-", True),
+    # Without CONFIG_AMD_MEM_ENCRYPT.
     ("bss", "__bss_start", "__bss_stop", "rw-", False),
     ("brk", "__brk_base", "_brk_end", "rw-", False),
 )
@@ -268,13 +274,13 @@ def sections(kernel: Kernel) -> List[SectionRow]:
     view = View.of(kernel, place.range.start, place.range.end)
     running = _is_running(kernel)
     pti = kernel.pti.value
-    rows = []
+    rows: List[SectionRow] = []
     for name, first, last, rights, freed in _PARTS:
         bounds = _bounds(kernel, first, last, whole_pages=freed)
-        if bounds is None:
+        if bounds is None or any(row.name == name for row in rows):
             continue
         expected = rights
-        if freed:
+        if freed and name != _UNUSED:
             # What is freed becomes ordinary memory; under PTI its mapping goes (free_kernel_image_pages).
             expected = "?" if not running else "" if pti else "rw-"
         symbols = f"{first} to {last}"

@@ -81,15 +81,25 @@ def test_where_iomem_has_the_image(core: Core, image: Any) -> None:
             row = parts[names[name]]
             assert number(row["physical"]) == start
             # setup.c gives the bss up to __bss_stop, rodata up to __end_rodata and so on, all exclusive ends.
-            assert number(row["physical"]) + row["size"] - 1 == end
+            size = row["size"] + (
+                parts.get("unused decrypted bss", {"size": 0})["size"] if "bss" in name else 0
+            )
+            assert number(row["physical"]) + size - 1 == end
             seen += 1
     assert seen == 4
 
 
 def test_what_was_freed(core: Core, image: Any) -> None:
     """The kernel says at boot what it frees of itself."""
-    said = dict(re.findall(r"Freeing unused kernel image \(([^)]+)\) memory: (\d+)K", core.truth("dmesg")))
-    names = {"initmem": "init", "text/rodata gap": "gap behind text", "rodata/data gap": "gap behind rodata"}
+    said = dict(
+        re.findall(r"Freeing unused (?:kernel image \()?([^)]+?)\)? memory: (\d+)K", core.truth("dmesg"))
+    )
+    names = {
+        "decrypted": "unused decrypted bss",
+        "initmem": "init",
+        "text/rodata gap": "gap behind text",
+        "rodata/data gap": "gap behind rodata",
+    }
     freed = {row["name"]: row["size"] >> 10 for row in image["sections"] if row["freed"]}
     assert {names[what]: int(size) for what, size in said.items()} == freed
 
