@@ -37,14 +37,15 @@ def note(kernel: Kernel) -> List[Tuple[str, int, bytes]]:
 
 
 @pytest.fixture(scope="module")
-def whole(kernel: Kernel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(kernel: Kernel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The same memory as an ELF file."""
     if kernel.source.symbols == "none":
         pytest.skip("this kernel's VMCOREINFO does not lead to its symbols")
     path = tmp_path_factory.mktemp("elf") / "vmcore"
     segments = [(0, address, data) for address, data in memory(kernel)]
     path.write_bytes(elf_core(segments, note(kernel)))
-    return path
+    yield path
+    path.unlink()
 
 
 def layout_of(path: Path, capsys: pytest.CaptureFixture[str]) -> Tuple[int, Any, str]:
