@@ -42,7 +42,7 @@ LASTING, PASSING, OTHER = (Finding(at, at, "here") for at in (0x1000, 0x2000, 0x
 
 
 def test_what_is_there_every_time_stays(settled: Any) -> None:
-    verdict, left = settled(*[[LASTING, PASSING], [LASTING], [OTHER, LASTING], [LASTING]])
+    verdict, left = settled([LASTING, PASSING], [LASTING], [OTHER, LASTING], *[[LASTING]] * 7)
     assert (verdict.state, verdict.findings, left) == ("failed", (LASTING,), [])
 
 
