@@ -48,8 +48,8 @@ CHECKS: Tuple[Check, ...] = (
     Check("proc_vmallocinfo", "/proc/vmallocinfo has the same areas", running.vmallocinfo, live=True),
 )
 
-#: How often a running kernel is asked about what was found. Its tables are read before its lists, and a busy one
-#: hands out and takes back the same place over and over: what shows one time in three must not show every time.
+#: How often a running kernel is asked about what was found. Its tables are read before its lists, and a busy
+#: one hands out and takes back one place over and over: what shows one time in three must not show each time.
 _ATTEMPTS = 10
 _PAUSE = 0.2
 
