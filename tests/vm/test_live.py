@@ -58,8 +58,8 @@ def _entries() -> List[Any]:
 
 
 ENTRIES = _entries()
-#: The oldest, one without page-table isolation, the newest with 5 levels: where things differ most.
-_MOST_DIFFERENT = {entry.name for entry in ENTRIES if entry.series == "6.1" or not entry.pti}
+#: The oldest and the newest with 5 levels, where things differ most: a guest takes some five minutes.
+_MOST_DIFFERENT = {entry.name for entry in ENTRIES if entry.series == "6.1"}
 _MOST_DIFFERENT |= {entry.name for entry in ENTRIES[-2:] if entry.levels == 5 and not entry.oracle}
 BUSY = [entry for entry in ENTRIES if RUNS or entry.name in _MOST_DIFFERENT]
 #: Those whose layout is not looked at there.
@@ -175,7 +175,7 @@ def test_inside_under_load(entry: Any) -> None:
     assert found["compared"] > 150
     assert found["runs"] == (RUNS or FEW)
     # Marked as partial is what may happen, now and then; refused is what nobody should see.
-    assert found["partial"] <= found["runs"] // 10, found["why"]
+    assert found["partial"] <= max(2, found["runs"] // 10), found["why"]
     assert not found["refused"], found["why"]
 
 
