@@ -63,6 +63,12 @@ def _found(which: str) -> List[Path]:
     return sorted(meta.parent for pattern in patterns for meta in VMCORES.glob(f"{pattern}/meta.json"))
 
 
+@lru_cache(maxsize=None)
+def _core(directory: Path) -> Core:
+    """The same object for every test: pytest orders tests by the values that they share."""
+    return Core(directory)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "core" in metafunc.fixturenames:
         which = metafunc.config.getoption("--cores")
@@ -70,7 +76,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if not found:
             raise pytest.UsageError(f"there are no {which} cores in vmcores/; run make vmcores")
         # A worker that has a core open goes on with it (pytest-xdist, --dist loadgroup).
-        each = [pytest.param(Core(d), id=d.name, marks=pytest.mark.xdist_group(d.name)) for d in found]
+        each = [pytest.param(_core(d), id=d.name, marks=pytest.mark.xdist_group(d.name)) for d in found]
         metafunc.parametrize("core", each, scope="session")
 
 
