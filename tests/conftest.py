@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Dict, List, Set
 
@@ -63,7 +63,7 @@ def _found(which: str) -> List[Path]:
     return sorted(meta.parent for pattern in patterns for meta in VMCORES.glob(f"{pattern}/meta.json"))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _core(directory: Path) -> Core:
     """The same object for every test: pytest orders tests by the values that they share."""
     return Core(directory)

@@ -59,6 +59,7 @@ class Lack(NamedTuple):
 
 _NO_SYMBOLS = "there are no symbols"
 _NO_TYPES = "there are no types"
+_RESERVED = "the reserved end of the direct map"
 _CUT_OFF = "what the file has lost shows as not in the dump"
 #: By command: what it cannot do without symbols or types. Those without an entry work on any source. That a
 #: dump was filtered is none of these: page tables and the kernel's own data are left in.
@@ -87,6 +88,7 @@ LACKS: Dict[str, Sequence[Lack]] = {
     "kaslr": (
         Lack("symbols", "partly", "the image's displacement only"),
         Lack("types", "partly", "what is drawn inside the regions needs types"),
+        Lack(_RESERVED, "partly", "out of how many places the memory bases were drawn is not kept"),
     ),
     "layout": (
         Lack("symbols", "partly", "bounds that are variables are not known"),
@@ -99,6 +101,7 @@ LACKS: Dict[str, Sequence[Lack]] = {
     "report": (
         Lack("symbols", "partly", "as its parts"),
         Lack("types", "partly", "as its parts"),
+        Lack(_RESERVED, "partly", "as its parts"),
     ),
     "shell": (
         Lack("symbols", "partly", "no symbols at the prompt"),
@@ -256,6 +259,9 @@ def commands(kernel: Kernel) -> List[CommandRow]:
     here = {
         "symbols": source.symbols != "none",
         "types": source.types != "none",
+        # Kernels before 6.12, and stable ones before its backport, forgot it (randomness.py).
+        _RESERVED: kernel.identity.kaslr is False
+        or any(map(kernel.find_symbol, ("direct_map_physmem_end", "physmem_end"))),
     }
     # Variables have no names without CONFIG_KALLSYMS_ALL, which is as good as no symbols to most.
     names_only_code = source.kallsyms is not None and source.kallsyms.code_only

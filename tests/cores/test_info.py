@@ -78,7 +78,7 @@ def test_without_types(core: Core) -> None:
 PROBES: Dict[str, Sequence[str]] = {
     "aliases": ("200000",),
     "check": ("",),
-    "diff": ("CORE",),
+    "diff": ("--all CORE",),
     "explain": ("vmalloc", "direct_map"),
     "identify": ("100000",),
     "info": ("",),

@@ -180,8 +180,9 @@ def test_free_blocks_are_those_of_buddyinfo(core: Core, census: PageCensus) -> N
 
 
 #: Caches that reading /proc itself uses: the files opened for the truth that was written after slabinfo.
+#: Those of /sys, and pipes, have their inodes from inode_cache.
 _USED_BY_READING = re.compile(
-    r"dentry|lsm_inode_cache|pde_opener|filp|seq_file|proc_inode_cache|maple_node|names_cache|pid|vm_area_struct|"
+    r"dentry|inode_cache|lsm_inode_cache|pde_opener|filp|seq_file|proc_inode_cache|maple_node|names_cache|pid|vm_area_struct|"
     r"iommu_iova|"  # by disks that are swapped to meanwhile
     r"kmalloc-(cg-)?(\d+k?)|radix_tree_node|anon_vma.*"
 )
