@@ -34,6 +34,13 @@ def regions(kernel: Kernel) -> Any:
     return json.loads(render(layout(kernel), "json"))["regions"]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_boot_of_each(core: Core) -> None:
+    """Writing and compressing all of memory takes its time."""
+    if not core.meta["kaslr"]:
+        pytest.skip("formats are tried on the dump of the same kernel with KASLR")
+
+
 @pytest.fixture(scope="session")
 def memory(core: Core, kernel: Kernel) -> List[Range]:
     """All physical memory that the core has, and that can be RAM."""
