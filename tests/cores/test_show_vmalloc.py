@@ -81,11 +81,15 @@ def test_areas_that_are_mapped_in_part(core: Core, vmalloc: Any) -> None:
     if not kind:
         pytest.skip(f"{core.name} has no such areas")
     blocks = [row for row in vmalloc["areas"] if row["kind"] == "vm_map_ram"]
-    assert blocks and sum(row["mapped"] for row in blocks) == {"xfs": 64 << 10, "erofs": 0}[kind]
+    # A block of which all was used and given back goes; whether one of erofs is still there is chance.
+    assert blocks or kind == "erofs"
+    assert sum(row["mapped"] for row in blocks) == {"xfs": 64 << 10, "erofs": 0}[kind]
     arenas = [row for row in vmalloc["areas"] if row["kind"] == "sparse"]
     assert [row["mapped"] for row in arenas] == ([] if "absent" in arena_of(core) else [8192])
     by_kind = {row["name"]: row["areas"] for row in vmalloc["by_kind"]}
-    assert by_kind["vm_map_ram"] == len(blocks) and by_kind["unpurged"] > 0
+    said = core.truth("vmallocinfo")
+    assert by_kind.get("vm_map_ram", 0) == len(blocks) == said.count(" vm_map_ram")
+    assert by_kind.get("unpurged", 0) == said.count(" unpurged")
 
 
 def arena_of(core: Core) -> str:
