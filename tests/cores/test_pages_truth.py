@@ -209,7 +209,8 @@ def test_slab_caches_have_what_slabinfo_says(core: Core, kernel: Kernel, census:
             assert _USED_BY_READING.fullmatch(name), (name, mine.get(name), objects, slabs)
             assert abs(mine.get(name, (0, 0))[1] - slabs) <= (200 if quarantined else 40)
     assert set(mine) <= set(truth)
-    assert sum(mine.get(name) == t or t == (0, 0) for name, t in truth.items()) >= len(truth) * 0.9
+    same = sum(mine.get(name) == t or t == (0, 0) for name, t in truth.items())
+    assert same >= len(truth) * (0.8 if quarantined else 0.9)
 
 
 def test_zones_are_those_of_zoneinfo(core: Core, kernel: Kernel, pages: Pages, census: PageCensus) -> None:
