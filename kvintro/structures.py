@@ -184,6 +184,22 @@ def struct_at(kernel: Kernel, type_name: str, address: int) -> drgn.Object:
         raise Unavailable(f"{type_name} at {address:016x} is not in this source") from error
 
 
+def slab_cache_at(kernel: Kernel, address: int) -> drgn.Object:
+    """A ``struct kmem_cache``, but for the array at its end, which has something for each node.
+
+    As much of that is allocated as the machine has nodes (mm/slub.c:kmem_cache_init). What would be the rest
+    may not be mapped: a guard page of KFENCE's.
+
+    :raises Unavailable: no such type, or its memory is not in the source.
+    """
+    kind = type_of(kernel, "struct kmem_cache")
+    whole = size_of(kernel, "struct kmem_cache")
+    last = kind.members[-1] if kind.members else None
+    read = last.bit_offset // 8 if last and last.type.kind == drgn.TypeKind.ARRAY else whole
+    data = kernel.read(address & ALL, read)
+    return drgn.Object.from_bytes_(kernel.prog, kind, data.ljust(whole, b"\0"))
+
+
 def number(obj: drgn.Object, member: str, default: int = 0) -> int:
     """An integer or pointer member; the default if the structure has none of that name."""
     try:

@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
+from kvintro.source.core import examine
 from tests.synthetic import elf_core
 
 #: (first address, content)
@@ -28,6 +29,27 @@ _SPLIT_AT, _SPLIT_64_AT = (
     12,
     80,
 )  # struct kdump_sub_header: split, start_pfn, end_pfn; start_pfn_64, end_pfn_64
+
+
+def dumped_ranges(path: Path) -> List[Tuple[int, int]]:
+    """(first address, one more than the last) of the physical memory that a dump of QEMU's has, without the
+    firmware's at the end of the first 4 GB."""
+    with path.open("rb") as file:
+        dump = examine(file, str(path))
+    if dump.headers is not None:
+        ranges = [(s.paddr, s.paddr + s.filesz) for s in dump.headers.segments]
+    else:
+        assert dump.kdump is not None
+        ranges = list(dump.kdump.ranges())
+    return [(start, end) for start, end in ranges if not 0xC0000000 <= start < 1 << 32]
+
+
+def raw(path: Path, ranges: Iterable[Range]) -> None:
+    """A file of raw memory, in which what lies between the ranges is a hole."""
+    with path.open("wb") as file:
+        for first, data in ranges:
+            file.seek(first)
+            file.write(data)
 
 
 def lime(ranges: Iterable[Range], magic: bytes = b"EMiL", version: int = 1) -> bytes:

@@ -39,21 +39,14 @@ def _ranges(path: Path) -> List[Range]:
     """RAM of an ELF core."""
     from kvintro.source.elf import read_headers
 
+    wanted = [start for start, _ in files.dumped_ranges(path)]
     with path.open("rb") as file:
-        segments = read_headers(file).segments
         found = []
-        for segment in segments:
-            if segment.paddr < 0xC0000000:  # above is QEMU's ROM
+        for segment in read_headers(file).segments:
+            if segment.paddr in wanted:
                 file.seek(segment.offset)
                 found.append((segment.paddr, file.read(segment.filesz)))
     return found
-
-
-def _raw(ranges: List[Range]) -> bytes:
-    out = bytearray(max(address + len(data) for address, data in ranges))
-    for address, data in ranges:
-        out[address : address + len(data)] = data
-    return bytes(out)
 
 
 def _kdump(path: Path, *, note: bool, flat: bool) -> bytes:
@@ -66,7 +59,7 @@ def _kdump(path: Path, *, note: bool, flat: bool) -> bytes:
 
 def _split(plain: Path, target: Path, frames: int) -> List[str]:
     """In three parts."""
-    bounds = [0, frames // 3 | 1, frames // 3 * 2 | 1, 1 << 20]
+    bounds = [0, frames // 3 | 1, frames // 3 * 2 | 1, max(frames, 1 << 20)]
     parts = []
     for number, data in enumerate(files.split(plain.read_bytes(), bounds)):
         parts.append(f"{target}.{number}")
@@ -79,13 +72,16 @@ def _made(directory: Path, frames: int) -> Dict[str, Callable[[Path], Optional[L
     plain = directory / "core-raw.kdump"
     ranges: List[Range] = []
 
-    def of_ranges(make: Callable[[List[Range]], bytes]) -> Callable[[Path], None]:
-        def write(target: Path) -> None:
+    def written(write: Callable[[Path, List[Range]], object]) -> Callable[[Path], None]:
+        def of_core(target: Path) -> None:
             if not ranges:
                 ranges.extend(_ranges(directory / "core.elf"))
-            target.write_bytes(make(ranges))
+            write(target, ranges)
 
-        return write
+        return of_core
+
+    def of_ranges(make: Callable[[List[Range]], bytes]) -> Callable[[Path], None]:
+        return written(lambda target, found: target.write_bytes(make(found)))
 
     def of_kdump(note: bool, flat: bool) -> Callable[[Path], None]:
         return lambda target: (target.write_bytes(_kdump(plain, note=note, flat=flat)), None)[1]
@@ -102,7 +98,7 @@ def _made(directory: Path, frames: int) -> Dict[str, Callable[[Path], Optional[L
         if name != "zlib" and pack is not None:
             made[f"kdump, {name}"] = _packer(plain, flag, pack)
     made["kdump, split"] = lambda target: _split(plain, target, frames)
-    made["raw"] = of_ranges(_raw)
+    made["raw"] = written(files.raw)
     made["LiME"] = of_ranges(files.lime)
     snappy = files.snappy()
     if snappy is not None:
@@ -156,6 +152,7 @@ def main() -> int:
                 cells.append("yes" if same else "**no**")
         kaslr = "KASLR" if meta["kaslr"] else "no KASLR"
         name = f"{meta['release']}, {meta['levels']} levels, {kaslr}" + (", EFI" if meta["efi"] else "")
+        name += ", rare memory" if meta.get("rare") else ""
         rows.append([name, reference.source.symbols, *cells])
     head = ["kernel", "symbols by", *columns]
     lines = [head, ["---"] * len(head), *rows]

@@ -19,6 +19,7 @@ import drgn
 from kvintro.arch.x86_64 import ALL, FIXADDR_TOP, PAGE_SHIFT
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
+from kvintro.kfence import KfencePool, cache_name, kfence_pool
 from kvintro.model import Address
 from kvintro.queries.modules import ModuleMemory, module_memory, module_sections
 from kvintro.queries.translate import Input, Translation, Translator
@@ -45,6 +46,7 @@ KINDS = (
     "struct_page",
     "symbol",
     "fixmap_slot",
+    "kfence",
     "slab_object",
     "module_section",
     "module_memory",
@@ -107,6 +109,7 @@ class Identifier:
         looks: Sequence[Callable[[int, Translation], Iterator[Identity]]] = (
             self._by_drgn,
             self._per_cpu,
+            self._kfence,
             self._struct_page,
             self._fixmap,
             self._module,
@@ -133,6 +136,11 @@ class Identifier:
             raise Unavailable("no types here: tasks, slab objects and vmalloc areas cannot be looked up")
         if address <= self.kernel.geometry.user.end or found.region == "vmemmap":
             return
+        fenced = self._pool is not None and address in self._pool
+        if self._pool is not None and fenced:
+            behind = self._pool.object_at(address)
+            if behind is None or behind.state != "allocated":
+                return
         from drgn.helpers.common.memory import identify_address_all
 
         # With a cache all stacks are looked up at once; where one cannot be, the one asked for may still
@@ -143,7 +151,8 @@ class Identifier:
                 with self._budget.bounded():
                     for thing in identify_address_all(self.kernel.prog, address, cache=cache):
                         made = _MAKERS.get(type(thing).__name__)
-                        if made is not None:
+                        # A page of KFENCE's is no slab of the cache whose name it has.
+                        if made is not None and not (fenced and made is _slab):
                             found_here.append(made(thing))
             except Exception as error:
                 # On damaged memory it raises what it comes upon, plain Exception included.
@@ -172,6 +181,30 @@ class Identifier:
             symbol.size or None,
             {"name": symbol.name, "offset": offset},
         )
+
+    @cached_property
+    def _pool(self) -> Optional[KfencePool]:
+        try:
+            return kfence_pool(self.kernel)
+        except Unavailable:
+            return None
+
+    def _kfence(self, address: int, found: Translation) -> Iterator[Identity]:
+        if self._pool is None or address not in self._pool:
+            return
+        page = self._pool.object_at(address)
+        if page is None:
+            yield Identity("kfence", "KFENCE guard page", details={"object": None})
+            return
+        details: Dict[str, Any] = {"object": page.number, "state": page.state}
+        if page.state == "unused":
+            yield Identity("kfence", f"KFENCE object {page.number}, not used yet", details=details)
+            return
+        offset = address - page.address
+        details.update(cache=cache_name(self.kernel, page.cache), offset=offset)
+        text = f"KFENCE object {page.number}, {page.state}: {details['cache'] or 'a cache without a name'}"
+        text += f"{offset:+#x}" if 0 <= offset < page.size else f", outside of its {page.size} bytes"
+        yield Identity("kfence", text, Address(page.address), page.size, details)
 
     # Per-CPU variables
 

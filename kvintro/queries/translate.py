@@ -23,6 +23,7 @@ from kvintro.paging.bulk import MAPPED, NOT_IN_DUMP, STATES
 from kvintro.queries.placements import HOLE, Places
 from kvintro.queries.roots import kernel_root, process_root, user_half
 from kvintro.regions import Linear, Region, Root
+from kvintro.regions.direct_map import missing
 from kvintro.regions.vmemmap import REGION as VMEMMAP
 from kvintro.text import printable
 
@@ -298,10 +299,25 @@ class Translator:
         if region == "kernel_image":
             return "nothing of the image is mapped there now (freed after boot, or a gap between sections)"
         if region == "direct_map":
-            return "a hole in the direct map"
+            why = self._why_missing(address, self.kernel.walk(address))
+            return f"a hole in the direct map: {why}" if why else "a hole in the direct map"
         if region == "ldt_remap" and self.pid is None:
             return "mapped per process: name it with --pid"
         return ""
+
+    @cached_property
+    def _missing(self) -> Callable[[int, bool], Optional[str]]:
+        try:
+            return missing(self.kernel)
+        except Unavailable:
+            return lambda address, kept: None
+
+    def _why_missing(self, address: int, found: Walk) -> Optional[str]:
+        """Why nothing is mapped at an address of the direct map, None if that cannot be told."""
+        rule = self._direct_map
+        if rule is None or address not in rule.range:
+            return None
+        return self._missing(address - rule.offset & ALL, bool(found.steps and found.steps[-1].value))
 
     def _walk(self, address: int, notes: List[str]) -> Tuple[Root, Walk]:
         """Walk by this translator's root, or if nothing was named by those of the region."""
@@ -340,10 +356,10 @@ class Translator:
             return self._answer(asked, None, None, None, physical, None, notes)
         found = self.kernel.walk(address, self.root.table)
         if found.state != "mapped":
-            why = {
-                "unmapped": "not in the direct map: no memory is there, or the kernel took it out",
-                "not-in-dump": "a page table of the direct map is not in this dump",
-            }.get(found.state, found.state)
+            why = "a page table of the direct map is not in this dump"
+            if found.state == "unmapped":
+                told = self._why_missing(address, found)
+                why = f"not in the direct map: {told or 'no memory is there, or the kernel took it out'}"
             notes.append(why)
             return self._answer(asked, found, self.root, None, physical, None, notes)
         if found.physical != physical:
@@ -411,7 +427,8 @@ class Translator:
             in_dump=in_dump,
             root=None if root is None else root.owner,
             note="; ".join(note for note in notes if note) or None,
-            walk=() if found is None else self.steps(found, virtual if virtual is not None else asked.value),
+            # What was asked by its frame was looked for in the direct map.
+            walk=() if found is None else self.steps(found, asked.value if asked.form == "virtual" else ALL),
         )
 
     def _page_of(self, physical: Optional[int]) -> Optional[Address]:

@@ -69,6 +69,8 @@ def _facts(row: Any) -> Iterator[Tuple[str, str]]:
         )
     if row.slab is not None:
         yield from _slab(row.slab)
+    if row.kfence is not None:
+        yield "KFENCE", _kfence(row.kfence)
     if row.file is not None:
         file = row.file
         name = printable(file.path) if file.path else "no name"
@@ -93,6 +95,15 @@ def _slab(slab: Any) -> Iterator[Tuple[str, str]]:
     if slab.object is not None:
         state = {True: "allocated", False: "free", None: ""}[slab.allocated]
         yield "object", f"{slab.object:016x}+{slab.object_offset:#x}  {state}".rstrip()
+
+
+def _kfence(fence: Any) -> str:
+    if fence.object is None:
+        return "guard page"
+    if fence.address is None:
+        return f"object {fence.object}, {fence.state}"
+    cache = printable(fence.cache) if fence.cache else "a cache without a name"
+    return f"object {fence.object}, {fence.state}: {fence.address:016x}, {value_text(fence.size)} for {cache}"
 
 
 def _mappings(row: Any, color: bool) -> List[str]:

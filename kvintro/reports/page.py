@@ -9,6 +9,7 @@ from typing import Callable, Dict, List, Optional, Sequence, Tuple, TypeVar
 from kvintro.arch.x86_64 import PAGE_SHIFT
 from kvintro.errors import NotInDump, Unavailable
 from kvintro.kernel import Kernel
+from kvintro.kfence import cache_name
 from kvintro.model import Address, Column, Report, Size, Table
 from kvintro.queries.files import FileName
 from kvintro.queries.pages.meaning import TYPES, kpf_long
@@ -32,6 +33,23 @@ class SlabRow:
     object: Optional[Address]
     object_offset: Optional[int]
     allocated: Optional[bool]
+
+
+@dataclass(frozen=True)
+class KfenceRow:
+    """What a page of KFENCE's pool is for.
+
+    :ivar object: number of the object that has the page, null for a guard page.
+    :ivar state: of the object: ``unused``, ``allocated``, ``about to be freed``, ``freed``.
+    :ivar address: of the object, with its :ivar:`size`.
+    :ivar cache: the slab cache that it stands in for.
+    """
+
+    object: Optional[int]
+    state: Optional[str]
+    address: Optional[Address]
+    size: Optional[Size]
+    cache: Optional[str]
 
 
 @dataclass(frozen=True)
@@ -79,6 +97,7 @@ class PageRow:
     offset: Optional[int] = None
     file: Optional[FileRow] = None
     slab: Optional[SlabRow] = None
+    kfence: Optional[KfenceRow] = None
     memcg: Optional[MemoryGroup] = None
     owner: Optional[PageOwner] = None
     mapped_by: Optional[str] = None
@@ -203,6 +222,8 @@ class _Maker:
     def _described(self, text: str, found: Translation, page: PageState, direct: Optional[int]) -> PageRow:
         lookup, meaning = self._lookup, self._lookup.meaning
         notes: List[str] = []
+        if direct is None and found.note:
+            notes.append(found.note)
         kind = lookup.kind(page)
         # By which to find the object in it: any alias does, as slabs lie in the direct map.
         inside = (
@@ -250,12 +271,25 @@ class _Maker:
                 slab.object_offset,
                 slab.allocated,
             ),
+            kfence=self._kfence(page.pfn),
             memcg=self._optional(lambda: lookup.group(page), notes),
             owner=self._optional(lambda: lookup.owner(page), notes),
             mapped_by=None if maps is None else maps.way,
             mappings=None if maps is None else maps.found,
             notes=tuple(dict.fromkeys(notes)),
         )
+
+    def _kfence(self, pfn: int) -> Optional[KfenceRow]:
+        pool = self._lookup.fenced(pfn)
+        if pool is None:
+            return None
+        found = pool.object_at(self._kernel.page_offset_base.value + (pfn << PAGE_SHIFT))
+        if found is None:
+            return KfenceRow(None, None, None, None, None)
+        if found.state == "unused":
+            return KfenceRow(found.number, found.state, None, None, None)
+        name = cache_name(self._kernel, found.cache)
+        return KfenceRow(found.number, found.state, Address(found.address), Size(found.size), name)
 
     def _user_mappings(self, page: PageState, notes: List[str]) -> Optional[UserMappings]:
         if not self._mappings:

@@ -24,7 +24,7 @@ from kvintro.queries.pages.meaning import (
 )
 from kvintro.queries.pages.zones import ZoneFacts, zone_facts
 from kvintro.reports.layout import head
-from kvintro.structures import TROUBLE, number, struct_at, text_at
+from kvintro.structures import TROUBLE, number, slab_cache_at, text_at
 
 #: What pages can be listed by.
 BREAKDOWNS = ("type", "zone", "node", "order", "cache", "flags", "free")
@@ -273,6 +273,8 @@ def pages_report(
     except Unavailable as error:
         facts = {}
         notes.append(f"zones: {error.what}")
+    if census.fenced:
+        notes.append(f"{census.fenced} pages that look like slabs are KFENCE's, and no cache's")
     caches, nameless = _caches(kernel, census)
     if nameless:
         notes.append(f"{nameless} slab caches have no name in this source")
@@ -457,7 +459,7 @@ def _caches(kernel: Kernel, census: PageCensus) -> Tuple[List[CacheRow], int]:
     for address, use in census.caches.items():
         name = size = None
         try:
-            cache = struct_at(kernel, "struct kmem_cache", address)
+            cache = slab_cache_at(kernel, address)
             size = Size(number(cache, "object_size"))
             name = text_at(kernel, number(cache, "name"), 256)
         except TROUBLE:

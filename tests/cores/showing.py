@@ -7,6 +7,7 @@ import gzip
 import json
 import re
 import struct
+from dataclasses import dataclass
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import pytest
@@ -87,6 +88,52 @@ def values(core: Core) -> Dict[str, bytes]:
         else:
             found[fields[0]] = int(fields[3], 0).to_bytes(int(fields[2]), "little")
     return found
+
+
+@dataclass(frozen=True)
+class Fence:
+    """KFENCE's pool by the kernel's own list.
+
+    :ivar pages: for each page's address ``guard``, or the state of the object it has: ``unused``,
+        ``allocated``, ``freed``.
+    :ivar objects: for each object that was ever used its page, first and last address, and cache.
+    """
+
+    pages: Dict[int, str]
+    objects: Dict[int, Tuple[int, int, int, str]]
+
+
+def fence_of(core: Core) -> Optional[Fence]:
+    """What /sys/kernel/debug/kfence/objects and ``__kfence_pool`` say, None of kernels without a pool.
+
+    mm/kfence/core.c:kfence_init_pool: a guard page is first, then come pairs of a guard and an object's page,
+    and a guard again is last.
+    """
+    if not core.has_truth("kfence"):
+        return None
+    start = int.from_bytes(values(core)["__kfence_pool"], "little")
+    pages = {start: "guard", start + 4096: "guard"}
+    objects = {}
+    for text in re.split(r"^-+\n", core.truth("kfence"), flags=re.M):
+        head = re.match(r"kfence-#(\d+)(?: (unused)|: 0x(\w+)-0x(\w+), size=(\d+), cache=(\S+))", text)
+        if not head:
+            assert not text.strip()
+            continue
+        at = start + 2 * 4096 * (int(head[1]) + 1)
+        freed = re.search(r"^freed by", text, re.M)
+        pages[at] = "unused" if head[2] else "freed" if freed else "allocated"
+        pages[at + 4096] = "guard"
+        if not head[2]:
+            objects[int(head[1])] = (at, int(head[3], 16), int(head[4], 16), head[6])
+            assert int(head[4], 16) - int(head[3], 16) + 1 == int(head[5])
+    assert len(pages) > 2
+    return Fence(pages, objects)
+
+
+def broken_frames(core: Core) -> List[int]:
+    """Page frames that the workload had broken by a machine check."""
+    found = re.findall(r" machine_check.* physical (0x\w+) ", core.truth("workload"))
+    return [int(text, 16) >> 12 for text in found]
 
 
 class PtdumpLine(NamedTuple):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import struct
 import time
 from pathlib import Path
@@ -20,11 +21,21 @@ from kvintro.kernel import Kernel, open_kernel
 from kvintro.render import render
 from kvintro.reports.layout import layout
 from kvintro.source import Request, open_source
-from kvintro.source.core import examine
 from kvintro.source.kallsyms import READ_ERRORS, vmcoreinfo_symbols
 from kvintro.source.scan import find_btf, find_kallsyms, image_of, pieces
 from tests.conftest import Core
-from tests.memory_files import CODECS, avml, elf_without_notes, flattened, lime, packed_again, snappy, split
+from tests.memory_files import (
+    CODECS,
+    avml,
+    dumped_ranges,
+    elf_without_notes,
+    flattened,
+    lime,
+    packed_again,
+    raw,
+    snappy,
+    split,
+)
 
 Range = Tuple[int, bytes]
 
@@ -44,13 +55,6 @@ def one_boot_of_each(core: Core) -> None:
 @pytest.fixture(scope="session")
 def memory(core: Core, kernel: Kernel) -> List[Range]:
     """All physical memory that the core has, and that can be RAM."""
-    with core.path.open("rb") as file:
-        dump = examine(file, str(core.path))
-    if dump.headers is not None:
-        ranges = [(s.paddr, s.paddr + s.filesz) for s in dump.headers.segments]
-    else:
-        assert dump.kdump is not None
-        ranges = list(dump.kdump.ranges())
 
     def read(address: int, size: int) -> bytes:
         data: bytes = kernel.prog.read(address, size, True)
@@ -58,9 +62,7 @@ def memory(core: Core, kernel: Kernel) -> List[Range]:
 
     found: List[Tuple[int, List[bytes]]] = []
     following = -1
-    for start, end in ranges:
-        if start >= 0xC0000000:  # QEMU's ROM
-            continue
+    for start, end in dumped_ranges(core.path):
         for address, data in pieces(read, start, end):
             if address != following:
                 found.append((address, []))
@@ -74,13 +76,6 @@ def expected(kernel: Kernel) -> Any:
     return regions(kernel)
 
 
-def raw(ranges: List[Range]) -> bytes:
-    out = bytearray(max(address + len(data) for address, data in ranges))
-    for address, data in ranges:
-        out[address : address + len(data)] = data
-    return bytes(out)
-
-
 def compressed(ranges: List[Range]) -> bytes:
     pack = snappy()
     if pack is None:
@@ -88,11 +83,11 @@ def compressed(ranges: List[Range]) -> bytes:
     return avml(ranges, pack)
 
 
-FORMS: Dict[str, Callable[[List[Range]], bytes]] = {
-    "ELF": elf_without_notes,
+FORMS: Dict[str, Callable[[Path, List[Range]], object]] = {
+    "ELF": lambda path, memory: path.write_bytes(elf_without_notes(memory)),
     "raw memory": raw,
-    "LiME": lime,
-    "AVML": compressed,
+    "LiME": lambda path, memory: path.write_bytes(lime(memory)),
+    "AVML": lambda path, memory: path.write_bytes(compressed(memory)),
 }
 
 
@@ -101,7 +96,7 @@ def test_without_the_note(
     core: Core, kernel: Kernel, memory: List[Range], expected: Any, tmp_path: Path, form: str
 ) -> None:
     path = tmp_path / "dump"
-    path.write_bytes(FORMS[form](memory))
+    FORMS[form](path, memory)
     try:
         other = open_kernel(Request(core=str(path)))
         assert other.source.format == form
@@ -173,7 +168,7 @@ def test_kdump_without_the_note(
 def parts(plain_kdump: Path, kernel: Kernel, tmp_path: Path) -> Iterator[List[str]]:
     """A split dump; the borders are in the middle of what a byte of the bitmaps says."""
     end = kernel.max_pfn.value
-    bounds = [0, end // 3 | 1, end // 3 * 2 | 3, 1 << 20]
+    bounds = [0, end // 3 | 1, end // 3 * 2 | 3, max(end, 1 << 20)]
     paths = [tmp_path / f"part{number}" for number in range(3)]
     for path, data in zip(paths, split(plain_kdump.read_bytes(), bounds)):
         path.write_bytes(data)
@@ -227,9 +222,9 @@ def test_parts_that_do_not_belong_together(parts: List[str], plain_kdump: Path) 
 
 
 def test_a_raw_file_that_was_cut_off(memory: List[Range], expected: Any, tmp_path: Path) -> None:
-    data = raw(memory)
     path = tmp_path / "dump"
-    path.write_bytes(data[: len(data) - (16 << 20)])
+    raw(path, memory)
+    os.truncate(path, path.stat().st_size - (16 << 20))
     try:
         source = open_source(Request(core=str(path)))
     except NotADump as error:

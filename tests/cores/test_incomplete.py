@@ -12,15 +12,19 @@ import pytest
 from kvintro.cli import main
 from kvintro.errors import NotInDump
 from kvintro.kernel import Kernel
+from tests.conftest import Core
+from tests.memory_files import dumped_ranges
 from tests.synthetic import elf_core
 
 MB = 1 << 20
 
 
-def memory(kernel: Kernel) -> Iterator[Tuple[int, bytes]]:
-    """All of the core's RAM in pieces of 1 MB."""
-    for address in range(0, kernel.max_pfn.value << 12, MB):
-        size = min(MB, (kernel.max_pfn.value << 12) - address)
+def memory(core: Core, kernel: Kernel) -> Iterator[Tuple[int, bytes]]:
+    """All of the core's RAM in pieces of at most 1 MB."""
+    starts = [
+        (at, min(MB, end - at)) for start, end in dumped_ranges(core.path) for at in range(start, end, MB)
+    ]
+    for address, size in starts:
         try:
             yield address, kernel.read_physical(address, size)
         except NotInDump:
@@ -37,12 +41,12 @@ def note(kernel: Kernel) -> List[Tuple[str, int, bytes]]:
 
 
 @pytest.fixture(scope="module")
-def whole(kernel: Kernel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def whole(core: Core, kernel: Kernel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The same memory as an ELF file."""
     if kernel.source.symbols == "none":
         pytest.skip("this kernel's VMCOREINFO does not lead to its symbols")
     path = tmp_path_factory.mktemp("elf") / "vmcore"
-    segments = [(0, address, data) for address, data in memory(kernel)]
+    segments = [(0, address, data) for address, data in memory(core, kernel)]
     path.write_bytes(elf_core(segments, note(kernel)))
     yield path
     path.unlink()
@@ -55,11 +59,11 @@ def layout_of(path: Path, capsys: pytest.CaptureFixture[str]) -> Tuple[int, Any,
     return code, json.loads(out) if out else None, err
 
 
-def test_the_whole_of_it_as_elf(kernel: Kernel, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_whole_of_it_as_elf(core: Core, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, document, _ = layout_of(whole, capsys)
     assert (code, document["partial"]) == (0, False)
     by_key = {row["key"]: row for row in document["regions"]}
-    assert by_key["direct_map"]["mapped"] > (kernel.max_pfn.value << 12) * 0.9
+    assert by_key["direct_map"]["mapped"] > sum(end - start for start, end in dumped_ranges(core.path)) * 0.9
 
 
 @pytest.mark.parametrize("percent", [1, 20, 50, 80, 99])
@@ -87,7 +91,7 @@ def test_cut_off(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_a_table_that_was_left_out(
-    kernel: Kernel, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    core: Core, kernel: Kernel, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Without one page table of vmalloc, the bytes below it are neither mapped nor unmapped."""
     full = {row["key"]: row for row in layout_of(whole, capsys)[1]["regions"]}["vmalloc"]
@@ -95,7 +99,7 @@ def test_a_table_that_was_left_out(
     assert step.level == 1
     table = step.entry_address & ~4095
     segments = []
-    for address, data in memory(kernel):
+    for address, data in memory(core, kernel):
         if address <= table < address + len(data):
             low, high = table - address, table - address + 4096
             segments += [(0, address, data[:low]), (0, table + 4096, data[high:])]

@@ -195,9 +195,9 @@ def test_slab_caches_have_what_slabinfo_says(core: Core, kernel: Kernel, census:
         truth[fields[0]] = int(fields[2]), int(fields[-2])
     mine: Dict[str, Tuple[int, int]] = {}
     for address, use in census.caches.items():
-        from kvintro.structures import number, struct_at, text_at
+        from kvintro.structures import number, slab_cache_at, text_at
 
-        name = text_at(kernel, number(struct_at(kernel, "struct kmem_cache", address), "name"))
+        name = text_at(kernel, number(slab_cache_at(kernel, address), "name"))
         mine[name] = use.objects, use.slabs
         assert 0 <= use.in_use <= use.objects
     # KASAN keeps what is freed for a while (mm/kasan/quarantine.c), and gives it back while files are read.

@@ -27,6 +27,7 @@ FLOORS = {
     "source": 2,
     "types": 2,
     "kernel": 3,
+    "kfence": 3,
     "regions": 3,
     "mapped": 3,
     "memory": 3,

@@ -129,6 +129,7 @@ static struct variable {
 	{ "vm_area_cachep", 8, 0 },
 	{ "hugetlb_max_hstate", 4, 0 },
 	{ "secretmem_users", 4, 0 },
+	{ "__kfence_pool", 8, 0 },
 };
 
 static void find_variables(void)
@@ -305,6 +306,7 @@ static void truth(const char *marker)
 		{ "vmallocinfo", "/proc/vmallocinfo" },
 		{ "pagetypeinfo", "/proc/pagetypeinfo" },
 		{ "zoneinfo", "/proc/zoneinfo" },
+		{ "kfence", "/sys/kernel/debug/kfence/objects" },
 		{ "swaps", "/proc/swaps" },
 		{ "node0/meminfo", "/sys/devices/system/node/node0/meminfo" },
 		{ "node1/meminfo", "/sys/devices/system/node/node1/meminfo" },

@@ -21,9 +21,11 @@ BOOT_TIMEOUT = 300.0
 MODULES = ("qemu_fw_cfg", "loop", "fuse", "crc7", "dummy", "tun", "nbd", "binfmt_misc", "virtio_blk")
 #: What a furnished guest needs besides its file system; that asks for crc32c without saying so.
 DISK_MODULES = ("virtio_pci", "crc32c_generic", "crc32c_intel")
-#: Drivers of what a plugged guest has.
-PLUGGED_MODULES = ("nd_e820", "nd_pmem", "virtio_pci", "virtio_balloon")
+#: Drivers of what a guest with rare memory has.
+RARE_MODULES = ("nd_e820", "nd_pmem", "virtio_pci", "virtio_balloon")
 BALLOON_MB = 16
+#: How many pages guest/rare.c asks to break.
+BROKEN_PAGES = 2
 #: Firmware with the old and the new name of Debian's package.
 FIRMWARE = ("/usr/share/ovmf/OVMF.fd", "/usr/share/qemu/OVMF.fd", "/usr/share/OVMF/OVMF_CODE.fd")
 #: Files with something of every page.
@@ -68,7 +70,7 @@ def guest_options(entry: Entry) -> List[str]:
         options[options.index("-smp") + 1] = "2,sockets=2"
         for name in ("swap", "filesystem"):
             options += ["-drive", f"format=raw,if=virtio,cache=unsafe,file={name}"]
-    if entry.plugged:
+    if entry.rare:
         options[options.index("-m") + 1] += "M,slots=2,maxmem=1G"
         for name in ("plug0", "plug1"):
             options += ["-object", f"memory-backend-ram,id={name},size=128M"]
@@ -102,18 +104,21 @@ def _build(entry: Entry, kernel: Kernel, target: Path, small: bool) -> float:
             modules += [*DISK_MODULES, entry.furnished]
             programs.append("furnish")
             files["filesystem"] = entry.furnished.encode()
-        if entry.plugged:
-            modules += PLUGGED_MODULES
+        if entry.rare:
+            modules += RARE_MODULES
+            programs.append("rare")
         ramdisk = initramfs.build("init", kernel.modules, modules, programs, files)
         (work / "initramfs").write_bytes(ramdisk)
         options = [*guest_options(entry), "-initrd", "initramfs"]
         with qemu.Qemu(work, options) as guest:
-            if entry.plugged:
+            if entry.rare:
                 while guest.running and not (work / "qmp").exists():
                     time.sleep(0.2)
                 # The driver finds it waiting. The plugged memory counts, as far as QEMU is concerned.
                 guest.command("balloon", {"value": entry.memory_mb + 256 - BALLOON_MB << 20})
+                _break_memory(guest)
             boot_seconds = guest.wait_for(READY, BOOT_TIMEOUT)
+            balloon = guest.command("query-balloon")["actual"] if entry.rare else None
             cpu = guest.stop_idle()
             dumped = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             truth = _write_truth(work, directory)
@@ -137,9 +142,10 @@ def _build(entry: Entry, kernel: Kernel, target: Path, small: bool) -> float:
             "pti": entry.pti,
             "efi": entry.efi,
             "furnished": entry.furnished,
-            "plugged": entry.plugged,
+            "rare": entry.rare,
             "oracle": entry.oracle,
             "memory_mb": entry.memory_mb,
+            **({} if balloon is None else {"balloon_leaves": balloon}),
             "qemu": guest.options,
             "monitor_cpu": cpu,
             "dumped": dumped,
@@ -149,6 +155,20 @@ def _build(entry: Entry, kernel: Kernel, target: Path, small: bool) -> float:
         }
         (directory / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
     return boot_seconds
+
+
+def _break_memory(guest: qemu.Qemu) -> None:
+    """Tell the guest by machine checks that pages which it names (guest/rare.c) are broken.
+
+    An error that a scrubber found, which nobody waits for (SRAO: Intel's manual, volume 3, 15.9.3): a valid,
+    uncorrected, signalled one, with the address of a page in ADDR. The guest is shown one at a time; a second
+    machine check within the first would reset it.
+    """
+    for number in range(BROKEN_PAGES):
+        (address,) = guest.wait_for_match(
+            rf"^KVINTRO-BREAK-{number} (0x[0-9a-f]+)\s*$", BOOT_TIMEOUT
+        ).groups()
+        guest.monitor(f"mce -b 0 9 0xbd000000000000c0 5 {address} 0x8c")
 
 
 def _write_truth(work: Path, directory: Path) -> Dict[str, bytes]:
@@ -240,6 +260,23 @@ def _kcore_loads(truth: Dict[str, bytes]) -> Iterator[Tuple[int, int]]:
             yield int(word[2], 16), int(word[5], 16)
 
 
+def _value(truth: Dict[str, bytes], name: str) -> int:
+    """A variable as the guest read it, 0 if this kernel does not have it."""
+    match = re.search(rf"^{name} \w+ 8 (0x[0-9a-f]+)$", truth["values"].decode(), re.MULTILINE)
+    return int(match.group(1), 16) if match else 0
+
+
+def _holes_of_rare_memory(truth: Dict[str, bytes]) -> Iterator[int]:
+    """Pages of the direct map at KFENCE's pool and around broken pages."""
+    pool = _value(truth, "__kfence_pool")
+    objects = len(re.findall(r"^kfence-#", truth.get("kfence", b"").decode(), re.MULTILINE))
+    if pool and objects:
+        yield from range(pool - 2 * PAGE, pool + (2 * objects + 4) * PAGE, PAGE)
+    base = _value(truth, "page_offset_base")
+    for text in re.findall(r" machine_check.* physical (0x[0-9a-f]+) ", truth["workload"].decode()):
+        yield from range(base + int(text, 16) - 2 * PAGE, base + int(text, 16) + 3 * PAGE, PAGE)
+
+
 def sample_addresses(truth: Dict[str, bytes]) -> List[int]:
     """About 1500 addresses of every region, and some just outside of each."""
     image, modules = _symbols(truth)
@@ -275,6 +312,6 @@ def sample_addresses(truth: Dict[str, bytes]) -> List[int]:
         0xFFFFFC0000000000,
         0xFFFFEC0000000000,
     )
-    chosen |= set(fixed)
+    chosen |= set(fixed) | set(_holes_of_rare_memory(truth))
     # Below the half lie processes, and what is not canonical is not an address.
     return sorted(a for a in chosen if 0xFF00000000000000 <= a < 1 << 64)

@@ -115,10 +115,17 @@ class Qemu:
     def wait_for(self, marker: str, timeout: float) -> float:
         """Wait until the guest prints a line; returns the seconds it took."""
         start = time.monotonic()
+        self.wait_for_match(rf"^{re.escape(marker)}\s*$", timeout)
+        return time.monotonic() - start
+
+    def wait_for_match(self, pattern: str, timeout: float) -> "re.Match[str]":
+        """Wait until the guest has printed what matches."""
+        start = time.monotonic()
         while time.monotonic() - start < timeout:
             text = self.console()
-            if re.search(rf"^{re.escape(marker)}\s*$", text, re.MULTILINE):
-                return time.monotonic() - start
+            found = re.search(pattern, text, re.MULTILINE)
+            if found:
+                return found
             failed = re.search(r"KVINTRO-FAILED: .*|Kernel panic.*", text)
             if failed:
                 time.sleep(0.5)  # let it print the rest

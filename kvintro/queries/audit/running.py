@@ -160,8 +160,8 @@ def vmallocinfo(kernel: Kernel) -> Verdict:
 def meminfo(kernel: Kernel) -> Verdict:
     """DirectMap4k and so on: arch/x86/mm/pat/set_memory.c:arch_report_meminfo, against the page tables.
 
-    The kernel counts some large pages twice while it boots, and blocks that it splits in the image; see
-    :mod:`kvintro.regions.direct_map`.
+    The kernel counts some large pages twice while it boots, and blocks that it splits in the image, but none
+    that it splits for a memory error; see :mod:`kvintro.regions.direct_map`.
     """
 
     def counts() -> Dict[str, int]:
@@ -178,11 +178,11 @@ def meminfo(kernel: Kernel) -> Verdict:
     totals = region.contents(kernel, Asked()).totals
     after = counts()
     findings = []
-    image = int(totals.get("blocks_split_in_image", 0))
+    split = int(totals.get("blocks_split_in_image", 0)) - int(totals.get("blocks_split_by_hwpoison", 0))
     for name in PAGE_NAMES.values():
         if name not in before or before[name] != after.get(name):
             continue
-        expected = int(totals[f"pages_of_{name}"]) + {"4K": 512 * image, "2M": -image}.get(name, 0)
+        expected = int(totals[f"pages_of_{name}"]) + {"4K": 512 * split, "2M": -split}.get(name, 0)
         if before[name] < expected or (name == "4K" and before[name] != expected):
             what = f"/proc/meminfo counts {before[name]} pages of {name}, the page tables have {expected}"
             findings.append(Finding(None, None, what))

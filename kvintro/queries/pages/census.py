@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 
 import drgn
 
+from kvintro.arch.x86_64 import PAGE_SHIFT
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
+from kvintro.kfence import KfencePool, kfence_pool
 from kvintro.queries.pages.format import PageFormat, page_format, zero_pages
 from kvintro.queries.pages.meaning import TYPES, Meaning
 from kvintro.queries.pages.runs import (
@@ -81,6 +83,7 @@ class PageCensus:
     :ivar missing: of ``total``, those whose struct page is not in the dump.
     :ivar groups: pages by all that is counted.
     :ivar caches: by address of the struct kmem_cache.
+    :ivar fenced: slabs that are pages of KFENCE's, which are of no cache.
     :ivar cell_pages: page frames of a cell of the picture.
     :ivar cells: pages by cell and type, the latter by :data:`TYPES`' order; only cells that have any.
     """
@@ -91,6 +94,7 @@ class PageCensus:
     missing: int = 0
     groups: Counter[Group] = field(default_factory=Counter)
     caches: Dict[int, CacheUse] = field(default_factory=lambda: defaultdict(CacheUse))
+    fenced: int = 0
     cell_pages: int = 1
     cells: Dict[int, "NDArray[numpy.int64]"] = field(default_factory=dict)
     limited: bool = False
@@ -139,6 +143,14 @@ class Pages:
     def zone_of(self, place: int) -> str:
         """The zone's name of a run's ``places``."""
         return "" if place < 0 else self.form.zone_name(place & (1 << self.form.zone_bits) - 1)
+
+    @cached_property
+    def fenced(self) -> Optional[KfencePool]:
+        """KFENCE's pool, whose pages look like slabs and are none."""
+        try:
+            return kfence_pool(self.kernel)
+        except Unavailable:
+            return None
 
     @cached_property
     def page_limit(self) -> int:
@@ -314,6 +326,12 @@ class _Counter:
         is_slab = self._pages.decoder.slabs(states)
         if not is_slab.any() or self._pages.form.slab_cache is None:
             return
+        pool = self._pages.fenced
+        if pool is not None:
+            low = (pool.start - self._pages.kernel.page_offset_base.value >> PAGE_SHIFT) - runs.first
+            fenced = is_slab & (starts >= low) & (starts < low + pool.frames)
+            self._census.fenced += int(fenced.sum())
+            is_slab &= ~fenced
         at = starts[is_slab]
         found = states[is_slab]
         orders = (found & numpy.uint64(ORDER_MASK)) >> numpy.uint64(ORDER_SHIFT)

@@ -11,6 +11,7 @@ from typing import Any, List, Optional, Tuple
 from kvintro.arch.x86_64 import ALL, PAGE_SHIFT
 from kvintro.errors import NotInDump, Unavailable
 from kvintro.kernel import Kernel
+from kvintro.kfence import KfencePool
 from kvintro.names import Names
 from kvintro.queries.files import FileName, file_of
 from kvintro.queries.pages.census import Pages
@@ -18,7 +19,16 @@ from kvintro.queries.pages.format import offset
 from kvintro.queries.pages.meaning import Meaning
 from kvintro.queries.pages.owner import PageOwner, page_owner
 from kvintro.queries.pages.runs import DANGLING, MAPPED, OFFLINE, TAIL, TYPE_MASK, Runs
-from kvintro.structures import TROUBLE, bounded, has_member, number, optional, struct_at, text_at
+from kvintro.structures import (
+    TROUBLE,
+    bounded,
+    has_member,
+    number,
+    optional,
+    slab_cache_at,
+    struct_at,
+    text_at,
+)
 
 _BLOCKS = 4  # kept decoded, 2 MB each
 _PATH_DEPTH = 64
@@ -298,8 +308,10 @@ class PageLookup:
         """
         if not self.meaning.is_slab(page.head or page.state) or self.form.slab_cache is None:
             return None
+        if self.fenced(page.pfn) is not None:
+            return None
         cache_at = self._word(page.head_pfn, self.form.slab_cache)
-        cache = struct_at(self.kernel, "struct kmem_cache", cache_at)
+        cache = slab_cache_at(self.kernel, cache_at)
         try:
             slab: Any = struct_at(self.kernel, "struct slab", self.form.address(page.head_pfn))
         except Unavailable:
@@ -321,6 +333,12 @@ class PageLookup:
             object_offset=into,
             allocated=allocated,
         )
+
+    def fenced(self, pfn: int) -> Optional[KfencePool]:
+        """KFENCE's pool, if the page frame is one of it."""
+        pool = self.pages.fenced
+        address = self.kernel.page_offset_base.value + (pfn << PAGE_SHIFT)
+        return pool if pool is not None and address in pool else None
 
     def _object(
         self, page: PageState, cache: Any, objects: int, address: int
