@@ -63,12 +63,15 @@ def vmas_of(kernel: Kernel, process: Process, mm: drgn.Object, damage: Damage) -
     """The areas of a process, in the order of addresses; the last may be the vsyscall page."""
     reader = _Reader(kernel, mm, damage)
     found: List[Vma] = []
-    for address in _addresses(kernel, process, mm, damage):
+    for address, place in _addresses(kernel, process, mm, damage):
         try:
             vma = struct_at(kernel, "struct vm_area_struct", address)
             start, end = number(vma, "vm_start"), number(vma, "vm_end")
             if not 0 <= start < end <= 1 << 63 or start % PAGE_SIZE or end % PAGE_SIZE:
                 damage.add("the bounds of a memory area make no sense", f"{start:#x}-{end:#x}")
+                continue
+            if place is not None and place != (start, end - 1):
+                damage.add("a memory area does not lie where its tree has it", f"{start:#x}-{end:#x}")
                 continue
             found.append(reader.read(vma, start, end))
         except TROUBLE as error:
@@ -78,17 +81,21 @@ def vmas_of(kernel: Kernel, process: Process, mm: drgn.Object, damage: Damage) -
     return found if gate is None else [*found, gate]
 
 
-def _addresses(kernel: Kernel, process: Process, mm: drgn.Object, damage: Damage) -> Iterator[int]:
-    """Addresses of its ``struct vm_area_struct``: in a maple tree since 763ecb035029 "mm: remove the vma
-    linked list" (6.1), in a list before."""
+def _addresses(
+    kernel: Kernel, process: Process, mm: drgn.Object, damage: Damage
+) -> Iterator[Tuple[int, Optional[Tuple[int, int]]]]:
+    """Addresses of its ``struct vm_area_struct``, each with the first and last address that a tree has it for.
+
+    They are in a maple tree since 763ecb035029 "mm: remove the vma linked list" (6.1), in a list before.
+    """
     what = f"the list of pid {process.pid}'s memory areas"
     if has_member(kernel, "struct mm_struct", "mm_mt"):
         tree = process.mm + offset_of(kernel, "struct mm_struct", "mm_mt")
         seen: Set[int] = set()
-        for _, _, address in maple_entries(kernel, tree, damage, what, limit=_MAX_VMAS):
+        for first, last, address in maple_entries(kernel, tree, damage, what, limit=_MAX_VMAS):
             if address not in seen:
                 seen.add(address)
-                yield address
+                yield address, (first, last)
         return
     seen = set()
     address = number(mm, "mmap")
@@ -97,7 +104,7 @@ def _addresses(kernel: Kernel, process: Process, mm: drgn.Object, damage: Damage
             damage.add(f"{what} runs in a circle", f"back to {address:016x}")
             return
         seen.add(address)
-        yield address
+        yield address, None
         try:
             address = number(struct_at(kernel, "struct vm_area_struct", address), "vm_next")
         except Unavailable as error:
