@@ -84,7 +84,7 @@ def vmas_of(kernel: Kernel, process: Process, mm: drgn.Object, damage: Damage) -
 def _addresses(
     kernel: Kernel, process: Process, mm: drgn.Object, damage: Damage
 ) -> Iterator[Tuple[int, Optional[Tuple[int, int]]]]:
-    """Addresses of its ``struct vm_area_struct``, each with the first and last address that a tree has it for.
+    """Addresses of its ``struct vm_area_struct``, with the first and last address that a tree has them for.
 
     They are in a maple tree since 763ecb035029 "mm: remove the vma linked list" (6.1), in a list before.
     """

@@ -123,6 +123,8 @@ LENGTHS = {
 }
 # Lengths that depend on no configuration.
 CONSTANT = {"__cachemode2pte_tbl", "task_state_array"}
+# Arrays that padding looks like more of, without elements that are all zeros.
+FULL = {"taint_flags"}
 # Types that one symbol has had and that do not exclude each other by size or by the tag of a structure.
 CONDITIONS: Dict[Tuple[str, str], str] = {
     ("file_systems", "struct hlist_head"): "not file_system_type.next",
@@ -132,7 +134,6 @@ CONDITIONS: Dict[Tuple[str, str], str] = {
 # Differences that nothing in a kernel without debuginfo can tell, and why they do no harm.
 TOLERATED = {
     "nr_swapper_spaces": "MAX_SWAPFILES is nowhere; what padding has in place of more is zero, no spaces",
-    "taint_flags": "padding may have the room of one more entry; it is zero, a flag that is never set",
 }
 
 
@@ -225,6 +226,8 @@ def candidates(name: str, seen: List[Tuple[Vmlinux, drgn.Type]]) -> List[str]:
     """Entries for a variable, for the types that kernels declare it with, the newest first."""
     entries: List[str] = []
     arrays = [(v, type_) for v, type_ in seen if is_array(type_)]
+    if name in FULL:
+        return [f"{element}[]~" for element in dict.fromkeys(spell(type_.type) for _, type_ in arrays)]
     for _, type_ in seen:
         entry = spell(type_)
         element = spell(type_.type) if is_array(type_) else None

@@ -235,7 +235,7 @@ TYPES: Dict[str, Tuple[str, ...]] = {
     "sysctl_overcommit_ratio": ("int",),
     "sysfs_root_kn": ("struct kernfs_node *",),
     "system_state": ("enum system_states",),
-    "taint_flags": ("const struct taint_flag [20]", "const struct taint_flag [19]", "const struct taint_flag [18]",),
+    "taint_flags": ("const struct taint_flag[]~",),
     "tainted_mask": ("unsigned long",),
     "task_state_array": ("const char * const [9]!",),
     "task_struct_cachep": ("struct kmem_cache *",),

@@ -12,6 +12,7 @@ An entry of the table is what drgn takes for the name of a type, or one of these
 ``T[]``, ``T[][n]``        an array of as many T (of n) as there is room for
 ``T[?]``                   an array of unknown length (a string)
 ``T!``                     an array whose length is the same in all kernels, however much room there is
+``T[]~``                   an array of as many T as there is room for, up to the first that is all zeros
 ``T[ENUMERATOR]``          an array whose length is an enumerator
 ``T[STRUCT.MEMBER]``       an array as long as that member of struct STRUCT
 ``typeof(ENUMERATOR)``     the enumeration that has it, for one without a name
@@ -35,6 +36,7 @@ __all__ = ("TYPES", "VariableTypes")
 
 # Between two variables: alignment to a cache line, or KASAN's red zone (asan_var_and_redzone_size() of GCC).
 _MAX_PADDING = 64
+_MOST_FULL = 1 << 16  # bytes of an array that ends where padding begins
 
 FindAnonymous = Callable[[Sequence[str]], Optional[drgn.Type]]
 """Names of members -> the structure without a name that has them."""
@@ -74,20 +76,23 @@ class VariableTypes:
         for symbol in symbols:
             best = None
             for entry in entries:
-                type_ = self._parse(entry, symbol.size)
+                type_ = self._parse(entry, symbol)
                 if type_ is not None and (best is None or _size(type_) > _size(best)):
                     best = type_
             if best is not None:
                 return drgn.Object(self._prog, best, address=symbol.address)
         return None
 
-    def _parse(self, entry: str, room: int) -> Optional[drgn.Type]:
+    def _parse(self, entry: str, symbol: KallsymsSymbol) -> Optional[drgn.Type]:
         """The type that an entry of the table stands for, or None if it cannot be this kernel's.
 
         :param entry: the entry.
-        :param room: room for the variable: distance from its symbol to the next; 0 if that is unknown.
+        :param symbol: the variable's; its size is the distance to the next, 0 if that is unknown.
         """
+        room = symbol.size
         entry, _, condition = entry.partition(" if ")
+        if entry.endswith("[]~"):
+            return self._without_padding(entry[:-3], symbol)
         fixed = entry.endswith("!")
         try:
             if condition and not self._holds(condition):
@@ -101,6 +106,18 @@ class VariableTypes:
         # An array that leaves much room is the array of another configuration.
         most = room if fixed or result.kind != TypeKind.ARRAY else _MAX_PADDING
         return result if 0 <= room - size <= most else None
+
+    def _without_padding(self, element: str, symbol: KallsymsSymbol) -> Optional[drgn.Type]:
+        try:
+            inner = self._prog.type(element)
+            size = drgn.sizeof(inner)
+            data = self._prog.read(symbol.address, min(symbol.size, _MOST_FULL))
+        except (LookupError, TypeError, ValueError, drgn.FaultError):
+            return None
+        count = 0
+        while size and any(data[count * size : (count + 1) * size]):
+            count += 1
+        return self._prog.array_type(inner, count) if count else None
 
     def _type(self, entry: str, room: int) -> Optional[drgn.Type]:
         prog = self._prog

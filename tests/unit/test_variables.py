@@ -134,6 +134,28 @@ def test_behind_a_red_zone_the_room_says_no_length(
     assert find(types, entries, room, padded=True) == expected
 
 
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(
+    "filled, room, expected",
+    [
+        (24, 24, "struct small [3]"),
+        (16, 64, "struct small [2]"),
+        (17, 64, "struct small [3]"),
+        (0, 64, None),
+        (24, 0, None),
+    ],
+)
+def test_an_array_ends_where_padding_begins(
+    types: BtfTypes, filled: int, room: int, expected: Optional[str], padded: bool
+) -> None:
+    # Behind the red zone of KASAN something else may follow that has no symbol.
+    data = (b"\x01" * filled).ljust(56, b"\0") + b"\x01" * 8
+    types.prog.add_memory_segment(
+        ADDRESS, len(data), lambda at, count, offset, physical: data[offset : offset + count]
+    )
+    assert find(types, ["struct small[]~"], room, padded=padded) == expected
+
+
 def test_of_several_symbols_the_first_with_room(types: BtfTypes) -> None:
     assert find(types, ["struct big"], 8, 64, 64) == "struct big @1"
     assert find(types, ["struct big", "struct small"], 8, 64) == "struct small"
