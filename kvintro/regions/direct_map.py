@@ -276,11 +276,14 @@ class DirectMap(Region):
                 return base + last.value & ALL, last.provenance
         except Unavailable:
             pass
+        most = base + (1 << kernel.geometry.max_physmem_bits) - 1
         if slide == 0:
-            return base + (1 << kernel.geometry.max_physmem_bits) - 1, "MAX_PHYSMEM_BITS"
+            return most, "MAX_PHYSMEM_BITS"
         # Before the variable existed the reserved size was gone after boot: only what comes next bounds it.
         following = kernel.locate("vmalloc")
         if isinstance(following, Placement) and following.range.start > base:
+            if following.range.start > most:
+                return most, "MAX_PHYSMEM_BITS at most"
             return following.range.start - 1, "up to vmalloc_base"
         return self._mapped_end(kernel, base), "mapped at least up to there"
 
