@@ -229,15 +229,20 @@ def test_pages_are_charged_to_the_cgroup_that_kpagecgroup_names(
         inode, path = line.split()
         paths[int(inode)] = path.rstrip("/") or "/"
     named: Set[str] = set()
-    different = 0
+    tails: Set[bool] = set()
     for pfn, inode in online(core, "kpagecgroup", lookup):
-        group = lookup.group(lookup.state(pfn))
-        assert group is None or group.path is not None
-        different += (group.path if group is not None else None) != paths.get(inode)
-        if group is not None and group.path is not None:
-            named.add(group.path)
-    # Pages that came and went while the file was read.
-    assert different <= 16
+        page = lookup.state(pfn)
+        group = lookup.group(page)
+        path = group.path if group is not None else None
+        assert group is None or path is not None
+        if path is not None and page.head_pfn != pfn:
+            # Until 6.5 the kernel asked the tail of a compound page itself, which is charged to nobody.
+            tails.add(inode != 0)
+            if inode == 0:
+                continue
+        assert path == paths.get(inode), f"{pfn:x}"
+        named.update(filter(None, (path,)))
+    assert len(tails) < 2
     assert "/kvintro/work" in named
     for _, _, _, pfn in truth.of("anon"):
         assert lookup.group(lookup.state(pfn)).path == "/kvintro/work"  # type: ignore[union-attr]

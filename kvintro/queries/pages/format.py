@@ -29,6 +29,7 @@ PAGE_TYPES = (
     "zsmalloc",
     "unaccepted",
     "large_kmalloc",
+    "kmemcg",
 )
 
 
@@ -174,7 +175,8 @@ def _page_format(kernel: Kernel) -> PageFormat:
         refcount=offset(page, "_refcount"),
         mapping=offset(page, "mapping"),
         private=offset(page, "private"),
-        memcg_data=_maybe_offset(page, "memcg_data"),
+        # 5.11 gave the pointer flags, and another name.
+        memcg_data=_maybe_offset(page, "memcg_data", "mem_cgroup"),
         slab_cache=_slab_cache(prog, page),
         types=types,
         bits=bits,
@@ -206,8 +208,8 @@ def offset(type_: drgn.Type, member: str) -> int:
     return found
 
 
-def _maybe_offset(type_: drgn.Type, member: str) -> Optional[int]:
-    return offset(type_, member) if type_.has_member(member) else None
+def _maybe_offset(type_: drgn.Type, *members: str) -> Optional[int]:
+    return next((offset(type_, name) for name in members if type_.has_member(name)), None)
 
 
 def _first_offset(prog: drgn.Program, size: int, *ways: "Tuple[str, Optional[drgn.Type]]") -> int:
@@ -275,7 +277,7 @@ def _types(kernel: Kernel) -> TypeField:
     codes = {"buddy": 0x80, "offline": 0x100, "table": 0x200, "guard": 0x400}
     if not _has_enumerator(prog, "enum page_memcg_data_flags", "MEMCG_DATA_KMEM"):
         # 5.10 still had PG_kmemcg between.
-        codes.update(table=0x400, guard=0x800)
+        codes.update(kmemcg=0x200, table=0x400, guard=0x800)
     if not _has_enumerator(prog, "enum compound_dtor_id", "HUGETLB_PAGE_DTOR"):
         codes["hugetlb"] = 0x800
     return TypeField(True, 0xF0000000, 7, {name: value >> 7 for name, value in codes.items()})

@@ -372,6 +372,10 @@ class PageLookup:
         if not data or page.free_pfn is not None:
             return None
         prog = self.kernel.prog
+        if has_member(self.kernel, "struct page", "mem_cgroup"):
+            # Until 5.11 the group itself, but for slabs, which have a list of each object's.
+            charged = self.meaning.is_type(page.head or page.state, "kmemcg")
+            return None if data & 1 else MemoryGroup(self._cgroup_path(data), data, charged)
         try:
             last = next(n for n in ("__NR_OBJEXTS_FLAGS", "__NR_MEMCG_DATA_FLAGS") if _has(prog, n))
             mask = int(prog.constant(last)) - 1
