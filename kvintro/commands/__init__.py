@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
 import pkgutil
 import sys
+import threading
 import time
 from typing import (
     TYPE_CHECKING,
@@ -47,22 +49,86 @@ def command_names() -> List[str]:
     return [info.name for info in pkgutil.iter_modules(__path__)]
 
 
+#: Seconds after which a bar is shown.
+_DELAY = 1.0
+
+
+class Bar:
+    """How far something is, on a terminal's standard error, once it has taken longer than a second.
+
+    tqdm's own ``delay`` shows nothing while the first item takes long, and does not erase what ``refresh``
+    showed before; so here it is made by a timer.
+
+    :param total: how much there is to do.
+    :param unit: what that is counted in.
+    :param scale: whether large numbers are to be written short.
+    """
+
+    def __init__(self, total: int, unit: str, *, scale: bool = False) -> None:
+        self._settings: Dict[str, Any] = {"total": total, "unit": unit, "unit_scale": scale}
+        self._lock = threading.Lock()
+        self._bar: Any = None
+        self._done = 0
+        self._what = ""
+        self._timer = threading.Timer(_DELAY, self._show)
+        self._timer.daemon = True
+
+    def __enter__(self) -> Bar:
+        if sys.stderr.isatty():
+            self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._timer.cancel()
+            if self._bar is not None:
+                self._bar.close()
+
+    def _show(self) -> None:
+        from tqdm import tqdm
+
+        with self._lock:
+            if self._timer.finished.is_set():
+                return  # it ended just now
+            # A serial console knows no width.
+            columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+            self._bar = tqdm(
+                **self._settings,
+                initial=self._done,
+                postfix=self._what,
+                leave=False,
+                file=sys.stderr,
+                ncols=columns - 1,
+                # Items take very different times: how long the rest will take is not known.
+                bar_format="{l_bar}{bar:20}| {n_fmt}/{total_fmt} {unit}s{postfix}",
+            )
+
+    def at(self, what: str) -> None:
+        """What is worked on now."""
+        with self._lock:
+            self._what = what
+            if self._bar is not None:
+                self._bar.set_postfix_str(what)
+
+    def did(self, count: int = 1) -> None:
+        """So much more is done."""
+        with self._lock:
+            self._done += count
+            if self._bar is not None:
+                self._bar.update(count)
+
+
 def watched(items: Sequence[T], unit: str, name: Callable[[T], str] = str) -> Iterator[T]:
-    """The items, with a bar on a terminal's standard error while they are dealt with, if that takes longer
-    than a second.
+    """The items, with a :class:`Bar` while they are dealt with.
 
     :param unit: what one item is called.
     :param name: what to show beside the bar while an item is at work.
     """
-    if not sys.stderr.isatty():
-        yield from items
-        return
-    from tqdm import tqdm
-
-    with tqdm(items, delay=1, leave=False, file=sys.stderr, unit=unit) as bar:
-        for item in bar:
-            bar.set_postfix_str(name(item))
+    with Bar(len(items), unit) as bar:
+        for item in items:
+            bar.at(name(item))
             yield item
+            bar.did()
 
 
 def load_command(name: str) -> Any:

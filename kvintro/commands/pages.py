@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from typing import TYPE_CHECKING, Callable, List
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Callable
+
+from kvintro.commands import Bar
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel
@@ -57,23 +59,11 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
     """The report."""
     from kvintro.reports.pages import pages_report, parse_range
 
-    closing: List[Callable[[], None]] = []
+    with ExitStack() as stack:
 
-    def progress(total: int) -> Callable[[int], None]:
-        if not sys.stderr.isatty():
-            return lambda pages: None
-        from tqdm import tqdm
+        def progress(total: int) -> Callable[[int], None]:
+            return stack.enter_context(Bar(total, "page", scale=True)).did
 
-        # Shown only if it takes longer than a second.
-        bar = tqdm(total=total, unit="page", unit_scale=True, delay=1, leave=False, file=sys.stderr)
-        closing.append(bar.close)
-
-        def tick(pages: int) -> None:
-            bar.update(pages)
-
-        return tick
-
-    try:
         return pages_report(
             kernel,
             by=args.by,
@@ -83,6 +73,3 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
             cells=args.cells,
             progress=progress,
         )
-    finally:
-        for close in closing:
-            close()

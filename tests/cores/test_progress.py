@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Progress bars: on a terminal, of what takes longer than a second, and nothing is left of them."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+import time
+from typing import List, Tuple
+
+import pytest
+
+from tests.conftest import VMCORES
+
+CORE = str(VMCORES / "debian-6.12" / "core.kdump")
+
+ITEMS = """
+import time
+from kvintro.commands import watched
+for item in watched(["one", "two", "three"], "part"):
+    time.sleep({seconds})
+    {then}
+"""
+
+# Every read takes a while, and a bar comes at once: it is the command that must have one.
+SLOWLY = """
+import sys, time
+import kvintro.commands
+from kvintro import cli
+from kvintro.kernel import Kernel
+kvintro.commands._DELAY = 0
+read = Kernel.read_physical
+def slow(*arguments):
+    time.sleep(0.0005)
+    return read(*arguments)
+Kernel.read_physical = slow
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def on_a_terminal(code: str, *arguments: str, columns: int = 60) -> Tuple[int, List[Tuple[float, str]]]:
+    """Exit status, and what was written to standard error with the seconds since the start."""
+    leader, follower = pty.openpty()
+    fcntl.ioctl(leader, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    started = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=follower,
+        start_new_session=True,
+    )
+    os.close(follower)
+    written = []
+    while True:
+        try:
+            part = os.read(leader, 1 << 16)
+        except OSError:
+            break
+        if not part:
+            break
+        written.append((time.monotonic() - started, part.decode()))
+    os.close(leader)
+    return process.wait(), written
+
+
+def screen(text: str, columns: int = 60) -> Tuple[str, int, int]:
+    """The last line that a terminal shows, the column of its cursor, and the longest line there was."""
+    line = [" "] * columns
+    column = longest = 0
+    for character in text:
+        if character == "\r":
+            column = 0
+        elif character == "\n":
+            line = [" "] * columns
+        else:
+            assert character.isprintable(), repr(character)
+            if column < columns:
+                line[column] = character
+            column += 1
+            longest = max(longest, column)
+    return "".join(line).rstrip(), column, longest
+
+
+@pytest.mark.parametrize("columns", [60, 20, 0], ids=lambda columns: f"{columns} columns")
+def test_what_takes_long_has_a_bar_that_goes_away(columns: int) -> None:
+    code, written = on_a_terminal(ITEMS.format(seconds=0.6, then=""), columns=columns)
+    assert code == 0
+    assert written[0][0] >= 1
+    text = "".join(part for _, part in written)
+    if columns != 20:
+        assert "two" in text and "three" in text and "2/3 parts" in text
+    # A serial console says 0; 80 is what those have.
+    last, column, longest = screen(text, columns or 80)
+    assert (last, column) == ("", 0)
+    assert 0 < longest < (columns or 80)
+
+
+def test_what_is_quick_has_none() -> None:
+    assert on_a_terminal(ITEMS.format(seconds=0.1, then="")) == (0, [])
+
+
+def test_an_error_comes_behind_it() -> None:
+    """What is raised meanwhile is on a line of its own."""
+    code, written = on_a_terminal(ITEMS.format(seconds=1.2, then="raise SystemExit('it broke')"))
+    assert code == 1
+    text = "".join(part for _, part in written)
+    assert "0/3 parts" in text
+    shown = text.replace("\r\n", "\n").rstrip("\n")
+    assert "\n" not in shown
+    assert screen(shown)[0] == "it broke"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(["-c", CORE, "pages"], id="pages"),
+        pytest.param(["-c", CORE, "check"], id="check"),
+        pytest.param(["-c", CORE, "report"], id="report"),
+        pytest.param(["diff", CORE, CORE], id="diff"),
+    ],
+)
+def test_commands(arguments: List[str]) -> None:
+    code, written = on_a_terminal(SLOWLY, *arguments)
+    text = "".join(part for _, part in written)
+    assert code == 0, text
+    assert "%|" in text
+    last, column, longest = screen(text)
+    assert (last, column) == ("", 0)
+    assert longest < 60
+
+
+def test_none_where_no_one_looks() -> None:
+    for command in ("check", "pages"):
+        words = [sys.executable, "-c", SLOWLY, "-c", CORE, command]
+        assert subprocess.run(words, capture_output=True, check=True).stderr == b""
