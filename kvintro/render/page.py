@@ -82,7 +82,9 @@ def _facts(row: Any) -> Iterator[Tuple[str, str]]:
     elif row.mapping is not None:
         name = "anon_vma" if row.mapping & 3 == 1 else "mapping"
         yield name, f"{row.mapping & ~3:016x}  offset {row.offset:#x} pages"
-    if row.private and row.type not in _COUNTED_ELSEWHERE:
+    if row.swap is not None:
+        yield "swap cache", f"swap type {row.swap.type}, offset {row.swap.offset:#x}"
+    elif row.private and row.type not in _COUNTED_ELSEWHERE:
         yield "private", f"{row.private:016x}"
     if row.memcg is not None:
         kind = ", memory of the kernel" if row.memcg.kernel else ""

@@ -13,7 +13,7 @@ from kvintro.kfence import cache_name
 from kvintro.model import Address, Column, Report, Size, Table
 from kvintro.queries.files import FileName
 from kvintro.queries.pages.meaning import TYPES, kpf_long
-from kvintro.queries.pages.one import MemoryGroup, PageLookup, PageState
+from kvintro.queries.pages.one import MemoryGroup, PageLookup, PageState, SwapPlace
 from kvintro.queries.pages.owner import PageOwner
 from kvintro.queries.rmap import ReverseMap, UserMapping, UserMappings, mappings_by_walk
 from kvintro.queries.translate import Translation, Translator
@@ -98,6 +98,7 @@ class PageRow:
     file: Optional[FileRow] = None
     slab: Optional[SlabRow] = None
     kfence: Optional[KfenceRow] = None
+    swap: Optional[SwapPlace] = None
     memcg: Optional[MemoryGroup] = None
     owner: Optional[PageOwner] = None
     mapped_by: Optional[str] = None
@@ -272,6 +273,7 @@ class _Maker:
                 slab.allocated,
             ),
             kfence=self._kfence(page.pfn),
+            swap=self._optional(lambda: lookup.swap(page), notes),
             memcg=self._optional(lambda: lookup.group(page), notes),
             owner=self._optional(lambda: lookup.owner(page), notes),
             mapped_by=None if maps is None else maps.way,

@@ -7,14 +7,15 @@ import gzip
 import json
 import re
 import struct
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import Any, Dict, Iterator, List, Set, Tuple
 
+import numpy
 import pytest
 
 from kvintro.errors import Unavailable, UsageError
 from kvintro.kernel import Kernel, open_kernel
-from kvintro.queries.pages.meaning import KPF_NOPAGE
+from kvintro.queries.pages.meaning import KPF_NOPAGE, KPF_SWAPCACHE
 from kvintro.queries.pages.one import PageLookup
 from kvintro.queries.rmap import ReverseMap, UserMappings, mappings_by_walk
 from kvintro.render import render
@@ -26,7 +27,7 @@ from tests.conftest import Core
 from tests.cores.test_pages_truth import words
 
 PFN = (1 << 55) - 1  # Documentation/admin-guide/mm/pagemap.rst
-PRESENT, FILE = 1 << 63, 1 << 61
+PRESENT, SWAPPED, FILE = 1 << 63, 1 << 62, 1 << 61
 
 
 class Truth:
@@ -294,6 +295,50 @@ def test_owners_are_those_of_page_owner(core: Core, lookup: PageLookup) -> None:
             ours, our_into = str(frame.symbol).split(" ")[0].rsplit("+", 1)
             assert our_into == into and start in addresses[ours], (frame.symbol, line)
     assert same > len(records) / 5 * 0.8
+
+
+def test_swapped_pages_lie_in_the_swap_cache_at_the_entries_of_pagemap(
+    core: Core, kernel: Kernel, truth: Truth, lookup: PageLookup
+) -> None:
+    """Pages that were written out and are still in memory: the entry that pagemap shows in place of each."""
+    cached = {}
+    for pfn in numpy.flatnonzero(words(core, "kpageflags") >> KPF_SWAPCACHE & 1).tolist():
+        page = lookup.state(pfn)
+        place = lookup.swap(page)
+        assert place is not None
+        cached[place.type, place.offset] = page
+    if not cached:
+        pytest.skip(f"the guest of {core.name} has nothing in its swap cache")
+    (held,) = re.findall(r"^SwapCached: +(\d+) kB", core.truth("meminfo"), re.M)
+    assert len(cached) * 4 == int(held)
+    named = {"swapped": 64, "swapped_partly": 12, "swapped_shared": 32}
+    seen: Counter[str] = Counter()
+    for pid, _, kind, start, end in truth.workload:
+        for address in range(start, end, 4096) if kind in named else ():
+            entry = truth.entries[pid, address]
+            if not entry & SWAPPED:
+                continue
+            page = cached[entry & 31, (entry & PFN) >> 5]
+            seen[kind] += 1
+            # What the workload wrote there, which no struct page had a hand in.
+            text = f"kvintro {kind.replace('_', '-')} {address:016x}".encode()
+            assert kernel.read_physical(page.pfn << 12, len(text)) == text
+            assert lookup.kind(page) == "anon" and page.mapcount == 0
+            assert page.offset == address >> 12
+            assert not ReverseMap(kernel).mappings(page).found
+            asked = page_report(kernel, [f"{address:x}"], pid=pid).tables[0].rows[0]
+            assert asked.state == "unmapped"
+            assert f"swap type {entry & 31}, offset {(entry & PFN) >> 5:#x}" in asked.notes[0]
+    assert seen == named
+    # Shared memory: the file's tree has the entries, and pagemap shows nothing.
+    shared = [(start, end) for _, _, kind, start, end in truth.workload if kind == "swapped_memfd"]
+    places = {address for start, end in shared for address in range(start, end, 4096)}
+    for page in cached.values():
+        text = kernel.read_physical(page.pfn << 12, 64)
+        if b"swapped-memfd" in text:
+            assert lookup.kind(page) == "swapcache"
+            places.remove(int(text.split()[2].rstrip(b"\0"), 16))
+    assert not places
 
 
 def test_forked_pages_have_both_processes(truth: Truth, traced: Dict[int, UserMappings]) -> None:

@@ -38,7 +38,7 @@ TYPES: Dict[str, str] = {
     "ksm": "anonymous memory merged by KSM",
     "file": "page cache of files",
     "shmem": "tmpfs, shared memory, memfd",
-    "swapcache": "swap cache that no process has yet",
+    "swapcache": "swap cache: of shared memory, or read ahead for no process yet",
     "hugetlb": "hugetlb pages in use",
     "hugetlb_free": "hugetlb pages in the pool",
     "zero": "the zero page, the huge zero page",

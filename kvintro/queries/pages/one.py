@@ -16,7 +16,7 @@ from kvintro.names import Names
 from kvintro.queries.files import FileName, file_of
 from kvintro.queries.pages.census import Pages
 from kvintro.queries.pages.format import offset
-from kvintro.queries.pages.meaning import Meaning
+from kvintro.queries.pages.meaning import KPF_SWAPCACHE, Meaning
 from kvintro.queries.pages.owner import PageOwner, page_owner
 from kvintro.queries.pages.runs import DANGLING, MAPPED, OFFLINE, TAIL, TYPE_MASK, Runs
 from kvintro.structures import (
@@ -32,6 +32,7 @@ from kvintro.structures import (
 
 _BLOCKS = 4  # kept decoded, 2 MB each
 _PATH_DEPTH = 64
+_SWP_TYPE_SHIFT = 58  # include/linux/swapops.h: BITS_PER_XA_VALUE - MAX_SWAPFILES_SHIFT
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,18 @@ class MemoryGroup:
     path: Optional[str]
     address: int
     kernel: bool
+
+
+@dataclass(frozen=True)
+class SwapPlace:
+    """Where in swap space the content of a page in the swap cache has its place.
+
+    :ivar type: number of the swap file or device, as in /proc/PID/pagemap.
+    :ivar offset: page in it.
+    """
+
+    type: int
+    offset: int
 
 
 class PageLookup:
@@ -299,6 +312,17 @@ class PageLookup:
         if not host:
             return None  # the swap cache
         return file_of(self.kernel, host)
+
+    def swap(self, page: PageState) -> Optional[SwapPlace]:
+        """The place in swap space of a page in the swap cache, None if it is not there.
+
+        :raises NotInDump: the struct page of its head is not.
+        """
+        if not self.meaning.kpageflags(page.state, page.head) >> KPF_SWAPCACHE & 1:
+            return None
+        entry = self._word(page.head_pfn, self.form.private) + page.pfn - page.head_pfn
+        # include/linux/swapops.h:swp_type
+        return SwapPlace(entry >> _SWP_TYPE_SHIFT, entry & (1 << _SWP_TYPE_SHIFT) - 1)
 
     def slab(self, page: PageState, address: Optional[int] = None) -> Optional[SlabUse]:
         """The slab that the page is part of, None if it is of none.
