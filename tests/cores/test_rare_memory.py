@@ -15,14 +15,26 @@ import numpy
 import pytest
 
 from kvintro.kernel import Kernel
+from kvintro.kfence import kfence_pool
 from kvintro.queries.pages.census import Pages
 from kvintro.queries.pages.meaning import KPF_HWPOISON, KPF_OFFLINE
 from kvintro.render import render
 from kvintro.reports.identify import identify
 from kvintro.reports.page import page_report
 from kvintro.reports.pages import pages_report
+from kvintro.structures import size_of
 from tests.conftest import Core
-from tests.cores.showing import Fence, broken_frames, document, fence_of, number, values
+from tests.cores.showing import (
+    WILD,
+    Fence,
+    broken_frames,
+    document,
+    fence_of,
+    fresh,
+    number,
+    overlay,
+    values,
+)
 
 PAGE = 4096
 BLOCK = 128 << 20
@@ -171,6 +183,37 @@ def test_fence_is_no_slab_cache(core: Core, kernel: Kernel, fence: Fence) -> Non
     names = {row.name for row in report.tables[0].rows}
     # mm/slab_common.c:slab_show: but for caches that were put together with another one.
     assert len(names & known) > 50
+
+
+def test_fence_before_its_table_was_allocated(core: Core, kernel: Kernel) -> None:
+    """Before 6.6 ``kfence_metadata`` was the table, and no pointer to it."""
+    pool = kfence_pool(kernel)
+    assert pool is not None
+    size = size_of(kernel, "struct kfence_metadata") * len(pool.objects)
+    table = kernel.read(kernel.value("kfence_metadata").value, size)
+    older = fresh(core)
+    older.prog.add_memory_segment(
+        older.symbol("kfence_metadata"),
+        size,
+        lambda at, count, offset, physical: table[offset : offset + count],
+    )
+    overlay(older, older.symbol("__kfence_pool"), pool.start)  # the table covers it here
+    assert kfence_pool(older) == pool
+
+
+@pytest.mark.parametrize("spoiled", WILD)
+def test_damaged_fence(core: Core, spoiled: str, fence: Fence) -> None:
+    """What is known no longer is not guessed."""
+    kernel = fresh(core)
+    overlay(kernel, kernel.symbol("kfence_metadata"), WILD[spoiled])
+    found = document(kernel, "direct_map")
+    assert found["partial"]
+    assert any("the objects of KFENCE's pool cannot be found" in note for note in found["notes"])
+    guards = {address for address, state in fence.pages.items() if state == "guard"}
+    whys = {row["why"] for row in found["holes"] if number(row["start"]) in guards}
+    assert whys == {"taken out by set_memory_np(), for whom is not known"}
+    report = identify(kernel, [hex(min(fence.pages))])
+    assert not [i for i in report.tables[0].rows[0].identities if i.kind == "kfence"]
 
 
 def test_memory_of_a_device(core: Core, kernel: Kernel, flags: Any) -> None:
