@@ -8,6 +8,7 @@ tools/gen_live.py makes the table in docs/live.md.
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Set
 
 import pytest
 
@@ -34,6 +35,9 @@ SEED = int(os.environ.get("KVINTRO_LIVE_SEED", "0"))
 RECORD = os.environ.get("KVINTRO_LIVE_RECORD")
 #: Modules that the load loads and unloads; nothing else uses them.
 LOADED = ("dummy", "nbd", "crc7")
+
+#: A dump of an earlier boot, and what its kernel said.
+EARLIER = VMCORES / "debian-6.12"
 
 needs_lab = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("qemu-system-x86_64") is None or not (VMCORES / "lab").exists(),
@@ -102,14 +106,17 @@ for number in range(count):
 @pytest.mark.parametrize("entry", QUIET, ids=lambda entry: entry.name)
 def test_layout_inside(entry: Any) -> None:
     """``kvintro layout`` as root on /proc/kcore, against that guest's own /proc."""
-    layout, segments, symbols, release = _run(
-        entry,
+    files = {"segments.py": _SEGMENTS.encode()}
+    commands = [
         "kvintro layout --json",
         "python3 /lab/segments.py",
         "grep -E ' (_text|_end)$' /proc/kallsyms",
         "uname -r",
-        extra={"segments.py": _SEGMENTS.encode()},
-    )
+    ]
+    if entry.name == "debian-6.12-4level-kaslr":
+        files["earlier.kdump"] = (EARLIER / "core.kdump").read_bytes()
+        commands += ["kvintro --json diff --all /lab/earlier.kdump", "cut -d' ' -f1 /proc/modules"]
+    layout, segments, symbols, release, *compared = _run(entry, *commands, extra=files)
     assert layout.code == 0, layout.stderr
     document = json.loads(layout.stdout)
     rows = {row["key"]: row for row in document["regions"]}
@@ -128,6 +135,45 @@ def test_layout_inside(entry: Any) -> None:
     places = {line.split()[2]: int(line.split()[0], 16) for line in symbols.stdout.splitlines()}
     assert int(rows["kernel_image"]["used_start"], 16) == places["_text"]
     assert int(rows["kernel_image"]["used_end"], 16) >= places["_end"] - 1
+    if compared:
+        difference, modules = compared
+        assert difference.code == 0, difference.stderr
+        found = json.loads(difference.stdout)
+        # What is mapped where comes from the dump and from /proc/kcore, in the order of the command line.
+        now = {
+            "direct_map": base,
+            "vmalloc": int(rows["vmalloc"]["start"], 16),
+            "kernel_image": places["_text"],
+        }
+        _is_between(found, now, release.stdout.strip(), set(modules.stdout.split()))
+
+
+def _is_between(found: Dict[str, Any], now: Dict[str, int], release: str, modules: Set[str]) -> None:
+    """``kvintro diff`` of the dump and the running kernel, against what each said of itself."""
+    truth = EARLIER / "truth"
+    assert (found["a"]["live"], found["b"]["live"]) == (False, True)
+    assert found["a"]["release"] == (truth / "release").read_text().strip()
+    assert found["b"]["release"] == release
+    symbols = gzip.decompress((truth / "kallsyms.gz").read_bytes()).decode()
+    values = dict(line.split()[::3] for line in (truth / "values").read_text().splitlines()[1:])
+    before = {
+        "direct_map": int(values["page_offset_base"], 16),
+        "vmalloc": int(values["vmalloc_base"], 16),
+        "kernel_image": next(int(line[:16], 16) for line in symbols.splitlines() if line.endswith(" _text")),
+    }
+    rows = {row["key"]: row for row in found["regions"]}
+    for key, start in now.items():
+        assert (int(rows[key]["a_start"], 16), int(rows[key]["b_start"], 16)) == (before[key], start)
+        assert rows[key]["moved"] == start - before[key]
+        assert (
+            sum(row["kind"] == "base" and f"{start:016x} in B" in row["text"] for row in found["findings"])
+            == 1
+        )
+    loaded = {line.split()[0] for line in (truth / "modules").read_text().splitlines()}
+    assert {row["name"] for row in found["modules"] if row["a"] is not None} == loaded
+    assert {row["name"] for row in found["modules"] if row["b"] is not None} == modules
+    (more,) = [row["change"] for row in found["types"] if row["name"] == "free"]
+    assert more > 0  # the guest has several times the memory
 
 
 @needs_lab
