@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 from kvintro.model import Report
 from kvintro.render.drawing import Room, largest, placed_rows, rooms, weight
@@ -28,14 +28,15 @@ _COLORS: Dict[str, str] = {
     "vsyscall": "38;5;131",
 }
 _NAME = 42  # inner width of a box
-_NARROW = 120  # below so many columns there is no room for bars
+_BESIDE = 52  # columns that what is said beside a box needs; with less it is said in it
+_BARS = 24
 _LETTERS = {"direct_map": "D", "vmalloc": "V", "vmemmap": "M", "kernel_image": "K"}
 
 
 def map_lines(report: Report, color: bool, width: int) -> List[str]:
     """Boxes for regions, thin ones for holes, with bars of what is reserved and mapped beside them."""
     rows = placed_rows(report)
-    bars = 24 if not width or width >= _NARROW else 0
+    bars = _BARS if not width or _beside(width, _BARS) >= _BESIDE else 0
     out: List[str] = []
     top = largest(rows)
     above = None
@@ -59,42 +60,58 @@ def _border(row: Any, above: Any, color: bool) -> str:
     return f"{row.start:016x}  {left}{'─' * _NAME}{right}"
 
 
+def _beside(width: int, bars: int) -> int:
+    """Columns on the right of a box."""
+    return max(width - 18 - _NAME - 4 - (bars + 2 if bars else 0), 0)
+
+
+def _cut(text: str, room: Optional[int]) -> str:
+    """What does not fit is cut, not wrapped: a wrapped line would break the drawing."""
+    return text if room is None or len(text) <= room else f"{text[: max(room - 1, 0)]}…"
+
+
 def _box(row: Any, top: int, bars: int, color: bool, width: int) -> List[str]:
     style = _COLORS.get(row.key, CYAN)
     blank = " " * 18
-    # What does not fit beside a box is cut, not wrapped: a wrapped line would break the drawing.
-    room = max(width - 18 - _NAME - 4 - (bars + 2 if bars else 0), 0) if width else None
+    room = _beside(width, bars) if width else None
     if row.kind == "hole":
         text = f"{printable(row.name)} {size_text(row.size)}"
-        note = paint(_hole_note(row)[:room], DIM, color)
-        return [f"{blank}╎{paint(text[:_NAME].center(_NAME), DIM, color)}╎{note}"]
+        note = f"  {_cut(printable(row.note), room)}" if row.note and room != 0 else ""
+        return [f"{blank}╎{paint(_cut(text, _NAME).center(_NAME), DIM, color)}╎{paint(note, DIM, color)}"]
     size = size_text(row.size)
-    name = printable(row.name)[: _NAME - len(size) - 3]
+    name = _cut(printable(row.name), _NAME - len(size) - 3)
     first = f" {name}{size:>{_NAME - len(name) - 2}} "
-    lines = [f"{blank}│{paint(first, style, color)}│"]
-    if bars:
-        lines[0] += f"  {paint(_bar(row, top, bars), style, color)}"
+    said = ""
     if row.mapped is not None:
         said = f"{size_text(row.mapped)} mapped, {' '.join(row.leaves)}" if row.mapped else "nothing mapped"
-        lines[0] += f"  {said[:room]}"
     below: List[str] = []
+    default = f"default {row.default_start:016x}" if row.slide else ""
     if row.slide is not None:
         what = "image " if row.key == "kernel_image" else ""
         moved = f"{what}moved by {displacement_text(row.slide)}" if row.slide else f"{what}not moved by KASLR"
-        below.append(f"{moved} (default {row.default_start:016x})" if row.slide else moved)
+        below.append(f"{moved} ({default})" if default else moved)
     if row.note:
         below.append(printable(row.note))
+    lines = [f"{blank}│{paint(first, style, color)}│"]
     # A line for every dozen powers of two: large regions look large.
-    height = max(1 + round(2 * weight(row.size)), 1 + len(below))
-    for number in range(height - 1):
+    height = round(2 * weight(row.size))
+    if room is not None and room < _BESIDE:
+        if default:
+            below[:1] = [moved, default]
+        inside = [said, *below] if said else below
+        for number in range(max(height, len(inside))):
+            text = _cut(inside[number], _NAME - 4) if number < len(inside) else ""
+            lines.append(f"{blank}│   {paint(text, DIM, color)}{' ' * (_NAME - 3 - len(text))}│")
+        return lines
+    if bars:
+        lines[0] += f"  {paint(_bar(row, top, bars), style, color)}"
+    if said:
+        lines[0] += f"  {_cut(said, room)}"
+    for number in range(max(height, len(below))):
         text = below[number] if number < len(below) else ""
         pad = " " * (bars + 2) if bars else ""
-        lines.append(f"{blank}│{' ' * _NAME}│{pad}  {paint(text[:room], DIM, color)}".rstrip())
+        lines.append(f"{blank}│{' ' * _NAME}│{pad}  {paint(_cut(text, room), DIM, color)}".rstrip())
     return lines
-
-
-def _hole_note(row: Any) -> str:
-    return f"  {printable(row.note)}" if row.note else ""
 
 
 def _bar(row: Any, top: int, wide: int) -> str:

@@ -19,6 +19,7 @@ from kvintro.render.drawing import placed_rows, rooms, spread, weight
 from kvintro.render.svg import layout_svg
 from kvintro.reports.explain import explain
 from kvintro.reports.layout import layout
+from kvintro.text import displacement_text
 from tests.synthetic import kernel_of, vmcoreinfo
 from tests.unit.test_layout import VMALLOC, VMEMMAP, made_up
 
@@ -110,6 +111,10 @@ def test_the_map_fits(report: Report, width: int) -> None:
         assert max(map(len, boxes)) <= width
     for row in placed_rows(report):
         assert f"{row.start:016x}" in drawn
+        if row.slide and width != 60:
+            # What is said of it is all there, beside the box or in it.
+            assert f"moved by {displacement_text(row.slide)}" in drawn
+            assert f"default {row.default_start:016x}" in drawn
 
 
 def test_nothing_else_is_drawn() -> None:
