@@ -10,7 +10,7 @@ import sys
 from typing import Any, Callable, List, NoReturn, Optional, Sequence, TextIO
 
 from kvintro import __version__, isolation
-from kvintro.commands import ALIASES, command_names, load_command, run_command
+from kvintro.commands import ALIASES, command_names, load_command, run_command, searched
 from kvintro.errors import (
     EXIT_INTERRUPTED,
     EXIT_NEGATIVE,
@@ -285,6 +285,7 @@ def _run(arguments: List[str]) -> int:
                 debuginfod=args.debuginfod,
                 sudo=args.sudo,
                 opened=give_up_root,
+                search=searched,
             )
         )
     else:

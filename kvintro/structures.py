@@ -184,6 +184,17 @@ def struct_at(kernel: Kernel, type_name: str, address: int) -> drgn.Object:
         raise Unavailable(f"{type_name} at {address:016x} is not in this source") from error
 
 
+def struct_around(kernel: Kernel, type_name: str, node: int, offset: int) -> drgn.Object:
+    """container_of(), as :func:`struct_at`: what has its links at an address.
+
+    :param offset: of the links in it.
+    :raises Unavailable: that is no address of the kernel, or not in the source.
+    """
+    if node < _KERNEL_HALF:
+        raise Unavailable(f"{node:016x} is no kernel address")
+    return struct_at(kernel, type_name, node - offset)
+
+
 def slab_cache_at(kernel: Kernel, address: int) -> drgn.Object:
     """A ``struct kmem_cache``, but for the array at its end, which has something for each node.
 
@@ -267,9 +278,7 @@ def list_entries(
                 return
             seen.add(node)
             try:
-                if node < _KERNEL_HALF:
-                    raise Unavailable(f"{node:016x} is no kernel address")
-                entry = struct_at(kernel, type_name, node - offset)
+                entry = struct_around(kernel, type_name, node, offset)
             except Unavailable as error:
                 damage.add(f"{what} breaks off", f"after {count} entries: {error.what}")
                 break
@@ -299,9 +308,7 @@ def chain_entries(
             return
         seen.add(node)
         try:
-            if node < _KERNEL_HALF:
-                raise Unavailable(f"{node:016x} is no kernel address")
-            entry = struct_at(kernel, type_name, node - offset)
+            entry = struct_around(kernel, type_name, node, offset)
         except Unavailable as error:
             damage.add(f"{what} breaks off", f"after {len(seen) - 1} entries: {error.what}")
             return
@@ -330,9 +337,7 @@ def tree_entries(
                 return
             seen.add(node)
             try:
-                if node < _KERNEL_HALF:
-                    raise Unavailable(f"{node:016x} is no kernel address")
-                entry = struct_at(kernel, type_name, node - offset)
+                entry = struct_around(kernel, type_name, node, offset)
             except Unavailable as error:
                 damage.add(f"{what} is damaged: what hangs below one pointer is missing", error.what)
                 break

@@ -22,6 +22,7 @@ from typing import (
     Any,
     Callable,
     Dict,
+    Iterable,
     Iterator,
     List,
     Optional,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from kvintro.kernel import Kernel
     from kvintro.model import Report, Stream
+    from kvintro.source.vmcoreinfo import Piece
 
 T = TypeVar("T")
 
@@ -47,6 +49,17 @@ ALIASES: Dict[str, str] = {"vtop": "translate", "ptov": "translate"}
 def command_names() -> List[str]:
     """Names of all subcommands."""
     return [info.name for info in pkgutil.iter_modules(__path__)]
+
+
+def add_addresses(parser: argparse.ArgumentParser, forms: Sequence[str]) -> None:
+    """The addresses that a command is asked about, and what numbers among them may be said to be."""
+    parser.add_argument(
+        "addresses",
+        nargs="+",
+        metavar="ADDR",
+        help="hex with or without 0x, symbol, symbol+offset; - for a list on standard input",
+    )
+    parser.add_argument("--from", dest="form", choices=forms, help="what the numbers are")
 
 
 #: Seconds after which a bar is shown.
@@ -129,6 +142,15 @@ def watched(items: Sequence[T], unit: str, name: Callable[[T], str] = str) -> It
             bar.at(name(item))
             yield item
             bar.did()
+
+
+def searched(pieces: Iterable[Piece], size: int) -> Iterator[Piece]:
+    """Memory piece by piece, with a :class:`Bar` while it is looked through for VMCOREINFO."""
+    with Bar(size, "byte", scale=True) as bar:
+        bar.at("looking for VMCOREINFO")
+        for address, data in pieces:
+            yield address, data
+            bar.did(len(data))
 
 
 def load_command(name: str) -> Any:

@@ -7,7 +7,7 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING, Any, Iterator, Optional, Sequence
 
-from kvintro.commands import watched
+from kvintro.commands import searched, watched
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel
@@ -78,4 +78,6 @@ def _side(path: str, args: argparse.Namespace) -> Any:
         saved = False  # Opening it as a dump says what is wrong.
     if saved:
         return side_of_json(path)
-    return side_of_kernel(open_kernel(Request(core=path, types=args.types)), path, progress=_progress)
+    return side_of_kernel(
+        open_kernel(Request(core=path, types=args.types, search=searched)), path, progress=_progress
+    )

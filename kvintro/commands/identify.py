@@ -7,6 +7,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, List
 
+from kvintro.commands import add_addresses
+
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel
     from kvintro.model import Report
@@ -22,15 +24,7 @@ examples:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's own options."""
-    parser.add_argument(
-        "addresses",
-        nargs="+",
-        metavar="ADDR",
-        help="hex with or without 0x, symbol, symbol+offset; - for a list on standard input",
-    )
-    parser.add_argument(
-        "--from", dest="form", choices=("virtual", "physical", "pfn"), help="what the numbers are"
-    )
+    add_addresses(parser, ("virtual", "physical", "pfn"))
 
 
 def run(kernel: Kernel, args: argparse.Namespace) -> Report:

@@ -9,6 +9,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Iterator, List, Union
 
+from kvintro.commands import add_addresses
+
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel
     from kvintro.model import Report, Stream
@@ -32,18 +34,7 @@ _CHUNK = 1 << 20
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's own options."""
-    parser.add_argument(
-        "addresses",
-        nargs="+",
-        metavar="ADDR",
-        help="hex with or without 0x, symbol, symbol+offset; - for a list on standard input",
-    )
-    parser.add_argument(
-        "--from",
-        dest="form",
-        choices=("virtual", "physical", "pfn", "page"),
-        help="what the numbers are",
-    )
+    add_addresses(parser, ("virtual", "physical", "pfn", "page"))
     parser.add_argument("--pid", type=int, metavar="PID", help="by the page tables of this process")
     parser.add_argument(
         "--user-half",

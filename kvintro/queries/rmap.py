@@ -38,7 +38,16 @@ from kvintro.model import Address, Size
 from kvintro.paging import Walk
 from kvintro.paging.tree import read_tables
 from kvintro.processes import Process, each_mm, mm_of, processes, root_of
-from kvintro.structures import LIMIT, TROUBLE, Damage, number, offset_of, pointer_at, struct_at
+from kvintro.structures import (
+    LIMIT,
+    TROUBLE,
+    Damage,
+    number,
+    offset_of,
+    pointer_at,
+    struct_around,
+    struct_at,
+)
 
 if TYPE_CHECKING:
     import numpy
@@ -49,7 +58,6 @@ if TYPE_CHECKING:
     from kvintro.queries.pages.one import PageState
 
 _ANON, _KSM = 1, 3  # the low bits of page->mapping
-_KERNEL_HALF = 1 << 63
 _VM_SHARED = 8  # include/linux/mm.h
 _TABLES = 1 << 10  # tables looked at together: 4 MB
 
@@ -179,9 +187,7 @@ class ReverseMap:
                 return
             seen.add(node)
             try:
-                if node < _KERNEL_HALF:
-                    raise Unavailable(f"{node:016x} is no kernel address")
-                entry = struct_at(self.kernel, type_name, node - offset)
+                entry = struct_around(self.kernel, type_name, node, offset)
                 links, subtree_last = _members(entry, member), int(_members(entry, last_member).value_())
                 if subtree_last < first:
                     continue

@@ -15,6 +15,7 @@ import drgn
 
 from kvintro.errors import UsageError
 from kvintro.source.elf import Segment
+from kvintro.source.vmcoreinfo import Search, in_silence
 
 if TYPE_CHECKING:
     from kvintro.source.kallsyms import Kallsyms
@@ -34,6 +35,7 @@ class Request:
     :ivar debuginfod: let drgn look for debuginfo on the system and download it.
     :ivar sudo: have sudo open /proc/kcore, and nothing else.
     :ivar opened: called when what may need root is open, before any of it is parsed.
+    :ivar search: watches the search for VMCOREINFO, see :func:`kvintro.source.vmcoreinfo.find_vmcoreinfo`.
     """
 
     core: Union[str, Sequence[str], None] = None
@@ -46,6 +48,7 @@ class Request:
     debuginfod: bool = False
     sudo: bool = False
     opened: Callable[[], None] = field(default=lambda: None, compare=False)
+    search: Search = field(default=in_silence, compare=False)
 
 
 @dataclass
@@ -108,7 +111,9 @@ def open_source(request: Request) -> Source:
         vmcoreinfo = core.read_small_file(request.vmcoreinfo, "--vmcoreinfo")
     if request.core is not None:
         paths = [request.core] if isinstance(request.core, str) else request.core
-        source = core.open_core(paths, vmcoreinfo, form=request.form, opened=request.opened)
+        source = core.open_core(
+            paths, vmcoreinfo, form=request.form, opened=request.opened, search=request.search
+        )
     elif request.qemu is not None:
         source = live.open_qemu(request.qemu, vmcoreinfo)
         request.opened()

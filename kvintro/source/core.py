@@ -36,7 +36,7 @@ from kvintro.source.physical import (
     segment,
 )
 from kvintro.source.scan import find_kallsyms, pieces
-from kvintro.source.vmcoreinfo import Found, NotBelieved, find_vmcoreinfo, why_not
+from kvintro.source.vmcoreinfo import Found, NotBelieved, Search, find_vmcoreinfo, in_silence, why_not
 
 _SMALL_FILE = 64 << 20
 _PACKED = {
@@ -130,6 +130,7 @@ def open_core(
     *,
     form: Optional[str] = None,
     opened: Callable[[], None] = lambda: None,
+    search: Search = in_silence,
 ) -> Source:
     """Open a dump.
 
@@ -137,6 +138,7 @@ def open_core(
     :param vmcoreinfo: VMCOREINFO text to use in place of the dump's note.
     :param form: one of :data:`~kvintro.model.DUMP_FORMATS` if it is not to be told from the content.
     :param opened: called when the files are open, before anything is parsed.
+    :param search: see :func:`~kvintro.source.vmcoreinfo.find_vmcoreinfo`.
     :raises SourceError: with the reason and the remedy.
     """
     assert form is None or form in DUMP_FORMATS
@@ -148,11 +150,13 @@ def open_core(
         if len(parts) > 1 or (dump.kdump is not None and dump.kdump.part is not None):
             return _open_split(parts, vmcoreinfo)
         if dump.headers is None and dump.kdump is None:
-            return _open_memory(file, path, dump, vmcoreinfo, forced=form is not None)
-        return _open_core(file, path, dump, vmcoreinfo)
+            return _open_memory(file, path, dump, vmcoreinfo, search, forced=form is not None)
+        return _open_core(file, path, dump, vmcoreinfo, search)
 
 
-def _open_core(file: BinaryIO, path: str, dump: DumpFile, vmcoreinfo: Optional[bytes]) -> Source:
+def _open_core(
+    file: BinaryIO, path: str, dump: DumpFile, vmcoreinfo: Optional[bytes], search: Search
+) -> Source:
     """ELF and kdump, by drgn."""
     origin = "--vmcoreinfo" if vmcoreinfo is not None else "the dump's note"
     if dump.kdump is not None:
@@ -160,14 +164,14 @@ def _open_core(file: BinaryIO, path: str, dump: DumpFile, vmcoreinfo: Optional[b
     if dump.headers is not None:
         _check_elf(path, dump.headers)
         if vmcoreinfo is None and dump.headers.note("VMCOREINFO") is None:
-            vmcoreinfo, origin = _vmcoreinfo_of_elf(file, path, dump.headers)
+            vmcoreinfo, origin = _vmcoreinfo_of_elf(file, path, dump.headers, search)
     try:
         prog = _program(file, path, dump, vmcoreinfo)
     except NotADump:
         # libkdumpfile has no notion of a kdump without the note.
         if vmcoreinfo is not None or dump.kdump is None or not dump.kdump.dumped:
             raise
-        vmcoreinfo, origin = _vmcoreinfo_of_kdump(file, path, dump)
+        vmcoreinfo, origin = _vmcoreinfo_of_kdump(file, path, dump, search)
         prog = _program(file, path, dump, vmcoreinfo)
     if not prog.flags & drgn.ProgramFlags.IS_LINUX_KERNEL:
         raise NotADump(
@@ -342,9 +346,9 @@ def _found_at(address: int) -> str:
     return f"found in memory at physical {address:#x}"
 
 
-def _vmcoreinfo_of_elf(file: BinaryIO, path: str, headers: ElfHeaders) -> Tuple[bytes, str]:
+def _vmcoreinfo_of_elf(file: BinaryIO, path: str, headers: ElfHeaders, search: Search) -> Tuple[bytes, str]:
     try:
-        found = find_vmcoreinfo([MemoryFile(file, _extents(headers))], what="its memory")
+        found = find_vmcoreinfo([MemoryFile(file, _extents(headers))], what="its memory", search=search)
     except NotADump as error:
         raise NotADump(f"{path} has no VMCOREINFO note, and {error.what}", error.remedy) from None
     return found.text, _found_at(found.address)
@@ -373,12 +377,14 @@ class _OfProgram(PhysicalMemory):
             )
 
 
-def _vmcoreinfo_of_kdump(file: BinaryIO, path: str, dump: DumpFile) -> Tuple[bytes, str]:
+def _vmcoreinfo_of_kdump(file: BinaryIO, path: str, dump: DumpFile, search: Search) -> Tuple[bytes, str]:
     assert dump.kdump is not None
     # To read physical memory no VMCOREINFO is needed, but drgn wants one.
     prog = _program(file, path, dump, _MINIMAL)
     try:
-        found = find_vmcoreinfo([_OfProgram(prog, list(dump.kdump.ranges()))], what="its memory")
+        found = find_vmcoreinfo(
+            [_OfProgram(prog, list(dump.kdump.ranges()))], what="its memory", search=search
+        )
     except NotADump as error:
         raise NotADump(f"{path} has no VMCOREINFO note, and {error.what}", error.remedy) from None
     return found.text, _found_at(found.address)
@@ -388,7 +394,13 @@ def _vmcoreinfo_of_kdump(file: BinaryIO, path: str, dump: DumpFile) -> Tuple[byt
 
 
 def _open_memory(
-    file: BinaryIO, path: str, dump: DumpFile, vmcoreinfo: Optional[bytes], *, forced: bool
+    file: BinaryIO,
+    path: str,
+    dump: DumpFile,
+    vmcoreinfo: Optional[bytes],
+    search: Search,
+    *,
+    forced: bool,
 ) -> Source:
     """Raw memory, LiME and AVML, by a reader of ours."""
     layouts: List[PhysicalMemory]
@@ -407,7 +419,7 @@ def _open_memory(
             raise NotADump(f"the VMCOREINFO given does not fit {path}: {problems[0]}", "is it of this boot?")
     else:
         try:
-            found = find_vmcoreinfo(layouts, what="it")
+            found = find_vmcoreinfo(layouts, what="it", search=search)
         except NotADump as error:
             what, remedy = f"{path}: {error.what}", error.remedy
             if not layouts[0].complete:

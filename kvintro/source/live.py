@@ -103,7 +103,7 @@ def _why_not(error: OSError) -> SourceError:
             )
         if os.geteuid() != 0:
             return NotPermitted(
-                f"{KCORE} may be read by root only", "run it with sudo, or with --sudo, or " + _USE_DUMP
+                f"{KCORE} may be read by root only", "run it with --sudo, or as root, or " + _USE_DUMP
             )
         return NotPermitted(
             f"root may not read {KCORE} here (a container, or a security module)",

@@ -11,7 +11,7 @@ and the image must have its build id.
 from __future__ import annotations
 
 import struct
-from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from kvintro.arch import x86_64
 from kvintro.errors import KvintroError, NotADump
@@ -33,6 +33,12 @@ _UTS_FIELD = 65
 _GNU_BUILD_ID = struct.Struct("<III4s")
 
 Piece = Tuple[int, Union[bytes, bytearray, memoryview]]
+Search = Callable[[Iterable[Piece], int], Iterable[Piece]]
+
+
+def in_silence(pieces: Iterable[Piece], size: int) -> Iterable[Piece]:
+    """A search that nobody watches."""
+    return pieces
 
 
 class Found(NamedTuple):
@@ -81,18 +87,19 @@ def text_at(read: ReadPhysical, address: int) -> Optional[bytes]:
 
 
 def find_vmcoreinfo(
-    layouts: Sequence[PhysicalMemory], pieces: Optional[Iterable[Piece]] = None, what: str = "the file"
+    layouts: Sequence[PhysicalMemory], what: str = "the file", search: Search = in_silence
 ) -> Found:
     """The first VMCOREINFO in memory that can be believed. What comes behind it is not read.
 
     :param layouts: what addresses the file's content may have; its content is taken from the first.
-    :param pieces: all memory, if not that of the first.
     :param what: how people call it.
+    :param search: is handed that content and its size in bytes, and iterated over while it is looked through.
     :raises NotADump: there is none.
     """
     seen: Dict[bytes, str] = {}
     first = layouts[0]
-    for address in candidates(first.pieces() if pieces is None else pieces):
+    size = sum(extent.size for extent in first.extents)
+    for address in candidates(search(first.pieces(), size)):
         text = text_at(first.read, address)
         if text is None or text in seen:
             continue

@@ -15,6 +15,7 @@ from kvintro.render import render
 from kvintro.reports.layout import layout
 from tests.conftest import Core
 from tests.cores.showing import broken_frames, fence_of
+from tests.regions import REGIONS
 
 PAGE = 4096
 
@@ -73,23 +74,7 @@ def test_rows_partition_the_address_space(document: Any) -> None:
 
 
 def test_every_row_of_mm_rst_is_there(rows: Dict[str, Any]) -> None:
-    assert set(rows) >= {
-        "user",
-        "non_canonical",
-        "guard_hole",
-        "ldt_remap",
-        "direct_map",
-        "vmalloc",
-        "vmemmap",
-        "kasan_shadow",
-        "cpu_entry_area",
-        "espfix",
-        "efi",
-        "kernel_image",
-        "modules",
-        "fixmap",
-        "vsyscall",
-    }
+    assert set(rows) >= set(REGIONS)
     for row in rows.values():
         if row["state"] != "present":
             assert row["reason"]

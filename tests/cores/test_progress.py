@@ -11,6 +11,7 @@ import subprocess
 import sys
 import termios
 import time
+from pathlib import Path
 from typing import List, Tuple
 
 import pytest
@@ -33,12 +34,19 @@ import sys, time
 import kvintro.commands
 from kvintro import cli
 from kvintro.kernel import Kernel
+from kvintro.source.physical import MemoryFile
 kvintro.commands._DELAY = 0
 read = Kernel.read_physical
 def slow(*arguments):
     time.sleep(0.0005)
     return read(*arguments)
 Kernel.read_physical = slow
+pieces = MemoryFile.pieces
+def slow_pieces(self):
+    for piece in pieces(self):
+        time.sleep(0.2)
+        yield piece
+MemoryFile.pieces = slow_pieces
 sys.exit(cli.main(sys.argv[1:]))
 """
 
@@ -132,6 +140,20 @@ def test_commands(arguments: List[str]) -> None:
     last, column, longest = screen(text)
     assert (last, column) == ("", 0)
     assert longest < 60
+
+
+def test_searching_memory(tmp_path: Path) -> None:
+    """Memory without a note is looked through for VMCOREINFO, however much there is of it."""
+    path = tmp_path / "memory.raw"
+    path.write_bytes(b"\x01" * (12 << 20))
+    code, written = on_a_terminal(SLOWLY, "-c", str(path), "info", columns=200)
+    assert code == 3
+    text = "".join(part for _, part in written).replace("\r\n", "\n")
+    assert "looking for VMCOREINFO" in text
+    shown, _, remedy = text.partition("\n")
+    last, _, _ = screen(shown, 200)
+    assert last.startswith(f"kvintro: {path} is not a kernel dump: ")
+    assert remedy.startswith("  hint: ")
 
 
 def test_none_where_no_one_looks() -> None:

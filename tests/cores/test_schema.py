@@ -18,26 +18,10 @@ from kvintro.kernel import Kernel
 from kvintro.model import Report, Stream
 from kvintro.render import render, render_stream
 from tests.conftest import ROOT
+from tests.regions import REGIONS
 
 jsonschema = pytest.importorskip("jsonschema", reason="Python's jsonschema is missing")
 
-REGIONS = (
-    "user",
-    "non_canonical",
-    "guard_hole",
-    "ldt_remap",
-    "direct_map",
-    "vmalloc",
-    "vmemmap",
-    "kasan_shadow",
-    "cpu_entry_area",
-    "espfix",
-    "efi",
-    "kernel_image",
-    "modules",
-    "fixmap",
-    "vsyscall",
-)
 LINES: List[List[str]] = [
     ["layout"],
     ["layout", "--no-holes", "--pid", "1"],

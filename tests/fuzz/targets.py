@@ -30,6 +30,7 @@ from kvintro.source import Request, Source, debuginfo, parse_vmcoreinfo
 from kvintro.source.core import hide_null
 from tests.fuzz.damage import HOSTILE, damaged, damaged_text, some, word
 from tests.fuzz.harness import Target, next_question
+from tests.regions import REGIONS
 from tests.synthetic import PAGE, START_KERNEL_MAP, Memory, elf_core, vmcoreinfo
 
 SAMPLE = Path(__file__).resolve().parents[2] / "vmcores/debian-6.12/core.kdump"
@@ -47,23 +48,7 @@ QUESTIONS: Dict[str, Sequence[str]] = {
     "pages": ("",),
     "pte": ("A",),
     "ptdump": ("", "--wx", "--range modules", "--pid 1 --root user", "--root efi"),
-    "show": (
-        "vmalloc",
-        "modules",
-        "fixmap",
-        "cpu_entry_area",
-        "direct_map",
-        "vmemmap",
-        "kernel_image",
-        "kasan_shadow",
-        "ldt_remap",
-        "espfix",
-        "efi",
-        "vsyscall",
-        "user",
-        "non_canonical",
-        "guard_hole",
-    ),
+    "show": REGIONS,
     "translate": ("A A A --walk", "--pid 1 A", "--from page A", "--from pfn A"),
     "user": ("1",),
 }

@@ -29,6 +29,7 @@ from kvintro.errors import EXIT_NEGATIVE, EXIT_OK, EXIT_PARTIAL, KvintroError
 from kvintro.kernel import Kernel, open_kernel
 from kvintro.prompt import Answer, Listing, PromptKernel, run_command
 from kvintro.source import Request
+from tests.regions import REGIONS
 
 PAGE = 4096
 #: What was saved of this kernel earlier, for diff; and a page of a report.
@@ -49,21 +50,7 @@ RUNS: Dict[str, Sequence[str]] = {
     "ptdump": ("", "--wx", "--pid P --root user"),
     "pte": ("8000000003a12163",),
     "report": ("",),
-    "show": (
-        "vmalloc",
-        "modules",
-        "fixmap",
-        "cpu_entry_area",
-        "direct_map",
-        "vmemmap",
-        "kernel_image",
-        "kasan_shadow",
-        "ldt_remap",
-        "espfix",
-        "efi",
-        "vsyscall",
-        "user",
-    ),
+    "show": REGIONS,
     "translate": ("A A --walk", "--pid P 400000"),
     "user": ("P", "--all"),
 }
