@@ -256,7 +256,7 @@ _OWNER = re.compile(
 )
 
 
-def test_owners_are_those_of_page_owner(core: Core, lookup: PageLookup) -> None:
+def test_owners_are_those_of_page_owner(core: Core, kernel: Kernel, lookup: PageLookup) -> None:
     """Who allocated each page, and by which calls, against /sys/kernel/debug/page_owner."""
     if not core.has_truth("page_owner.gz"):
         pytest.skip(f"{core.name} was booted without page_owner=on, or its kernel has no PAGE_OWNER")
@@ -285,6 +285,7 @@ def test_owners_are_those_of_page_owner(core: Core, lookup: PageLookup) -> None:
         )
         lines = [line.strip() for line in stack.splitlines() if re.search(r"\+0x[0-9a-f]+/0x", line)]
         assert len(owner.stack) == len(lines) > 0
+        last = owner, pfn
         for frame, line in zip(owner.stack, lines):
             name, into = line.split("/")[0].rsplit("+", 1)
             start = int(frame.address) - int(into, 16)
@@ -295,6 +296,12 @@ def test_owners_are_those_of_page_owner(core: Core, lookup: PageLookup) -> None:
             ours, our_into = str(frame.symbol).split(" ")[0].rsplit("+", 1)
             assert our_into == into and start in addresses[ours], (frame.symbol, line)
     assert same > len(records) / 5 * 0.8
+    # And so it is printed: who, and below that the calls, the innermost first.
+    owner, pfn = last
+    printed = render(page_report(kernel, [f"pfn:{pfn}"]), "text").partition("  owner")[2]
+    assert f"at order {owner.order} by pid {owner.pid} ({owner.comm}) at " in printed.splitlines()[0]
+    said = [line.strip() for line in printed.splitlines()[1:]]
+    assert said[: len(owner.stack)] == [frame.symbol for frame in owner.stack]
 
 
 def test_swapped_pages_lie_in_the_swap_cache_at_the_entries_of_pagemap(
