@@ -195,6 +195,8 @@ def test_slab_caches_have_what_slabinfo_says(core: Core, kernel: Kernel, census:
         assert 0 <= use.in_use <= use.objects
     # Read last, nothing moved since; read earlier, what did has its name.
     last = core.has_truth("slabinfo-last")
+    if not last and core.directory.parent.name == "built":
+        pytest.skip(f"{core.name} was built without slabinfo-last: build it again")
     for line in core.truth("slabinfo-last" if last else "slabinfo").splitlines()[2:]:
         name, _, objects, *_, slabs, _ = line.split()
         found = mine.pop(name, (0, 0))
