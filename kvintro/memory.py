@@ -67,6 +67,14 @@ def resources(kernel: Kernel, damage: Damage) -> List[Resource]:
     return out
 
 
+def debug_pagealloc(kernel: Kernel) -> bool:
+    """Whether free pages, and what of the image is freed, are mapped nowhere: debug_pagealloc_enabled()."""
+    try:
+        return bool(kernel.value("_debug_pagealloc_enabled_early", 1).value)
+    except Unavailable:
+        return False
+
+
 class Physical:
     """What lies at a physical address: a part of the kernel image, a device, RAM.
 

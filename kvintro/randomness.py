@@ -202,16 +202,21 @@ def boot_ram(kernel: Kernel) -> List[Tuple[int, int]]:
     return [(start, start + size) for start, size, kind in _E820_ENTRY.iter_unpack(data) if kind == _RAM]
 
 
+def boot_initrd(kernel: Kernel) -> List[Tuple[int, int]]:
+    """(start, end) of the initrd as the boot loader placed it; empty if there was none."""
+    start, size = _wide(kernel, "ramdisk_image"), _wide(kernel, "ramdisk_size")
+    return [(start, start + size)] if start and size else []
+
+
+def _wide(kernel: Kernel, name: str) -> int:
+    """A field of ``boot_params`` in two halves."""
+    return boot_param(kernel, name) | boot_param(kernel, f"ext_{name}") << 32
+
+
 def boot_taken(kernel: Kernel) -> List[Tuple[int, int]]:
     """(start, end) of what the unpacker had to spare, as far as that is still known: initrd, command line."""
-
-    def wide(low: str, high: str) -> int:
-        return boot_param(kernel, low) | boot_param(kernel, high) << 32
-
-    initrd = wide("ramdisk_image", "ext_ramdisk_image")
-    size = wide("ramdisk_size", "ext_ramdisk_size")
-    line = wide("cmd_line_ptr", "ext_cmd_line_ptr")
-    taken = [(initrd, initrd + size)] if initrd and size else []
+    taken = boot_initrd(kernel)
+    line = _wide(kernel, "cmd_line_ptr")
     if line:
         taken.append((line, line + boot_param(kernel, "cmdline_size")))
     return taken

@@ -10,12 +10,13 @@ from kvintro.arch.x86_64 import ALL, CPU_ENTRY_AREA_BASE, PAGE_SHIFT, PAGE_SIZE,
 from kvintro.errors import Unavailable
 from kvintro.kfence import KfencePool, kfence_pool
 from kvintro.mapped import PAGE_NAMES, View, caching_text, rights_text
-from kvintro.memory import SYSTEM_RAM, Physical
+from kvintro.memory import SYSTEM_RAM, Physical, debug_pagealloc
 from kvintro.model import Address, AddressRange, Column, Located, Placement, Size, Table
 from kvintro.paging import LEVEL_MASK, LEVEL_SHIFT, MAPPED, NONZERO, OVER_LIMIT, UNREADABLE
 from kvintro.paging.bulk import MAPPED as FOUND
-from kvintro.randomness import Randomised, region_draw
+from kvintro.randomness import Randomised, boot_initrd, region_draw
 from kvintro.regions import Asked, Contents, Linear, Region
+from kvintro.regions.kernel_image import LOCKS, sections
 from kvintro.regions.vmemmap import REGION as VMEMMAP
 from kvintro.structures import Damage, has_member, maple_entries, offset_of
 
@@ -228,7 +229,8 @@ class DirectMap(Region):
         if counts:
             # mm/pat/set_memory.c:__split_large_page takes a split of the image's own mapping for one here,
             # too.
-            image = _blocks_split_in_image(kernel)
+            # While there are large pages to count down: split_page_count.
+            image = min(_blocks_split_in_image(kernel), counted.get("2M", 0))
             totals["blocks_split_in_image"] = image
             expected = {name: counted.get(name, 0) for name in PAGE_NAMES.values()}
             expected["4K"] += 512 * image
@@ -459,8 +461,9 @@ class _Reasons:
             self._kfence = kfence_pool(kernel)
         except Unavailable as error:
             damage.add(error.what)
-        self._unmaps_free = _debug_pagealloc(kernel)
         self._image = self._image_parts()
+        self._unmaps_free = debug_pagealloc(kernel)
+        self._freed = self._freed_after_boot() if self._unmaps_free else ()
         try:
             self._pages, self._page_size, _ = VMEMMAP.pages(kernel)
             self._mapping = offset_of(kernel, "struct page", "mapping")
@@ -539,6 +542,8 @@ class _Reasons:
                 return "memfd_secret"
             if kept and self._unmaps_free and not any(data[self._references : self._references + 4]):
                 return "free page (debug_pagealloc)"
+        if kept and any(low <= frame < high for low, high in self._freed):
+            return "freed after boot (debug_pagealloc)"
         return "taken out by set_memory_np(), for whom is not known" if kept else "RAM that was never mapped"
 
     def _struct_page(self, frame: int) -> Optional[bytes]:
@@ -594,8 +599,6 @@ class _Reasons:
 
     def _image_parts(self) -> Tuple[Tuple[int, int, str], ...]:
         """(first, last physical address, name) of the image's parts that have rights of their own."""
-        from kvintro.regions.kernel_image import sections
-
         try:
             return tuple(
                 (part.physical, part.physical + part.end - part.start, part.name)
@@ -603,6 +606,20 @@ class _Reasons:
             )
         except Unavailable:
             return ()
+
+    def _freed_after_boot(self) -> Tuple[Tuple[int, int], ...]:
+        """Physical addresses of what free_init_pages unmaps then: parts of the image, and the initrd."""
+        found: List[Tuple[int, int]] = []
+        try:
+            found += boot_initrd(self._kernel)
+            found += [
+                (part.physical, part.physical + part.end - part.start + 1)
+                for part in sections(self._kernel)
+                if part.freed or part.name == LOCKS
+            ]
+        except Unavailable:
+            pass
+        return tuple((low // PAGE_SIZE * PAGE_SIZE, -(-high // PAGE_SIZE) * PAGE_SIZE) for low, high in found)
 
     def _run_time_code(self) -> Set[int]:
         """Physical addresses of the pages that are mapped in modules' region."""
@@ -642,14 +659,6 @@ class _Reasons:
             except Unavailable:
                 pass
         return found
-
-
-def _debug_pagealloc(kernel: Kernel) -> bool:
-    """Whether free pages are taken out: include/linux/mm.h:debug_pagealloc_enabled."""
-    try:
-        return bool(kernel.value("_debug_pagealloc_enabled_early", 1).value)
-    except Unavailable:
-        return False
 
 
 REGION = DirectMap()

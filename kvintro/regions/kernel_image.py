@@ -10,6 +10,7 @@ from kvintro.arch import x86_64_kaslr
 from kvintro.arch.x86_64 import ALL, DEFAULT_TEXT, PAGE_SIZE, PMD_SHIFT, START_KERNEL_MAP
 from kvintro.errors import Unavailable
 from kvintro.mapped import View, rights_text
+from kvintro.memory import debug_pagealloc
 from kvintro.model import (
     Address,
     AddressRange,
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 # Of what guests share with their host: freed, and left mapped
 # (arch/x86/mm/mem_encrypt_amd.c:mem_encrypt_free_decrypted_mem).
 _UNUSED = "unused decrypted bss"
+#: Of it smp_locks are freed, and as a rule left mapped (alternative.c:alternative_instructions).
+LOCKS = "behind init"
 # Parts in the order of addresses: name, first symbol, last symbol (exclusive), rights once the kernel runs,
 # and whether it is freed then (arch/x86/mm/init_64.c:mark_rodata_ro, init.c:free_initmem). What lies between
 # parts that follow one another is alignment, or belongs to the part before.
@@ -55,7 +58,7 @@ _PARTS: Tuple[Tuple[str, str, str, str, bool], ...] = (
     ("data", "_sdata", "_edata", "rw-", False),
     ("more data", "_edata", "__init_begin", "rw-", False),
     ("init", "__init_begin", "__init_end", "", True),
-    ("behind init", "__init_end", "__bss_start", "rw-", False),
+    (LOCKS, "__init_end", "__bss_start", "rw-", False),
     ("bss", "__bss_start", "__start_bss_decrypted_unused", "rw-", False),
     (_UNUSED, "__start_bss_decrypted_unused", "__end_bss_decrypted", "rw-", True),
     # Without CONFIG_AMD_MEM_ENCRYPT.
@@ -274,6 +277,7 @@ def sections(kernel: Kernel) -> List[SectionRow]:
     view = View.of(kernel, place.range.start, place.range.end)
     running = _is_running(kernel)
     pti = kernel.pti.value
+    unmapped = debug_pagealloc(kernel)
     rows: List[SectionRow] = []
     for name, first, last, rights, freed in _PARTS:
         bounds = _bounds(kernel, first, last, whole_pages=freed)
@@ -282,7 +286,9 @@ def sections(kernel: Kernel) -> List[SectionRow]:
         expected = rights
         if freed and name != _UNUSED:
             # What is freed becomes ordinary memory; under PTI its mapping goes (free_kernel_image_pages).
-            expected = "?" if not running else "" if pti else "rw-"
+            expected = "?" if not running else "" if pti or unmapped else "rw-"
+        elif unmapped and (freed or name == LOCKS):
+            expected = "?"
         symbols = f"{first} to {last}"
         rows.append(_row(kernel, view, name, "", bounds, expected, freed and running, symbols))
     if place.used is not None and rows and rows[-1].end < place.used.end:

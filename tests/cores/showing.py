@@ -186,14 +186,14 @@ def fresh(core: Core) -> Kernel:
     return open_kernel(Request(core=str(core.path)))
 
 
-def overlay(kernel: Kernel, address: int, value: int) -> None:
-    """Make eight bytes of virtual memory read otherwise."""
+def overlay(kernel: Kernel, address: int, value: int, *, physical: bool = False) -> None:
+    """Make eight bytes of memory read otherwise."""
     data = struct.pack("<Q", value)
 
     def read(start: int, count: int, offset: int, physical: bool) -> bytes:
         return data[offset : offset + count]
 
-    kernel.prog.add_memory_segment(address, 8, read, False)
+    kernel.prog.add_memory_segment(address, 8, read, physical)
 
 
 WILD = {

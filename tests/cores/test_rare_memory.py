@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from typing import Any, Dict, Optional, Set
+from typing import Any, Dict, Iterable, Optional, Set
 
 import numpy
 import pytest
@@ -17,7 +17,8 @@ import pytest
 from kvintro.kernel import Kernel
 from kvintro.kfence import kfence_pool
 from kvintro.queries.pages.census import Pages
-from kvintro.queries.pages.meaning import KPF_HWPOISON, KPF_OFFLINE
+from kvintro.queries.pages.meaning import KPF_BUDDY, KPF_HWPOISON, KPF_OFFLINE, KPF_PGTABLE
+from kvintro.regions import direct_map, kernel_image
 from kvintro.render import render
 from kvintro.reports.identify import identify
 from kvintro.reports.page import page_report
@@ -214,6 +215,49 @@ def test_damaged_fence(core: Core, spoiled: str, fence: Fence) -> None:
     assert whys == {"taken out by set_memory_np(), for whom is not known"}
     report = identify(kernel, [hex(min(fence.pages))])
     assert not [i for i in report.tables[0].rows[0].identities if i.kind == "kfence"]
+
+
+def test_what_debug_pagealloc_takes_out(
+    core: Core, kernel: Kernel, flags: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No kernel of the lab has it, so pages are taken out here: one that is free, and one of the init part.
+
+    One in use, which it would not take, is missing for a reason that is not known.
+    """
+    base = kernel.page_offset_base.value
+    init = next(row for row in document(kernel, "kernel_image")["sections"] if row["name"] == "init")
+    start = number(init["physical"])
+    free = [pfn * PAGE for pfn in sorted(frames(flags, KPF_BUDDY))]
+    used = [pfn * PAGE for pfn in sorted(frames(flags, KPF_PGTABLE))]
+
+    def choose(candidates: Iterable[int], in_use: bool) -> int:
+        """What is freed here is in use again or free, but there it is neither."""
+        small = (at for at in candidates if kernel.walk(base + at).steps[-1].level == 1)
+        return next(at for at in small if bool(page_rows(kernel, at // PAGE)["refcount"]) is in_use)
+
+    chosen = {
+        choose(free, False): "free page (debug_pagealloc)",
+        choose(range(start, start + init["size"], PAGE), True): "freed after boot (debug_pagealloc)",
+        choose(used, True): "taken out by set_memory_np(), for whom is not known",
+    }
+    for on in (True, False):
+        without = fresh(core)
+        for at in chosen:
+            step = kernel.walk(base + at).steps[-1]
+            assert step.value is not None
+            overlay(without, step.entry_address, step.value & ~1, physical=True)
+        monkeypatch.setattr(direct_map, "debug_pagealloc", lambda kernel, on=on: on)
+        found = document(without, "direct_map")["holes"]
+        told = {number(row["physical"]): row["why"] for row in found if number(row["physical"]) in chosen}
+        assert told == (chosen if on else dict.fromkeys(chosen, list(chosen.values())[-1]))
+
+
+def test_freed_parts_under_debug_pagealloc(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It leaves no part that was freed in the image, with or without page-table isolation."""
+    monkeypatch.setattr(kernel_image, "debug_pagealloc", lambda kernel: True)
+    rows = {row.name: row for row in kernel_image.sections(kernel)}
+    assert rows["init"].expected == "" and rows["init"].problem is None
+    assert rows[kernel_image.LOCKS].problem is None
 
 
 def test_memory_of_a_device(core: Core, kernel: Kernel, flags: Any) -> None:
