@@ -18,6 +18,7 @@ import json
 import sys
 from functools import cached_property
 from html import escape
+from os import PathLike, fspath
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 import drgn
@@ -42,14 +43,21 @@ _NOT_METHODS = {"shell"}
 _SOURCE_OPTIONS = ("core", "qemu", "symbols", "btf", "vmcoreinfo", "debuginfod", "sudo", "keep_root")
 
 
-def kernel(source: Union[drgn.Program, str, None] = None) -> PromptKernel:
+def kernel(
+    source: Union[drgn.Program, str, PathLike[str], None] = None, *parts: Union[str, PathLike[str]]
+) -> PromptKernel:
     """A kernel to ask.
 
     :param source: a program; the path of a dump; by default the prompt's own program.
+    :param parts: paths of the other parts of a dump that was split (makedumpfile --split), in any order.
     :raises SourceError: it is no kernel, or cannot be opened.
+    :raises UsageError: the paths are not of one dump.
     """
-    if isinstance(source, str):
-        return PromptKernel(open_kernel(Request(core=source)).source)
+    if isinstance(source, (str, PathLike)):
+        paths = [fspath(path) for path in (source, *parts)]
+        return PromptKernel(open_kernel(Request(core=paths)).source)
+    if parts:
+        raise UsageError("a program has all of its dump", "give the paths of all parts, and no program")
     return PromptKernel(attach(drgn.get_default_prog() if source is None else source))
 
 

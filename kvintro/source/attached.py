@@ -12,7 +12,7 @@ from drgn import ProgramFlags
 from kvintro.arch import x86_64
 from kvintro.errors import KvintroError, NotADump, WrongArchitecture
 from kvintro.source import Request, Source, debuginfo, parse_vmcoreinfo
-from kvintro.source.core import DumpFile, examine, hide_null
+from kvintro.source.core import PARTS_MISSING, DumpFile, examine, hide_null
 from kvintro.source.live import KCORE
 
 _KEY = "kvintro"
@@ -37,10 +37,8 @@ def attach(prog: drgn.Program) -> Source:
         raise WrongArchitecture(f"this kernel's architecture is {name}", "kvintro reads kernels of x86-64")
     source = _described(prog)
     source.vmcoreinfo = parse_vmcoreinfo(prog)
-    if _has_types(prog):
-        own = "btf" in prog.enabled_type_finders()
-        source.types = "BTF" if own else "DWARF"
-        source.symbols = "kallsyms" if "kallsyms" in prog.enabled_symbol_finders() else "DWARF"
+    if _has_types(prog) and "btf" not in prog.enabled_type_finders():
+        source.types = source.symbols = "DWARF"
     else:
         debuginfo.load(source, Request())
     adopt(source)
@@ -70,6 +68,9 @@ def _described(prog: drgn.Program) -> Source:
     segments = found.headers.segments if found.headers is not None else ()
     if segments and not any(segment.vaddr for segment in segments):
         hide_null(prog)
+    if found.kdump is not None and found.kdump.part is not None:
+        # drgn takes one file of a split dump; kernel() takes them all.
+        return Source(prog, "core", path, "split kdump", found.size, False, warnings=[PARTS_MISSING])
     return Source(prog, "core", path, found.format, found.size, found.complete, segments=segments)
 
 

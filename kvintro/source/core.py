@@ -48,7 +48,7 @@ _PACKED = {
 # A file without any header is taken for memory only if a machine can have so much.
 _MIN_RAW = 8 << 20
 _TRUNCATED = "the dump is truncated: what lies behind its end shows as not in the dump"
-_PARTS_MISSING = "parts of a split dump were not given, and show as not in the dump; name each with a -c"
+PARTS_MISSING = "parts of a split dump were not given, and show as not in the dump; name each with a -c"
 _COPY_AGAIN = "copy it again whole"
 _MAX_FRAMES = 1 << 40  # 4 PB
 _READS = "kvintro reads ELF vmcores and kdump files, raw memory, LiME and AVML"
@@ -322,7 +322,7 @@ def _open_split(parts: Sequence[_Part], vmcoreinfo: Optional[bytes]) -> Source:
                 f"{part.path} is not of the dump that {parts[0].path} is of", "name one dump's parts"
             )
     complete = all(part.dump.complete for part in parts)
-    warnings = [] if whole else [_PARTS_MISSING]
+    warnings = [] if whole else [PARTS_MISSING]
     more = f" and {len(parts) - 1} more" if len(parts) > 1 else ""
     sizes = [part.dump.kdump.memory for part in parts if part.dump.kdump is not None]
     return Source(

@@ -14,10 +14,12 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
+import drgn
 import pytest
 
 from kvintro.errors import NotADump, NotInDump, UsageError
 from kvintro.kernel import Kernel, open_kernel
+from kvintro.prompt import kernel as kernel_of
 from kvintro.render import render
 from kvintro.reports.layout import layout
 from kvintro.source import Request, open_source
@@ -184,16 +186,28 @@ def test_a_split_dump(parts: List[str], kernel: Kernel, expected: Any) -> None:
     assert regions(other) == expected
 
 
-def test_parts_that_are_missing(parts: List[str], kernel: Kernel) -> None:
-    """What the others have is read from them, and the rest is not in the dump; never zeros."""
-    end = kernel.max_pfn.value
+def test_a_split_dump_at_a_prompt(parts: List[str], kernel: Kernel, expected: Any) -> None:
+    """All its files are given to kernel(); drgn alone takes one of them, which is then known to be a part."""
+    k = kernel_of(Path(parts[1]), *parts[:1], parts[2])
+    assert (k.source.format, k.source.complete, k.source.warnings) == ("split kdump", True, [])
+    assert regions(k.plain) == expected
+    with pytest.raises(UsageError, match="all of its dump"):
+        kernel_of(k.prog, parts[0])
+    prog = drgn.Program(drgn.Platform(drgn.Architecture.X86_64))
+    prog.set_core_dump(parts[1])
+    one = kernel_of(prog)
+    assert (one.source.format, one.source.complete) == ("split kdump", False)
+    assert any("parts of a split dump" in warning for warning in one.source.warnings)
+    assert_only_a_part(one.plain, kernel)
+
+
+def assert_only_a_part(other: Kernel, whole: Kernel) -> None:
+    """What the second of three parts has is read from it, and the rest is not in the dump; never zeros."""
+    end = whole.max_pfn.value
     there = range(end // 3 | 1, end // 3 * 2 | 3)
-    other = open_kernel(Request(core=parts[1], types="none"))
-    assert other.source.complete is False
-    assert any("parts of a split dump" in warning for warning in other.source.warnings)
     for pfn in (*range(0, end, 331), there[0] - 1, there[0], there[-1], there[-1] + 1):
         try:
-            said = kernel.read_physical(pfn << 12, 4096)
+            said = whole.read_physical(pfn << 12, 4096)
         except NotInDump:
             said = b""
         try:
@@ -201,6 +215,13 @@ def test_parts_that_are_missing(parts: List[str], kernel: Kernel) -> None:
         except NotInDump:
             found = b""
         assert found == (said if pfn in there else b"")
+
+
+def test_parts_that_are_missing(parts: List[str], kernel: Kernel) -> None:
+    other = open_kernel(Request(core=parts[1], types="none"))
+    assert other.source.complete is False
+    assert any("parts of a split dump" in warning for warning in other.source.warnings)
+    assert_only_a_part(other, kernel)
 
 
 def test_parts_that_do_not_belong_together(parts: List[str], plain_kdump: Path) -> None:
