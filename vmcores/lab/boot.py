@@ -46,7 +46,7 @@ SAMPLED_SYMBOLS = 600
 def find_kernel(entry: Entry, archive: Archive) -> Kernel:
     """The kernel an entry boots: downloaded, or built from source the first time."""
     if entry.oracle:
-        return kernel_source.oracle(entry.series, archive)
+        return kernel_source.oracle(entry.series, archive, entry.variant)
     return archive.kernel(entry.series)
 
 
@@ -144,6 +144,7 @@ def _build(entry: Entry, kernel: Kernel, target: Path, small: bool) -> float:
             "furnished": entry.furnished,
             "rare": entry.rare,
             "oracle": entry.oracle,
+            "variant": entry.variant,
             "memory_mb": entry.memory_mb,
             **({} if balloon is None else {"balloon_leaves": balloon}),
             "qemu": guest.options,

@@ -1,10 +1,11 @@
-"""The oracle: a kernel of our own configuration, which can print its own page tables."""
+"""The oracle: a kernel of our own configuration, which can print its own page tables, and variants of it."""
 
 import os
 import shutil
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import List
+from typing import Dict, List, Mapping, Optional, Sequence
 
 from lab.common import (
     BUILD_HEADERS,
@@ -25,19 +26,40 @@ FRAGMENT = HERE / "oracle.config"
 BUILD_TIMEOUT = 3 * 3600.0
 
 
-def oracle(series: str, archive: Archive) -> Kernel:
-    """The oracle kernel of a series, built unless the cache has it.
+@dataclass(frozen=True)
+class Variant:
+    """A kernel that the same tree is built into, once more.
+
+    :ivar lines: what lines of oracle.config it changes.
+    :ivar uses: what is in the files that these options make other code of, and has to be compiled again. A
+        header that mentions an option may be in nearly all of them, and make a difference in few.
+    """
+
+    lines: Mapping[str, str] = field(default_factory=dict)
+    uses: str = ""
+
+
+VARIANTS: Dict[str, Variant] = {
+    "": Variant(),
+    # is_ksym_addr() is all that headers have of it.
+    "nokallsymsall": Variant(
+        {"CONFIG_KALLSYMS_ALL=y": "# CONFIG_KALLSYMS_ALL is not set"}, "KALLSYMS_ALL|is_ksym_addr"
+    ),
+}
+
+
+def oracle(series: str, archive: Archive, variant: str = "") -> Kernel:
+    """The oracle kernel of a series, built unless the cache has it; with it those variants that are missing.
 
     $CACHE/oracle/VERSION-HASH/ holds bzImage, vmlinux with DWARF, config and modules; HASH is that of
     the configuration, so a change of oracle.config makes another kernel.
     """
-    name = f"linux-source-{series}"
-    key = digest(FRAGMENT.read_bytes())
     with lock("oracle"):
-        # A kernel that is there is good enough even when the archive has a newer one meanwhile:
-        # the recipe must not rebuild for every point release.
-        known = sorted((cache_dir() / "oracle").glob(f"{series}.*-{key}"), key=lambda p: p.stat().st_mtime)
-        target = known[-1] if known else _build(name, key, archive)
+        if _known(series, variant) is None:
+            missing = [name for name in VARIANTS if _known(series, name) is None]
+            _build(f"linux-source-{series}", missing, archive)
+        target = _known(series, variant)
+        assert target is not None
     package, version, release = (target / "package").read_text().split()
     return Kernel(
         release=release,
@@ -50,9 +72,28 @@ def oracle(series: str, archive: Archive) -> Kernel:
     )
 
 
-def _build(name: str, key: str, archive: Archive) -> Path:
+def fragment(variant: str) -> str:
+    """The lines of configuration that a variant is made from."""
+    lines = FRAGMENT.read_text().splitlines()
+    for old, new in VARIANTS[variant].lines.items():
+        lines[lines.index(old)] = new
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _key(variant: str) -> str:
+    return digest(fragment(variant).encode())
+
+
+def _known(series: str, variant: str) -> Optional[Path]:
+    # A kernel that is there is good enough even when the archive has a newer one meanwhile:
+    # the recipe must not rebuild for every point release.
+    found = (cache_dir() / "oracle").glob(f"{series}.*-{_key(variant)}")
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _build(name: str, variants: Sequence[str], archive: Archive) -> None:
+    """Build variants from the source package of that name."""
     need(BUILD_TOOLS, BUILD_HEADERS)
-    started = time.monotonic()
     area = cache_dir() / "oracle"
     area.mkdir(parents=True, exist_ok=True)
     work = area / ".build"
@@ -66,35 +107,62 @@ def _build(name: str, key: str, archive: Archive) -> Path:
     (source,) = (path for path in work.glob("linux-source-*") if path.is_dir())
     output = work / "build"
     output.mkdir()
-    configure(source, output)
-    say("building the oracle kernel: some minutes")
+    upstream = package.version.split("-")[0]
+    for variant in variants:
+        started = time.monotonic()
+        what = f"the oracle kernel{variant and f' ({variant})'}"
+        configure(source, output, fragment(variant))
+        if variant != variants[0]:
+            _spare(source, output, VARIANTS[variant])
+        say(f"building {what}: some minutes")
+        release = _make(source, output, area / "build.log")
+        with fresh_dir(area / f"{upstream}-{_key(variant)}") as partial:
+            _keep(output, partial)
+            (partial / "package").write_text(f"{package.name} {package.version} {release}\n")
+        say(f"{what} took {time.monotonic() - started:.0f} s")
+    shutil.rmtree(work)
+
+
+def _spare(source: Path, output: Path, variant: Variant) -> None:
+    """See to it that only what is other code in a variant is compiled again."""
+    run(["make", "-s", f"O={output}", "syncconfig"], cwd=source)
+    for line in variant.lines:
+        # By the age of such a file make knows that everything that mentions the option is out of date.
+        option = output / "include" / "config" / line.split("=")[0].replace("CONFIG_", "", 1)
+        if option.exists():
+            os.utime(option, (0, 0))
+    files = ["--include=*.c", "--include=*.S"]
+    for name in run(["grep", "-rlE", *files, variant.uses, "."], cwd=source).splitlines():
+        (output / name).with_suffix(".o").unlink(missing_ok=True)
+
+
+def _make(source: Path, output: Path, log: Path) -> str:
+    """Build what is configured; returns the release."""
     jobs = (os.cpu_count() or 1) + 1
     make = ["make", f"O={output}", f"-j{jobs}", "KBUILD_BUILD_USER=kvintro", "KBUILD_BUILD_HOST=lab"]
-    log = area / "build.log"
     run([*make, "bzImage", "modules"], cwd=source, log=log, timeout=BUILD_TIMEOUT)
-    release = run(["make", "-s", f"O={output}", "kernelrelease"], cwd=source).strip()
-    upstream = package.version.split("-")[0]
-    target = area / f"{upstream}-{key}"
-    with fresh_dir(target) as partial:
-        shutil.copy(output / "arch" / "x86" / "boot" / "bzImage", partial / "bzImage")
-        shutil.copy(output / "vmlinux", partial / "vmlinux")
-        shutil.copy(output / ".config", partial / "config")
-        (partial / "modules").mkdir()
-        for module in output.rglob("*.ko"):
-            # Without DWARF, which insmod would read and drop; .BTF stays.
-            run(["strip", "--strip-debug", "-o", str(partial / "modules" / module.name), str(module)])
-        (partial / "package").write_text(f"{package.name} {package.version} {release}\n")
-    shutil.rmtree(work)
-    say(f"the oracle kernel took {time.monotonic() - started:.0f} s")
-    return target
+    return run(["make", "-s", f"O={output}", "kernelrelease"], cwd=source).strip()
 
 
-def configure(source: Path, output: Path) -> None:
-    """Write build/.config from nothing but the fragment, and see that every line of it stuck."""
-    env = {"KCONFIG_ALLCONFIG": str(FRAGMENT)}
+def _keep(output: Path, target: Path) -> None:
+    """Copy what guests and tests need."""
+    shutil.copy(output / "arch" / "x86" / "boot" / "bzImage", target / "bzImage")
+    shutil.copy(output / "vmlinux", target / "vmlinux")
+    shutil.copy(output / ".config", target / "config")
+    (target / "modules").mkdir()
+    for module in output.rglob("*.ko"):
+        # Without DWARF, which insmod would read and drop; .BTF stays.
+        run(["strip", "--strip-debug", "-o", str(target / "modules" / module.name), str(module)])
+
+
+def configure(source: Path, output: Path, wanted: str) -> None:
+    """Write build/.config from nothing but those lines, and see that every one of them stuck."""
+    path = output.parent / "fragment.config"
+    path.write_text(wanted)
+    env = {"KCONFIG_ALLCONFIG": str(path)}
     for goal in ("allnoconfig", "olddefconfig"):
         run(["make", "-s", f"O={output}", goal], cwd=source, env=env)
-    lost = missing_options(FRAGMENT.read_text(), (output / ".config").read_text())
+    lost = missing_options(wanted, (output / ".config").read_text())
     if lost:
         raise LabError(f"the kernel's configuration dropped what oracle.config asks for: {lost}")
 

@@ -19,6 +19,8 @@ class Entry:
     name: str
     series: str
     oracle: bool = False
+    #: Of the oracle kernel, one of kernel_source.VARIANTS.
+    variant: str = ""
     levels: int = 4
     kaslr: bool = True
     pti: bool = True
@@ -60,7 +62,7 @@ class Entry:
 
     def summary(self) -> str:
         """One line for --list."""
-        kernel = f"oracle {self.series}" if self.oracle else f"Debian {self.series}"
+        kernel = f"oracle {self.series} {self.variant}".strip() if self.oracle else f"Debian {self.series}"
         parts = [kernel, f"{self.levels}-level", "KASLR" if self.kaslr else "nokaslr"]
         parts += ["PTI" if self.pti else "no PTI"] + (["EFI"] if self.efi else [])
         parts += ["furnished"] if self.furnished else []
@@ -83,6 +85,9 @@ def entries(newest: str) -> List[Entry]:
         oracle = f"oracle-{ORACLE_SERIES}-{levels}level"
         rows.append(Entry(oracle, ORACLE_SERIES, True, levels=levels, extra=("page_owner=on",)))
     rows.append(Entry(f"oracle-{ORACLE_SERIES}-efi", ORACLE_SERIES, True, efi=True))
+    # Variables have no names in it.
+    variant = "nokallsymsall"
+    rows.append(Entry(f"oracle-{ORACLE_SERIES}-{variant}", ORACLE_SERIES, True, variant))
     rows.append(Entry("debian-5.10-4level-kaslr", "5.10"))
     # struct pages of huge pages are given back where asked for. Only XFS before 6.15 keeps what it maps by
     # vm_map_ram(); EROFS leaves the blocks.
