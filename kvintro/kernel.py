@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import re
 import sys
 from functools import cached_property
+from itertools import islice
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple, Union
 
 import drgn
 
@@ -83,10 +85,33 @@ class Kernel:
         """
         address = self.find_symbol(name)
         if address is None:
-            if self.source.symbols == "none":
-                raise Unavailable(f"no symbols here, so {name} cannot be found", "give -s VMLINUX")
-            raise Unavailable(f"this kernel has no symbol {name}")
+            raise self.nameless(name)
         return address
+
+    def nameless(self, name: str) -> Unavailable:
+        """Why a symbol is not to be had."""
+        if self.source.symbols == "none":
+            return Unavailable(f"no symbols here, so {name} cannot be found", "give -s VMLINUX")
+        if self.code_only:
+            return Unavailable(
+                f"{name} cannot be found: this kernel names its code only (CONFIG_KALLSYMS_ALL is off)",
+                "give -s VMLINUX",
+            )
+        return Unavailable(f"this kernel has no symbol {name}")
+
+    def why(self, error: BaseException) -> str:
+        """What drgn raised, in one line; where a variable has no name, that this is why."""
+        text = " ".join(str(error).split())[:200] or type(error).__name__
+        missing = re.fullmatch(r"could not find '(\w+)'", text.strip('"'))
+        return self.nameless(missing[1]).what if missing and self.code_only else text
+
+    @cached_property
+    def code_only(self) -> bool:
+        """Whether variables have no names here: CONFIG_KALLSYMS_ALL is off.
+
+        Then a symbol that is not found says nothing, unless it would be one of code.
+        """
+        return self.source.kallsyms is not None and self.source.kallsyms.code_only
 
     def find_symbol(self, name: str) -> Optional[int]:
         """Address of a symbol, None if there is none."""
@@ -96,14 +121,18 @@ class Kernel:
         except LookupError:
             return None
 
-    def has_symbol(self, name: str) -> bool:
-        """Whether the kernel has the symbol. Without any symbols nothing is known, so that is an error.
+    def has_symbol(self, name: str, *, code: bool = False) -> bool:
+        """Whether the kernel has the symbol. Where its name would not be there anyway, that is an error.
 
-        :raises Unavailable: the source has no symbols.
+        :param code: it is a function's, which all symbol tables have.
+        :raises Unavailable: the source has no symbols, or those of code only and this is none.
         """
         if self.source.symbols == "none":
             raise Unavailable("no symbols here, so nothing tells what this kernel was built with")
-        return self.find_symbol(name) is not None
+        found = self.find_symbol(name) is not None
+        if not found and self.code_only and not code:
+            raise self.nameless(name)
+        return found
 
     def value(self, name: str, size: int = 8, *, signed: bool = False) -> Fact[int]:
         """A scalar variable by its symbol alone; no types are needed.
@@ -114,6 +143,16 @@ class Kernel:
         data = self.read(self.symbol(name), size)
         return Fact(int.from_bytes(data, "little", signed=signed), name)
 
+    def number_of(self, name: str, size: int = 8) -> int:
+        """As :meth:`value`; also of a variable whose value is known, and where it lies is not.
+
+        :raises Unavailable: nothing tells.
+        """
+        if self.code_only and self.find_symbol(name) is None:
+            with contextlib.suppress(LookupError):
+                return int(self.prog[name])
+        return self.value(name, size).value
+
     def first_value(self, *names: str, size: int = 8) -> Fact[int]:
         """The first of several variables that this kernel has; names change from version to version.
 
@@ -122,6 +161,8 @@ class Kernel:
         for name in names:
             if self.find_symbol(name) is not None:
                 return self.value(name, size)
+        if self.code_only:
+            raise self.nameless(" or ".join(names))
         raise Unavailable(f"this kernel has none of the symbols {', '.join(names)}")
 
     def number(self, key: str) -> Fact[int]:
@@ -229,7 +270,36 @@ class Kernel:
     @cached_property
     def max_pfn(self) -> Fact[int]:
         """One more than the highest page frame number of RAM."""
-        return self.value("max_pfn")
+        return self.first_fact(lambda: self.value("max_pfn"), self._end_of_nodes)
+
+    def nodes(self) -> Iterator[drgn.Object]:
+        """The ``struct pglist_data`` of each node, not read yet.
+
+        :raises Unavailable: the source does not tell.
+        """
+        try:
+            if self.find_symbol("contig_page_data") is not None:
+                yield self.prog["contig_page_data"]
+                return
+            self.symbol("node_data")
+            count = self.number("LENGTH(node_data)").value
+            # With CONFIG_NODES_SHIFT=10, its largest value, there are so many.
+            for pointer in islice(self.prog["node_data"], min(count, 1 << 10)):
+                if pointer:
+                    yield pointer[0]
+        except (LookupError, TypeError, ValueError, drgn.FaultError) as error:
+            raise Unavailable(f"the nodes of memory cannot be read: {error}") from error
+
+    def _end_of_nodes(self) -> Fact[int]:
+        """Nodes reach from the first page frame of their memory to the last (mm/mm_init.c:free_area_init)."""
+        ends = [0]
+        try:
+            ends += [int(n.node_start_pfn + n.node_spanned_pages) for n in self.nodes()]
+        except (AttributeError, drgn.FaultError) as error:
+            raise Unavailable(f"the nodes of memory cannot be read: {error}") from error
+        if not 0 < max(ends) < 1 << 52:
+            raise Unavailable("the nodes of memory say nothing of its end")
+        return Fact(max(ends), "node_spanned_pages")
 
     @cached_property
     def page_struct_size(self) -> Fact[int]:
@@ -381,31 +451,31 @@ class Kernel:
 
     def _entry_dialect(self) -> Dialect:
         # Shadow stacks (6.6) took bit 58 for SAVED_DIRTY, and SOFTW4 moved to 57; this came with them.
-        shadow_stacks = self.has_symbol("arch_check_zapped_pte")
+        shadow_stacks = self.has_symbol("arch_check_zapped_pte", code=True)
         swap_types = None
         # Migration entries with A and D bits (6.1) are younger than PTE markers and exclusive migration
         # entries (5.19); before 5.14 the two device-exclusive types did not exist either.
-        if shadow_stacks or self.has_symbol("swap_migration_ad_supported"):
+        if shadow_stacks or self.find_symbol("swap_migration_ad_supported") is not None:
             device = 0
-            if self.has_symbol("make_device_exclusive_range"):
+            if self.has_symbol("make_device_exclusive_range", code=True):
                 device = 4
-            elif self.has_symbol("make_device_exclusive"):
+            elif self.has_symbol("make_device_exclusive", code=True):
                 device = 3
             swap_types = SpecialSwapTypes.of(
                 markers=True,
                 device=device,
-                migration=3 if self.has_symbol("remove_migration_ptes") else 0,
-                hwpoison=self.has_symbol("memory_failure"),
+                migration=3 if self.has_symbol("remove_migration_ptes", code=True) else 0,
+                hwpoison=self.has_symbol("memory_failure", code=True),
             )
         return Dialect(
             57 if shadow_stacks else 58,
             swap_types,
             # Both went with "mm: remove devmap related functions and page table bits" and its series (6.17).
-            devmap=self.has_symbol("devmap_managed_key"),
+            devmap=self.find_symbol("devmap_managed_key") is not None,
             # arch/x86/mm/pat/set_memory.c, the one reader of _PAGE_KERNEL_4K.
-            kernel_4k=self.has_symbol("collapse_large_pages"),
+            kernel_4k=self.has_symbol("collapse_large_pages", code=True),
             # include/linux/userfaultfd_k.h of 7.3, where _PAGE_UFFD_WP became _PAGE_UFFD.
-            uffd="UFFD" if self.has_symbol("userfaultfd_rwp") else "UFFD_WP",
+            uffd="UFFD" if self.has_symbol("userfaultfd_rwp", code=True) else "UFFD_WP",
         )
 
     # Regions

@@ -86,7 +86,8 @@ def kfence_pool(kernel: Kernel) -> Optional[KfencePool]:
 
     :raises Unavailable: it cannot be read.
     """
-    if kernel.find_symbol("__kfence_pool") is None:
+    nameless = kernel.code_only and kernel.find_symbol("__kfence_alloc") is not None
+    if kernel.find_symbol("__kfence_pool") is None and not nameless:
         return None
     start = kernel.value("__kfence_pool").value
     if not start:

@@ -125,7 +125,8 @@ class Physical:
         try:
             kernel = self._kernel
             virtual = address - kernel.phys_base.value + START_KERNEL_MAP & ALL
-            if not kernel.text.value <= virtual < kernel.symbol("_end"):
+            # Where only code has names, none of it is at the end.
+            if virtual < kernel.text.value or (not kernel.code_only and virtual >= kernel.symbol("_end")):
                 return None
             found = kernel.prog.symbol(virtual)
         except (LookupError, Unavailable):

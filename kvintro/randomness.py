@@ -12,6 +12,7 @@ from kvintro.arch.x86_64 import DEFAULT_TEXT, START_KERNEL_MAP
 from kvintro.errors import Unavailable
 from kvintro.model import Address, Displacement, Placement, Size
 from kvintro.structures import text_at
+from kvintro.types import KASAN
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel
@@ -235,7 +236,7 @@ def region_draw(kernel: Kernel, key: str, what: str) -> Randomised:
     if not isinstance(place, Placement):
         return not_known(key, what, place.reason)
     actual, provenance = place.range.start, place.provenance.split(",")[0]
-    if kernel.source.symbols != "none" and kernel.find_symbol("kasan_early_shadow_page") is not None:
+    if kernel.source.symbols != "none" and kernel.has_symbol(KASAN, code=True):
         return not_drawn(
             key,
             what,

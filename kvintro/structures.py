@@ -241,6 +241,24 @@ def size_of(kernel: Kernel, type_name: str) -> int:
         raise Unavailable(f"{type_name} is incomplete here") from error
 
 
+def is_table(kernel: Kernel, address: int, name: str, type_name: str, member: str, function: str) -> bool:
+    """Whether a table of functions is the variable of that name.
+
+    Where variables have no names it is one that has a function of its own: ``function`` as its ``member``.
+    """
+    known = kernel.find_symbol(name)
+    if known is not None or not kernel.code_only:
+        return address == known
+    wanted = kernel.find_symbol(function)
+    try:
+        return (
+            wanted is not None
+            and pointer_at(kernel, address + offset_of(kernel, type_name, member)) == wanted
+        )
+    except Unavailable:
+        return False
+
+
 def pointer_at(kernel: Kernel, address: int) -> int:
     """Eight bytes.
 
@@ -519,14 +537,14 @@ def possible_cpus(kernel: Kernel) -> List[int]:
     from drgn.helpers.linux.cpumask import for_each_possible_cpu
 
     # The helper believes any number, and reads as many bits.
-    if kernel.find_symbol("nr_cpu_ids") is not None:
+    if kernel.has_symbol("nr_cpu_ids"):
         count = kernel.value("nr_cpu_ids", 4).value
         if not 0 < count <= _MAX_CPUS:
             raise Unavailable(f"which CPUs there are cannot be read: nr_cpu_ids is {count}")
     try:
         found = [int(cpu) for cpu in for_each_possible_cpu(kernel.prog)]
     except TROUBLE as error:
-        raise Unavailable(f"which CPUs there are cannot be read: {error}") from error
+        raise Unavailable(f"which CPUs there are cannot be read: {kernel.why(error)}") from error
     return found[:_MAX_CPUS]
 
 

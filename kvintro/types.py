@@ -29,16 +29,18 @@ from kvintro.source.kallsyms import (
     vmcoreinfo_symbols,
 )
 from kvintro.source.loaded_modules import LoadedModules
+from kvintro.source.unnamed import Unnamed
 from kvintro.source.variables import VariableTypes
 
-__all__ = ("Installed", "Missing", "install")
+__all__ = ("KASAN", "Installed", "Missing", "install")
 
 _KEY = "kvintro.types"  # in Program.config
 _SYS_BTF = "/sys/kernel/btf"
 # Functions that libdrgn asks for to learn whether they exist (for vmemmap, of CONFIG_SPARSEMEM_VMEMMAP). BTF
 # of pahole before 1.21 has only those that can be traced, and not these of .init and .meminit.
 _ASKED_TO_BE = ("vmemmap_populate",)
-_KASAN = "__asan_register_globals"
+#: A function of kernels with KASAN.
+KASAN = "__asan_register_globals"
 _NO_BTF = "give the kernel's BTF with --btf FILE, or its vmlinux with -s"
 
 
@@ -67,6 +69,7 @@ class Installed:
     kallsyms: Optional[Kallsyms] = field(default=None, repr=False)
     btf: Optional[BtfTypes] = field(default=None, repr=False)
     modules: Optional[LoadedModules] = field(default=None, repr=False)
+    unnamed: Optional[Unnamed] = field(default=None, repr=False)
 
     @property
     def symbol_count(self) -> int:
@@ -127,6 +130,8 @@ def install(
         done.types_missing = Missing(e.what, e.remedy or _NO_BTF)
     if modules and done.btf and done.kallsyms:
         done.modules = LoadedModules(prog, done.btf, _SYS_BTF if _is_local(prog) else None)
+    if done.kallsyms and done.kallsyms.code_only:
+        done.unnamed = Unnamed(prog)
     finders = _Finders(done)
     if done.kallsyms:
         prog.register_symbol_finder("kallsyms", finders.find_symbols, enable_index=-1)
@@ -137,6 +142,8 @@ def install(
     if done.btf:
         prog.register_type_finder("btf", finders.find_type, enable_index=-1)
         prog.register_object_finder("btf", finders.find_object, enable_index=-1)
+    if done.unnamed:
+        done.unnamed.tell_direct_map()
     return done
 
 
@@ -147,10 +154,11 @@ class _Finders:
         self._kallsyms = installed.kallsyms
         self._btf = installed.btf
         self._modules = installed.modules
+        self._unnamed = installed.unnamed
         self._variables: Optional[VariableTypes] = None
         if self._btf and self._kallsyms:
             self._variables = VariableTypes(
-                self._btf.prog, self._btf.find_anonymous, padded=bool(self._kallsyms.lookup(_KASAN))
+                self._btf.prog, self._btf.find_anonymous, padded=bool(self._kallsyms.lookup(KASAN))
             )
         self._type_misses: set[Tuple[drgn.TypeKind, str]] = set()
         self._objects: Dict[Tuple[str, FindObjectFlags], Optional[drgn.Object]] = {}
@@ -182,6 +190,9 @@ class _Finders:
         found = self._kallsyms.find(prog, name, address, one)
         if self._modules and not (one and found):
             found += [symbol.to_drgn() for symbol in self._module_symbols(name, address)]
+        if self._unnamed and name is not None and address is None and not found:
+            symbol = self._unnamed.find(name)
+            found = [] if symbol is None else [symbol.to_drgn()]
         return found[:1] if one else found
 
     def _module_symbols(self, name: Optional[str], address: Optional[int]) -> List[KallsymsSymbol]:
@@ -200,6 +211,9 @@ class _Finders:
         symbols = self._kallsyms.lookup_all(name) if self._kallsyms else []
         if not symbols and self._modules:
             symbols = self._modules.lookup_all(name)
+        if not symbols and self._unnamed:
+            found = self._unnamed.find(name)
+            symbols = [] if found is None else [found]
         return symbols
 
     def find_object(
@@ -232,6 +246,8 @@ class _Finders:
                 found = types.find_constant(name)
                 if found is not None:
                     return found
+        if self._unnamed and flags & FindObjectFlags.VARIABLE:
+            return self._unnamed.value(name)
         return None
 
 

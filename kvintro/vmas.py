@@ -143,6 +143,10 @@ class _Reader:
 
     def gate(self) -> Optional[Vma]:
         """The vsyscall page (arch/x86/entry/vsyscall/vsyscall_64.c:get_gate_vma)."""
+        if self._kernel.code_only and self._kernel.has_symbol("map_vsyscall", code=True):
+            why = self._kernel.nameless("vsyscall_mode").what
+            self._damage.add("whether there is a vsyscall page is not known", why)
+            return None
         try:
             if self._kernel.value("vsyscall_mode", 4).value == 2:
                 return None

@@ -8,6 +8,7 @@ the fixmap, the image's freed parts.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from bisect import bisect_right
 from dataclasses import dataclass, field
@@ -16,15 +17,16 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Seque
 
 import drgn
 
-from kvintro.arch.x86_64 import ALL, FIXADDR_TOP, PAGE_SHIFT
+from kvintro.arch.x86_64 import ALL, CPU_ENTRY_AREA_BASE, FIXADDR_TOP, PAGE_SHIFT, PAGE_SIZE
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
 from kvintro.kfence import KfencePool, cache_name, kfence_pool
 from kvintro.model import Address
 from kvintro.queries.modules import ModuleMemory, module_memory, module_sections
 from kvintro.queries.translate import Input, Translation, Translator
+from kvintro.regions.cpu_entry_area import areas_of, member_at
 from kvintro.regions.vmemmap import REGION as VMEMMAP
-from kvintro.structures import Budget
+from kvintro.structures import Budget, Damage
 
 # What helpers raise on memory that is damaged, missing or laid out in a way they do not know.
 _TROUBLE = (
@@ -47,6 +49,7 @@ KINDS = (
     "symbol",
     "fixmap_slot",
     "kfence",
+    "cpu_entry_area",
     "slab_object",
     "module_section",
     "module_memory",
@@ -108,10 +111,12 @@ class Identifier:
         problems: List[str] = []
         looks: Sequence[Callable[[int, Translation], Iterator[Identity]]] = (
             self._by_drgn,
+            self._variable,
             self._per_cpu,
             self._kfence,
             self._struct_page,
             self._fixmap,
+            self._entry_area,
             self._module,
             self._init,
             self._region,
@@ -124,7 +129,7 @@ class Identifier:
             except Unavailable as error:
                 problems.append(error.what)
             except _TROUBLE as error:
-                problems.append(f"{look.__name__.strip('_').replace('_', ' ')}: {_one_line(error)}")
+                problems.append(f"{look.__name__.strip('_').replace('_', ' ')}: {self.kernel.why(error)}")
         identities.sort(key=lambda identity: KINDS.index(identity.kind))
         return Identified(found, tuple(identities), tuple(dict.fromkeys(problems)))
 
@@ -158,7 +163,9 @@ class Identifier:
                 # On damaged memory it raises what it comes upon, plain Exception included.
                 if cache is None or self._budget.spent:
                     yield from found_here
-                    raise Unavailable(f"what drgn knows of it cannot be read: {_one_line(error)}") from error
+                    yield from self._area(address, found)
+                    why = self.kernel.why(error)
+                    raise Unavailable(f"what drgn knows of it cannot be read: {why}") from error
                 continue
             yield from found_here
             return
@@ -205,6 +212,24 @@ class Identifier:
         text = f"KFENCE object {page.number}, {page.state}: {details['cache'] or 'a cache without a name'}"
         text += f"{offset:+#x}" if 0 <= offset < page.size else f", outside of its {page.size} bytes"
         yield Identity("kfence", text, Address(page.address), page.size, details)
+
+    def _area(self, address: int, found: Translation) -> Iterator[Identity]:
+        """The vmalloc area alone: where variables have no names, drgn stops at those that tell of stacks."""
+        if not self.kernel.code_only or found.region not in ("vmalloc", "modules"):
+            return
+        from drgn.helpers.linux.common import IdentifiedVmap
+        from drgn.helpers.linux.mm import find_vmap_area
+
+        with contextlib.suppress(Unavailable, *_TROUBLE), self._budget.bounded():
+            area = find_vmap_area(self.kernel.prog, address)
+            if area and area.vm:
+                yield _vmap(IdentifiedVmap(address, area, area.vm.read_()))
+
+    def _variable(self, address: int, found: Translation) -> Iterator[Identity]:
+        """That one is not known where variables have no names; those that have, are symbols."""
+        if self.kernel.code_only and found.region == "kernel_image" and self._symbol(address, found) is None:
+            raise Unavailable("which variable it belongs to is not known, as variables have no names here")
+        yield from ()
 
     # Per-CPU variables
 
@@ -304,6 +329,33 @@ class Identifier:
         yield Identity("fixmap_slot", text, start, 1 << PAGE_SHIFT, {"slot": slot, "name": name})
 
     @cached_property
+    def _areas(self) -> Tuple[List[Tuple[int, int]], Damage]:
+        """(address, CPU) of every CPU's cpu_entry_area, ascending; and which cannot be found."""
+        damage = Damage()
+        return sorted((start, cpu) for cpu, _, start in areas_of(self.kernel, damage)), damage
+
+    def _entry_area(self, address: int, found: Translation) -> Iterator[Identity]:
+        if found.region != "cpu_entry_area" or self.kernel.source.types == "none":
+            return
+        if address < CPU_ENTRY_AREA_BASE + PAGE_SIZE:
+            member: Optional[Tuple[str, int, int]] = ("IDT", CPU_ENTRY_AREA_BASE, PAGE_SIZE)
+            cpu, whose = None, "all CPUs"
+        else:
+            areas, damage = self._areas
+            at = bisect_right(areas, (address, ALL)) - 1
+            start, cpu = areas[at] if at >= 0 else (address, None)
+            member, whose = member_at(self.kernel, start, address) if at >= 0 else None, f"CPU {cpu}"
+            if member is None and damage:
+                raise Unavailable(f"cpu_entry_area: {damage.notes[0]}")
+        if member is None:
+            return
+        name, start, size = member
+        offset = address - start
+        text = f"cpu_entry_area of {whose}: {name} +{offset:#x}"
+        details = {"cpu": cpu, "member": name, "offset": offset}
+        yield Identity("cpu_entry_area", text, Address(start), size, details)
+
+    @cached_property
     def _modules(self) -> List[ModuleMemory]:
         return module_memory(self.kernel)
 
@@ -395,7 +447,3 @@ _MAKERS: Mapping[str, Callable[[Any], Identity]] = {
     "IdentifiedSlabObject": _slab,
     "IdentifiedVmap": _vmap,
 }
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -46,8 +46,9 @@ def module_memory(kernel: Kernel) -> List[ModuleMemory]:
         raise Unavailable("modules cannot be listed without types")
     found: List[ModuleMemory] = []
     try:
-        if kernel.find_symbol("modules") is None and kernel.find_symbol("mod_tree") is None:
+        if not kernel.has_symbol("__module_address", code=True):
             return found  # CONFIG_MODULES is off
+        kernel.symbol("modules")
         for number, module in enumerate(for_each_module(kernel.prog)):
             if number >= _MAX_MODULES:
                 raise Unavailable("the list of modules does not end")

@@ -39,6 +39,7 @@ from kvintro.paging import (
 )
 from kvintro.regions import Root
 from kvintro.regions.ldt_remap import table_of
+from kvintro.types import KASAN
 
 _EFFECTIVE = EFFECTIVE_RW | EFFECTIVE_USER | EFFECTIVE_NX
 # PAT_LARGE lies within the kernel's PTE_PFN_MASK, so its ptdump neither shows it nor cuts there.
@@ -84,13 +85,13 @@ class Markers:
         self._region("direct_map", "Low Kernel Mapping")
         self._region("vmalloc", "vmalloc() Area")
         self._region("vmemmap", "Vmemmap")
-        if self._built_with("kasan_early_shadow_page", "KASAN shadow"):
+        if self._built_with(KASAN, "KASAN shadow"):
             shadow = kernel.geometry.kasan_shadow
             self.found += [(shadow.start, "KASAN shadow"), (shadow.end + 1, "KASAN shadow end")]
         self.found.append((CPU_ENTRY_AREA_BASE, "CPU entry Area"))
         if self._built_with("init_espfix_ap", "ESPfix Area"):
             self.found.append((ESPFIX_BASE, "ESPfix Area"))
-        if self._built_with("efi_mm", "EFI Runtime Services"):
+        if self._built_with("efi_alloc_page_tables", "EFI Runtime Services"):
             self.found.append((EFI_VA_END, "EFI Runtime Services"))
         self.found.append((START_KERNEL_MAP, "High Kernel Mapping"))
         modules = self._region("modules", "Modules")
@@ -100,7 +101,7 @@ class Markers:
 
     def _built_with(self, symbol: str, name: str) -> bool:
         try:
-            return self._kernel.has_symbol(symbol)
+            return self._kernel.has_symbol(symbol, code=True)
         except Unavailable as error:
             self.missing.append(f"{name}: {error.what}")
             return False

@@ -49,7 +49,7 @@ def _clock(kernel: Kernel, name: str) -> Fact[int]:
 
         return Fact(int(getattr(timekeeping, name)(kernel.prog).value_()), "timekeeper")
     except (ImportError, *_TROUBLE) as error:
-        raise Unavailable(f"the kernel's clock cannot be read: {error}") from None
+        raise Unavailable(f"the kernel's clock cannot be read: {kernel.why(error)}") from None
 
 
 def panicked(kernel: Kernel) -> Fact[bool]:

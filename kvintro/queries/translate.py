@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 FORMS = ("virtual", "physical", "pfn", "page")
 
 _HEX = re.compile(r"(?:0[xX])?[0-9a-fA-F]+")
+# What people write before a number to say what it is.
+_KINDS = {"pfn": "pfn", "phys": "physical", "physical": "physical", "virt": "virtual", "virtual": "virtual"}
 _SYMBOL = re.compile(r"(?P<name>[A-Za-z_.$][\w.$]*)(?P<offset>[+-](?:0[xX])?[0-9a-fA-F]+)?")
 
 
@@ -153,6 +155,17 @@ class Translator:
 
     # What was asked for
 
+    def parse_frame(self, text: str) -> Input:
+        """The number of a page frame, in hex; never a symbol.
+
+        :raises UsageError: it is no number, or no processor has so many.
+        """
+        if not _HEX.fullmatch(text) or int(text, 16) > ALL >> PAGE_SHIFT:
+            raise UsageError(
+                f"{printable(_short(text))!r} is no page frame number", "give its hex digits, as in pfn:1a2b3"
+            )
+        return Input(text, int(text, 16), "pfn")
+
     def parse(self, text: str) -> Input:
         """What an input stands for. Numbers are hexadecimal; what is one is never a symbol.
 
@@ -168,17 +181,17 @@ class Translator:
             return Input(text, value, self._form or self.form_of(value))
         match = _SYMBOL.fullmatch(text)
         if match is None:
+            kind = _KINDS.get(text.partition(":")[0].lower()) if ":" in text else None
             raise UsageError(
                 f"{printable(_short(text))!r} is no address",
-                "give hex digits, a symbol, or symbol+offset in hex",
+                f"give the hex digits alone, and --from {kind}"
+                if kind
+                else "give hex digits, a symbol, or symbol+offset in hex",
             )
         found = self.kernel.find_symbol(match["name"])
         if found is None:
-            if self.kernel.source.symbols == "none":
-                raise UsageError(f"no symbols here, so {match['name']} cannot be found", "give -s VMLINUX")
-            raise UsageError(
-                f"this kernel has no symbol {match['name']}", "check the name, or give its address"
-            )
+            missing = self.kernel.nameless(match["name"])
+            raise UsageError(missing.what, missing.remedy or "check the name, or give its address")
         note = ""
         offset = int(match["offset"], 16) if match["offset"] else 0
         value = found

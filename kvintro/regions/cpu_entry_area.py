@@ -12,12 +12,14 @@ from kvintro.arch.x86_64 import CPU_ENTRY_AREA_BASE, P4D_SHIFT, PAGE_SIZE
 from kvintro.errors import Unavailable
 from kvintro.mapped import View
 from kvintro.model import Address, AddressRange, Column, Located, Size, Table
+from kvintro.paging import MAPPED
 from kvintro.processes import mapped_physical
 from kvintro.randomness import Randomised, drawn, kaslr_enabled, not_drawn, why_off
 from kvintro.regions import Asked, Contents, Region, fixed_place
 from kvintro.structures import (
     Damage,
     need_types,
+    offset_of,
     per_cpu_address,
     pointer_at,
     possible_cpus,
@@ -39,6 +41,10 @@ _BEHIND: Dict[str, Tuple[str, str]] = {
 # Mapped only on some machines: VC stacks in SEV-ES guests, the debug store on Intel's processors, and its
 # buffers while perf uses them.
 _OPTIONAL = ("VC_stack", "VC2_stack", "cpu_debug_store", "cpu_debug_buffers")
+
+_MAX_CPUS = 1 << 13
+# arch/x86/include/asm/segment.h; present, for user mode, data that is only read.
+_GDT_ENTRY_CPUNODE, _CPUNODE_RIGHTS = 15, 0xF5
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,7 @@ class CpuEntryArea(Region):
     def locate(self, kernel: Kernel) -> Located:
         base = CPU_ENTRY_AREA_BASE
         note = ""
-        if kernel.source.symbols != "none" and kernel.has_symbol("_cea_offset"):
+        if kernel.find_symbol("_cea_offset") is not None:
             note = "each CPU's at a random place in it"
         return fixed_place(AddressRange(base, base + (1 << P4D_SHIFT) - 1), note)
 
@@ -122,7 +128,7 @@ class CpuEntryArea(Region):
         """Each CPU's place (init_cea_offsets)."""
         size = size_of(kernel, "struct cpu_entry_area")
         places = ((1 << P4D_SHIFT) - PAGE_SIZE) // size
-        has_offsets = kernel.find_symbol("_cea_offset") is not None
+        has_offsets = kernel.has_symbol("_cea_offset")
         found = [(cpu, *area_of(kernel, cpu)) for cpu in possible_cpus(kernel)]
         # For a while they were drawn without KASLR, too (a3f547addcaa "x86/mm: Do not shuffle CPU entry areas
         # without KASLR").
@@ -162,15 +168,7 @@ class CpuEntryArea(Region):
         rows: List[MemberRow] = [_idt(kernel, view)]
         areas: List[AreaRow] = []
         size = size_of(kernel, "struct cpu_entry_area")
-        for cpu in possible_cpus(kernel):
-            try:
-                slot, start = area_of(kernel, cpu)
-            except Unavailable as error:
-                damage.add("the area of a CPU cannot be found", f"CPU {cpu}: {error.what}")
-                continue
-            if start + size - 1 > end:
-                damage.add("the area of a CPU lies outside of the region", f"CPU {cpu}: slot {slot}")
-                continue
+        for cpu, slot, start in areas_of(kernel, damage):
             mapped = view.stretch(start, start + size - 1).mapped
             areas.append(
                 AreaRow(cpu, slot, Address(start), Address(start + size - 1), Size(size), Size(mapped))
@@ -206,6 +204,71 @@ class CpuEntryArea(Region):
         )
 
 
+def areas_of(kernel: Kernel, damage: Damage) -> Iterator[Tuple[int, int, int]]:
+    """(CPU, place, address) of every CPU's area.
+
+    :raises Unavailable: the source does not tell.
+    """
+    if kernel.code_only:
+        yield from _areas_by_tables(kernel, damage)
+        return
+    size = size_of(kernel, "struct cpu_entry_area")
+    for cpu in possible_cpus(kernel):
+        try:
+            slot, start = area_of(kernel, cpu)
+        except Unavailable as error:
+            damage.add("the area of a CPU cannot be found", f"CPU {cpu}: {error.what}")
+            continue
+        if start + size > CPU_ENTRY_AREA_BASE + (1 << P4D_SHIFT):
+            damage.add("the area of a CPU lies outside of the region", f"CPU {cpu}: slot {slot}")
+            continue
+        yield cpu, slot, start
+
+
+def _areas_by_tables(kernel: Kernel, damage: Damage) -> Iterator[Tuple[int, int, int]]:
+    """Where variables have no names: an area is where something is mapped, and its GDT knows the CPU.
+
+    For vdso's getcpu() a descriptor has the number as its limit (arch/x86/kernel/cpu/common.c:
+    setup_getcpu), with the node behind 12 bits. A CPU that was never started has none.
+    """
+    size = size_of(kernel, "struct cpu_entry_area")
+    first = CPU_ENTRY_AREA_BASE + PAGE_SIZE
+    places = ((1 << P4D_SHIFT) - PAGE_SIZE) // max(size, 1)
+    mapped = kernel.kernel_ranges.clip(first, first + places * size - 1).select(MAPPED)
+    slots = {
+        slot for low, high, _ in mapped for slot in range((low - first) // size, (high - first) // size + 1)
+    }
+    if len(slots) > _MAX_CPUS:
+        raise Unavailable(f"{len(slots)} CPUs make no sense")
+    gdt = offset_of(kernel, "struct cpu_entry_area", "gdt")
+    found: Dict[int, Tuple[int, int]] = {}
+    for slot in sorted(slots):
+        start = first + slot * size
+        try:
+            descriptor = pointer_at(kernel, start + gdt + 8 * _GDT_ENTRY_CPUNODE)
+        except Unavailable as error:
+            damage.add("the area of a CPU cannot be read", error.what)
+            continue
+        cpu = descriptor & 0xFFF
+        if descriptor >> 40 & 0xFF != _CPUNODE_RIGHTS or cpu in found:
+            damage.add("there is an area that does not tell of which CPU it is", f"{start:016x}")
+            continue
+        found[cpu] = slot, start
+    for cpu in sorted(found):
+        yield (cpu, *found[cpu])
+
+
+def member_at(kernel: Kernel, start: int, address: int) -> Optional[Tuple[str, int, int]]:
+    """(name, address, bytes) of the member of an area that an address belongs to.
+
+    :param start: the area's address.
+    """
+    for name, offset, length, _ in _members(kernel):
+        if start + offset <= address < start + offset + length:
+            return name, start + offset, length
+    return None
+
+
 def area_of(kernel: Kernel, cpu: int) -> Tuple[int, int]:
     """(place, address) of a CPU's area: ``get_cpu_entry_area()``.
 
@@ -215,7 +278,7 @@ def area_of(kernel: Kernel, cpu: int) -> Tuple[int, int]:
     :raises Unavailable: the source does not tell.
     """
     slot = cpu
-    if kernel.find_symbol("_cea_offset") is not None:
+    if kernel.has_symbol("_cea_offset"):
         slot = pointer_at(kernel, per_cpu_address(kernel, "_cea_offset", cpu))
     size = size_of(kernel, "struct cpu_entry_area")
     if not 0 < size <= 1 << 24 or slot * size > 1 << P4D_SHIFT:

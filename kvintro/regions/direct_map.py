@@ -18,7 +18,7 @@ from kvintro.randomness import Randomised, boot_initrd, region_draw
 from kvintro.regions import Asked, Contents, Linear, Region
 from kvintro.regions.kernel_image import LOCKS, sections
 from kvintro.regions.vmemmap import REGION as VMEMMAP
-from kvintro.structures import Damage, has_member, maple_entries, offset_of
+from kvintro.structures import Damage, has_member, is_table, maple_entries, offset_of
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel
@@ -226,12 +226,11 @@ class DirectMap(Region):
         if unreadable:
             notes.append(f"page tables of {unreadable} bytes are not in this source")
         counts = _direct_pages_count(kernel)
+        # mm/pat/set_memory.c:__split_large_page takes a split of the image's own mapping for one here, too,
+        # while there are large pages to count down: split_page_count.
+        image = min(_blocks_split_in_image(kernel), counted.get("2M", 0))
+        totals["blocks_split_in_image"] = image
         if counts:
-            # mm/pat/set_memory.c:__split_large_page takes a split of the image's own mapping for one here,
-            # too.
-            # While there are large pages to count down: split_page_count.
-            image = min(_blocks_split_in_image(kernel), counted.get("2M", 0))
-            totals["blocks_split_in_image"] = image
             expected = {name: counted.get(name, 0) for name in PAGE_NAMES.values()}
             expected["4K"] += 512 * image
             expected["2M"] -= image
@@ -445,6 +444,9 @@ def missing(kernel: Kernel) -> Callable[[int, bool], Optional[str]]:
     return why
 
 
+_SECRET = ("secretmem_aops", "struct address_space_operations", "free_folio", "secretmem_free_folio")
+
+
 class _Reasons:
     """Why physical memory is missing from the direct map, or mapped page by page."""
 
@@ -453,7 +455,6 @@ class _Reasons:
         self._base = base
         self._physical = physical
         self._examined = 0
-        self._secret = kernel.find_symbol("secretmem_aops")
         self._rox = self._executable_cache()
         self._code: Optional[Set[int]] = None
         self._kfence: Optional[KfencePool] = None
@@ -556,13 +557,13 @@ class _Reasons:
 
     def _is_secret(self, page: bytes) -> bool:
         mapping = int.from_bytes(page[self._mapping : self._mapping + 8], "little")
-        if self._secret is None or mapping & 3 or mapping < 1 << 63:
+        if mapping & 3 or mapping < 1 << 63:
             return False
         try:
             raw = self._kernel.read(mapping + self._operations, 8)
         except Unavailable:
             return False
-        return int.from_bytes(raw, "little") == self._secret
+        return is_table(self._kernel, int.from_bytes(raw, "little"), *_SECRET)
 
     def split(self, start: int, end: int, block: _Block) -> str:
         """Why a block is not one large page."""

@@ -105,7 +105,7 @@ class Efi(Region):
     macro = "EFI_VA_END"
 
     def locate(self, kernel: Kernel) -> Located:
-        if not kernel.has_symbol("efi_mm"):
+        if not kernel.has_symbol("efi_alloc_page_tables", code=True):
             return Absent("CONFIG_EFI is off")
         if not self._pgd(kernel):
             return Absent("not booted by EFI")
@@ -156,7 +156,7 @@ class Efi(Region):
         try:
             return int(kernel.prog["efi_mm"].pgd.value_())
         except TROUBLE as error:
-            raise Unavailable(f"efi_mm cannot be read: {error}") from error
+            raise Unavailable(f"efi_mm cannot be read: {kernel.why(error)}") from error
 
 
 def _descriptors(kernel: Kernel, root: Root, damage: Damage) -> Iterator[DescriptorRow]:

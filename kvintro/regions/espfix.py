@@ -69,7 +69,7 @@ class Espfix(Region):
     macro = "ESPFIX_BASE_ADDR"
 
     def locate(self, kernel: Kernel) -> Located:
-        if not kernel.has_symbol("init_espfix_ap"):
+        if not kernel.has_symbol("init_espfix_ap", code=True):
             return Absent("CONFIG_X86_ESPFIX64 is off")
         found = AddressRange(ESPFIX_BASE, ESPFIX_BASE + (1 << P4D_SHIFT) - 1)
         walk = kernel.walk(found.start)

@@ -14,6 +14,7 @@ from kvintro.paging import LEVEL_MASK, LEVEL_SHIFT, MAPPED, PRUNED, FrameTree, T
 from kvintro.processes import physical_of
 from kvintro.regions import Asked, Contents, Region, fixed_place
 from kvintro.structures import Damage
+from kvintro.types import KASAN
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel
@@ -109,7 +110,7 @@ class KasanShadow(Region):
     macro = "KASAN_SHADOW_START"
 
     def locate(self, kernel: Kernel) -> Located:
-        if not kernel.has_symbol("kasan_early_shadow_page"):
+        if not kernel.has_symbol(KASAN, code=True):
             return Absent("CONFIG_KASAN is off")
         return fixed_place(kernel.geometry.kasan_shadow, "mostly one shared page of zeros")
 

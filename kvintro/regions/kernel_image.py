@@ -174,6 +174,8 @@ class KernelImage(Region):
             notes.append(f"page tables of {mapped.unreadable} bytes are not in this source")
         if found.used is not None and mapped.mapped != covered:
             notes.append(f"{mapped.mapped - covered} bytes are mapped outside of the image")
+        if kernel.code_only:
+            notes.append(f"not all of its parts are known: {kernel.nameless('__end_rodata').what}")
         if not _is_running(kernel):
             notes.append("the kernel had not finished booting: nothing was freed and protected yet")
         executable = [
@@ -195,13 +197,24 @@ class KernelImage(Region):
             ),
             totals,
             notes,
-            partial=bool(mapped.unreadable),
+            partial=bool(mapped.unreadable) or kernel.code_only,
         )
 
     def _end(self, kernel: Kernel) -> Fact[int]:
         """Last address of what cleanup_highmap leaves: up to the end of the brk area, on a 2M boundary."""
+        if kernel.code_only:
+            return self._mapped_end(kernel)
         brk = kernel.value("_brk_end")
         return Fact((brk.value + (1 << PMD_SHIFT) - 1 >> PMD_SHIFT << PMD_SHIFT) - 1, "_brk_end")
+
+    def _mapped_end(self, kernel: Kernel) -> Fact[int]:
+        """Nothing else is mapped in the window, and of the brk area nothing is taken away again."""
+        window = START_KERNEL_MAP + kernel.image_window.value - 1
+        mapped = kernel.kernel_ranges.clip(START_KERNEL_MAP, window).select(MAPPED)
+        last = max((high for _, high, _ in mapped), default=0)
+        if not last:
+            raise Unavailable("no page of the image is mapped")
+        return Fact(last | (1 << PMD_SHIFT) - 1, "the last mapping in the window")
 
 
 def _virtual_draw(kernel: Kernel) -> Randomised:
@@ -291,7 +304,8 @@ def sections(kernel: Kernel) -> List[SectionRow]:
             expected = "?"
         symbols = f"{first} to {last}"
         rows.append(_row(kernel, view, name, "", bounds, expected, freed and running, symbols))
-    if place.used is not None and rows and rows[-1].end < place.used.end:
+    # Where variables have no names, most parts are not known, and so is what they leave.
+    if place.used is not None and rows and rows[-1].end < place.used.end and not kernel.code_only:
         start = -(-(rows[-1].end + 1) // PAGE_SIZE) * PAGE_SIZE
         if start <= place.used.end:
             rest = (start, place.used.end + 1)

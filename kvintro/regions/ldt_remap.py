@@ -102,7 +102,7 @@ class LdtRemap(Region):
     def locate(self, kernel: Kernel) -> Located:
         if not kernel.pti.value:
             return Absent("page-table isolation is off")
-        if not kernel.has_symbol("ldt_dup_context"):
+        if not kernel.has_symbol("ldt_dup_context", code=True):
             return Absent("CONFIG_MODIFY_LDT_SYSCALL is off")
         return fixed_place(kernel.geometry.ldt_remap)
 

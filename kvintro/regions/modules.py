@@ -177,7 +177,7 @@ class Modules(Region):
     macro = "MODULES_VADDR"
 
     def locate(self, kernel: Kernel) -> Located:
-        if kernel.source.symbols != "none" and not kernel.has_symbol("mod_tree"):
+        if kernel.source.symbols != "none" and not kernel.has_symbol("__module_address", code=True):
             return Absent("CONFIG_MODULES is off")
         window = kernel.image_window
         start = START_KERNEL_MAP + window.value
@@ -221,7 +221,7 @@ class Modules(Region):
 
     def contents(self, kernel: Kernel, asked: Asked) -> Contents:
         """Modules by kind of memory, code that was made at run time, and what is free."""
-        from kvintro.regions.vmalloc import GAP_COLUMNS, Areas, by_caller, gaps_between
+        from kvintro.regions.vmalloc import GAP_COLUMNS, AreaRow, Areas, GapRow, by_caller, gaps_between
 
         need_types(kernel, "modules")
         found = kernel.locate(self)
@@ -244,18 +244,26 @@ class Modules(Region):
         memory.sort(key=lambda row: row.start)
         code = sorted(_code(kernel, view, damage), key=lambda row: row.start)
         cache = list(_cache(kernel, view, damage))
-        areas = [row for row in Areas(kernel, found.range, damage).rows() if row.start in found.range]
-        gaps = gaps_between(found.range, areas)
-        free = sum(gap.size for gap in gaps)
+        areas: List[AreaRow] = []
+        gaps: List[GapRow] = []
+        allocated: Dict[str, Any] = {}
+        try:
+            areas = [row for row in Areas(kernel, found.range, damage).rows() if row.start in found.range]
+            gaps = gaps_between(found.range, areas)
+            allocated = {
+                "allocated": Size(sum(row.size for row in areas)),
+                "free": Size(sum(gap.size for gap in gaps)),
+                "largest_gap": Size(gaps[0].size if gaps else 0),
+            }
+        except Unavailable as error:
+            damage.add("what is allocated and what is free cannot be read", error.what)
         totals: Dict[str, Any] = {
             "modules": len(modules),
             "module_memory": Size(sum(row.size for row in memory)),
             "mapped": Size(view.stretch(found.range.start, found.range.end).mapped),
-            "allocated": Size(sum(row.size for row in areas)),
             "bpf_programs": sum(row.kind == "bpf program" for row in code),
             "trampolines": sum("trampoline" in row.kind for row in code),
-            "free": Size(free),
-            "largest_gap": Size(gaps[0].size if gaps else 0),
+            **allocated,
         }
         wrong: List[Any] = [row for rows in (memory, code) for row in rows if row.problem]
         notes = [*damage.notes]
@@ -448,6 +456,8 @@ def _taint_letters(kernel: Kernel) -> List[Tuple[int, str]]:
 
 def _code(kernel: Kernel, view: View, damage: Damage) -> Iterator[CodeRow]:
     """What has no module: each kind is there only if the kernel was built with it and uses it."""
+    if kernel.code_only:
+        damage.add("code that was made at run time cannot be listed", kernel.nameless("bpf_kallsyms").what)
     if kernel.find_symbol("bpf_kallsyms") is not None:
         entries = list_entries(
             kernel,

@@ -17,6 +17,7 @@ from kvintro.regions import Asked, Contents, Region, Root, fixed_place
 from kvintro.structures import (
     TROUBLE,
     Damage,
+    is_table,
     number,
     offset_of,
     optional,
@@ -270,6 +271,9 @@ class _Residency:
         return out
 
 
+_SHMEM = ("shmem_aops", "struct address_space_operations", "write_begin", "shmem_write_begin")
+
+
 class _SharedSwap:
     """Pages of shared memory that are swapped out: page tables have nothing for them, the file does
     (mm/shmem.c:shmem_partial_swap_usage)."""
@@ -277,13 +281,12 @@ class _SharedSwap:
     def __init__(self, kernel: Kernel, damage: Damage) -> None:
         self._kernel = kernel
         self._damage = damage
-        self._operations = kernel.find_symbol("shmem_aops")
         #: By mapping: (first index, last index) of the pages.
         self._swapped: Dict[int, List[Tuple[int, int]]] = {}
 
     def of(self, vma: Vma) -> int:
         """Bytes of an area."""
-        if not vma.mapping or self._operations is None:
+        if not vma.mapping:
             return 0
         if vma.mapping not in self._swapped:
             try:
@@ -298,7 +301,8 @@ class _SharedSwap:
 
     def _pages(self, mapping: int) -> List[Tuple[int, int]]:
         space = struct_at(self._kernel, "struct address_space", mapping)
-        if number(space, "a_ops") != self._operations:
+        operations = number(space, "a_ops")
+        if not is_table(self._kernel, operations, *_SHMEM):
             return []
         info = number(space, "host") - offset_of(self._kernel, "struct shmem_inode_info", "vfs_inode")
         if not number(struct_at(self._kernel, "struct shmem_inode_info", info), "swapped"):

@@ -139,7 +139,7 @@ class Vmalloc(Region):
         default = kernel.geometry.vmalloc_base
         note = ""
         size = kernel.geometry.vmalloc_size
-        if kernel.source.symbols != "none" and kernel.has_symbol("kmsan_enabled"):
+        if kernel.source.symbols != "none" and kernel.has_symbol("__msan_poison_alloca", code=True):
             size //= 4
             note = "the first quarter; KMSAN keeps its metadata in the other three"
         return Placement(
@@ -226,12 +226,13 @@ class Areas:
         self._nodes: Optional[_Nodes] = None
         #: Of areas that have one, by start: the pages that the kernel says are mapped there.
         self.page_arrays: Dict[int, Tuple[int, int]] = {}
-        self._per_node = kernel.find_symbol("vmap_nodes") is not None
+        # VMCOREINFO has the one list, for as long as there was one.
+        self._per_node = kernel.find_symbol("vmap_area_list") is None
         self._areas = has_member(kernel, "struct vmap_area", "flags")
 
     def _vmap_nodes(self) -> Iterator[int]:
         kernel = self._kernel
-        count = kernel.value("nr_vmap_nodes", 4).value
+        count = kernel.number_of("nr_vmap_nodes", 4)
         if not 0 < count <= _MAX_NODES:
             self._damage.add("vmap_nodes cannot be read", f"nr_vmap_nodes is {count}")
             return
@@ -274,11 +275,14 @@ class Areas:
 
     def lazy(self) -> Iterator[AreaRow]:
         """Areas that were freed and whose addresses are not yet handed out again (lazy TLB flush)."""
-        for entries in self._lazy_entries():
-            for area in entries:
-                row = self._bare(number(area, "va_start"), number(area, "va_end"), "unpurged")
-                if row is not None:
-                    yield row
+        try:
+            for entries in self._lazy_entries():
+                for area in entries:
+                    row = self._bare(number(area, "va_start"), number(area, "va_end"), "unpurged")
+                    if row is not None:
+                        yield row
+        except Unavailable as error:
+            self._damage.add("areas that were freed lately cannot be listed", error.what)
 
     def _lazy_entries(self) -> Iterator[Iterator[Any]]:
         # Before "mm/vmalloc: rework the drain logic" (5.11) they were chained, in the place of their vm.

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
-from kvintro.arch.x86_64 import PAGE_SHIFT, PAGE_SIZE
+from kvintro.arch.x86_64 import CPU_ENTRY_AREA_BASE, PAGE_SHIFT, PAGE_SIZE
 from kvintro.errors import Unavailable
 from kvintro.mapped import View, rights_text
 from kvintro.model import Address, AddressRange, Column, Fact, Located, Placement, Size, Table
@@ -118,7 +118,10 @@ class Vmemmap(Region):
         if not isinstance(direct, Placement):
             raise Unavailable(f"its size follows the direct map's, and there {direct.reason}")
         needed = (direct.range.size >> PAGE_SHIFT) * page
-        reserved = -(-needed >> 40) << 40
+        reserved, size = -(-needed >> 40) << 40, "size of the direct map"
+        if direct.slide and base.value + reserved > CPU_ENTRY_AREA_BASE > base.value:
+            # How much was reserved for the direct map need not be known exactly, but what comes next is.
+            reserved, size = CPU_ENTRY_AREA_BASE - base.value, "up to cpu_entry_area"
         used = None
         try:
             last = base.value + kernel.max_pfn.value * page - 1
@@ -128,7 +131,7 @@ class Vmemmap(Region):
             pass
         return Placement(
             AddressRange(base.value, base.value + reserved - 1),
-            f"{base.provenance}, size of the direct map",
+            f"{base.provenance}, {size}",
             default_start=default,
             slide=base.value - default,
             used=used,
@@ -327,7 +330,10 @@ def _section_structs(kernel: Kernel, damage: Damage) -> Iterator[Tuple[int, int]
     if kernel.number("LENGTH(mem_section)").value == 0 or not size:
         raise Unavailable("mem_section is empty")
     # SPARSEMEM_EXTREME, as always on x86-64: an array of pointers to pages full of sections.
-    table, per_root = kernel.value("mem_section").value, PAGE_SIZE // size
+    table = kernel.first_fact(
+        lambda: kernel.number("SYMBOL(mem_section)"), lambda: kernel.value("mem_section")
+    ).value
+    per_root = PAGE_SIZE // size
     for root in range(last // per_root + 1):
         try:
             pointer = pointer_at(kernel, table + 8 * root)
@@ -343,10 +349,8 @@ def _section_structs(kernel: Kernel, damage: Damage) -> Iterator[Tuple[int, int]
 
 def _zones(kernel: Kernel, page: int, damage: Damage) -> Iterator[ZoneRow]:
     """Every node's zones that have memory."""
-    from drgn.helpers.linux.mmzone import for_each_online_pgdat
-
     try:
-        for pgdat in for_each_online_pgdat(kernel.prog):
+        for pgdat in kernel.nodes():
             node = int(pgdat.node_id.value_())
             for zone in pgdat.node_zones.read_():
                 start, spanned = number(zone, "zone_start_pfn"), number(zone, "spanned_pages")

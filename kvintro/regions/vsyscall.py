@@ -69,7 +69,7 @@ class Vsyscall(Region):
     macro = "VSYSCALL_ADDR"
 
     def locate(self, kernel: Kernel) -> Located:
-        if not kernel.has_symbol("vsyscall_mode"):
+        if not kernel.has_symbol("map_vsyscall", code=True):
             return Absent("CONFIG_X86_VSYSCALL_EMULATION is off")
         mode = kernel.value("vsyscall_mode", 4)
         if mode.value == _NONE:

@@ -232,7 +232,9 @@ class _Teller:
                     return name, _shown(value, what.shows)
         except Unavailable:
             return what.name, None
-        return what.name, "not on this kernel" if kernel.source.symbols != "none" else None
+        # What has no name here may be there all the same.
+        told = kernel.source.symbols != "none" and not kernel.code_only
+        return what.name, "not on this kernel" if told else None
 
     def _here(self, kernel: Kernel, region: Region, row: RegionRow) -> List[str]:
         """Sentences about the region on this kernel."""

@@ -59,10 +59,12 @@ class Lack(NamedTuple):
 
 _NO_SYMBOLS = "there are no symbols"
 _NO_TYPES = "there are no types"
+_ZERO_PAGES = "which pages are the zero pages is not known"
 _RESERVED = "the reserved end of the direct map"
 _CUT_OFF = "what the file has lost shows as not in the dump"
-#: By command: what it cannot do without symbols or types. Those without an entry work on any source. That a
-#: dump was filtered is none of these: page tables and the kernel's own data are left in.
+#: By command: what it cannot do without symbols, without those of variables, without types. Those that have
+#: no entry work on any source. That a dump was filtered is none of these: page tables and the kernel's own
+#: data are left in.
 LACKS: Dict[str, Sequence[Lack]] = {
     "aliases": (
         Lack("symbols", "partly", "of the kernel half those that the page tables have"),
@@ -70,53 +72,72 @@ LACKS: Dict[str, Sequence[Lack]] = {
     ),
     "check": (
         Lack("symbols", "partly", "rules about sections of the image need symbols"),
+        Lack("variables", "partly", "rules about parts of the image, areas and CPUs need names of variables"),
         Lack("types", "partly", "rules about modules and processes need types"),
     ),
     "diff": (
         Lack("symbols", "partly", "what the layouts do not tell is not compared"),
+        Lack("variables", "partly", "what the layouts do not tell is not compared"),
         Lack("types", "partly", "no modules, no vmalloc areas, no pages"),
     ),
     "explain": (
         Lack("symbols", "partly", "what a region is, but not how this kernel has it"),
+        Lack("variables", "partly", "what a region is, and how this kernel has it as far as layout says"),
         Lack("types", "partly", "what a region is, and how this kernel has it as far as layout says"),
     ),
     "identify": (
         Lack("symbols", "partly", "regions and page tables only"),
+        Lack("variables", "partly", "no variables, no tasks, no slab objects"),
         Lack("types", "partly", "no tasks, no slab objects, no vmalloc areas"),
     ),
     "info": (),
     "kaslr": (
         Lack("symbols", "partly", "the image's displacement only"),
+        Lack("variables", "partly", "out of how many places bases were drawn is not known of all"),
         Lack("types", "partly", "what is drawn inside the regions needs types"),
         Lack(_RESERVED, "partly", "out of how many places the memory bases were drawn is not kept"),
     ),
     "layout": (
         Lack("symbols", "partly", "bounds that are variables are not known"),
+        Lack("variables", "partly", "bounds that are variables, and what firmware maps, are not known"),
         Lack("types", "partly", "the fixmap and what processes map are not known"),
     ),
-    "page": (Lack("symbols", "cannot", _NO_SYMBOLS), Lack("types", "cannot", _NO_TYPES)),
-    "pages": (Lack("symbols", "cannot", _NO_SYMBOLS), Lack("types", "cannot", _NO_TYPES)),
+    "page": (
+        Lack("symbols", "cannot", _NO_SYMBOLS),
+        Lack("variables", "partly", _ZERO_PAGES),
+        Lack("types", "cannot", _NO_TYPES),
+    ),
+    "pages": (
+        Lack("symbols", "cannot", _NO_SYMBOLS),
+        Lack("variables", "partly", _ZERO_PAGES),
+        Lack("types", "cannot", _NO_TYPES),
+    ),
     "ptdump": (Lack("types", "partly", "not of processes and not of EFI"),),
     "pte": (),
     "report": (
         Lack("symbols", "partly", "as its parts"),
+        Lack("variables", "partly", "as its parts"),
         Lack("types", "partly", "as its parts"),
         Lack(_RESERVED, "partly", "as its parts"),
     ),
     "shell": (
         Lack("symbols", "partly", "no symbols at the prompt"),
+        Lack("variables", "partly", "variables have no names at the prompt"),
         Lack("types", "partly", "no types at the prompt"),
     ),
     "show": (
         Lack("symbols", "cannot", _NO_SYMBOLS),
+        Lack("variables", "partly", "no parts of the image, no RAM by /proc/iomem, no EFI, no vsyscall"),
         Lack("types", "partly", "sections of the image, and how the direct map is mapped"),
     ),
     "translate": (
         Lack("symbols", "partly", "addresses as numbers only"),
+        Lack("variables", "partly", "no variables by their names"),
         Lack("types", "partly", "not by --pid"),
     ),
     "user": (
         Lack("symbols", "cannot", _NO_SYMBOLS),
+        Lack("variables", "partly", "whether there is a vsyscall page is not known"),
         Lack("types", "cannot", _NO_TYPES),
     ),
 }
@@ -258,16 +279,16 @@ def commands(kernel: Kernel) -> List[CommandRow]:
     source = kernel.source
     here = {
         "symbols": source.symbols != "none",
+        # They have no names without CONFIG_KALLSYMS_ALL.
+        "variables": not kernel.code_only,
         "types": source.types != "none",
         # Kernels before 6.12, and stable ones before its backport, forgot it (randomness.py).
         _RESERVED: kernel.identity.kaslr is False
         or any(map(kernel.find_symbol, ("direct_map_physmem_end", "physmem_end"))),
     }
-    # Variables have no names without CONFIG_KALLSYMS_ALL, which is as good as no symbols to most.
-    names_only_code = source.kallsyms is not None and source.kallsyms.code_only
     rows: List[CommandRow] = []
     for name, lacks in LACKS.items():
-        missing = [lack for lack in lacks if not here[lack.of] or (lack.of == "symbols" and names_only_code)]
+        missing = [lack for lack in lacks if not here[lack.of]]
         state = "works"
         if missing:
             state = "cannot" if any(lack.state == "cannot" for lack in missing) else "partly"

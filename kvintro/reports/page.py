@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable, Dict, List, Optional, Sequence, Tuple, TypeVar
+from typing import Callable, List, Optional, Sequence, Tuple, TypeVar
 
 from kvintro.arch.x86_64 import PAGE_SHIFT
 from kvintro.errors import NotInDump, Unavailable
@@ -153,22 +153,17 @@ class _Maker:
         self, kernel: Kernel, form: Optional[str], pid: Optional[int], search: bool, mappings: bool
     ) -> None:
         self._kernel = kernel
-        self._form = form
-        self._pid = pid
+        self._translator = Translator(kernel, pid=pid, form=form)
         self._search = search
         self._mappings = mappings
-        self._translators: Dict[Optional[str], Translator] = {}
         self.partial = False
         self._lookup = PageLookup(kernel)
         self._rmap = ReverseMap(kernel)
 
     def _translate(self, text: str) -> Translation:
-        form, word = self._form, text.strip()
+        translator, word = self._translator, text.strip()
         if word.lower().startswith("pfn:"):
-            form, word = "pfn", word[4:]
-        if form not in self._translators:
-            self._translators[form] = Translator(self._kernel, pid=self._pid, form=form)
-        translator = self._translators[form]
+            return translator.translate(translator.parse_frame(word[4:]))
         return translator.translate(translator.parse(word))
 
     def row(self, text: str) -> PageRow:
@@ -226,6 +221,11 @@ class _Maker:
         if direct is None and found.note:
             notes.append(found.note)
         kind = lookup.kind(page)
+        compound = lookup.compound(page)
+        # The zero page is reserved; the huge one is of 2 MB.
+        if lookup.pages.zero_unknown and (kind == "reserved" or (compound and lookup.order(page) == 9)):
+            notes.append(lookup.pages.zero_unknown)
+            self.partial = True
         # By which to find the object in it: any alias does, as slabs lie in the direct map.
         inside = (
             None if direct is None or found.physical is None else direct + found.physical % (1 << PAGE_SHIFT)
@@ -233,7 +233,6 @@ class _Maker:
         slab = self._optional(lambda: lookup.slab(page, inside), notes)
         file = self._optional(lambda: lookup.file(page), notes)
         maps = self._user_mappings(page, notes)
-        compound = lookup.compound(page)
         return PageRow(
             input=text,
             state="page",

@@ -237,7 +237,9 @@ def pages_report(
     pages = Pages(kernel)
     low, high = where if where is not None else (0, 1 << 52)
     notes = [*kernel.source.warnings]
-    partial = False
+    partial = bool(pages.zero_unknown)
+    if partial:
+        notes.append(pages.zero_unknown)
     sections = pages.sections
     if sections.missing:
         notes.append(

@@ -63,6 +63,8 @@ def _load_builtin(source: Source, request: Request) -> None:
     source.symbols = installed.symbols or "none"
     source.types = installed.types or "none"
     source.kallsyms = installed.kallsyms
+    if installed.kallsyms is not None and installed.kallsyms.code_only:
+        source.symbols += " (code only: CONFIG_KALLSYMS_ALL is off)"
     missing = installed.types_missing
     if missing is not None and (request.btf is not None or request.types == "btf"):
         # Asked for by name: a report without them is not what the user wants.

@@ -17,7 +17,7 @@ from typing import Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 from kvintro.source.kallsyms import READ_ERRORS, Kallsyms, KallsymsError, Reader
 
-__all__ = ("find_btf", "find_kallsyms", "image_of", "pieces")
+__all__ = ("find_btf", "find_kallsyms", "image_of", "in_image", "pieces")
 
 _PAGE = 4096
 _CHUNK = 1 << 20
@@ -43,6 +43,11 @@ _MIN_BTF = 1 << 16  # the kernel's own has megabytes; what is smaller belongs to
 _MAX_BTF = 64 << 20
 
 
+def in_image(address: int) -> bool:
+    """Whether an address can be one in a kernel's image."""
+    return _START_KERNEL_MAP <= address < _START_KERNEL_MAP + _MAX_IMAGE
+
+
 def image_of(symbols: Mapping[str, int]) -> Tuple[int, int]:
     """The part of the kernel's image that holds its constants, from VMCOREINFO's symbols.
 
@@ -53,7 +58,7 @@ def image_of(symbols: Mapping[str, int]) -> Tuple[int, int]:
     :raises KallsymsError: VMCOREINFO does not have such symbols.
     """
     start = symbols.get("_stext", 0)
-    inside = [a for a in symbols.values() if _START_KERNEL_MAP <= a < _START_KERNEL_MAP + _MAX_IMAGE]
+    inside = [address for address in symbols.values() if in_image(address)]
     end = max(inside, default=0)
     if not _START_KERNEL_MAP <= start < end:
         raise KallsymsError("VMCOREINFO's symbols do not tell where the kernel's image lies", _REMEDY)
@@ -334,7 +339,7 @@ def check(table: Kallsyms, symbols: Mapping[str, int]) -> None:
     """
     for name, address in symbols.items():
         # What is not in the image is the value of a variable and not its place (mem_section, vmemmap).
-        if not _START_KERNEL_MAP <= address < _START_KERNEL_MAP + _MAX_IMAGE:
+        if not in_image(address):
             continue
         known = [symbol.address for symbol in table.lookup_all(name)]
         if known and address not in known:

@@ -43,7 +43,7 @@ def pti(kernel: Kernel) -> Verdict:
     if by_hand:
         text = f"page-table isolation is off: {' '.join(by_hand)} on the command line"
         return conclude([Finding(None, None, text, "warning")], "", kernel.pti.provenance)
-    if kernel.source.symbols != "none" and not kernel.has_symbol("pti_init"):
+    if kernel.source.symbols != "none" and not kernel.has_symbol("pti_init", code=True):
         text = "page-table isolation is off: this kernel was built without it"
         return conclude([Finding(None, None, text, "warning")], "", kernel.pti.provenance)
     # pti=auto: the kernel leaves it off where the processor does not leak.

@@ -179,7 +179,7 @@ def region_rights(kernel: Kernel) -> Verdict:
 
 def _hypercalls(kernel: Kernel, finding: Finding) -> bool:
     """Hyper-V's code for calling it, which arch/x86/hyperv/hv_init.c has vmalloc map."""
-    if kernel.source.symbols == "none" or kernel.find_symbol("hv_hypercall_pg") is None:
+    if kernel.source.symbols == "none" or not kernel.has_symbol("hyperv_init", code=True):
         return False
     page = kernel.value("hv_hypercall_pg").value
     return finding.start == page and finding.end == page + PAGE_SIZE - 1
@@ -245,9 +245,7 @@ def _cloned(kernel: Kernel) -> Iterator[AddressRange]:
         found = kernel.locate(key)
         if isinstance(found, Placement):
             yield found.range
-    tss = kernel.find_symbol("cpu_tss_rw")
-    if tss is None:
-        raise Unavailable("cpu_tss_rw cannot be found")
+    tss = kernel.symbol("cpu_tss_rw")
     count = kernel.value("nr_cpu_ids", 4).value
     if not 0 < count <= 1 << 13:
         raise Unavailable(f"nr_cpu_ids is {count}, which makes no sense")

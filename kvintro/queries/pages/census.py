@@ -123,6 +123,12 @@ class Pages:
         self.meaning = Meaning(self.form)
         self.reader = Reader(kernel, self.form)
         zero, huge_zero = zero_pages(kernel)
+        #: Why zero pages are taken for others, "" if they are not.
+        self.zero_unknown = ""
+        if zero is None and kernel.code_only:
+            self.zero_unknown = (
+                f"which pages are the zero pages is not known: {kernel.nameless('zero_pfn').what}"
+            )
         self.decoder = Decoder(self.form, zero=zero, huge_zero=huge_zero, peek=self._peek)
 
     @cached_property

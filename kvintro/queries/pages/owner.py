@@ -58,9 +58,9 @@ def page_owner(kernel: Kernel, names: Names, pfn: int) -> Optional[PageOwner]:
     :param names: of the code in its stacks.
     :raises Unavailable: it cannot be read.
     """
-    operations = kernel.find_symbol("page_owner_ops")
-    if operations is None or kernel.find_symbol("page_ext_size") is None:
+    if not kernel.has_symbol("__set_page_owner", code=True):
         return None
+    operations = kernel.symbol("page_owner_ops")
     try:
         record, flags = _record(kernel, operations, pfn)
         if not record:

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, Iterator, Tuple
+from typing import Dict, Tuple
 
 from kvintro.arch.x86_64 import ALL
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
 from kvintro.queries.pages.format import PageFormat
-from kvintro.structures import TROUBLE, number, offset_of, pointer_at, size_of, struct_at
+from kvintro.structures import TROUBLE, number, offset_of, size_of, struct_at
 
 
 @dataclass(frozen=True)
@@ -29,20 +29,6 @@ class ZoneFacts:
     managed: int
 
 
-def _nodes(kernel: Kernel) -> Iterator[int]:
-    """Addresses of the nodes' ``struct pglist_data``."""
-    single = kernel.find_symbol("contig_page_data")
-    if single is not None:
-        yield single
-        return
-    table = kernel.symbol("node_data")
-    count = kernel.number("LENGTH(node_data)").value
-    for i in range(min(count, 1 << 10)):  # MAX_NUMNODES with CONFIG_NODES_SHIFT=10, its largest value
-        node = pointer_at(kernel, table + 8 * i)
-        if node:
-            yield node
-
-
 def zone_facts(kernel: Kernel, form: PageFormat) -> Dict[Tuple[int, str], ZoneFacts]:
     """Every zone that spans anything, by node and name, in the order of the kernel.
 
@@ -53,7 +39,7 @@ def zone_facts(kernel: Kernel, form: PageFormat) -> Dict[Tuple[int, str], ZoneFa
         size = size_of(kernel, "struct zone")
         zones = offset_of(kernel, "struct pglist_data", "node_zones")
         node_id = offset_of(kernel, "struct pglist_data", "node_id")
-        for node in _nodes(kernel):
+        for node in (int(found.address_of_()) for found in kernel.nodes()):
             nid = int.from_bytes(kernel.read(node + node_id & ALL, 4), "little")
             for i, name in enumerate(form.zones):
                 zone = struct_at(kernel, "struct zone", node + zones + i * size)
