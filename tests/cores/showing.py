@@ -12,6 +12,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import pytest
 
+from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel, open_kernel
 from kvintro.model import Report
 from kvintro.regions import Asked
@@ -134,6 +135,26 @@ def broken_frames(core: Core) -> List[int]:
     """Page frames that the workload had broken by a machine check."""
     found = re.findall(r" machine_check.* physical (0x\w+) ", core.truth("workload"))
     return [int(text, 16) >> 12 for text in found]
+
+
+def needs(kernel: Kernel, *names: str) -> None:
+    """Skip where a variable may be there without a name (CONFIG_KALLSYMS_ALL is off)."""
+    for name in names:
+        try:
+            kernel.has_symbol(name)
+        except Unavailable as error:
+            pytest.skip(error.what)
+
+
+def registers(core: Core) -> Dict[int, Dict[str, int]]:
+    """By CPU: what QEMU says that GDTR, IDTR and TR hold, by the names GDT, IDT and TR."""
+    found = {}
+    for cpu, text in re.findall(r"^CPU#(\d+)(.*?)(?=^CPU#|\Z)", core.truth("registers"), re.M | re.S):
+        held = {name: int(base, 16) for name, base in re.findall(r"^(GDT|IDT)= +(\w+)", text, re.M)}
+        task = re.search(r"^TR =\w+ (\w+)", text, re.M)
+        assert task
+        found[int(cpu)] = {**held, "TR": int(task[1], 16)}
+    return found
 
 
 class PtdumpLine(NamedTuple):

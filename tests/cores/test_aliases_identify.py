@@ -16,6 +16,7 @@ from kvintro.queries.aliases import aliases
 from kvintro.reports.aliases import alias_report
 from kvintro.reports.identify import identify
 from tests.conftest import Core
+from tests.cores.showing import needs
 
 
 def test_all_that_the_emulator_translates_to_a_page_are_its_aliases(core: Core, kernel: Kernel) -> None:
@@ -40,6 +41,7 @@ def test_all_that_the_emulator_translates_to_a_page_are_its_aliases(core: Core, 
 
 
 def test_the_image_has_two_addresses(kernel: Kernel) -> None:
+    needs(kernel, "_end")
     try:
         kernel.symbol("init_task")
     except Unavailable as error:
@@ -81,11 +83,13 @@ def typed(kernel: Kernel) -> Kernel:
 
 
 def test_init_task(typed: Kernel) -> None:
+    needs(typed, "__per_cpu_offset")
     assert kinds(typed, "init_task+0x10")[:2] == ["task", "symbol"]
     assert "swapper" in texts(typed, "init_task+0x10")[0]
 
 
 def test_per_cpu_variables(typed: Kernel) -> None:
+    needs(typed, "runqueues")
     found = texts(typed, "runqueues+0x8")
     assert found[0] == "per-CPU variable: runqueues+0x8 of CPU 0"
 
@@ -148,6 +152,7 @@ def test_vmalloc_areas(core: Core, typed: Kernel) -> None:
 
 
 def test_stacks_of_tasks(core: Core, typed: Kernel) -> None:
+    needs(typed, "__cpu_online_mask")
     from drgn.helpers.linux.pid import find_task
 
     task = find_task(typed.prog, 1)
@@ -167,6 +172,7 @@ def test_fixmap_slots(typed: Kernel) -> None:
 
 
 def test_freed_init_is_not_taken_for_its_symbol(typed: Kernel) -> None:
+    needs(typed, "__init_begin")
     (row,) = identify(typed, ["__init_begin+0x10"]).tables[0].rows
     if typed.pti.value:
         assert (row.state, row.physical) == ("unmapped", None)

@@ -14,6 +14,7 @@ from kvintro.kernel import Kernel
 from kvintro.render import render
 from kvintro.reports.explain import explain
 from tests.conftest import Core
+from tests.cores.showing import needs
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,8 @@ def definitions(kernel: Kernel) -> Dict[str, Any]:
     return {d["name"]: d for row in document["regions"] for d in row["definitions"]}
 
 
-def test_configuration(core: Core, definitions: Dict[str, Any]) -> None:
+def test_configuration(core: Core, definitions: Dict[str, Any], kernel: Kernel) -> None:
+    needs(kernel, "vsyscall_mode")
     if core.has_truth("config.gz"):
         text = gzip.decompress((core.truth_directory / "config.gz").read_bytes()).decode()
     else:
@@ -38,7 +40,8 @@ def test_configuration(core: Core, definitions: Dict[str, Any]) -> None:
         assert here == ("on" if {name, former} & built else "off"), name
 
 
-def test_boot_options(core: Core, definitions: Dict[str, Any]) -> None:
+def test_boot_options(core: Core, definitions: Dict[str, Any], kernel: Kernel) -> None:
+    needs(kernel, "saved_command_line")
     given = core.truth("cmdline").split()
     for name, definition in definitions.items():
         if definition["kind"] == "boot":
@@ -46,7 +49,8 @@ def test_boot_options(core: Core, definitions: Dict[str, Any]) -> None:
             assert definition["here"] == (" ".join(same) or "not given"), name
 
 
-def test_variables(core: Core, definitions: Dict[str, Any]) -> None:
+def test_variables(core: Core, definitions: Dict[str, Any], kernel: Kernel) -> None:
+    needs(kernel, "vmalloc_base")
     values = {
         line.split()[0]: int(line.split()[3], 0)
         for line in core.truth("values").splitlines()

@@ -13,6 +13,7 @@ from kvintro.cli import main
 from kvintro.errors import NotInDump
 from kvintro.kernel import Kernel
 from tests.conftest import Core
+from tests.cores.showing import needs
 from tests.memory_files import dumped_ranges
 from tests.synthetic import elf_core
 
@@ -59,7 +60,10 @@ def layout_of(path: Path, capsys: pytest.CaptureFixture[str]) -> Tuple[int, Any,
     return code, json.loads(out) if out else None, err
 
 
-def test_the_whole_of_it_as_elf(core: Core, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_whole_of_it_as_elf(
+    core: Core, kernel: Kernel, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    needs(kernel, "vsyscall_mode")
     code, document, _ = layout_of(whole, capsys)
     assert (code, document["partial"]) == (0, False)
     by_key = {row["key"]: row for row in document["regions"]}

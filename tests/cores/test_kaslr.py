@@ -15,7 +15,7 @@ from kvintro.kernel import Kernel
 from kvintro.render import render
 from kvintro.reports.kaslr import kaslr
 from tests.conftest import Core
-from tests.cores.showing import kallsyms, number, ptdump, values
+from tests.cores.showing import kallsyms, needs, number, ptdump, values
 
 TB = 1 << 40
 BASES = {"direct_map": "page_offset_base", "vmalloc": "vmalloc_base", "vmemmap": "vmemmap_base"}
@@ -41,7 +41,8 @@ def test_on_or_off(core: Core, document: Any) -> None:
     assert document["enabled"] is core.meta["kaslr"]
 
 
-def test_memory_bases(core: Core, rows: Dict[str, Any]) -> None:
+def test_memory_bases(core: Core, rows: Dict[str, Any], kernel: Kernel) -> None:
+    needs(kernel, "page_offset_base")
     for key, variable in BASES.items():
         assert number(rows[key]["actual"]) == word(core, variable)
         assert number(rows[key]["default"]) + rows[key]["displacement"] == number(rows[key]["actual"])
@@ -50,7 +51,8 @@ def test_memory_bases(core: Core, rows: Dict[str, Any]) -> None:
             assert rows[key]["state"] != "off"
 
 
-def test_the_image(core: Core, rows: Dict[str, Any]) -> None:
+def test_the_image(core: Core, rows: Dict[str, Any], kernel: Kernel) -> None:
+    needs(kernel, "_end")
     symbols = kallsyms(core, "_text")
     assert number(rows["image_virtual"]["actual"]) == symbols["_text"]
     code = re.search(r"^ *(\w+)-\w+ : Kernel code", core.truth("iomem"), re.M)
@@ -78,7 +80,8 @@ def test_the_image_fits_into_its_slots(core: Core, rows: Dict[str, Any]) -> None
     assert most - 12 <= row["slots"] <= most
 
 
-def test_modules(core: Core, rows: Dict[str, Any]) -> None:
+def test_modules(core: Core, rows: Dict[str, Any], kernel: Kernel) -> None:
+    needs(kernel, "execmem_info")
     row = rows["modules"]
     variables = values(core)
     if "module_load_offset" in variables:
@@ -92,8 +95,9 @@ def test_modules(core: Core, rows: Dict[str, Any]) -> None:
         assert row["slots"] == 1024 and row["bits"] == 10 and 0 < row["displacement"] <= 4 << 20
 
 
-def test_cpu_entry_areas(core: Core, rows: Dict[str, Any]) -> None:
+def test_cpu_entry_areas(core: Core, rows: Dict[str, Any], kernel: Kernel) -> None:
     """The processors' GDT registers hold where each area starts."""
+    needs(kernel, "_cea_offset")
     cpus = re.findall(r"^CPU#(\d+).*?^GDT= +(\w+)", core.truth("registers"), re.M | re.S)
     assert cpus
     for cpu, base in cpus:
@@ -103,7 +107,8 @@ def test_cpu_entry_areas(core: Core, rows: Dict[str, Any]) -> None:
             assert row["bits"] == round(math.log2(row["slots"]), 2) > 20
 
 
-def test_espfix(core: Core, rows: Dict[str, Any]) -> None:
+def test_espfix(core: Core, rows: Dict[str, Any], kernel: Kernel) -> None:
+    needs(kernel, "espfix_stack")
     if "espfix" not in rows:
         pytest.skip("no espfix here")
     line = ptdump(core, "ESPfix Area")[0]
@@ -111,7 +116,10 @@ def test_espfix(core: Core, rows: Dict[str, Any]) -> None:
     assert rows["espfix"]["bits"] == 17
 
 
-def test_kasan_leaves_the_memory_bases_where_they_are(core: Core, rows: Dict[str, Any]) -> None:
+def test_kasan_leaves_the_memory_bases_where_they_are(
+    core: Core, rows: Dict[str, Any], kernel: Kernel
+) -> None:
+    needs(kernel, "_end")
     if not core.meta["oracle"]:
         pytest.skip("no KASAN here")
     for key in BASES:

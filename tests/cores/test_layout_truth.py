@@ -14,7 +14,7 @@ from kvintro.kernel import Kernel
 from kvintro.render import render
 from kvintro.reports.layout import layout
 from tests.conftest import Core
-from tests.cores.showing import broken_frames, fence_of
+from tests.cores.showing import broken_frames, fence_of, needs
 from tests.regions import REGIONS
 
 PAGE = 4096
@@ -35,8 +35,9 @@ def rows(document: Any) -> Dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def values(core: Core) -> Dict[str, int]:
+def values(core: Core, kernel: Kernel) -> Dict[str, int]:
     """The kernel's variables as the guest itself read them from its /proc/kcore."""
+    needs(kernel, "max_pfn")
     found = {}
     for line in core.truth("values").splitlines():
         fields = line.split()
@@ -93,7 +94,8 @@ def test_identity(core: Core, document: Any) -> None:
     ("key", "variable"),
     [("direct_map", "page_offset_base"), ("vmalloc", "vmalloc_base"), ("vmemmap", "vmemmap_base")],
 )
-def test_bases(rows: Dict[str, Any], values: Dict[str, int], key: str, variable: str) -> None:
+def test_bases(rows: Dict[str, Any], values: Dict[str, int], key: str, variable: str, kernel: Kernel) -> None:
+    needs(kernel, "page_offset_base")
     assert number(rows[key]["start"]) == values[variable]
 
 
@@ -110,7 +112,8 @@ def test_displacements(core: Core, rows: Dict[str, Any], config: Dict[str, str])
             assert row["slide"] % (1 << 30) == 0
 
 
-def test_the_image(core: Core, rows: Dict[str, Any]) -> None:
+def test_the_image(core: Core, rows: Dict[str, Any], kernel: Kernel) -> None:
+    needs(kernel, "_end")
     symbols = dict(reversed(line.split()[::2]) for line in kallsyms(core))
     row = rows["kernel_image"]
     assert number(row["used_start"]) == int(symbols["_text"], 16)
@@ -133,7 +136,8 @@ def segments(core: Core) -> List[Tuple[int, int, int]]:
     return [(int(f[2], 16), int(f[3], 16), int(f[5], 16)) for f in lines if f[0] == "LOAD"]
 
 
-def test_what_kcore_says(core: Core, rows: Dict[str, Any]) -> None:
+def test_what_kcore_says(core: Core, rows: Dict[str, Any], kernel: Kernel) -> None:
+    needs(kernel, "page_offset_base")
     loads = {virtual: size for virtual, _, size in segments(core)}
     vmalloc = number(rows["vmalloc"]["start"])
     # The kernel's VMALLOC_END is inclusive, and kclist_add takes the difference: one byte short.
@@ -212,7 +216,11 @@ def test_direct_map_pages(core: Core, kernel: Kernel, rows: Dict[str, Any]) -> N
     assert rows["direct_map"]["mapped"] == (sum(said.values()) << 10) - gone * PAGE
 
 
-def test_presence_follows_the_configuration(core: Core, rows: Dict[str, Any], config: Dict[str, str]) -> None:
+def test_presence_follows_the_configuration(
+    core: Core, rows: Dict[str, Any], config: Dict[str, str], kernel: Kernel
+) -> None:
+    needs(kernel, "efi_mm", "vsyscall_mode")
+
     def present(key: str) -> bool:
         assert rows[key]["state"] in ("present", "absent")
         return bool(rows[key]["state"] == "present")
@@ -282,8 +290,9 @@ def test_struct_pages_cover_ram(core: Core, rows: Dict[str, Any], values: Dict[s
             assert virtual + length <= number(row["start"]) + -(-size // PAGE) * PAGE
 
 
-def test_efi_runtime_map(core: Core, rows: Dict[str, Any]) -> None:
+def test_efi_runtime_map(core: Core, rows: Dict[str, Any], kernel: Kernel) -> None:
     """/sys/firmware/efi/runtime-map: where each descriptor was mapped, and how many pages it has."""
+    needs(kernel, "efi_mm")
     if not core.meta["efi"]:
         assert rows["efi"]["state"] == "absent"
         return

@@ -13,6 +13,7 @@ from typing import Any, Dict, Iterator, List, Set, Tuple
 import numpy
 import pytest
 
+from kvintro.cli import main
 from kvintro.errors import Unavailable, UsageError
 from kvintro.kernel import Kernel, open_kernel
 from kvintro.queries.pages.meaning import KPF_BUDDY, KPF_NOPAGE, KPF_SWAPCACHE
@@ -116,7 +117,8 @@ def test_every_page_traces_back_to_exactly_who_maps_it(
         if found.way is None:
             # The zero page is in no reverse map: nothing may ever take it away. Nor is memory of the kernel
             # that processes are shown (BPF arenas).
-            assert lookup.kind(lookup.state(pfn)) in ("zero", "kernel")
+            zero = "reserved" if lookup.pages.zero_unknown else "zero"
+            assert lookup.kind(lookup.state(pfn)) in (zero, "kernel")
             continue
         assert places(found, truth.pids) == expected, f"{pfn:x} {found.way}"
 
@@ -501,3 +503,32 @@ def test_a_damaged_tree_is_partial(
     assert report.partial
     (row,) = report.tables[0].rows
     assert row.notes
+
+
+@pytest.mark.parametrize(
+    "text, what, remedy",
+    [
+        ("pfn:zzz", "'zzz' is no page frame number", "its hex digits, as in pfn:1a2b3"),
+        ("pfn:", "'' is no page frame number", "its hex digits, as in pfn:1a2b3"),
+        ("pfn:init_task", "'init_task' is no page frame number", "its hex digits, as in pfn:1a2b3"),
+        ("pfn:fffffffffffff0000", "'fffffffffffff0000' is no page frame number", "its hex digits"),
+        ("phys:1000", "'phys:1000' is no address", "the hex digits alone, and --from physical"),
+        ("Virtual:1000", "'Virtual:1000' is no address", "the hex digits alone, and --from virtual"),
+        ("zzz:1000", "'zzz:1000' is no address", "hex digits, a symbol, or symbol+offset in hex"),
+    ],
+)
+def test_what_is_no_page_is_said(kernel: Kernel, text: str, what: str, remedy: str) -> None:
+    if kernel.source.types == "none":
+        pytest.skip("there are no types")
+    with pytest.raises(UsageError) as caught:
+        page_report(kernel, [text])
+    assert (caught.value.what, caught.value.exit_code) == (what, 2)
+    assert remedy in caught.value.remedy
+
+
+@pytest.mark.parametrize("command", ["translate", "identify", "aliases"])
+def test_prefixes_that_only_page_has(core: Core, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["-c", str(core.path), command, "pfn:100"]) == 2
+    what, remedy = capsys.readouterr().err.splitlines()
+    assert "'pfn:100' is no address" in what
+    assert "--from pfn" in remedy

@@ -13,9 +13,21 @@ import pytest
 from kvintro.kernel import Kernel
 from kvintro.regions import Asked
 from kvintro.render import render
+from kvintro.reports.identify import identify
 from kvintro.reports.show import Selection, show
 from tests.conftest import Core
-from tests.cores.showing import clean, document, fresh, merged, number, overlay, ptdump, values
+from tests.cores.showing import (
+    clean,
+    document,
+    fresh,
+    merged,
+    needs,
+    number,
+    overlay,
+    ptdump,
+    registers,
+    values,
+)
 
 PAGE = 4096
 
@@ -27,17 +39,38 @@ def areas(kernel: Kernel) -> Any:
 
 def test_the_registers_point_into_it(core: Core, areas: Any) -> None:
     """QEMU's view of each processor: what GDTR, TR and IDTR hold."""
-    text = core.truth("registers")
     members = {(row["cpu"], row["member"]): number(row["start"]) for row in areas["members"]}
-    cpus = re.findall(r"^CPU#(\d+)(.*?)(?=^CPU#|\Z)", text, re.M | re.S)
+    cpus = registers(core)
     assert len(cpus) == len(areas["cpus"])
-    for cpu, registers in cpus:
-        held = {name: int(base, 16) for name, base in re.findall(r"^(GDT|IDT)= +(\w+)", registers, re.M)}
-        task = re.search(r"^TR =\w+ (\w+)", registers, re.M)
-        assert task
-        assert members[int(cpu), "gdt"] == held["GDT"]
+    for cpu, held in cpus.items():
+        assert members[cpu, "gdt"] == held["GDT"]
         assert members[None, "IDT"] == held["IDT"]
-        assert members[int(cpu), "tss"] == int(task[1], 16)
+        assert members[cpu, "tss"] == held["TR"]
+
+
+def test_identify_knows_what_the_registers_point_to(core: Core, kernel: Kernel) -> None:
+    """And the stacks for which the TSS has slots, in the order of the processor's manual: IST1 to IST7."""
+    stacks = {
+        1: {"DF_stack"}, 2: {"NMI_stack"}, 3: {"DB_stack", "DB1_stack"}, 4: {"MCE_stack"}, 5: {"VC_stack"}
+    }  # fmt: skip
+    for cpu, held in registers(core).items():
+        asked = {held["GDT"] + 8: (cpu, "gdt", 8), held["IDT"] + 16: (None, "IDT", 16)}
+        asked[held["TR"] + 4] = (cpu, "tss", 4)
+        for slot in stacks:
+            top = int.from_bytes(kernel.read(held["TR"] + 0x24 + 8 * (slot - 1), 8), "little")
+            if top:
+                asked[top - 8] = (cpu, slot, None)
+        report = identify(kernel, [f"{address:x}" for address in asked])
+        for row, (whose, member, offset) in zip(report.tables[0].rows, asked.values()):
+            (found,) = (i for i in row.identities if i.kind == "cpu_entry_area")
+            assert found.details["cpu"] == whose
+            if isinstance(member, int):
+                assert found.details["member"] in stacks[member]
+                assert found.details["offset"] == (found.size or 0) - 8
+            else:
+                assert (found.details["member"], found.details["offset"]) == (member, offset)
+            who = "all CPUs" if whose is None else f"CPU {whose}"
+            assert found.text.startswith(f"cpu_entry_area of {who}: {found.details['member']} +0x")
 
 
 def test_members_agree_with_the_page_tables(areas: Any) -> None:
@@ -62,6 +95,7 @@ def test_members_against_ptdump(core: Core, areas: Any) -> None:
 
 
 def test_espfix_against_ptdump(core: Core, kernel: Kernel) -> None:
+    needs(kernel, "espfix_stack")
     found = clean(document(kernel, "espfix"))
     assert found["notes"] == []
     lines = ptdump(core, "ESPfix Area")
@@ -91,6 +125,7 @@ def test_fixmap_against_ptdump(core: Core, kernel: Kernel) -> None:
 
 
 def test_fixmap_slots(core: Core, kernel: Kernel) -> None:
+    needs(kernel, "iomem_resource")
     found = document(kernel, "fixmap")
     slots = {row["name"]: row for row in found["slots"]}
     assert number(slots["VSYSCALL_PAGE"]["start"]) == 0xFFFF_FFFF_FF60_0000
@@ -107,6 +142,7 @@ def test_fixmap_slots(core: Core, kernel: Kernel) -> None:
 
 
 def test_vsyscall(core: Core, kernel: Kernel) -> None:
+    needs(kernel, "vsyscall_mode")
     mode = int.from_bytes(values(core)["vsyscall_mode"], "little")
     report = show(kernel, "vsyscall", Asked(), Selection())
     found = json.loads(render(report, "json"))

@@ -25,6 +25,7 @@ from tests.cores.showing import (
     fresh,
     kallsyms,
     merged,
+    needs,
     number,
     overlay,
     ptdump,
@@ -72,7 +73,8 @@ def image(kernel: Kernel) -> Any:
     return document(kernel, "kernel_image")
 
 
-def test_where_iomem_has_the_image(core: Core, image: Any) -> None:
+def test_where_iomem_has_the_image(core: Core, image: Any, kernel: Kernel) -> None:
+    needs(kernel, "__end_rodata")
     parts = {row["name"]: row for row in image["sections"]}
     names = {"Kernel code": "text", "Kernel rodata": "rodata", "Kernel data": "data", "Kernel bss": "bss"}
     seen = 0
@@ -89,8 +91,9 @@ def test_where_iomem_has_the_image(core: Core, image: Any) -> None:
     assert seen == 4
 
 
-def test_what_was_freed(core: Core, image: Any) -> None:
+def test_what_was_freed(core: Core, image: Any, kernel: Kernel) -> None:
     """The kernel says at boot what it frees of itself."""
+    needs(kernel, "__init_begin")
     said = dict(
         re.findall(r"Freeing unused (?:kernel image \()?([^)]+?)\)? memory: (\d+)K", core.truth("dmesg"))
     )
@@ -113,7 +116,8 @@ def test_write_protected(core: Core, image: Any) -> None:
     assert set(parts["text"]["rights"]) == {"r-x"} and set(parts["rodata"]["rights"]) == {"r--"}
 
 
-def test_rights_against_what_they_should_be(core: Core, image: Any) -> None:
+def test_rights_against_what_they_should_be(core: Core, image: Any, kernel: Kernel) -> None:
+    needs(kernel, "__end_rodata")
     clean(image)
     assert image["notes"] == []
     for row in image["sections"]:
@@ -142,8 +146,9 @@ def direct(kernel: Kernel) -> Any:
     return document(kernel, "direct_map")
 
 
-def test_direct_map_counts(core: Core, direct: Any) -> None:
+def test_direct_map_counts(core: Core, direct: Any, kernel: Kernel) -> None:
     """DirectMap4k and its sisters are direct_pages_count; what the tables have must come to the same."""
+    needs(kernel, "direct_pages_count")
     assert direct["notes"] == [] and direct["partial"] is False
     said = {
         name: int(size)
@@ -156,7 +161,8 @@ def test_direct_map_counts(core: Core, direct: Any) -> None:
     assert said.get("1G", 0) == totals["pages_of_1G"] << 20
 
 
-def test_ram_is_what_iomem_says(core: Core, direct: Any) -> None:
+def test_ram_is_what_iomem_says(core: Core, direct: Any, kernel: Kernel) -> None:
+    needs(kernel, "iomem_resource")
     theirs = [(start, end) for start, end, name in iomem(core) if name == "System RAM"]
     assert [(number(row["physical"]), number(row["physical_end"])) for row in direct["ram"]] == theirs
     for row in direct["ram"]:
@@ -164,8 +170,9 @@ def test_ram_is_what_iomem_says(core: Core, direct: Any) -> None:
         assert sum(each[name] * count for name, count in row["pages"].items()) >= row["mapped"]
 
 
-def test_secret_memory_left_the_map(core: Core, direct: Any) -> None:
+def test_secret_memory_left_the_map(core: Core, direct: Any, kernel: Kernel) -> None:
     """memfd_secret's pages are out of it, by the frames that the process's own pagemap has."""
+    needs(kernel, "iomem_resource")
     match = re.search(r"^(\d+) \S+ secret (\w+) (\w+)", core.truth("workload"), re.M)
     if not match or int(match[2], 16) == 0:
         pytest.skip("this kernel has no memfd_secret")
@@ -267,7 +274,8 @@ def test_vmemmap_against_ptdump(core: Core, kernel: Kernel) -> None:
     assert sum(line.end - line.start for line in lines) == found["totals"]["mapped"]
 
 
-def test_a_damaged_section_table(core: Core) -> None:
+def test_a_damaged_section_table(core: Core, kernel: Kernel) -> None:
+    needs(kernel, "mem_section")
     kernel = fresh(core)
     table = kernel.value("mem_section").value
     overlay(kernel, table, 0xDEAD_0000_0000_0000)
@@ -279,6 +287,7 @@ def test_a_damaged_section_table(core: Core) -> None:
 
 
 def test_shadow_against_ptdump(core: Core, kernel: Kernel) -> None:
+    needs(kernel, "kasan_early_shadow_pte")
     found = document(kernel, "kasan_shadow")
     lines = ptdump(core, "KASAN shadow")
     theirs = merged((line.start, line.end, line.rights) for line in lines if line.rights == "rw-")
@@ -291,6 +300,7 @@ def test_shadow_against_ptdump(core: Core, kernel: Kernel) -> None:
 
 
 def test_shadow_bytes(core: Core, kernel: Kernel) -> None:
+    needs(kernel, "kasan_early_shadow_pte")
     document(kernel, "kasan_shadow")
     base = kernel.page_offset_base.value
     flags = gzip.decompress((core.truth_directory / "kpageflags.gz").read_bytes())
@@ -333,6 +343,7 @@ def test_shadow_of_global_variables(core: Core, kernel: Kernel) -> None:
 
 
 def test_efi_runtime_map(core: Core, kernel: Kernel) -> None:
+    needs(kernel, "efi_mm")
     if not core.meta["efi"]:
         report = show(kernel, "efi", Asked(), Selection())
         assert report.negative

@@ -14,7 +14,18 @@ from kvintro.names import Names
 from kvintro.regions import Asked
 from kvintro.reports.show import Selection, show
 from tests.conftest import Core
-from tests.cores.showing import WILD, all_symbols, clean, document, fresh, merged, number, overlay, ptdump
+from tests.cores.showing import (
+    WILD,
+    all_symbols,
+    clean,
+    document,
+    fresh,
+    merged,
+    needs,
+    number,
+    overlay,
+    ptdump,
+)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +85,8 @@ def test_sections_lie_where_their_names_say(modules: Any) -> None:
     assert modules["modules"] == [] or ".text" in seen
 
 
-def test_rights_and_mappings(modules: Any) -> None:
+def test_rights_and_mappings(modules: Any, kernel: Kernel) -> None:
+    needs(kernel, "bpf_kallsyms")
     clean(modules)
     by_kind = {row["kind"]: set() for row in modules["memory"]}  # type: Dict[str, set[str]]
     for row in modules["memory"]:

@@ -18,7 +18,7 @@ from kvintro.reports.show import Selection
 from kvintro.reports.user import user
 from kvintro.structures import has_member
 from tests.conftest import Core
-from tests.cores.showing import WILD, document, fresh, number, overlay, text_of
+from tests.cores.showing import WILD, document, fresh, needs, number, overlay, text_of
 
 
 def pids(core: Core) -> List[int]:
@@ -35,6 +35,7 @@ def process(kernel: Kernel, pid: int) -> Any:
 
 
 def test_maps_line_by_line(core: Core, kernel: Kernel) -> None:
+    needs(kernel, "vsyscall_mode")
     for pid in pids(core):
         report = user(kernel, pid, Selection(), maps=True)
         assert not report.partial and not report.notes
@@ -50,6 +51,7 @@ def smaps(core: Core, pid: int) -> Iterator[Tuple[int, Dict[str, int]]]:
 
 
 def test_residency(core: Core, kernel: Kernel) -> None:
+    needs(kernel, "vsyscall_mode")
     for pid in pids(core):
         rows = {number(row["start"]): row for row in process(kernel, pid)["vmas"]}
         for start, numbers in smaps(core, pid):

@@ -15,7 +15,7 @@ from kvintro.regions import Asked
 from kvintro.render import render
 from kvintro.reports.show import Selection, show
 from tests.conftest import Core
-from tests.cores.showing import WILD, clean, document, fresh, number, overlay, text_of
+from tests.cores.showing import WILD, clean, document, fresh, needs, number, overlay, text_of
 
 HASHED = re.compile(r"^0x0000\w+-0x0000\w+ ")
 
@@ -104,8 +104,9 @@ def test_vmalloc_used(core: Core, vmalloc: Any) -> None:
     assert pages * 4 == int(used[1])
 
 
-def test_the_free_space_is_what_the_kernel_counts(vmalloc: Any) -> None:
+def test_the_free_space_is_what_the_kernel_counts(vmalloc: Any, kernel: Kernel) -> None:
     """Gaps between areas against free_vmap_area_list and the nodes' pools, which are other structures."""
+    needs(kernel, "free_vmap_area_list")
     totals = vmalloc["totals"]
     assert totals["free_by_the_kernel"] + totals["pooled"] == totals["free"]
     assert totals["free"] + totals["in_region"] == vmalloc["region"]["size"]
@@ -172,7 +173,8 @@ def nodes_of(kernel: Kernel) -> List[int]:
 
 
 @pytest.mark.parametrize("spoiled", ["a loop", *WILD])
-def test_a_damaged_list(core: Core, spoiled: str) -> None:
+def test_a_damaged_list(core: Core, spoiled: str, kernel: Kernel) -> None:
+    needs(kernel, "vmap_zone_size")
     kernel = fresh(core)
     *nodes, _ = nodes_of(kernel)
     whole = len(show(kernel, "vmalloc", Asked(), Selection(table="areas")).tables[0].rows)
@@ -187,7 +189,8 @@ def test_a_damaged_list(core: Core, spoiled: str) -> None:
     assert len(report.tables[0].rows) == whole
 
 
-def test_a_list_damaged_at_both_ends(core: Core) -> None:
+def test_a_list_damaged_at_both_ends(core: Core, kernel: Kernel) -> None:
+    needs(kernel, "vmap_zone_size")
     kernel = fresh(core)
     *nodes, head = nodes_of(kernel)
     whole = len(show(kernel, "vmalloc", Asked(), Selection(table="areas")).tables[0].rows)
@@ -202,7 +205,8 @@ def test_a_list_damaged_at_both_ends(core: Core) -> None:
     assert report.partial
 
 
-def test_an_area_with_impossible_numbers(core: Core) -> None:
+def test_an_area_with_impossible_numbers(core: Core, kernel: Kernel) -> None:
+    needs(kernel, "vmap_zone_size")
     kernel = fresh(core)
     *nodes, _ = nodes_of(kernel)
     import drgn

@@ -20,6 +20,7 @@ from kvintro.paging.bulk import STATES
 from kvintro.queries.translate import FORMS, Input, Translator
 from kvintro.reports.translate import translate, translate_stream
 from tests.conftest import Core
+from tests.cores.showing import needs
 
 # include/uapi/linux/fs.h, Documentation/admin-guide/mm/pagemap.rst
 PAGEMAP_PRESENT = 1 << 63
@@ -63,6 +64,7 @@ def test_many_at_once_are_where_the_emulator_has_them(
 
 def test_kernel_addresses_are_where_drgn_has_them(kernel: Kernel) -> None:
     """follow_phys(), which walks init_mm's tables with masks of its own."""
+    needs(kernel, "init_mm")
     from drgn.helpers.linux.mm import follow_phys
 
     if kernel.source.types == "none":

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Kernels whose variables have no names: what is found all the same, against the guest's own words.
+
+One core of the matrix is of such a kernel (CONFIG_KALLSYMS_ALL off). Of the others all names but those of
+code are taken away, so that the same is tried with every layout of the kernel's data and with KASLR.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from typing import Iterator, Set, Tuple
+
+import pytest
+
+from kvintro.cli import exit_code, main, parse
+from kvintro.commands import run_command
+from kvintro.errors import Unavailable, UsageError
+from kvintro.kernel import Kernel
+from kvintro.processes import processes
+from kvintro.regions.cpu_entry_area import areas_of, member_at
+from kvintro.regions.modules import each_module
+from kvintro.render import render
+from kvintro.reports.info import info
+from kvintro.reports.layout import layout
+from kvintro.structures import Damage, text_of
+from tests.codeonly import open_code_only
+from tests.conftest import Core
+from tests.cores.showing import all_symbols, registers
+
+#: What leads to each is said in kvintro/source/unnamed.py.
+FOUND = (
+    *("init_task", "init_pid_ns", "linux_banner", "modules", "boot_params", "node_states", "vmap_nodes"),
+    *("__start_init_stack", "__end_init_stack", "init_uts_ns", "node_data", "contig_page_data", "prb"),
+)
+
+
+@pytest.fixture(scope="module")
+def bare(core: Core, kernel: Kernel) -> Iterator[Kernel]:
+    """The core without names of variables."""
+    if kernel.source.kallsyms is None:
+        pytest.skip("there are no symbols to take any away from")
+    with pytest.MonkeyPatch.context() as patch:
+        found = kernel if kernel.code_only else open_code_only(str(core.path), patch)
+    assert found.code_only
+    yield found
+
+
+def test_variables_are_where_the_kernel_says(core: Core, kernel: Kernel, bare: Kernel) -> None:
+    if kernel.code_only:
+        pytest.skip("this kernel does not say where its variables are")
+    said: Set[Tuple[str, int]] = set(all_symbols(core))
+    names = {name for name, _ in said}
+    found = {name: bare.find_symbol(name) for name in FOUND}
+    for name, address in found.items():
+        assert address is None or name not in names or (name, address) in said, name
+    must = {"init_task", "init_pid_ns", "linux_banner", "modules", "init_uts_ns", "prb"}
+    # EFI's stub fills in parameters of its own, without the marks.
+    must |= set() if core.meta["efi"] else {"boot_params"}
+    must |= {"vmap_nodes"} & {name for name in FOUND if kernel.find_symbol(name) is not None}
+    assert {name for name in must if found[name] is None} == set()
+    if kernel.find_symbol("nr_vmap_nodes") is not None:
+        assert bare.number_of("nr_vmap_nodes", 4) == kernel.value("nr_vmap_nodes", 4).value
+
+
+def test_processes_and_modules(core: Core, bare: Kernel) -> None:
+    damage = Damage()
+    ours = {process.pid for process in processes(bare, damage)}
+    lines = [line.split() for line in core.truth("proc-list").splitlines() if not line.startswith("#")]
+    assert not damage
+    # Kernel threads come and go between the list and the dump.
+    theirs = {int(fields[0]) for fields in lines if fields[2].startswith(("kv-", "probe", "kthreadd"))}
+    assert theirs <= ours
+    assert len(ours ^ {int(fields[0]) for fields in lines}) <= 4
+    names = {text_of(module.name) for _, module in each_module(bare, damage)}
+    assert names == {line.split()[0] for line in core.truth("modules").splitlines()}
+    assert not damage
+
+
+def test_version_and_end_of_memory(core: Core, bare: Kernel) -> None:
+    facts = {row["key"]: row["value"] for row in json.loads(render(info(bare), "json"))["facts"]}
+    assert facts["version"] == core.truth("version").strip()
+    assert core.has_truth("kpageflags.gz")
+    flags = gzip.decompress((core.truth_directory / "kpageflags.gz").read_bytes())
+    # The file has a word for each page frame below max_pfn, in steps of sections.
+    sections = -(-bare.max_pfn.value // 32768) * 32768
+    assert len(flags) // 8 in (bare.max_pfn.value, sections)
+    ends = re.findall(r"^\w+-(\w+) : System RAM$", core.truth("iomem"), re.M)
+    assert bare.max_pfn.value == (int(ends[-1], 16) + 1) >> 12
+
+
+def test_cpus(core: Core, bare: Kernel) -> None:
+    """QEMU's registers say where each CPU's GDT and TSS are."""
+    damage = Damage()
+    areas = {cpu: start for cpu, _, start in areas_of(bare, damage)}
+    assert not damage
+    held = registers(core)
+    assert set(areas) == set(held)
+    for cpu, bases in held.items():
+        for name, member in (("GDT", "gdt"), ("TR", "tss")):
+            found = member_at(bare, areas[cpu], bases[name])
+            assert found is not None
+            assert found[:2] == (member, bases[name])
+
+
+def test_nothing_is_said_to_be_absent_for_want_of_a_name(kernel: Kernel, bare: Kernel) -> None:
+    """Each region is where it is with all names, or not known, or absent there as well."""
+    full = {row.key: row for row in layout(kernel).tables[0].rows if row.kind == "region"}
+    report = layout(bare)
+    for row in report.tables[0].rows:
+        if row.kind != "region":
+            continue
+        other = full[row.key]
+        if row.state == "unknown":
+            assert "CONFIG_KALLSYMS_ALL" in (row.reason or "")
+            continue
+        assert row.state == other.state, row.key
+        assert (row.start, row.slide) == (other.start, other.slide), row.key
+        assert row.mapped == other.mapped, row.key
+        if row.used_end is not None and row.key != "kernel_image":
+            assert row.used_end == other.used_end
+    assert report.partial
+
+
+def test_the_image_ends_where_its_bss_does(core: Core, bare: Kernel) -> None:
+    """/proc/iomem has the physical end of the bss; behind it are the brk area and what rounds up to 2 MB."""
+    (row,) = (row for row in layout(bare).tables[0].rows if row.key == "kernel_image")
+    bss = re.search(r"^ *\w+-(\w+) : Kernel bss$", core.truth("iomem"), re.M)
+    assert bss
+    assert row.used_end is not None
+    behind = row.used_end - 0xFFFFFFFF80000000 + bare.phys_base.value - int(bss[1], 16) & (1 << 64) - 1
+    assert 0 <= behind < 4 << 20
+
+
+def test_what_is_missing_is_said(core: Core, bare: Kernel, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(Unavailable, match="names its code only") as caught:
+        bare.symbol("jiffies_64")
+    assert caught.value.remedy == "give -s VMLINUX"
+    with pytest.raises(Unavailable, match="names its code only"):
+        bare.has_symbol("efi_mm")
+    assert not bare.has_symbol("no_such_function", code=True)
+    with pytest.raises(UsageError, match="CONFIG_KALLSYMS_ALL"):
+        run_command(bare, parse(["translate", "jiffies_64"]))
+    for words, code in {
+        "layout": 4,
+        "translate schedule init_task": 0,
+        "translate --pid 1 400000": 0,
+        "ptdump": 0,
+        "show vsyscall": 4,
+        "show kernel_image": 4,
+        "show modules": 4,
+        "user 1": 4,
+        "pages": 4,
+        "check": 4,
+        "kaslr": 4,
+    }.items():
+        report = run_command(bare, parse(words.split()))
+        assert exit_code(report) == code, words
+        assert report.kernel.symbols.endswith("(code only: CONFIG_KALLSYMS_ALL is off)")
+    rows = {row["name"]: row for row in json.loads(render(info(bare), "json"))["commands"]}
+    assert (rows["ptdump"]["state"], rows["pte"]["state"]) == ("works", "works")
+    assert {row["state"] for row in rows.values()} == {"works", "partly"}
+    assert "there are no symbols" not in json.dumps(rows)
+
+
+def test_on_the_command_line(core: Core, kernel: Kernel, capsys: pytest.CaptureFixture[str]) -> None:
+    if not kernel.code_only:
+        pytest.skip("this kernel's variables have names")
+    assert main(["-c", str(core.path), "translate", "jiffies_64"]) == 2
+    what, remedy = capsys.readouterr().err.splitlines()
+    assert "jiffies_64 cannot be found: this kernel names its code only" in what
+    assert "give -s VMLINUX" in remedy
+
+
+def test_code_has_its_names(core: Core, bare: Kernel) -> None:
+    """As /proc/kallsyms: by name, and by an address within."""
+    functions = [(name, address) for name, address in all_symbols(core, whole=True) if name in CODE]
+    assert functions
+    for name, address in functions:
+        assert bare.symbol(name) == address
+        assert bare.prog.symbol(address + 1).name == name
+
+
+CODE = ("schedule", "kfree", "vmalloc_noprof", "vmalloc", "do_exit", "start_kernel", "load_module")
