@@ -48,6 +48,10 @@ _PACKED = {
 # A file without any header is taken for memory only if a machine can have so much.
 _MIN_RAW = 8 << 20
 _TRUNCATED = "the dump is truncated: what lies behind its end shows as not in the dump"
+_GAP = (
+    "whether this file has the gap below 4 GB is not known, as max_pfn has no name in its kernel: what lies "
+    "above the gap may be elsewhere; convert it to LiME or ELF, which say what lies where"
+)
 PARTS_MISSING = "parts of a split dump were not given, and show as not in the dump; name each with a -c"
 _COPY_AGAIN = "copy it again whole"
 _MAX_FRAMES = 1 << 40  # 4 PB
@@ -430,7 +434,7 @@ def _open_memory(
                 what, remedy = f"{path} is not a kernel dump: as raw memory, {error.what}", _READS
             raise NotADump(what, remedy) from None
         vmcoreinfo, right = found.text, found.layouts
-    memory = _by_max_pfn(right, vmcoreinfo)
+    memory, nameless = _by_max_pfn(right, vmcoreinfo)
     if found is not None:
         # Where it was by the first layout is where the file has it.
         origin = _found_at(memory.moved(layouts[0], found.address))
@@ -446,7 +450,7 @@ def _open_memory(
         memory=sum(extent.size for extent in memory.extents),
         segments=tuple(Segment(e.offset, 0, e.address, e.size, e.size) for e in memory.extents),
         vmcoreinfo_origin=origin,
-        warnings=[] if memory.complete else [_TRUNCATED],
+        warnings=[*([] if memory.complete else [_TRUNCATED]), *([_GAP] if nameless else [])],
     )
 
 
@@ -483,11 +487,14 @@ def _program_of(memory: PhysicalMemory, vmcoreinfo: bytes) -> drgn.Program:
     return prog
 
 
-def _by_max_pfn(layouts: Sequence[PhysicalMemory], vmcoreinfo: bytes) -> PhysicalMemory:
+def _by_max_pfn(layouts: Sequence[PhysicalMemory], vmcoreinfo: bytes) -> Tuple[PhysicalMemory, bool]:
     """Of the layouts that a raw file can have, the one that ends where the kernel says that memory does.
 
     All of them have the same below the gap, and the image is mostly there; so VMCOREINFO does not tell.
+
+    :return: the layout, and whether it is none but the first because ``max_pfn`` has no name.
     """
+    nameless = False
     symbols = vmcoreinfo_symbols(vmcoreinfo.decode("ascii", "replace"))
     for layout in layouts if len(layouts) > 1 else ():
         prog = _program_of(layout, vmcoreinfo)
@@ -497,11 +504,12 @@ def _by_max_pfn(layouts: Sequence[PhysicalMemory], vmcoreinfo: bytes) -> Physica
             else:
                 table = find_kallsyms(prog.read, symbols)
             address = table.lookup("max_pfn")
+            nameless |= address is None
             if address is not None and prog.read_u64(address) << 12 == layout.end:
-                return layout
+                return layout, False
         except (KallsymsError, *READ_ERRORS):
             continue
-    return layouts[0]
+    return layouts[0], nameless
 
 
 def _hide_left_out(prog: drgn.Program, headers: ElfHeaders) -> None:
