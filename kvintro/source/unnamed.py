@@ -24,7 +24,7 @@ _ROOT = ("swapper_pg_dir", "init_top_pgt")  # a macro for the other, whichever V
 _MAX_NODES = 1 << 10  # MAX_NUMNODES with CONFIG_NODES_SHIFT=10, its largest value
 _START_KERNEL_MAP = 0xFFFFFFFF80000000
 _MAX_VMAP_NODES, _VMAP_ZONE = 128, 16 << 12  # vmap_init_nodes()
-_MAX_AREAS = 1 << 20
+_MAX_AREAS = 1 << 18
 _LARGE_PAGE = 1 << 21
 _MAX_FREED = 64 << 20  # __init_begin to __init_end
 # The lowest place that modules have begun at, and MODULES_END.
@@ -50,6 +50,8 @@ class Unnamed:
             self._vmcoreinfo = ""
         self._symbols = vmcoreinfo_symbols(self._vmcoreinfo)
         self._known: Dict[str, Optional[KallsymsSymbol]] = {}
+        #: How many areas may still be looked at in search of their lists; a dump may be made of nothing else.
+        self._areas_left = _MAX_AREAS
         self._ways: Mapping[str, Callable[[], Optional[int]]] = {
             "init_task": self._init_task,
             "init_pid_ns": self._init_pid_ns,
@@ -237,7 +239,8 @@ class Unnamed:
                 first = start + len(starts) * drgn.sizeof(type_) + head
                 found: List[int] = []
                 last, node = first, prog.read_u64(first)
-                while node != first and prog.read_u64(node + 8) == last and len(found) < _MAX_AREAS:
+                while node != first and prog.read_u64(node + 8) == last and self._areas_left:
+                    self._areas_left -= 1
                     found.append(prog.read_u64(node - link + va_start))
                     last, node = node, prog.read_u64(node)
                 if node != first or prog.read_u64(first + 8) != last:
