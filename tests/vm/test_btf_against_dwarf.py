@@ -22,6 +22,7 @@ from drgn import TypeKind
 from drgn.helpers.linux.kallsyms import load_module_kallsyms
 
 from kvintro.errors import WrongVmlinux
+from kvintro.kernel import Kernel
 from kvintro.source import Request, open_source
 from kvintro.source.btf import STRUCT, UNION
 from tests.conftest import ROOT, Core
@@ -211,6 +212,11 @@ prog["efi"].flags
 """.strip().splitlines()
 
 
+# Without their variables drgn goes by frame pointers, which these kernels do not have, and takes a kernel for
+# one without huge pages.
+UNNAMED = {"[f.pc for t in for_each_task(prog) for f in trace(prog, t)]", "hugetlb_total_usage(prog)"}
+
+
 def _answers(request: Request) -> Dict[str, str]:
     prog = open_source(request).prog
     if request.vmlinux:
@@ -230,7 +236,7 @@ def _answers(request: Request) -> Dict[str, str]:
     for expression in EXPRESSIONS:
         try:
             answers[expression] = str(eval(expression, names))
-        except (LookupError, AttributeError, NameError) as e:
+        except (LookupError, AttributeError, NameError, TypeError) as e:
             answers[expression] = f"{type(e).__name__}: {e}"
     return answers
 
@@ -242,7 +248,7 @@ def _trace(prog: drgn.Program, task: drgn.Object) -> List[Any]:
         return []
 
 
-def test_drgns_helpers(core: Core) -> None:
+def test_drgns_helpers(core: Core, kernel: Kernel) -> None:
     path = CACHE / str(core.meta.get("vmlinux"))
     if not path.is_file():
         pytest.skip("no vmlinux with DWARF of this core's kernel")
@@ -255,7 +261,11 @@ def test_drgns_helpers(core: Core) -> None:
     gc.collect()
     without = _answers(Request(core=str(core.path)))
     gc.collect()
-    different = {e: (a, without[e]) for e, a in with_dwarf.items() if without[e] != a}
-    assert not different
-    answered = [a for a in without.values() if not a.split(":")[0].endswith("Error")]
-    assert len(answered) > 80
+    answered = {e for e, a in without.items() if not a.split(":")[0].endswith("Error")}
+    compared = set(with_dwarf)
+    if kernel.code_only:
+        # drgn finds few variables that have no names; what it finds has to be right all the same.
+        answered -= {*UNNAMED, *(e for e, a in without.items() if a in ("None", "[]"))}
+        compared = answered
+    assert not {e: (with_dwarf[e], without[e]) for e in compared if without[e] != with_dwarf[e]}
+    assert len(answered) > (25 if kernel.code_only else 80)
