@@ -291,7 +291,10 @@ class Kernel:
             raise Unavailable(f"the nodes of memory cannot be read: {error}") from error
 
     def _end_of_nodes(self) -> Fact[int]:
-        """Nodes reach from the first page frame of their memory to the last (mm/mm_init.c:free_area_init)."""
+        """Nodes reach from the first page frame of their memory to the last (mm/mm_init.c:free_area_init).
+
+        Memory that was plugged in and never put online is in no zone, and so behind the end of its node.
+        """
         ends = [0]
         try:
             ends += [int(n.node_start_pfn + n.node_spanned_pages) for n in self.nodes()]
@@ -299,7 +302,7 @@ class Kernel:
             raise Unavailable(f"the nodes of memory cannot be read: {error}") from error
         if not 0 < max(ends) < 1 << 52:
             raise Unavailable("the nodes of memory say nothing of its end")
-        return Fact(max(ends), "node_spanned_pages")
+        return Fact(max(ends), "the end of its nodes")
 
     @cached_property
     def page_struct_size(self) -> Fact[int]:

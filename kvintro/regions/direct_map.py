@@ -161,7 +161,7 @@ class DirectMap(Region):
             default_start=default,
             slide=base.value - default,
             used=used,
-            used_note="up to max_pfn",
+            used_note=f"up to {kernel.max_pfn.provenance}",
         )
 
     def linear(self, kernel: Kernel) -> Optional[Linear]:

@@ -135,7 +135,7 @@ class Vmemmap(Region):
             default_start=default,
             slide=base.value - default,
             used=used,
-            used_note="up to max_pfn",
+            used_note=f"up to {kernel.max_pfn.provenance}",
         )
 
     def pages(self, kernel: Kernel) -> Tuple[int, int, int]:
