@@ -148,11 +148,12 @@ class DirectMap(Region):
         base = kernel.page_offset_base
         default = kernel.geometry.page_offset_base
         end, source = self._reserved_end(kernel, base.value, base.value - default)
-        used = None
+        used, note = None, ""
         try:
-            last = base.value + (kernel.max_pfn.value << PAGE_SHIFT) - 1
+            frames = kernel.max_pfn
+            last = base.value + (frames.value << PAGE_SHIFT) - 1
             if base.value <= last <= end:
-                used = AddressRange(base.value, last)
+                used, note = AddressRange(base.value, last), f"up to {frames.provenance}"
         except Unavailable:
             pass
         return Placement(
@@ -161,7 +162,7 @@ class DirectMap(Region):
             default_start=default,
             slide=base.value - default,
             used=used,
-            used_note=f"up to {kernel.max_pfn.provenance}",
+            used_note=note,
         )
 
     def linear(self, kernel: Kernel) -> Optional[Linear]:

@@ -122,11 +122,12 @@ class Vmemmap(Region):
         if direct.slide and base.value + reserved > CPU_ENTRY_AREA_BASE > base.value:
             # How much was reserved for the direct map need not be known exactly, but what comes next is.
             reserved, size = CPU_ENTRY_AREA_BASE - base.value, "up to cpu_entry_area"
-        used = None
+        used, note = None, ""
         try:
-            last = base.value + kernel.max_pfn.value * page - 1
+            frames = kernel.max_pfn
+            last = base.value + frames.value * page - 1
             if base.value <= last < base.value + reserved:
-                used = AddressRange(base.value, last)
+                used, note = AddressRange(base.value, last), f"up to {frames.provenance}"
         except Unavailable:
             pass
         return Placement(
@@ -135,7 +136,7 @@ class Vmemmap(Region):
             default_start=default,
             slide=base.value - default,
             used=used,
-            used_note=f"up to {kernel.max_pfn.provenance}",
+            used_note=note,
         )
 
     def pages(self, kernel: Kernel) -> Tuple[int, int, int]:
