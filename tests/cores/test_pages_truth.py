@@ -38,6 +38,8 @@ from kvintro.structures import number, slab_cache_at, text_at
 from tests.conftest import Core
 
 BUDDY, SLAB, MMAP, ANON, KSM = (1 << bit for bit in (KPF_BUDDY, KPF_SLAB, KPF_MMAP, KPF_ANON, KPF_KSM))
+# REFERENCED, LRU and ACTIVE (include/uapi/linux/kernel-page-flags.h).
+LISTED = 1 << 2 | 1 << 5 | 1 << 6
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +94,10 @@ def _reason(truth: int, mine: int) -> str:
         return "looked at by reclaim since"
     if {truth, mine} == {0, BUDDY}:
         return "went between a CPU's list and the free blocks"
+    if change & ~LISTED == 0:
+        return "put on its list since: each CPU collects some pages first (mm/swap.c)"
+    if truth in (0, BUDDY) or mine in (0, BUDDY):
+        return "given back or taken since"
     if {truth & ~SLAB & 0xFFFF, mine & ~SLAB & 0xFFFF} <= {0, BUDDY, 1 << 15} and (truth ^ mine) & SLAB:
         return "a slab made or given back since"
     return ""
