@@ -101,6 +101,14 @@ def kfence_pool(kernel: Kernel) -> Optional[KfencePool]:
     raise Unavailable("the objects of KFENCE's pool cannot be found")
 
 
+def known_pool(kernel: Kernel) -> Optional[KfencePool]:
+    """As :func:`kfence_pool`; None as well where it cannot be read."""
+    try:
+        return kfence_pool(kernel)
+    except Unavailable:
+        return None
+
+
 def _objects(kernel: Kernel, start: int, table: int) -> Tuple[KfenceObject, ...]:
     """The objects of a table, as far as they lie where they should."""
     name = "struct kfence_metadata"

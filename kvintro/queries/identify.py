@@ -20,7 +20,7 @@ import drgn
 from kvintro.arch.x86_64 import ALL, CPU_ENTRY_AREA_BASE, FIXADDR_TOP, PAGE_SHIFT, PAGE_SIZE
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
-from kvintro.kfence import KfencePool, cache_name, kfence_pool
+from kvintro.kfence import KfencePool, cache_name, known_pool
 from kvintro.model import Address
 from kvintro.queries.modules import ModuleMemory, module_memory, module_sections
 from kvintro.queries.translate import Input, Translation, Translator
@@ -191,10 +191,7 @@ class Identifier:
 
     @cached_property
     def _pool(self) -> Optional[KfencePool]:
-        try:
-            return kfence_pool(self.kernel)
-        except Unavailable:
-            return None
+        return known_pool(self.kernel)
 
     def _kfence(self, address: int, found: Translation) -> Iterator[Identity]:
         if self._pool is None or address not in self._pool:

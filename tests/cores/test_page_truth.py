@@ -248,7 +248,7 @@ def test_pages_are_charged_to_the_cgroup_that_kpagecgroup_names(
         if path != paths.get(inode):
             # Free by now, or free a moment later, when kpageflags was read.
             moved += 1
-            assert "free" in lookup.kind(page) or flags[pfn] in (0, 1 << KPF_BUDDY), f"{pfn:x}"
+            assert lookup.kind(page) in ("free", "free_cpu") or flags[pfn] in (0, 1 << KPF_BUDDY), f"{pfn:x}"
             continue
         named.update(filter(None, (path,)))
     assert len(tails) < 2

@@ -13,7 +13,7 @@ import drgn
 from kvintro.arch.x86_64 import PAGE_SHIFT
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
-from kvintro.kfence import KfencePool, kfence_pool
+from kvintro.kfence import KfencePool, known_pool
 from kvintro.queries.pages.format import PageFormat, page_format, zero_pages
 from kvintro.queries.pages.meaning import TYPES, Meaning
 from kvintro.queries.pages.runs import (
@@ -153,10 +153,7 @@ class Pages:
     @cached_property
     def fenced(self) -> Optional[KfencePool]:
         """KFENCE's pool, whose pages look like slabs and are none."""
-        try:
-            return kfence_pool(self.kernel)
-        except Unavailable:
-            return None
+        return known_pool(self.kernel)
 
     @cached_property
     def page_limit(self) -> int:
