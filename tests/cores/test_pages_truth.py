@@ -40,6 +40,11 @@ from tests.conftest import Core
 BUDDY, SLAB, MMAP, ANON, KSM = (1 << bit for bit in (KPF_BUDDY, KPF_SLAB, KPF_MMAP, KPF_ANON, KPF_KSM))
 # REFERENCED, LRU and ACTIVE (include/uapi/linux/kernel-page-flags.h).
 LISTED = 1 << 2 | 1 << 5 | 1 << 6
+# What a page changes in when it is written, unmapped, or freed and taken by another: up to COMPOUND_TAIL,
+# PGTABLE, and from MLOCKED to OWNER_PRIVATE. HUGE, HWPOISON, NOPAGE, KSM, THP, OFFLINE, ZERO_PAGE and
+# RESERVED are not among these.
+EVERYDAY = (1 << 17) - 1 | 1 << 26 | 0x1F << 33
+OTHERWISE = "used otherwise since"
 
 
 @pytest.fixture(scope="module")
@@ -81,25 +86,32 @@ def ours(pages: Pages) -> "Tuple[numpy.ndarray[Any, Any], List[str]]":
     return flags, types
 
 
+def _without_mistake(truth: "numpy.ndarray[Any, Any]") -> "Tuple[numpy.ndarray[Any, Any], int]":
+    """The kernel's words, and the bits of them that can't be compared.
+
+    fs/proc/page.c compares mapping with PAGE_MAPPING_KSM by &, so that from 6.10 on every anonymous page
+    looks like KSM's, until that was put right. We say what the page is.
+    """
+    anonymous = truth[truth & numpy.uint64(ANON) != 0]
+    mistaken = bool(len(anonymous)) and bool((anonymous & numpy.uint64(KSM) != 0).all())
+    return (truth & ~numpy.uint64(KSM), KSM) if mistaken else (truth, 0)
+
+
 def _reason(truth: int, mine: int) -> str:
     """Why a page may differ; empty for no reason."""
     change = truth ^ mine
-    if change == KSM and truth & ANON and truth & KSM:
-        # fs/proc/page.c compares mapping with PAGE_MAPPING_KSM by &, so that from 6.10 on every anonymous
-        # page looks like KSM's, until that was put right. We say what the page is.
-        return "the kernel's own mistake"
-    if change == MMAP and mine & MMAP:
+    if change & ~(LISTED | 1 << KPF_IDLE) == 0:
+        return "put on its list or looked at by reclaim since: each CPU collects some pages first (mm/swap.c)"
+    if change & ~(LISTED | MMAP) == 0 and mine & MMAP:
         return "a page of the program that wrote the truth, first touched afterwards"
-    if change == 1 << KPF_IDLE:
-        return "looked at by reclaim since"
     if {truth, mine} == {0, BUDDY}:
         return "went between a CPU's list and the free blocks"
-    if change & ~LISTED == 0:
-        return "put on its list since: each CPU collects some pages first (mm/swap.c)"
     if truth in (0, BUDDY) or mine in (0, BUDDY):
         return "given back or taken since"
-    if {truth & ~SLAB & 0xFFFF, mine & ~SLAB & 0xFFFF} <= {0, BUDDY, 1 << 15} and (truth ^ mine) & SLAB:
+    if {truth & ~SLAB & 0xFFFF, mine & ~SLAB & 0xFFFF} <= {0, BUDDY, 1 << 15} and change & SLAB:
         return "a slab made or given back since"
+    if change & ~EVERYDAY == 0:
+        return OTHERWISE
     return ""
 
 
@@ -113,15 +125,16 @@ def test_every_page_is_as_proc_kpageflags_says(
         truth = truth & ~numpy.uint64(1 << KPF_ZERO_PAGE)
     # The kernel's file ends with a section, ours with memory.
     assert numpy.isin(truth[len(mine) :], (0, 1 << KPF_NOPAGE)).all()
-    different = numpy.flatnonzero(mine != truth[: len(mine)])
+    truth, mistaken = _without_mistake(truth[: len(mine)])
+    mine = mine & ~numpy.uint64(mistaken)
     reasons: Counter[str] = Counter()
-    for pfn in different.tolist():
+    for pfn in numpy.flatnonzero(mine != truth).tolist():
         reason = _reason(int(truth[pfn]), int(mine[pfn]))
         assert reason, f"{pfn:x}: kernel {kpf_long(int(truth[pfn]))}; we {kpf_long(int(mine[pfn]))}"
         reasons[reason] += 1
     # What moved is little; a misread flag would show on thousands.
-    moved = sum(count for reason, count in reasons.items() if reason != "the kernel's own mistake")
-    assert moved <= len(truth) // 500, reasons
+    assert reasons[OTHERWISE] <= len(truth) // 10_000, reasons
+    assert sum(reasons.values()) <= len(truth) // 1000, reasons
 
 
 def test_census_adds_up_to_the_same_classes(
