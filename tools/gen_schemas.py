@@ -102,7 +102,7 @@ DOCUMENTS: Dict[str, Document] = {
     ),
     "kaslr": Document(
         "Every base that is randomised.",
-        {"bases": ["kvintro.randomness:Randomised"]},
+        {"bases": ["kvintro.readers.randomness:Randomised"]},
         {
             "enabled": either(FLAG, NULL),
             "enabled_provenance": TEXT,

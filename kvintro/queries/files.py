@@ -9,7 +9,7 @@ from typing import List, Optional
 from kvintro.arch.x86_64 import ALL
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
-from kvintro.structures import TROUBLE, number, offset_of, struct_at, text_at
+from kvintro.readers.structures import TROUBLE, number, offset_of, struct_at, text_at
 
 _MAX_DEPTH = 256
 _MAX_NAME = 256  # NAME_MAX + 1

@@ -20,13 +20,13 @@ import drgn
 from kvintro.arch.x86_64 import ALL, CPU_ENTRY_AREA_BASE, FIXADDR_TOP, PAGE_SHIFT, PAGE_SIZE
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
-from kvintro.kfence import KfencePool, cache_name, known_pool
 from kvintro.model import Address
 from kvintro.queries.modules import ModuleMemory, module_memory, module_sections
 from kvintro.queries.translate import Input, Translation, Translator
+from kvintro.readers.kfence import KfencePool, cache_name, known_pool
+from kvintro.readers.structures import Budget, Damage
 from kvintro.regions.cpu_entry_area import areas_of, member_at
 from kvintro.regions.vmemmap import REGION as VMEMMAP
-from kvintro.structures import Budget, Damage
 
 # What helpers raise on memory that is damaged, missing or laid out in a way they do not know.
 _TROUBLE = (

@@ -11,8 +11,8 @@ import drgn
 
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
+from kvintro.readers.structures import TROUBLE, struct_at
 from kvintro.regions.modules import section_addresses
-from kvintro.structures import TROUBLE, struct_at
 
 _MAX_MODULES = 1 << 14
 #: enum mod_mem_type, by number.

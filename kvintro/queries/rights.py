@@ -8,16 +8,16 @@ from typing import Dict, List, Tuple
 
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
-from kvintro.mapped import PAGE_NAMES, caching_text, rights_text
 from kvintro.model import Placement
 from kvintro.paging import LEVEL_MASK, LEVEL_SHIFT, MAPPED
+from kvintro.readers.mapped import PAGE_NAMES, caching_text, rights_text
 
 
 @dataclass(frozen=True)
 class Mapped:
     """What a region maps with one page size, one set of rights and one memory type.
 
-    :ivar rights: all levels together, as :func:`kvintro.mapped.rights_text` writes them.
+    :ivar rights: all levels together, as :func:`kvintro.readers.mapped.rights_text` writes them.
     :ivar ranges: stretches that are mapped alike.
     :ivar size: bytes.
     """

@@ -37,8 +37,8 @@ from kvintro.kernel import Kernel
 from kvintro.model import Address, Size
 from kvintro.paging import Walk
 from kvintro.paging.tree import read_tables
-from kvintro.processes import Process, each_mm, mm_of, processes, root_of
-from kvintro.structures import (
+from kvintro.readers.processes import Process, each_mm, mm_of, processes, root_of
+from kvintro.readers.structures import (
     LIMIT,
     TROUBLE,
     Damage,

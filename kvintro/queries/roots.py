@@ -7,9 +7,9 @@ from kvintro.arch.x86_64 import PTI_USER_ROOT_BIT
 from kvintro.errors import Unavailable, UsageError
 from kvintro.kernel import Kernel
 from kvintro.model import Absent, Placement
+from kvintro.readers.structures import TROUBLE
 from kvintro.regions import Root
 from kvintro.regions.ldt_remap import table_of
-from kvintro.structures import TROUBLE
 
 
 def kernel_root(kernel: Kernel) -> Root:

@@ -11,7 +11,7 @@ import drgn
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
 from kvintro.model import Fact
-from kvintro.structures import bounded
+from kvintro.readers.structures import bounded
 
 _LOG = "the kernel's log"
 # Most telling first: a panic prints its reason (and again at its very end), what led there came before.

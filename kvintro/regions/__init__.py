@@ -14,13 +14,13 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, List, Mapping, Optional, Sequence, Tuple
 
 from kvintro.errors import Unavailable
-from kvintro.mapped import View, caching_text, rights_text
 from kvintro.model import Address, AddressRange, Column, Located, NoRange, Placement, Size, Table, Unknown
 from kvintro.paging import LEVEL_MASK, LEVEL_SHIFT, MAPPED
+from kvintro.readers.mapped import View, caching_text, rights_text
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel
-    from kvintro.randomness import Randomised
+    from kvintro.readers.randomness import Randomised
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,12 @@ import drgn
 
 from kvintro.arch.x86_64 import CPU_ENTRY_AREA_BASE, P4D_SHIFT, PAGE_SIZE
 from kvintro.errors import Unavailable
-from kvintro.mapped import View
 from kvintro.model import Address, AddressRange, Column, Located, Size, Table
 from kvintro.paging import MAPPED
-from kvintro.processes import mapped_physical
-from kvintro.randomness import Randomised, drawn, kaslr_enabled, not_drawn, why_off
-from kvintro.regions import Asked, Contents, Region, fixed_place
-from kvintro.structures import (
+from kvintro.readers.mapped import View
+from kvintro.readers.processes import mapped_physical
+from kvintro.readers.randomness import Randomised, drawn, kaslr_enabled, not_drawn, why_off
+from kvintro.readers.structures import (
     Damage,
     need_types,
     offset_of,
@@ -26,6 +25,7 @@ from kvintro.structures import (
     size_of,
     type_of,
 )
+from kvintro.regions import Asked, Contents, Region, fixed_place
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Mapping, 
 
 from kvintro.arch.x86_64 import ALL, CPU_ENTRY_AREA_BASE, PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT
 from kvintro.errors import Unavailable
-from kvintro.kfence import KfencePool, kfence_pool
-from kvintro.mapped import PAGE_NAMES, View, caching_text, rights_text
-from kvintro.memory import SYSTEM_RAM, Physical, debug_pagealloc
 from kvintro.model import Address, AddressRange, Column, Located, Placement, Size, Table
 from kvintro.paging import LEVEL_MASK, LEVEL_SHIFT, MAPPED, NONZERO, OVER_LIMIT, UNREADABLE
 from kvintro.paging.bulk import MAPPED as FOUND
-from kvintro.randomness import Randomised, boot_initrd, region_draw
+from kvintro.readers.kfence import KfencePool, kfence_pool
+from kvintro.readers.mapped import PAGE_NAMES, View, caching_text, rights_text
+from kvintro.readers.memory import SYSTEM_RAM, Physical, debug_pagealloc
+from kvintro.readers.randomness import Randomised, boot_initrd, region_draw
+from kvintro.readers.structures import Damage, has_member, is_table, maple_entries, offset_of
 from kvintro.regions import Asked, Contents, Linear, Region
 from kvintro.regions.kernel_image import LOCKS, sections
 from kvintro.regions.vmemmap import REGION as VMEMMAP
-from kvintro.structures import Damage, has_member, is_table, maple_entries, offset_of
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Iterator, List, Optional, Sequence, Tuple
 
 from kvintro.arch.x86_64 import ALL, EFI_VA_END, EFI_VA_START, PAGE_SHIFT
 from kvintro.errors import Unavailable
-from kvintro.mapped import View
 from kvintro.model import Absent, Address, AddressRange, Column, Located, Size, Table
+from kvintro.readers.mapped import View
+from kvintro.readers.structures import TROUBLE, Damage, number, size_of, struct_at
 from kvintro.regions import RANGE_COLUMNS, Asked, Contents, Region, Root, fixed_place, mapped_ranges
 from kvintro.regions.ldt_remap import table_of
-from kvintro.structures import TROUBLE, Damage, number, size_of, struct_at
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel

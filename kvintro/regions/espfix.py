@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, List, Optional, Sequence, Tuple
 
 from kvintro.arch.x86_64 import ESPFIX_BASE, P4D_SHIFT, PAGE_SIZE
 from kvintro.errors import Unavailable
-from kvintro.mapped import View
 from kvintro.model import Absent, Address, AddressRange, Column, Located, Placement, Size, Table
-from kvintro.processes import mapped_physical
-from kvintro.randomness import Randomised, drawn, not_known
+from kvintro.readers.mapped import View
+from kvintro.readers.processes import mapped_physical
+from kvintro.readers.randomness import Randomised, drawn, not_known
+from kvintro.readers.structures import Damage, per_cpu_address, pointer_at, possible_cpus
 from kvintro.regions import Asked, Contents, Region, fixed_place
-from kvintro.structures import Damage, per_cpu_address, pointer_at, possible_cpus
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel

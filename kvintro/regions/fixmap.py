@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Dict, List, Optional, Tuple
 
 from kvintro.arch.x86_64 import FIXADDR_TOP, PAGE_SHIFT, PAGE_SIZE, VSYSCALL_ADDR
 from kvintro.errors import Unavailable
-from kvintro.mapped import View
-from kvintro.memory import Physical
 from kvintro.model import Address, AddressRange, Column, Located, Placement, Size, Table
+from kvintro.readers.mapped import View
+from kvintro.readers.memory import Physical
+from kvintro.readers.structures import need_types
 from kvintro.regions import Asked, Contents, Region
-from kvintro.structures import need_types
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Dict, Iterator, List, Optional, Tuple
 
 from kvintro.arch.x86_64 import ALL, KASAN_SHADOW_OFFSET, PAGE_SIZE
 from kvintro.errors import Unavailable
-from kvintro.mapped import View, rights_text
 from kvintro.model import Absent, Address, AddressRange, Column, Located, Size, Table
 from kvintro.paging import LEVEL_MASK, LEVEL_SHIFT, MAPPED, PRUNED, FrameTree, Tree
-from kvintro.processes import physical_of
+from kvintro.readers.mapped import View, rights_text
+from kvintro.readers.processes import physical_of
+from kvintro.readers.structures import Damage
 from kvintro.regions import Asked, Contents, Region, fixed_place
-from kvintro.structures import Damage
 from kvintro.types import KASAN
 
 if TYPE_CHECKING:

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Dict, Iterator, List, Mapping, Optional, Seque
 from kvintro.arch import x86_64_kaslr
 from kvintro.arch.x86_64 import ALL, DEFAULT_TEXT, PAGE_SIZE, PMD_SHIFT, START_KERNEL_MAP
 from kvintro.errors import Unavailable
-from kvintro.mapped import View, rights_text
-from kvintro.memory import debug_pagealloc
 from kvintro.model import (
     Address,
     AddressRange,
@@ -24,7 +22,9 @@ from kvintro.model import (
     Table,
 )
 from kvintro.paging import MAPPED
-from kvintro.randomness import (
+from kvintro.readers.mapped import View, rights_text
+from kvintro.readers.memory import debug_pagealloc
+from kvintro.readers.randomness import (
     Randomised,
     alignment,
     boot_ram,

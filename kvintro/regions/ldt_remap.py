@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, List, Optional, Sequence, Tuple
 
 from kvintro.arch.x86_64 import LDT_SLOT_STRIDE, PAGE_SIZE
 from kvintro.errors import Unavailable
-from kvintro.mapped import View
 from kvintro.model import Absent, Address, Column, Located, Size, Table
-from kvintro.processes import Process, each_mm, mapped_physical, mm_of, physical_of, root_of
+from kvintro.readers.mapped import View
+from kvintro.readers.processes import Process, each_mm, mapped_physical, mm_of, physical_of, root_of
+from kvintro.readers.structures import TROUBLE, Damage, need_types, number, struct_at
 from kvintro.regions import Asked, Contents, Region, Root, fixed_place
-from kvintro.structures import TROUBLE, Damage, need_types, number, struct_at
 
 if TYPE_CHECKING:
     import drgn

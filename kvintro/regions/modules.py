@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Sequence,
 from kvintro.arch.x86_64 import MODULES_END, PAGE_SIZE, START_KERNEL_MAP
 from kvintro.arch.x86_64_kaslr import MODULE_SLOTS
 from kvintro.errors import Unavailable
-from kvintro.mapped import View
 from kvintro.model import Absent, Address, AddressRange, Column, Located, Placement, Size, Table
-from kvintro.names import module_parts
-from kvintro.randomness import Randomised, drawn, kaslr_enabled, not_drawn, not_known, why_off
-from kvintro.regions import Asked, Contents, Region
-from kvintro.structures import (
+from kvintro.readers.mapped import View
+from kvintro.readers.names import module_parts
+from kvintro.readers.randomness import Randomised, drawn, kaslr_enabled, not_drawn, not_known, why_off
+from kvintro.readers.structures import (
     TROUBLE,
     Damage,
     has_member,
@@ -29,6 +28,7 @@ from kvintro.structures import (
     text_at,
     text_of,
 )
+from kvintro.regions import Asked, Contents, Region
 
 if TYPE_CHECKING:
     import drgn

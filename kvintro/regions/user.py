@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence, 
 from kvintro.arch.x86_64 import NX, PAGE_SIZE, PRESENT, PROTNONE, RW
 from kvintro.arch.x86_64_entry import SOFTW1, SWP_TYPE_BITS
 from kvintro.errors import Unavailable
-from kvintro.mapped import PAGE_NAMES, View
 from kvintro.model import Address, Column, Located, Size, Table
 from kvintro.paging import LEVEL_MASK, LEVEL_SHIFT, MAPPED, NONZERO, OVER_LIMIT, UNREADABLE, Tree
-from kvintro.processes import Process, each_mm, find_process, mm_of, root_of
-from kvintro.regions import Asked, Contents, Region, Root, fixed_place
-from kvintro.structures import (
+from kvintro.readers.mapped import PAGE_NAMES, View
+from kvintro.readers.processes import Process, each_mm, find_process, mm_of, root_of
+from kvintro.readers.structures import (
     TROUBLE,
     Damage,
     is_table,
@@ -24,7 +23,8 @@ from kvintro.structures import (
     struct_at,
     xarray_entries,
 )
-from kvintro.vmas import VM_EXEC, VM_MAYSHARE, VM_READ, VM_WRITE, Vma, vmas_of
+from kvintro.readers.vmas import VM_EXEC, VM_MAYSHARE, VM_READ, VM_WRITE, Vma, vmas_of
+from kvintro.regions import Asked, Contents, Region, Root, fixed_place
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Mapping, 
 
 from kvintro.arch.x86_64 import ALL, PAGE_SHIFT, PAGE_SIZE
 from kvintro.errors import Unavailable
-from kvintro.mapped import View
 from kvintro.model import Address, AddressRange, Column, Located, Placement, Size, Table
-from kvintro.names import Names
 from kvintro.paging.bulk import MAPPED
-from kvintro.randomness import Randomised, region_draw
-from kvintro.regions import Asked, Contents, Region
-from kvintro.regions.vmemmap import REGION as VMEMMAP
-from kvintro.structures import (
+from kvintro.readers.mapped import View
+from kvintro.readers.names import Names
+from kvintro.readers.randomness import Randomised, region_draw
+from kvintro.readers.structures import (
     Damage,
     chain_entries,
     has_member,
@@ -27,6 +25,8 @@ from kvintro.structures import (
     size_of,
     struct_at,
 )
+from kvintro.regions import Asked, Contents, Region
+from kvintro.regions.vmemmap import REGION as VMEMMAP
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel

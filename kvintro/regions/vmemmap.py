@@ -8,12 +8,21 @@ from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Optional, 
 
 from kvintro.arch.x86_64 import CPU_ENTRY_AREA_BASE, PAGE_SHIFT, PAGE_SIZE
 from kvintro.errors import Unavailable
-from kvintro.mapped import View, rights_text
 from kvintro.model import Address, AddressRange, Column, Fact, Located, Placement, Size, Table
 from kvintro.paging import LEVEL_MASK, LEVEL_SHIFT, MAPPED
-from kvintro.randomness import Randomised, region_draw
+from kvintro.readers.mapped import View, rights_text
+from kvintro.readers.randomness import Randomised, region_draw
+from kvintro.readers.structures import (
+    TROUBLE,
+    Damage,
+    need_types,
+    number,
+    offset_of,
+    pointer_at,
+    size_of,
+    text_at,
+)
 from kvintro.regions import Asked, Contents, Region
-from kvintro.structures import TROUBLE, Damage, need_types, number, offset_of, pointer_at, size_of, text_at
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, List, Optional, Tuple
 
 from kvintro.arch.x86_64 import PAGE_SIZE, VSYSCALL_ADDR
 from kvintro.errors import Unavailable
-from kvintro.mapped import View
-from kvintro.memory import Physical
 from kvintro.model import Absent, Address, AddressRange, Column, Located, Placement, Size, Table
+from kvintro.readers.mapped import View
+from kvintro.readers.memory import Physical
+from kvintro.readers.structures import number, struct_at
 from kvintro.regions import Asked, Contents, Region
-from kvintro.structures import number, struct_at
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel

@@ -282,7 +282,7 @@ def commands(kernel: Kernel) -> List[CommandRow]:
         # They have no names without CONFIG_KALLSYMS_ALL.
         "variables": not kernel.code_only,
         "types": source.types != "none",
-        # Kernels before 6.12, and stable ones before its backport, forgot it (randomness.py).
+        # Kernels before 6.12, and stable ones before its backport, forgot it (readers/randomness.py).
         _RESERVED: kernel.identity.kaslr is False
         or any(map(kernel.find_symbol, ("direct_map_physmem_end", "physmem_end"))),
     }

@@ -9,7 +9,7 @@ from kvintro.arch.x86_64_kaslr import joint_bits
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
 from kvintro.model import Column, Report, Table
-from kvintro.randomness import Randomised, kaslr_enabled, not_known
+from kvintro.readers.randomness import Randomised, kaslr_enabled, not_known
 
 COLUMNS = (
     Column("what", "what"),

@@ -9,7 +9,6 @@ from typing import Callable, List, Optional, Sequence, Tuple, TypeVar
 from kvintro.arch.x86_64 import PAGE_SHIFT
 from kvintro.errors import NotInDump, Unavailable
 from kvintro.kernel import Kernel
-from kvintro.kfence import cache_name
 from kvintro.model import Address, Column, Report, Size, Table
 from kvintro.queries.files import FileName
 from kvintro.queries.pages.meaning import TYPES, kpf_long
@@ -17,6 +16,7 @@ from kvintro.queries.pages.one import MemoryGroup, PageLookup, PageState, SwapPl
 from kvintro.queries.pages.owner import PageOwner
 from kvintro.queries.rmap import ReverseMap, UserMapping, UserMappings, mappings_by_walk
 from kvintro.queries.translate import Translation, Translator
+from kvintro.readers.kfence import cache_name
 
 T = TypeVar("T")
 

@@ -23,8 +23,8 @@ from kvintro.queries.pages.meaning import (
     kpf_symbols,
 )
 from kvintro.queries.pages.zones import ZoneFacts, zone_facts
+from kvintro.readers.structures import TROUBLE, number, slab_cache_at, text_at
 from kvintro.reports.layout import head
-from kvintro.structures import TROUBLE, number, slab_cache_at, text_at
 
 #: What pages can be listed by.
 BREAKDOWNS = ("type", "zone", "node", "order", "cache", "flags", "free")

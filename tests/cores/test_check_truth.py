@@ -14,17 +14,17 @@ import pytest
 from kvintro.arch.x86_64 import ALL, NX, PTI_USER_ROOT_BIT, RW, USER
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
-from kvintro.mapped import View
 from kvintro.model import Placement
 from kvintro.paging import walk
-from kvintro.processes import each_mm, mm_of, root_of
 from kvintro.queries.audit import CHECKS, frames, lists, running
 from kvintro.queries.modules import module_memory
 from kvintro.queries.pages.census import FrameTypes, Pages
+from kvintro.readers.mapped import View
+from kvintro.readers.processes import each_mm, mm_of, root_of
+from kvintro.readers.structures import Damage
 from kvintro.regions.vmalloc import AreaRow, Areas
 from kvintro.reports.check import check
 from kvintro.source.elf import Segment
-from kvintro.structures import Damage
 from tests.conftest import Core
 from tests.cores.showing import needs
 

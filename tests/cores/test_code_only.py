@@ -18,13 +18,13 @@ from kvintro.cli import exit_code, main, parse
 from kvintro.commands import run_command
 from kvintro.errors import Unavailable, UsageError
 from kvintro.kernel import Kernel
-from kvintro.processes import processes
+from kvintro.readers.processes import processes
+from kvintro.readers.structures import Damage, text_of
 from kvintro.regions.cpu_entry_area import areas_of, member_at
 from kvintro.regions.modules import each_module
 from kvintro.render import render
 from kvintro.reports.info import info
 from kvintro.reports.layout import layout
-from kvintro.structures import Damage, text_of
 from tests.codeonly import open_code_only
 from tests.conftest import Core
 from tests.cores.showing import all_symbols, registers

@@ -19,11 +19,11 @@ from kvintro.kernel import Kernel, open_kernel
 from kvintro.queries.pages.meaning import KPF_BUDDY, KPF_NOPAGE, KPF_SWAPCACHE
 from kvintro.queries.pages.one import PageLookup
 from kvintro.queries.rmap import ReverseMap, UserMappings, mappings_by_walk
+from kvintro.readers.structures import offset_of, pointer_at
 from kvintro.render import render
 from kvintro.reports.aliases import alias_report
 from kvintro.reports.page import PageRow, page_report
 from kvintro.source import Request
-from kvintro.structures import offset_of, pointer_at
 from tests.conftest import Core
 from tests.cores.test_pages_truth import words
 
@@ -455,7 +455,7 @@ def test_slab_objects(kernel: Kernel, lookup: PageLookup) -> None:
 
 
 def test_tables_of_processes_are_page_tables(kernel: Kernel, lookup: PageLookup, truth: Truth) -> None:
-    from kvintro.processes import find_process, mm_of, root_of
+    from kvintro.readers.processes import find_process, mm_of, root_of
 
     for pid in sorted(truth.pids)[:3]:
         process = find_process(kernel, pid)

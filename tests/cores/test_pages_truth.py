@@ -31,10 +31,10 @@ from kvintro.queries.pages.meaning import (
     kpf_long,
 )
 from kvintro.queries.pages.zones import zone_facts
+from kvintro.readers.structures import number, slab_cache_at, text_at
 from kvintro.render import render
 from kvintro.reports.pages import BREAKDOWNS, pages_report, parse_range
 from kvintro.source import Request
-from kvintro.structures import number, slab_cache_at, text_at
 from tests.conftest import Core
 
 BUDDY, SLAB, MMAP, ANON, KSM = (1 << bit for bit in (KPF_BUDDY, KPF_SLAB, KPF_MMAP, KPF_ANON, KPF_KSM))

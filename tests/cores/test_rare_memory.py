@@ -15,15 +15,15 @@ import numpy
 import pytest
 
 from kvintro.kernel import Kernel
-from kvintro.kfence import kfence_pool
 from kvintro.queries.pages.census import Pages
 from kvintro.queries.pages.meaning import KPF_BUDDY, KPF_HWPOISON, KPF_OFFLINE, KPF_PGTABLE
+from kvintro.readers.kfence import kfence_pool
+from kvintro.readers.structures import size_of
 from kvintro.regions import direct_map, kernel_image
 from kvintro.render import render
 from kvintro.reports.identify import identify
 from kvintro.reports.page import page_report
 from kvintro.reports.pages import pages_report
-from kvintro.structures import size_of
 from tests.conftest import Core
 from tests.cores.showing import (
     WILD,

@@ -9,8 +9,8 @@ from typing import Callable, Dict
 import pytest
 
 from kvintro.kernel import Kernel, open_kernel
+from kvintro.readers.structures import has_member
 from kvintro.source import Request
-from kvintro.structures import has_member
 from tests.conftest import VMCORES, Core
 
 
@@ -22,7 +22,7 @@ def _member(type_name: str, member: str) -> Callable[[Kernel], bool]:
     return lambda kernel: has_member(kernel, f"struct {type_name}", member)
 
 
-#: What decides in kvintro/regions and kvintro/vmas.py.
+#: What decides in kvintro/regions and kvintro/readers.
 BRANCHES: Dict[str, Callable[[Kernel], bool]] = {
     "vmalloc areas by node": _symbol("vmap_nodes"),
     "vmalloc areas in one list": _symbol("vmap_area_list"),

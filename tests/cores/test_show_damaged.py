@@ -12,9 +12,9 @@ import pytest
 from kvintro.cli import exit_code
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
+from kvintro.readers.structures import offset_of, per_cpu_address, pointer_at, size_of
 from kvintro.regions import Asked
 from kvintro.reports.show import Selection, show
-from kvintro.structures import offset_of, per_cpu_address, pointer_at, size_of
 from tests.conftest import Core
 from tests.cores.showing import WILD, fresh, overlay
 

@@ -229,7 +229,7 @@ def test_a_wild_cea_offset(core: Core) -> None:
     kernel = fresh(core)
     if kernel.find_symbol("_cea_offset") is None:
         pytest.skip("areas go by CPU numbers here")
-    from kvintro.structures import per_cpu_address
+    from kvintro.readers.structures import per_cpu_address
 
     overlay(kernel, per_cpu_address(kernel, "_cea_offset", 1), 1 << 60)
     report = show(kernel, "cpu_entry_area", Asked(), Selection())
@@ -241,8 +241,8 @@ def test_a_wild_ldt(core: Core) -> None:
     kernel = fresh(core)
     if not core.meta["pti"]:
         pytest.skip("nothing is mapped without isolation")
-    from kvintro.processes import each_mm
-    from kvintro.structures import Damage, offset_of
+    from kvintro.readers.processes import each_mm
+    from kvintro.readers.structures import Damage, offset_of
 
     victim = next(p for p in each_mm(kernel, Damage()) if p.comm == "kv-ldt1")
     context = offset_of(kernel, "struct mm_struct", "context") + offset_of(kernel, "mm_context_t", "ldt")

@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Tuple
 import pytest
 
 from kvintro.kernel import Kernel
-from kvintro.names import Names
+from kvintro.readers.names import Names
 from kvintro.regions import Asked
 from kvintro.reports.show import Selection, show
 from tests.conftest import Core

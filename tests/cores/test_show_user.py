@@ -13,10 +13,10 @@ import pytest
 from kvintro.errors import UsageError
 from kvintro.kernel import Kernel
 from kvintro.model import AddressRange
+from kvintro.readers.structures import has_member
 from kvintro.render import render
 from kvintro.reports.show import Selection
 from kvintro.reports.user import user
-from kvintro.structures import has_member
 from tests.conftest import Core
 from tests.cores.showing import WILD, document, fresh, needs, number, overlay, text_of
 
@@ -176,8 +176,8 @@ def test_which_structure_the_kernel_has(core: Core, kernel: Kernel) -> None:
 @pytest.mark.parametrize("spoiled", ["a loop", *WILD])
 def test_a_damaged_list_of_areas(core: Core, spoiled: str) -> None:
     kernel = fresh(core)
-    from kvintro.processes import find_process
-    from kvintro.structures import offset_of, pointer_at
+    from kvintro.readers.processes import find_process
+    from kvintro.readers.structures import offset_of, pointer_at
 
     # One whose tree has nodes below its root: what is missing from it is more than an area without pages.
     pid = max(pids(core), key=lambda pid: (len(core.truth(f"proc/{pid}/maps").splitlines()), pid))
@@ -218,9 +218,9 @@ def test_a_damaged_tree_of_a_file(core: Core, spoiled: str) -> None:
     if not match:
         pytest.skip(f"{core.name} has no shared memory that is swapped out")
     kernel = fresh(core)
-    from kvintro.processes import find_process, mm_of
-    from kvintro.structures import Damage, offset_of, pointer_at
-    from kvintro.vmas import vmas_of
+    from kvintro.readers.processes import find_process, mm_of
+    from kvintro.readers.structures import Damage, offset_of, pointer_at
+    from kvintro.readers.vmas import vmas_of
 
     pid, start = int(match[1]), int(match[2], 16)
     found = find_process(kernel, pid)

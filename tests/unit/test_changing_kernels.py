@@ -17,7 +17,7 @@ from kvintro import commands
 from kvintro.cli import main
 from kvintro.errors import NotInDump, Unavailable, UsageError
 from kvintro.model import Report
-from kvintro.structures import Budget, bounded
+from kvintro.readers.structures import Budget, bounded
 
 ARGS = argparse.Namespace(command="layout")
 WHOLE = Report("layout", None, ())

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvintro.errors import UsageError
-from kvintro.mapped import View, caching_text, rights_text
 from kvintro.model import Address, AddressRange, Column, Report, Size, Table
 from kvintro.paging import EFFECTIVE_NX, EFFECTIVE_RW, EFFECTIVE_USER, LEVEL_SHIFT, MAPPED, UNREADABLE, Ranges
+from kvintro.readers.mapped import View, caching_text, rights_text
 from kvintro.render import render
 from kvintro.render.show import area_line
 from kvintro.render.user import maps_line

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from kvintro.errors import NotInDump
 from kvintro.kernel import Kernel
-from kvintro.structures import (
+from kvintro.readers.structures import (
     Damage,
     chain_entries,
     list_entries,

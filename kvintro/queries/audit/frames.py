@@ -12,11 +12,11 @@ from kvintro.model import AddressRange, Placement
 from kvintro.paging import EFFECTIVE_NX, MAPPED, REPEATED, Ranges
 from kvintro.paging.bulk import MAPPED as FOUND
 from kvintro.paging.tree import read_tables
-from kvintro.processes import each_mm, mm_of, root_of
 from kvintro.queries.audit.verdict import MOST, Finding, Verdict, conclude
 from kvintro.queries.pages.census import FrameTypes, Pages
 from kvintro.queries.pages.runs import distinct
-from kvintro.structures import TROUBLE, Damage
+from kvintro.readers.processes import each_mm, mm_of, root_of
+from kvintro.readers.structures import TROUBLE, Damage
 
 if TYPE_CHECKING:
     import numpy

@@ -8,13 +8,13 @@ from typing import Any, List, Sequence
 
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
-from kvintro.mapped import rights_text
 from kvintro.model import Address, AddressRange, Placement
 from kvintro.paging import MAPPED, OVER_LIMIT, UNREADABLE
 from kvintro.queries.audit.verdict import MOST, Finding, Verdict, conclude
+from kvintro.readers.mapped import rights_text
+from kvintro.readers.structures import Damage, need_types
 from kvintro.regions import Asked, Region
 from kvintro.regions.vmalloc import AreaRow, Areas
-from kvintro.structures import Damage, need_types
 
 
 def contents(kernel: Kernel) -> Verdict:

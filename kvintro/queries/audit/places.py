@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Callable, List, Tuple
 from kvintro.arch.x86_64 import ALL, DEFAULT_TEXT, PAGE_SHIFT, PMD_SHIFT, START_KERNEL_MAP
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
-from kvintro.mapped import rights_text
 from kvintro.model import AddressRange, Placement, Unknown
 from kvintro.paging import MAPPED, OVER_LIMIT, REPEATED, UNREADABLE
 from kvintro.paging.bulk import MAPPED as FOUND
 from kvintro.queries.audit.verdict import MOST, Finding, Verdict, conclude
+from kvintro.readers.mapped import rights_text
 
 if TYPE_CHECKING:
     import numpy

@@ -13,14 +13,14 @@ from typing import Any, Callable, Dict, FrozenSet, List, Optional, Set, Tuple
 
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
-from kvintro.mapped import PAGE_NAMES
-from kvintro.memory import resources
 from kvintro.model import Placement
 from kvintro.queries.audit.verdict import Finding, Verdict, conclude
+from kvintro.readers.mapped import PAGE_NAMES
+from kvintro.readers.memory import resources
+from kvintro.readers.structures import Damage, need_types
 from kvintro.regions import Asked
 from kvintro.regions.vmalloc import Areas
 from kvintro.source.privileges import open_kernel_file
-from kvintro.structures import Damage, need_types
 
 _KERNEL_HALF = 1 << 63
 _PAGE_KB = {"4K": 4, "2M": 2048, "1G": 1 << 20}

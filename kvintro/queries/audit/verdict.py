@@ -8,7 +8,7 @@ from typing import Callable, Optional, Sequence, Tuple
 
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
-from kvintro.structures import TROUBLE
+from kvintro.readers.structures import TROUBLE
 
 #: From what contradicts itself, over a protection that is off, to what is worth knowing.
 SEVERITIES = ("defect", "warning", "notice")

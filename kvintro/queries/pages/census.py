@@ -13,7 +13,6 @@ import drgn
 from kvintro.arch.x86_64 import PAGE_SHIFT
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
-from kvintro.kfence import KfencePool, known_pool
 from kvintro.queries.pages.format import PageFormat, page_format, zero_pages
 from kvintro.queries.pages.meaning import TYPES, Meaning
 from kvintro.queries.pages.runs import (
@@ -28,6 +27,7 @@ from kvintro.queries.pages.runs import (
     distinct,
 )
 from kvintro.queries.pages.sections import Reader, Sections, sections_of
+from kvintro.readers.kfence import KfencePool, known_pool
 
 if TYPE_CHECKING:
     import numpy

@@ -11,15 +11,15 @@ from typing import Any, List, Optional, Tuple
 from kvintro.arch.x86_64 import ALL, PAGE_SHIFT
 from kvintro.errors import NotInDump, Unavailable
 from kvintro.kernel import Kernel
-from kvintro.kfence import KfencePool
-from kvintro.names import Names
 from kvintro.queries.files import FileName, file_of
 from kvintro.queries.pages.census import Pages
 from kvintro.queries.pages.format import offset
 from kvintro.queries.pages.meaning import KPF_SWAPCACHE, Meaning
 from kvintro.queries.pages.owner import PageOwner, page_owner
 from kvintro.queries.pages.runs import DANGLING, MAPPED, OFFLINE, TAIL, TYPE_MASK, Runs
-from kvintro.structures import (
+from kvintro.readers.kfence import KfencePool
+from kvintro.readers.names import Names
+from kvintro.readers.structures import (
     TROUBLE,
     bounded,
     has_member,

@@ -13,8 +13,8 @@ from kvintro.arch.x86_64 import ALL, PAGE_SHIFT, PAGE_SIZE
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
 from kvintro.model import Address
-from kvintro.names import Names
-from kvintro.structures import TROUBLE, number, offset_of, pointer_at, size_of, struct_at, text_of
+from kvintro.readers.names import Names
+from kvintro.readers.structures import TROUBLE, number, offset_of, pointer_at, size_of, struct_at, text_of
 
 _MAX_FRAMES = 256  # CONFIG_STACKDEPOT_MAX_FRAMES
 _STACK_ALIGN = 4  # lib/stackdepot.c:DEPOT_STACK_ALIGN

@@ -10,7 +10,7 @@ from kvintro.arch.x86_64 import ALL
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
 from kvintro.queries.pages.format import PageFormat
-from kvintro.structures import TROUBLE, number, offset_of, size_of, struct_at
+from kvintro.readers.structures import TROUBLE, number, offset_of, size_of, struct_at
 
 
 @dataclass(frozen=True)

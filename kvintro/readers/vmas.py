@@ -10,8 +10,8 @@ import drgn
 
 from kvintro.arch.x86_64 import PAGE_SHIFT, PAGE_SIZE
 from kvintro.errors import Unavailable
-from kvintro.processes import Process
-from kvintro.structures import (
+from kvintro.readers.processes import Process
+from kvintro.readers.structures import (
     TROUBLE,
     Damage,
     has_member,

@@ -10,7 +10,7 @@ import drgn
 
 from kvintro.arch.x86_64 import ALL, START_KERNEL_MAP
 from kvintro.errors import Unavailable, UsageError
-from kvintro.structures import (
+from kvintro.readers.structures import (
     TROUBLE,
     Damage,
     list_entries,

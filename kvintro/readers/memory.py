@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, List, Optional, Set, Tuple
 
 from kvintro.arch.x86_64 import ALL, START_KERNEL_MAP
 from kvintro.errors import Unavailable
-from kvintro.structures import TROUBLE, Damage, number, struct_at, text_at
+from kvintro.readers.structures import TROUBLE, Damage, number, struct_at, text_at
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel

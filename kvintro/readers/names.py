@@ -7,7 +7,7 @@ from bisect import bisect_right
 from typing import TYPE_CHECKING, Dict, List, Optional, Tuple
 
 from kvintro.errors import Unavailable
-from kvintro.structures import TROUBLE, Damage, list_entries, number, text_of
+from kvintro.readers.structures import TROUBLE, Damage, list_entries, number, text_of
 
 if TYPE_CHECKING:
     import drgn
@@ -141,6 +141,6 @@ class Names:
         return sorted(found.items())
 
     def _string(self, address: int) -> str:
-        from kvintro.structures import text_at
+        from kvintro.readers.structures import text_at
 
         return text_at(self._kernel, address, 512)

@@ -11,7 +11,7 @@ from kvintro.arch import x86_64_kaslr
 from kvintro.arch.x86_64 import DEFAULT_TEXT, START_KERNEL_MAP
 from kvintro.errors import Unavailable
 from kvintro.model import Address, Displacement, Placement, Size
-from kvintro.structures import text_at
+from kvintro.readers.structures import text_at
 from kvintro.types import KASAN
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Dict, Optional, Tuple
 
 from kvintro.arch.x86_64 import PAGE_SIZE
 from kvintro.errors import Unavailable
-from kvintro.structures import TROUBLE, number, offset_of, size_of, slab_cache_at, text_at, type_of
+from kvintro.readers.structures import TROUBLE, number, offset_of, size_of, slab_cache_at, text_at, type_of
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel
