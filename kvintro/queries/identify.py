@@ -130,6 +130,8 @@ class Identifier:
                 problems.append(error.what)
             except _TROUBLE as error:
                 problems.append(f"{look.__name__.strip('_').replace('_', ' ')}: {self.kernel.why(error)}")
+        if self._fence[1] and any(identity.kind == "slab_object" for identity in identities):
+            problems.append(self._fence[1])
         identities.sort(key=lambda identity: KINDS.index(identity.kind))
         return Identified(found, tuple(identities), tuple(dict.fromkeys(problems)))
 
@@ -141,9 +143,10 @@ class Identifier:
             raise Unavailable("no types here: tasks, slab objects and vmalloc areas cannot be looked up")
         if address <= self.kernel.geometry.user.end or found.region == "vmemmap":
             return
-        fenced = self._pool is not None and address in self._pool
-        if self._pool is not None and fenced:
-            behind = self._pool.object_at(address)
+        pool, _ = self._fence
+        fenced = pool is not None and address in pool
+        if pool is not None and fenced:
+            behind = pool.object_at(address)
             if behind is None or behind.state != "allocated":
                 return
         from drgn.helpers.common.memory import identify_address_all
@@ -190,13 +193,14 @@ class Identifier:
         )
 
     @cached_property
-    def _pool(self) -> Optional[KfencePool]:
+    def _fence(self) -> Tuple[Optional[KfencePool], str]:
         return known_pool(self.kernel)
 
     def _kfence(self, address: int, found: Translation) -> Iterator[Identity]:
-        if self._pool is None or address not in self._pool:
+        pool, _ = self._fence
+        if pool is None or address not in pool:
             return
-        page = self._pool.object_at(address)
+        page = pool.object_at(address)
         if page is None:
             yield Identity("kfence", "KFENCE guard page", details={"object": None})
             return

@@ -101,12 +101,12 @@ def kfence_pool(kernel: Kernel) -> Optional[KfencePool]:
     raise Unavailable("the objects of KFENCE's pool cannot be found")
 
 
-def known_pool(kernel: Kernel) -> Optional[KfencePool]:
-    """As :func:`kfence_pool`; None as well where it cannot be read."""
+def known_pool(kernel: Kernel) -> Tuple[Optional[KfencePool], str]:
+    """As :func:`kfence_pool`, and why slabs may be taken for others where it cannot be read, "" elsewhere."""
     try:
-        return kfence_pool(kernel)
-    except Unavailable:
-        return None
+        return kfence_pool(kernel), ""
+    except Unavailable as error:
+        return None, f"which slabs are KFENCE's is not known: {error.what}"
 
 
 def _objects(kernel: Kernel, start: int, table: int) -> Tuple[KfenceObject, ...]:

@@ -226,6 +226,10 @@ class _Maker:
         if lookup.pages.zero_unknown and (kind == "reserved" or (compound and lookup.order(page) == 9)):
             notes.append(lookup.pages.zero_unknown)
             self.partial = True
+        unfenced = lookup.pages.fence[1] if kind == "slab" else ""
+        if unfenced:
+            notes.append(unfenced)
+            self.partial = True
         # By which to find the object in it: any alias does, as slabs lie in the direct map.
         inside = (
             None if direct is None or found.physical is None else direct + found.physical % (1 << PAGE_SHIFT)

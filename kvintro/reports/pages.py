@@ -237,9 +237,9 @@ def pages_report(
     pages = Pages(kernel)
     low, high = where if where is not None else (0, 1 << 52)
     notes = [*kernel.source.warnings]
-    partial = bool(pages.zero_unknown)
-    if partial:
-        notes.append(pages.zero_unknown)
+    unknown = [why for why in (pages.zero_unknown, pages.fence[1]) if why]
+    notes.extend(unknown)
+    partial = bool(unknown)
     sections = pages.sections
     if sections.missing:
         notes.append(

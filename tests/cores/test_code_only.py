@@ -174,6 +174,18 @@ def test_what_is_missing_is_said(core: Core, bare: Kernel, capsys: pytest.Captur
     assert "there are no symbols" not in json.dumps(rows)
 
 
+def test_slabs_that_may_be_kfences(bare: Kernel) -> None:
+    """KFENCE's pool is found by its name only: without it, no slab is said to be a cache's for certain."""
+    note = "which slabs are KFENCE's is not known"
+    built_in = bare.find_symbol("__kfence_alloc") is not None
+    task = max(processes(bare, Damage()), key=lambda process: process.pid).task
+    for words in ("pages", f"page {task:x}"):
+        report = run_command(bare, parse(words.split()))
+        said = json.loads(render(report, "json"))
+        assert (note in json.dumps(said)) == built_in, words
+        assert report.partial or not built_in, words
+
+
 def test_on_the_command_line(core: Core, kernel: Kernel, capsys: pytest.CaptureFixture[str]) -> None:
     if not kernel.code_only:
         pytest.skip("this kernel's variables have names")

@@ -151,8 +151,8 @@ class Pages:
         return "" if place < 0 else self.form.zone_name(place & (1 << self.form.zone_bits) - 1)
 
     @cached_property
-    def fenced(self) -> Optional[KfencePool]:
-        """KFENCE's pool, whose pages look like slabs and are none."""
+    def fence(self) -> Tuple[Optional[KfencePool], str]:
+        """KFENCE's pool, whose pages look like slabs and are none; why it is not known, "" if it is."""
         return known_pool(self.kernel)
 
     @cached_property
@@ -329,7 +329,7 @@ class _Counter:
         is_slab = self._pages.decoder.slabs(states)
         if not is_slab.any() or self._pages.form.slab_cache is None:
             return
-        pool = self._pages.fenced
+        pool, _ = self._pages.fence
         if pool is not None:
             low = (pool.start - self._pages.kernel.page_offset_base.value >> PAGE_SHIFT) - runs.first
             fenced = is_slab & (starts >= low) & (starts < low + pool.frames)

@@ -360,7 +360,7 @@ class PageLookup:
 
     def fenced(self, pfn: int) -> Optional[KfencePool]:
         """KFENCE's pool, if the page frame is one of it."""
-        pool = self.pages.fenced
+        pool, _ = self.pages.fence
         address = self.kernel.page_offset_base.value + (pfn << PAGE_SHIFT)
         return pool if pool is not None and address in pool else None
 
