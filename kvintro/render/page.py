@@ -93,7 +93,8 @@ def _facts(row: Any) -> Iterator[Tuple[str, str]]:
 
 def _slab(slab: Any) -> Iterator[Tuple[str, str]]:
     cache = printable(slab.cache) if slab.cache else "no name"
-    yield "slab", f"{cache}: {slab.in_use} of {slab.objects} objects of {value_text(slab.object_size)} in use"
+    count = f"{slab.in_use} of {slab.objects} objects of {value_text(slab.object_size)}"
+    yield "slab", f"{cache}: {count} in use or kept for CPUs"
     if slab.object is not None:
         state = {True: "allocated", False: "free", None: ""}[slab.allocated]
         yield "object", f"{slab.object:016x}+{slab.object_offset:#x}  {state}".rstrip()
