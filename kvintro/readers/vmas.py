@@ -143,20 +143,24 @@ class _Reader:
 
     def gate(self) -> Optional[Vma]:
         """The vsyscall page (arch/x86/entry/vsyscall/vsyscall_64.c:get_gate_vma)."""
-        if self._kernel.code_only and self._kernel.has_symbol("map_vsyscall", code=True):
-            why = self._kernel.nameless("vsyscall_mode").what
-            self._damage.add("whether there is a vsyscall page is not known", why)
+        if not self._kernel.has_symbol("map_vsyscall", code=True):
             return None
         try:
-            if self._kernel.value("vsyscall_mode", 4).value == 2:
-                return None
-            if not number(self._mm.context, "flags") & _HAS_VSYSCALL:
+            if self._kernel.value("vsyscall_mode", 4).value == 2 or not self._may_have_gate():
                 return None
             gate = struct_at(self._kernel, "struct vm_area_struct", self._kernel.symbol("gate_vma"))
-        except (Unavailable, AttributeError):
+            start, end = number(gate, "vm_start"), number(gate, "vm_end")
+        except TROUBLE as error:
+            self._damage.add("whether there is a vsyscall page is not known", str(error))
             return None
-        start, end = number(gate, "vm_start"), number(gate, "vm_end")
         return Vma(start, end - 1, number(gate, "vm_flags"), 0, (0, 0), 0, "[vsyscall]", gate=True)
+
+    def _may_have_gate(self) -> bool:
+        """Whether it runs in 64-bit mode: told by a flag, or up to 5.10 by a number that says it does not."""
+        context = self._mm.context
+        if any(member.name == "flags" for member in context.type_.type.members):
+            return bool(number(context, "flags") & _HAS_VSYSCALL)
+        return not number(context, "ia32_compat")
 
     def _name(self, vma: drgn.Object, start: int, end: int) -> str:
         """get_vma_name() of an area without a file."""

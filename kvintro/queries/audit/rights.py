@@ -17,6 +17,7 @@ from kvintro.arch.x86_64 import (
     PRESENT,
     PTI_USER_ROOT_BIT,
     PTRS_PER_TABLE,
+    VSYSCALL_ADDR,
 )
 from kvintro.errors import NotInDump, Unavailable
 from kvintro.kernel import Kernel
@@ -188,14 +189,17 @@ def _hypercalls(kernel: Kernel, finding: Finding) -> bool:
 def user_bit(kernel: Kernel) -> Verdict:
     """Only the vsyscall page may be user mode's."""
     half = AddressRange(kernel.geometry.guard_hole.end + 1, ALL)
+    places = _where(kernel.kernel_ranges, half, _USER)
+    unknown = _unread(kernel.kernel_ranges, [half])
     found = kernel.locate("vsyscall")
-    allowed = found.range if isinstance(found, Placement) else None
-    places = [
-        place
-        for place in _where(kernel.kernel_ranges, half, _USER)
-        if allowed is None or not (place.start in allowed and place.end in allowed)
-    ]
-    return conclude(places, _unread(kernel.kernel_ranges, [half]), "the kernel half of init_top_pgt")
+    page = AddressRange(VSYSCALL_ADDR, VSYSCALL_ADDR + PAGE_SIZE - 1)
+    others = [place for place in places if not (place.start in page and place.end in page)]
+    if isinstance(found, Placement):
+        places = others
+    elif not isinstance(found, Absent) and others != places:
+        places = others
+        unknown = unknown or f"user mode can read {page.start:016x}, and {found.reason}"
+    return conclude(places, unknown, "the kernel half of init_top_pgt")
 
 
 def module_rights(kernel: Kernel) -> Verdict:
