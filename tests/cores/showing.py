@@ -147,14 +147,24 @@ def needs(kernel: Kernel, *names: str) -> None:
 
 
 def registers(core: Core) -> Dict[int, Dict[str, int]]:
-    """By CPU: what QEMU says that GDTR, IDTR and TR hold, by the names GDT, IDT and TR."""
+    """By CPU: what QEMU says that GDTR, IDTR and TR hold, by the names GDT, IDT and TR.
+
+    A CPU that the kernel never started (maxcpus=1) has nothing of the kernel's in them, and is left out.
+    """
     found = {}
     for cpu, text in re.findall(r"^CPU#(\d+)(.*?)(?=^CPU#|\Z)", core.truth("registers"), re.M | re.S):
         held = {name: int(base, 16) for name, base in re.findall(r"^(GDT|IDT)= +(\w+)", text, re.M)}
         task = re.search(r"^TR =\w+ (\w+)", text, re.M)
         assert task
-        found[int(cpu)] = {**held, "TR": int(task[1], 16)}
+        if held["GDT"] >> 63:
+            found[int(cpu)] = {**held, "TR": int(task[1], 16)}
+    assert len(found) == (1 if "maxcpus=1" in core.truth("cmdline").split() else processors(core))
     return found
+
+
+def processors(core: Core) -> int:
+    """How many there are, started or not."""
+    return len(re.findall(r"^CPU#\d+", core.truth("registers"), re.M))
 
 
 class PtdumpLine(NamedTuple):

@@ -15,7 +15,7 @@ from kvintro.kernel import Kernel
 from kvintro.render import render
 from kvintro.reports.kaslr import kaslr
 from tests.conftest import Core
-from tests.cores.showing import kallsyms, needs, number, ptdump, values
+from tests.cores.showing import kallsyms, needs, number, ptdump, registers, values
 
 TB = 1 << 40
 BASES = {"direct_map": "page_offset_base", "vmalloc": "vmalloc_base", "vmemmap": "vmemmap_base"}
@@ -98,11 +98,9 @@ def test_modules(core: Core, rows: Dict[str, Any], kernel: Kernel) -> None:
 def test_cpu_entry_areas(core: Core, rows: Dict[str, Any], kernel: Kernel) -> None:
     """The processors' GDT registers hold where each area starts."""
     needs(kernel, "_cea_offset")
-    cpus = re.findall(r"^CPU#(\d+).*?^GDT= +(\w+)", core.truth("registers"), re.M | re.S)
-    assert cpus
-    for cpu, base in cpus:
+    for cpu, held in registers(core).items():
         row = rows[f"cpu_entry_area.{cpu}"]
-        assert number(row["actual"]) == int(base, 16)
+        assert number(row["actual"]) == held["GDT"]
         if row["state"] == "on":
             assert row["bits"] == round(math.log2(row["slots"]), 2) > 20
 

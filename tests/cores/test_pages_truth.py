@@ -38,6 +38,7 @@ from kvintro.source import Request
 from tests.conftest import Core
 
 BUDDY, SLAB, MMAP, ANON, KSM = (1 << bit for bit in (KPF_BUDDY, KPF_SLAB, KPF_MMAP, KPF_ANON, KPF_KSM))
+RESERVED = 1 << 32
 # REFERENCED, LRU and ACTIVE (include/uapi/linux/kernel-page-flags.h).
 LISTED = 1 << 2 | 1 << 5 | 1 << 6
 # What a page changes in when it is written, unmapped, or freed and taken by another: up to COMPOUND_TAIL,
@@ -124,8 +125,9 @@ def test_every_page_is_as_proc_kpageflags_says(
     if pages.zero_unknown:
         # It is said that the zero pages are not known; all else of them is.
         truth = truth & ~numpy.uint64(1 << KPF_ZERO_PAGE)
-    # The kernel's file ends with a section, ours with memory.
-    assert numpy.isin(truth[len(mine) :], (0, 1 << KPF_NOPAGE)).all()
+    # The kernel's file ends with a section, ours with memory. Up to 5.10 there are struct pages for the rest.
+    behind = {0, 1 << KPF_NOPAGE, RESERVED}
+    assert set(numpy.unique(truth[len(mine) :]).tolist()) <= behind
     truth, mistaken = _without_mistake(truth[: len(mine)])
     mine = mine & ~numpy.uint64(mistaken)
     reasons: Counter[str] = Counter()
@@ -219,7 +221,9 @@ def test_slab_caches_have_what_slabinfo_says(core: Core, kernel: Kernel, census:
         name = text_at(kernel, number(slab_cache_at(kernel, address), "name"))
         mine[name] = use.objects, use.slabs
         assert 0 <= use.in_use <= use.objects
-    # Read last, nothing moved since; read earlier, what did has its name.
+    # Read last, nothing moved since but what waited to be freed (the struct file by which it was read is,
+    # by RCU); read earlier, what did has its name.
+    freed_since = []
     last = core.has_truth("slabinfo-last")
     if not last and core.directory.parent.name == "built":
         pytest.skip(f"{core.name} was built without slabinfo-last: build it again")
@@ -227,7 +231,10 @@ def test_slab_caches_have_what_slabinfo_says(core: Core, kernel: Kernel, census:
         name, _, objects, *_, slabs, _ = line.split()
         found = mine.pop(name, (0, 0))
         if last:
-            assert found == (int(objects), int(slabs)), name
+            if found != (int(objects), int(slabs)):
+                assert int(slabs) - found[1] == 1, name
+                assert (int(objects) - found[0]) * int(slabs) == int(objects), name
+                freed_since.append(name)
         elif name in _READ_SINCE:
             assert 0 <= found[1] - int(slabs) <= _READ_SINCE[name], name
         elif name in _QUARANTINED and kernel.find_symbol("kasan_quarantine_reduce") is not None:
@@ -235,6 +242,7 @@ def test_slab_caches_have_what_slabinfo_says(core: Core, kernel: Kernel, census:
         else:
             assert found == (int(objects), int(slabs)), name
     assert not mine
+    assert len(freed_since) <= 2, freed_since
 
 
 def test_zones_are_those_of_zoneinfo(core: Core, kernel: Kernel, pages: Pages, census: PageCensus) -> None:

@@ -88,13 +88,17 @@ def entries(newest: str) -> List[Entry]:
     # Variables have no names in it.
     variant = "nokallsymsall"
     rows.append(Entry(f"oracle-{ORACLE_SERIES}-{variant}", ORACLE_SERIES, True, variant))
-    rows.append(Entry("debian-5.10-4level-kaslr", "5.10"))
+    # Its memory does not end with a section.
+    rows.append(Entry("debian-5.10-4level-kaslr", "5.10", memory_mb=400, extra=("vsyscall=emulate",)))
     # struct pages of huge pages are given back where asked for. Only XFS before 6.15 keeps what it maps by
     # vm_map_ram(); EROFS leaves the blocks.
     saving = ("hugetlb_free_vmemmap=on",)
     rows.append(Entry("debian-6.1-furnished", "6.1", furnished="xfs", extra=saving))
     rows.append(Entry(f"debian-{newest}-furnished", newest, levels=5, furnished="erofs", extra=saving))
     rows.append(Entry("debian-6.12-rare", "6.12", rare=True))
+    # What people boot with when they look for a fault: slabs with red zones, a CPU that is not started, ...
+    options = ("slub_debug=FZPU", "page_poison=1", "maxcpus=1", "numa=fake=2", "vsyscall=xonly")
+    rows.append(Entry(f"debian-{newest}-options", newest, memory_mb=400, extra=options))
     return rows
 
 
