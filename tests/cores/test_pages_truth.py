@@ -100,8 +100,11 @@ def _without_mistake(truth: "numpy.ndarray[Any, Any]") -> "Tuple[numpy.ndarray[A
     return (truth & ~numpy.uint64(KSM), KSM) if mistaken else (truth, 0)
 
 
-def _reason(truth: int, mine: int) -> str:
-    """Why a page may differ; empty for no reason."""
+def _reason(truth: int, mine: int, kind: str) -> str:
+    """Why a page may differ; empty for no reason.
+
+    :param kind: what we say that it is.
+    """
     change = truth ^ mine
     if change & ~(LISTED | 1 << KPF_IDLE) == 0:
         return "put on its list or looked at by reclaim since: each CPU collects some pages first (mm/swap.c)"
@@ -109,7 +112,7 @@ def _reason(truth: int, mine: int) -> str:
         return "a page of the program that wrote the truth, first touched afterwards"
     if {truth, mine} == {0, BUDDY}:
         return FREE
-    if truth in (0, BUDDY) or mine in (0, BUDDY):
+    if truth in (0, BUDDY) or kind in ("free", "free_cpu"):
         return GIVEN
     if {truth & ~SLAB & 0xFFFF, mine & ~SLAB & 0xFFFF} <= {0, BUDDY, 1 << 15} and change & SLAB:
         return "a slab made or given back since"
@@ -133,7 +136,7 @@ def test_every_page_is_as_proc_kpageflags_says(
     mine = mine & ~numpy.uint64(mistaken)
     reasons: Counter[str] = Counter()
     for pfn in numpy.flatnonzero(mine != truth).tolist():
-        reason = _reason(int(truth[pfn]), int(mine[pfn]))
+        reason = _reason(int(truth[pfn]), int(mine[pfn]), ours[1][pfn])
         assert reason, f"{pfn:x}: kernel {kpf_long(int(truth[pfn]))}; we {kpf_long(int(mine[pfn]))}"
         reasons[reason] += 1
     # What moved is little; a misread flag would show on thousands.

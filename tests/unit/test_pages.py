@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import dataclasses
 import struct
-from typing import Any, Dict, List, Optional, Tuple
+from types import SimpleNamespace
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
+import drgn
 import numpy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvintro.model import Address, Table
-from kvintro.queries.pages.format import PageFormat, TypeField
+from kvintro.queries.pages.format import PageFormat, TypeField, _types
 from kvintro.queries.pages.meaning import KPF_NAMES, Meaning, kpf_long, kpf_symbols
 from kvintro.queries.pages.runs import DANGLING, Decoder, Interned, Runs, cut, expand
 from kvintro.render.pages import strip
@@ -50,6 +52,7 @@ _OLD = PageFormat(
     large_mapcount=84,
     counts_parts=True,
     large_dtor=(80, 2),
+    large_hugetlb=0,
     large_rmappable=0,
     zone_shift=51,
     zone_bits=3,
@@ -323,6 +326,86 @@ def test_anything_decodes(name: str, noise: bytes, seed: int) -> None:
     for state, head in zip(runs.states.tolist(), runs.heads.tolist()):
         assert meaning.type_of(state, head)
         kpf_long(meaning.kpageflags(state, head))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [_OLD, dataclasses.replace(_OLD, large_dtor=None, large_hugetlb=1 << 6), _NEW],
+    ids=["destructor", "flag", "type"],
+)
+def test_hugetlb(form: PageFormat) -> None:
+    """By the destructor's number, later a flag of the second page, then a page type."""
+    block = Block(form, 64)
+    block.compound(0, 4, *(("hugetlb",) if form.large_dtor else ()), kind=_typed(form))
+    block.compound(16, 4)
+    if form.large_hugetlb:
+        struct.pack_into("<Q", block.data, form.size + form.flags, form.large_hugetlb)
+    runs = block.decode()
+    meaning = Meaning(form)
+    types = [meaning.type_of(s, h) for s, h in zip(each(runs, runs.states), each(runs, runs.heads))]
+    assert types[:16] == ["hugetlb"] * 16 and types[16:32] == ["kernel"] * 16
+
+
+def _typed(form: PageFormat) -> Optional[str]:
+    return "hugetlb" if "hugetlb" in form.types.codes else None
+
+
+def _old_kernel(page: Sequence[str], context: str, flags: Sequence[str], dtors: Sequence[str]) -> Any:
+    """What page types that are macros are told by: members and enumerators that kernels have."""
+    prog = drgn.Program(drgn.Platform(drgn.Architecture.X86_64))
+    word = prog.int_type("unsigned long", 8, False)
+
+    def struct_of(tag: str, names: Sequence[str], type_: drgn.Type = word) -> drgn.Type:
+        members = [drgn.TypeMember(type_, name, 64 * i) for i, name in enumerate(names)]
+        return prog.struct_type(tag, 8 * len(members), members)
+
+    def enum_of(tag: str, names: Sequence[str]) -> drgn.Type:
+        return prog.enum_type(tag, word, [drgn.TypeEnumerator(name, i) for i, name in enumerate(names)])
+
+    types = {
+        "struct page": struct_of("page", page),
+        "struct mm_struct": struct_of(
+            "mm_struct", ["context"], prog.typedef_type("mm_context_t", struct_of("", [context]))
+        ),
+        "enum pageflags": enum_of("pageflags", flags),
+    }
+    if dtors:
+        types["enum compound_dtor_id"] = enum_of("compound_dtor_id", dtors)
+
+    def number(key: str) -> Any:
+        assert key == "NUMBER(PAGE_BUDDY_MAPCOUNT_VALUE)"
+        return SimpleNamespace(value=~0x80)
+
+    return SimpleNamespace(prog=SimpleNamespace(type=types.__getitem__), number=number)
+
+
+_DTORS = ("NULL_COMPOUND_DTOR", "COMPOUND_PAGE_DTOR", "HUGETLB_PAGE_DTOR")
+
+
+@pytest.mark.parametrize(
+    "page, context, flags, dtors, table, hugetlb",
+    [
+        (["mem_cgroup"], "ia32_compat", ["PG_locked"], _DTORS, 8, None),
+        (["flags"], "ia32_compat", ["PG_locked"], _DTORS, 8, None),
+        (["memcg_data"], "flags", ["PG_locked"], _DTORS, 4, None),
+        (["flags"], "flags", ["PG_locked"], _DTORS, 4, None),
+        (["flags"], "flags", ["PG_locked"], _DTORS[:2], 4, None),
+        (["memcg_data"], "flags", ["PG_locked", "PG_hugetlb"], (), 4, None),
+        (["memcg_data"], "flags", ["PG_locked"], (), 4, 16),
+    ],
+    ids=["5.10", "5.10 without MEMCG", "6.1", "6.1 without MEMCG", "6.1 without HUGETLB", "6.8", "6.9"],
+)
+def test_page_types_that_are_macros(
+    page: List[str],
+    context: str,
+    flags: List[str],
+    dtors: Tuple[str, ...],
+    table: int,
+    hugetlb: Optional[int],
+) -> None:
+    """By include/linux/page-flags.h of each: PG_table is 0x400 with PG_kmemcg before it, else 0x200."""
+    found = _types(_old_kernel(page, context, flags, dtors))
+    assert (found.codes["buddy"], found.codes["table"], found.codes.get("hugetlb")) == (1, table, hugetlb)
 
 
 @pytest.mark.parametrize("name", sorted(FORMATS))

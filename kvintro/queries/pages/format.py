@@ -73,7 +73,8 @@ class PageFormat:
     :ivar large_mapcount: offset, from a head page, of the int that counts how often it is mapped, less one.
     :ivar counts_parts: whether that leaves out pages of it that are mapped one by one (before 6.9).
     :ivar large_dtor: offset, from a head page, of the byte that says hugetlb, and what it then holds; None
-        where page_type says it.
+        where something else says it.
+    :ivar large_hugetlb: mask in the flags of the second page that says it; 0 where something else does.
     :ivar large_rmappable: mask in the flags of the second page of what may be mapped to user space.
     :ivar zone_shift: where zone and node start in the flags.
     :ivar zone_bits: width of the zone; the node lies above it.
@@ -101,6 +102,7 @@ class PageFormat:
     large_mapcount: int
     counts_parts: bool
     large_dtor: Optional[Tuple[int, int]]
+    large_hugetlb: int
     large_rmappable: int
     zone_shift: int
     zone_bits: int
@@ -153,7 +155,7 @@ def _page_format(kernel: Kernel) -> PageFormat:
     nodes, zones = _widths(kernel)
     order, mapcount, parts = _large(prog, page, size)
     dtor = None
-    if "hugetlb" not in types.codes:
+    if _has_enumerator(prog, "enum compound_dtor_id", "HUGETLB_PAGE_DTOR"):
         dtors = enumerators(prog.type("enum compound_dtor_id"))
         at = _first_offset(prog, size, ("compound_dtor", page), ("_folio_dtor", None))
         dtor = (at, dtors["HUGETLB_PAGE_DTOR"])
@@ -185,6 +187,7 @@ def _page_format(kernel: Kernel) -> PageFormat:
         large_mapcount=mapcount,
         counts_parts=parts,
         large_dtor=dtor,
+        large_hugetlb=1 << bits["hugetlb"] if "hugetlb" in bits else 0,
         large_rmappable=1 << bits["large_rmappable"] if "large_rmappable" in bits else 0,
         zone_shift=room,
         zone_bits=zones,
@@ -275,12 +278,28 @@ def _types(kernel: Kernel) -> TypeField:
     if buddy != 0x80:
         raise ValueError(f"PG_buddy is {buddy:#x}")
     codes = {"buddy": 0x80, "offline": 0x100, "table": 0x200, "guard": 0x400}
-    if not _has_enumerator(prog, "enum page_memcg_data_flags", "MEMCG_DATA_KMEM"):
-        # 5.10 still had PG_kmemcg between.
+    if _kmemcg_is_a_type(prog):
         codes.update(kmemcg=0x200, table=0x400, guard=0x800)
-    if not _has_enumerator(prog, "enum compound_dtor_id", "HUGETLB_PAGE_DTOR"):
-        codes["hugetlb"] = 0x800
+    try:
+        prog.type("enum compound_dtor_id")
+    except LookupError:
+        # The flag PG_hugetlb of a second page came in its place, and soon this type in place of that (6.9,
+        # and many stable kernels of 6.6 and 6.8).
+        if "PG_hugetlb" not in enumerators(prog.type("enum pageflags")):
+            codes["hugetlb"] = 0x800
     return TypeField(True, 0xF0000000, 7, {name: value >> 7 for name, value in codes.items()})
+
+
+def _kmemcg_is_a_type(prog: drgn.Program) -> bool:
+    """Whether PG_kmemcg stands between the types, as up to 5.10, and moves those behind it.
+
+    It went when struct page got memcg_data in place of mem_cgroup. Without CONFIG_MEMCG there was it all the
+    same, and neither of these: what tells then is something else that came with 5.11.
+    """
+    page = prog.type("struct page")
+    if page.has_member("memcg_data") or page.has_member("mem_cgroup"):
+        return bool(page.has_member("mem_cgroup"))
+    return not member_type(prog.type("struct mm_struct"), "context").type.has_member("flags")
 
 
 def _has_enumerator(prog: drgn.Program, type_name: str, name: str) -> bool:

@@ -13,7 +13,7 @@ from kvintro.queries.pages.runs import (
     DEVICE,
     FLAGS,
     HAS_MAPPING,
-    HUGETLB_DTOR,
+    HUGETLB,
     IN_FREE_BLOCK,
     LARGE_MAPPED,
     MAPPED,
@@ -182,7 +182,7 @@ class Meaning:
 
     def is_hugetlb(self, state: int) -> bool:
         """Whether the page is the head of a hugetlb page."""
-        return bool(state & HUGETLB_DTOR) or self.is_type(state, "hugetlb")
+        return bool(state & HUGETLB) or self.is_type(state, "hugetlb")
 
     def is_head(self, state: int) -> bool:
         """Whether the page is the head of a compound page."""

@@ -36,7 +36,7 @@ LARGE_MAPPED = 1 << 46
 RMAPPABLE = 1 << 47
 ORDER_SHIFT = 48  # of a compound page's head, or of a free block's
 ORDER_MASK = 0x3F << ORDER_SHIFT
-HUGETLB_DTOR = 1 << 54
+HUGETLB = 1 << 54
 # What its place says.
 ZERO = 1 << 55
 IN_FREE_BLOCK = 1 << 56
@@ -344,12 +344,14 @@ class Decoder:
         extra = order << u(ORDER_SHIFT)
         count = numpy.ascontiguousarray(second(form.large_mapcount, 4)).view("<i4")[:, 0]
         extra |= (count >= 0).astype(u) * u(LARGE_MAPPED)
+        flags = rows["flags"][where + 1]
+        if form.large_hugetlb:
+            extra |= ((flags & u(form.large_hugetlb)) != u(0)).astype(u) * u(HUGETLB)
         if form.large_rmappable:
-            flags = rows["flags"][where + 1]
             extra |= ((flags & u(form.large_rmappable)) != u(0)).astype(u) * u(RMAPPABLE)
         if form.large_dtor is not None:
             offset, value = form.large_dtor
-            extra |= (second(offset, 1)[:, 0] == value).astype(u) * u(HUGETLB_DTOR)
+            extra |= (second(offset, 1)[:, 0] == value).astype(u) * u(HUGETLB)
         states[at] |= extra
 
     def _fake_heads(self, rows: Any, first: int, starts: I64, states: U64) -> I64:
@@ -411,7 +413,7 @@ class Decoder:
             found[i] = self._outside(int(pfns[i]))
         found[((found & is_head) == u(0)) | ((found & u(TAIL)) != u(0))] = 0
         if form.counts_parts:
-            parts = exact & ((states[at] & u(MAPPED)) != u(0)) & (found & u(HUGETLB_DTOR) == u(0))
+            parts = exact & ((states[at] & u(MAPPED)) != u(0)) & (found & u(HUGETLB) == u(0))
             if parts.any():
                 whole = distinct(run[parts])
                 states[whole] |= u(LARGE_MAPPED)
