@@ -223,6 +223,11 @@ def boot_taken(kernel: Kernel) -> List[Tuple[int, int]]:
     return taken
 
 
+def bases_are_fixed(kernel: Kernel) -> bool:
+    """Whether KASAN keeps the memory bases (arch/x86/include/asm/setup.h:kaslr_memory_enabled)."""
+    return kernel.source.symbols != "none" and kernel.has_symbol(KASAN, code=True)
+
+
 def region_draw(kernel: Kernel, key: str, what: str) -> Randomised:
     """How the base of the direct map, of vmalloc or of vmemmap was drawn."""
     keys = ("direct_map", "vmalloc", "vmemmap")
@@ -236,7 +241,7 @@ def region_draw(kernel: Kernel, key: str, what: str) -> Randomised:
     if not isinstance(place, Placement):
         return not_known(key, what, place.reason)
     actual, provenance = place.range.start, place.provenance.split(",")[0]
-    if kernel.source.symbols != "none" and kernel.has_symbol(KASAN, code=True):
+    if bases_are_fixed(kernel):
         return not_drawn(
             key,
             what,

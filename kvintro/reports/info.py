@@ -12,6 +12,7 @@ from kvintro.kernel import Kernel
 from kvintro.model import Column, Displacement, Fact, Report, Size, Table
 from kvintro.queries import times
 from kvintro.queries.command_line import command_line
+from kvintro.readers.randomness import bases_are_fixed
 from kvintro.types import Installed
 
 _BANNER = 512  # linux_banner is shorter
@@ -284,6 +285,7 @@ def commands(kernel: Kernel) -> List[CommandRow]:
         "types": source.types != "none",
         # Kernels before 6.12, and stable ones before its backport, forgot it (readers/randomness.py).
         _RESERVED: kernel.identity.kaslr is False
+        or bases_are_fixed(kernel)
         or any(map(kernel.find_symbol, ("direct_map_physmem_end", "physmem_end"))),
     }
     rows: List[CommandRow] = []

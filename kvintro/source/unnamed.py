@@ -280,11 +280,15 @@ class Unnamed:
     def _linux_banner(self) -> Optional[int]:
         """In the image it is the text with the release and the version that init_uts_ns has.
 
-        init/version.c has another without the version, which a later object file replaces (since 6.1).
+        Ubuntu's ends with a version of its own, in brackets. init/version.c has another text without the
+        version, which a later object file replaces (since 6.1).
         """
         names = drgn.Object(self._prog, "struct uts_namespace", address=self._symbols["init_uts_ns"]).name
         release, version = (re.escape(text.string_()) for text in (names.release, names.version))
-        pattern = re.compile(rb"Linux version %b \([^\0\n]{1,%d} %b\n\0" % (release, _MAX_BANNER, version))
+        pattern = re.compile(
+            rb"Linux version %b \([^\0\n]{1,%d} %b(?: \([^\0\n]{,99}\))?\n\0"
+            % (release, _MAX_BANNER, version)
+        )
         for address, data in pieces(self._prog.read, *image_of(self._symbols), overlap=2 * _MAX_BANNER):
             found = pattern.search(data)
             if found:
