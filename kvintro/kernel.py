@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Mapping, 
 import drgn
 
 from kvintro.arch import x86_64
-from kvintro.arch.x86_64 import ALL, START_KERNEL_MAP, X86Geometry
+from kvintro.arch.x86_64 import ALL, SECTION_SIZE_BITS, START_KERNEL_MAP, X86Geometry
 from kvintro.arch.x86_64_entry import Dialect, SpecialSwapTypes
 from kvintro.errors import NotInDump, Unavailable
 from kvintro.model import Fact, Identity, Located
@@ -308,6 +308,15 @@ class Kernel:
     def page_struct_size(self) -> Fact[int]:
         """sizeof(struct page)."""
         return self.number("SIZE(page)")
+
+    @cached_property
+    def section_size_bits(self) -> Fact[int]:
+        """SECTION_SIZE_BITS: how many bits of a physical address there are within a memory section."""
+        return self.first_fact(
+            lambda: self.number("NUMBER(SECTION_SIZE_BITS)"),
+            # VMCOREINFO has it since 5.8.
+            lambda: Fact(SECTION_SIZE_BITS, "constant"),
+        )
 
     @cached_property
     def page_offset_base(self) -> Fact[int]:

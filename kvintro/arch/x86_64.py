@@ -46,6 +46,8 @@ ESPFIX_BASE = (-2 << P4D_SHIFT) & ALL
 EFI_VA_START = (-4 << 30) & ALL  # the top: the kernel hands out EFI addresses downwards
 EFI_VA_END = (-68 << 30) & ALL
 MODULES_END = 0xFFFF_FFFF_FF00_0000
+# arch/x86/include/asm/sparsemem.h, on all 64-bit kernels.
+SECTION_SIZE_BITS = 27
 VSYSCALL_ADDR = (-10 << 20) & ALL
 # round_up(VSYSCALL_ADDR + PAGE_SIZE, 1 << PMD_SHIFT) - PAGE_SIZE: the address of slot 0.
 FIXADDR_TOP = 0xFFFF_FFFF_FF7F_F000

@@ -307,10 +307,15 @@ def _idt(kernel: Kernel, view: View) -> MemberRow:
     return _row(kernel, view, None, "IDT", CPU_ENTRY_AREA_BASE, PAGE_SIZE, "r--", "idt_table", [wanted])
 
 
+def _is_guard(name: str) -> bool:
+    """Whether nothing is mapped there; DB2_stack, up to 5.7, is a hole that ends nested debug exceptions."""
+    return name.endswith("_guard") or name == "DB2_stack"
+
+
 def _member(
     kernel: Kernel, view: View, cpu: int, name: str, start: int, size: int, parent: Optional[str]
 ) -> MemberRow:
-    guard = name.endswith("_guard")
+    guard = _is_guard(name)
     behind, expected = _BEHIND.get(name, (None, ""))
     offset = 0
     if parent == "estacks" and not guard:
@@ -345,7 +350,7 @@ def _row(
     behind: Optional[str],
     wanted: List[Optional[int]],
 ) -> MemberRow:
-    guard = name.endswith("_guard")
+    guard = _is_guard(name)
     found = view.stretch(start, start + size - 1)
     physical = mapped_physical(kernel, start) if found.mapped else None
     optional = name in _OPTIONAL

@@ -52,6 +52,8 @@ LOCKS = "behind init"
 # parts that follow one another is alignment, or belongs to the part before.
 _PARTS: Tuple[Tuple[str, str, str, str, bool], ...] = (
     ("text", "_text", "_etext", "r-x", False),
+    # Older kernels (5.4) have the exception table between.
+    ("gap behind text", "__stop___ex_table", "__start_rodata", "", True),
     ("gap behind text", "_etext", "__start_rodata", "", True),
     ("rodata", "__start_rodata", "__end_rodata", "r--", False),
     ("gap behind rodata", "__end_rodata", "_sdata", "", True),

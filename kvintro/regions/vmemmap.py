@@ -253,7 +253,7 @@ def _sections(
     kernel: Kernel, view: View, base: int, page: int, zones: Sequence[ZoneRow], damage: Damage
 ) -> Iterator[SectionRow]:
     """Sections that are present (mm/sparse.c), each alone."""
-    shift = kernel.number("NUMBER(SECTION_SIZE_BITS)").value
+    shift = kernel.section_size_bits.value
     if not _SUBSECTION_SHIFT <= shift < 48:
         raise Unavailable(f"sections of 2^{shift} bytes make no sense")
     pages, possible = 1 << shift - PAGE_SHIFT, 1 << shift - _SUBSECTION_SHIFT
@@ -332,7 +332,7 @@ def _section_structs(kernel: Kernel, damage: Damage) -> Iterator[Tuple[int, int]
     try:
         last = kernel.value("__highest_present_section_nr").value
     except Unavailable:
-        bits = kernel.geometry.max_physmem_bits - kernel.number("NUMBER(SECTION_SIZE_BITS)").value
+        bits = kernel.geometry.max_physmem_bits - kernel.section_size_bits.value
         last = (1 << bits) - 1
     if last >= _MAX_SECTIONS:
         damage.add("the number of sections makes no sense", str(last))

@@ -52,8 +52,8 @@ def _roots(kernel: Kernel) -> Iterator[Tuple[str, int]]:
 def tables(kernel: Kernel) -> Verdict:
     """Whatever a walk takes for a table was allocated for one (include/linux/mm.h:pagetable_*_ctor).
 
-    Tables of the two lowest levels of user memory have always been marked; those above, and the kernel's, not
-    in every version: they must at least be nothing else.
+    Tables of the lowest level of user memory have always been marked; those above, and the kernel's, not in
+    every version: they must at least be nothing else. Of the level above the lowest, all are or none (5.4).
     """
     import numpy
 
@@ -62,6 +62,8 @@ def tables(kernel: Kernel) -> Verdict:
     marked = "table" in pages.form.types.codes
     first_kernel = PTRS_PER_TABLE // 2
     findings: List[Finding] = []
+    unmarked: List[Finding] = []
+    marks_second = False
     count = 0
     missing = False
     for owner, root, low, high in (
@@ -76,15 +78,22 @@ def tables(kernel: Kernel) -> Verdict:
             count += len(found)
             if count > _MOST_TABLES:
                 raise Unavailable(f"there are more than {_MOST_TABLES} tables")
-            strict = user and marked and level <= 2
+            strict = user and marked and level == 1
+            second = user and marked and level == 2
             for frame, kind in types.of(found >> numpy.uint64(PAGE_SHIFT)):
+                marks_second |= second and kind == "pgtable"
                 if kind == "not_in_dump":
                     missing = True
-                elif kind not in (("pgtable",) if strict else _OF_KERNEL) and len(findings) < MOST:
-                    what = (
-                        f"{owner}: the table of level {level} at physical {frame << PAGE_SHIFT:#x} is {kind}"
-                    )
-                    findings.append(Finding(None, None, what))
+                    continue
+                finding = Finding(
+                    None,
+                    None,
+                    f"{owner}: the table of level {level} at physical {frame << PAGE_SHIFT:#x} is {kind}",
+                )
+                if kind not in (("pgtable",) if strict else _OF_KERNEL) and len(findings) < MOST:
+                    findings.append(finding)
+                elif second and kind != "pgtable" and len(unmarked) < MOST:
+                    unmarked.append(finding)
             if level == 1:
                 break
             data, gone = read_tables(kernel.read_physical, found)
@@ -98,6 +107,8 @@ def tables(kernel: Kernel) -> Verdict:
             seen.update(fresh)
             found = numpy.array(fresh, numpy.uint64)
             level -= 1
+    if marks_second:
+        findings += unmarked
     text = "some page tables or struct pages are not in this source" if missing else ""
     return conclude(findings, text, f"{count} tables")
 

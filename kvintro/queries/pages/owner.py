@@ -92,7 +92,7 @@ def _record(kernel: Kernel, operations: int, pfn: int) -> Tuple[int, int]:
     """
     section_size = size_of(kernel, "struct mem_section")
     per_root = PAGE_SIZE // section_size
-    shift = kernel.number("NUMBER(SECTION_SIZE_BITS)").value - PAGE_SHIFT
+    shift = kernel.section_size_bits.value - PAGE_SHIFT
     section = pfn >> shift
     table = kernel.first_fact(
         lambda: kernel.number("SYMBOL(mem_section)"), lambda: kernel.value("mem_section")

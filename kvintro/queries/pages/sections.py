@@ -93,7 +93,7 @@ def _sections_of(kernel: Kernel) -> Sections:
     type_ = kernel.prog.type("struct mem_section")
     size = type_.size
     map_at, usage_at = offset(type_, "section_mem_map"), offset(type_, "usage")
-    bits = kernel.number("NUMBER(SECTION_SIZE_BITS)").value
+    bits = kernel.section_size_bits.value
     if not SUBSECTION_SHIFT <= bits <= 40 or not 0 < size <= PAGE_SIZE:
         raise Unavailable(f"sections of 2^{bits} bytes with {size} bytes for each make no sense")
     pages = 1 << (bits - PAGE_SHIFT)
@@ -146,7 +146,7 @@ def _sections_of(kernel: Kernel) -> Sections:
 def _mapped(kernel: Kernel, reason: str) -> Sections:
     """Page frames whose struct pages are mapped, where the sections are missing from the dump."""
     base, size, count = VMEMMAP.pages(kernel)
-    pages = 1 << (kernel.number("NUMBER(SECTION_SIZE_BITS)").value - PAGE_SHIFT)
+    pages = 1 << (kernel.section_size_bits.value - PAGE_SHIFT)
     ranges: List[Tuple[int, int]] = []
     stretch = kernel.kernel_ranges.clip(base, base + size * count - 1)
     for start, end, _ in stretch.select(TABLE_MAPPED):
