@@ -45,6 +45,9 @@ LISTED = 1 << 2 | 1 << 5 | 1 << 6
 # PGTABLE, and from MLOCKED to OWNER_PRIVATE. HUGE, HWPOISON, NOPAGE, KSM, THP, OFFLINE, ZERO_PAGE and
 # RESERVED are not among these.
 EVERYDAY = (1 << 17) - 1 | 1 << 26 | 0x1F << 33
+#: Pages that the lists of CPUs take from the free blocks, or give back to them, between one look and the next;
+#: since 5.14 they keep huge pages, too.
+LISTS = 300 + 2 * 512
 OTHERWISE = "used otherwise since"
 GIVEN = "given back or taken since"
 FREE = "went between a CPU's list and the free blocks"
@@ -143,7 +146,7 @@ def test_every_page_is_as_proc_kpageflags_says(
     assert reasons[OTHERWISE] <= len(truth) // 10_000, reasons
     # Whole lists of a CPU go at once, and what KASAN kept back.
     batches = reasons.pop(FREE, 0) + reasons.pop(GIVEN, 0)
-    assert batches <= len(truth) // 100, (batches, reasons)
+    assert batches <= LISTS + len(truth) // 500, (batches, reasons)
     assert sum(reasons.values()) <= len(truth) // 500, reasons
 
 
@@ -192,7 +195,7 @@ def test_types_follow_from_the_kernels_flags(
         else:
             moved += any(v for k, v in expected.items() if k not in ("hugetlb", "anon", "offline"))
             moved += "offline" in names
-    assert moved <= len(truth) // 100
+    assert moved <= LISTS + len(truth) // 500
 
 
 def test_free_blocks_are_those_of_buddyinfo(core: Core, census: PageCensus) -> None:
@@ -208,7 +211,7 @@ def test_free_blocks_are_those_of_buddyinfo(core: Core, census: PageCensus) -> N
         pages = sum(n << order for order, n in enumerate(truth))
         found = sum(n << order for order, n in mine.items())
         # CPUs' lists are drained into the free blocks from time to time.
-        assert abs(pages - found) <= 256, line
+        assert abs(pages - found) <= LISTS, line
         assert sum(abs(mine[order] - n) for order, n in enumerate(truth)) <= 24, line
     assert not blocks
 
@@ -277,7 +280,7 @@ def test_zones_are_those_of_zoneinfo(core: Core, kernel: Kernel, pages: Pages, c
         )
         # Page frames come in steps of 2 MB, memory or not.
         assert counted[node, zone] >= fact.present
-        assert abs(free[node, zone] - numbers["free"]) <= 300
+        assert abs(free[node, zone] - numbers["free"]) <= LISTS
 
 
 def test_other_kinds_are_as_meminfo_says(core: Core, census: PageCensus) -> None:
