@@ -45,8 +45,8 @@ LISTED = 1 << 2 | 1 << 5 | 1 << 6
 # PGTABLE, and from MLOCKED to OWNER_PRIVATE. HUGE, HWPOISON, NOPAGE, KSM, THP, OFFLINE, ZERO_PAGE and
 # RESERVED are not among these.
 EVERYDAY = (1 << 17) - 1 | 1 << 26 | 0x1F << 33
-#: Pages that the lists of CPUs take from the free blocks, or give back to them, between one look and the next;
-#: since 5.14 they keep huge pages, too.
+#: Pages that the lists of CPUs take from the free blocks, or give back to them, between one look and the
+#: next; since 5.14 they keep huge pages, too.
 LISTS = 300 + 2 * 512
 OTHERWISE = "used otherwise since"
 GIVEN = "given back or taken since"
