@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Dict, Iterator, List, Optional, Tuple
+from typing import TYPE_CHECKING, Dict, Iterator, List, Mapping, Optional, Tuple
 
 from kvintro.arch.x86_64 import ALL, KASAN_SHADOW_OFFSET, PAGE_SIZE
 from kvintro.errors import Unavailable
@@ -12,7 +12,7 @@ from kvintro.model import Absent, Address, AddressRange, Column, Located, Size, 
 from kvintro.paging import LEVEL_MASK, LEVEL_SHIFT, MAPPED, PRUNED, FrameTree, Tree
 from kvintro.readers.mapped import View, rights_text
 from kvintro.readers.processes import physical_of
-from kvintro.readers.structures import Damage
+from kvintro.readers.structures import Damage, type_of
 from kvintro.regions import Asked, Contents, Region, fixed_place
 from kvintro.types import KASAN
 
@@ -39,6 +39,13 @@ _MEANINGS = {
     0xF5: "stack of a function that returned",
     0xCA: "alloca, left redzone",
     0xCB: "alloca, right redzone",
+}
+# Before 5.8, when free tracks moved into the freed objects and got a byte.
+_OLD_MEANINGS = {
+    **_MEANINGS,
+    0xFA: "redzone of a global variable",
+    0xF9: "vmalloc area beyond what was asked for",
+    0xF8: "variable out of scope",
 }
 
 
@@ -169,11 +176,22 @@ def memory_of(shadow: int) -> int:
     return (shadow - KASAN_SHADOW_OFFSET & ALL) << _SCALE_SHIFT & ALL
 
 
-def meaning_of(value: int) -> str:
+def _meanings(kernel: Kernel) -> Mapping[int, str]:
+    """What bytes mean on this kernel."""
+    try:
+        old = not type_of(kernel, "struct kasan_free_meta").has_member("free_track")
+    except Unavailable:
+        old = False
+    return _OLD_MEANINGS if old else _MEANINGS
+
+
+def _meaning(value: Optional[int], meanings: Mapping[int, str]) -> str:
     """What a shadow byte says of its eight bytes."""
+    if value is None:
+        return "not mapped, or not in this source"
     if 0 < value < 8:
         return f"the first {value} bytes may be used"
-    return _MEANINGS.get(value, "nothing known")
+    return meanings.get(value, "nothing known")
 
 
 @dataclass(frozen=True)
@@ -249,6 +267,7 @@ def _decode(
     if high - low >= _MOST:
         damage.add("not all of the range is decoded", f"{_MOST << _SCALE_SHIFT} bytes are the most at a time")
         high = low + _MOST - 1
+    meanings = _meanings(kernel)
     run: Optional[Tuple[int, Optional[int], bool]] = None
     at = low
     while at <= high:
@@ -269,14 +288,14 @@ def _decode(
             if run is None:
                 run = (at + index, value, shared)
             elif (value, shared) != run[1:]:
-                yield _byte_row(run, at + index - 1)
+                yield _byte_row(run, at + index - 1, meanings)
                 run = (at + index, value, shared)
         at = last + 1
     if run is not None:
-        yield _byte_row(run, high)
+        yield _byte_row(run, high, meanings)
 
 
-def _byte_row(run: Tuple[int, Optional[int], bool], last: int) -> ByteRow:
+def _byte_row(run: Tuple[int, Optional[int], bool], last: int, meanings: Mapping[int, str]) -> ByteRow:
     first, value, shared = run
     return ByteRow(
         start=Address(memory_of(first)),
@@ -285,7 +304,7 @@ def _byte_row(run: Tuple[int, Optional[int], bool], last: int) -> ByteRow:
         shadow=Address(first),
         value=value,
         byte="??" if value is None else f"{value:02x}",
-        meaning="not mapped, or not in this source" if value is None else meaning_of(value),
+        meaning=_meaning(value, meanings),
         shared=shared,
     )
 

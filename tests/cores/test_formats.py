@@ -232,7 +232,9 @@ def test_parts_that_do_not_belong_together(parts: List[str], plain_kdump: Path) 
     last = Path(parts[2])
     data = bytearray(last.read_bytes())
     at, size = struct.unpack_from("<QQ", data, int.from_bytes(data[428:432], "little") + 32)
-    data[at : at + size] = data[at : at + size].replace(b"BUILD-ID=", b"BUILD-IX=")
+    spoiled = data[at : at + size].replace(b"LENGTH(zone.free_area)=", b"LENGTH(zone.free_areb)=")
+    assert spoiled != data[at : at + size]
+    data[at : at + size] = spoiled
     last.write_bytes(data)
     with pytest.raises(NotADump, match="not of the dump"):
         open_source(Request(core=parts))

@@ -6,8 +6,10 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, List, Optional
 
+import drgn
 import numpy
 import pytest
 from hypothesis import given
@@ -17,6 +19,7 @@ from kvintro.errors import UsageError
 from kvintro.model import Address, AddressRange, Column, Report, Size, Table
 from kvintro.paging import EFFECTIVE_NX, EFFECTIVE_RW, EFFECTIVE_USER, LEVEL_SHIFT, MAPPED, UNREADABLE, Ranges
 from kvintro.readers.mapped import View, caching_text, rights_text
+from kvintro.regions.kasan_shadow import _meanings
 from kvintro.render import render
 from kvintro.render.show import area_line
 from kvintro.render.user import maps_line
@@ -216,3 +219,17 @@ def test_patterns_see_all_of_a_row() -> None:
     from kvintro.reports.show import row_text
 
     assert re.search("0000000000000abc 0000000000000def 77 name", row_text(row))
+
+
+@pytest.mark.parametrize(
+    "members, byte", [(["quarantine_link"], 0xFA), (["quarantine_link", "free_track"], 0xF9)]
+)
+def test_redzones_of_globals(members: List[str], byte: int) -> None:
+    """KASAN_GLOBAL_REDZONE of mm/kasan/kasan.h, in 5.4 and since 5.8."""
+    prog = drgn.Program(drgn.Platform(drgn.Architecture.X86_64))
+    word = prog.int_type("unsigned long", 8, False)
+    fields = [drgn.TypeMember(word, name, 64 * i) for i, name in enumerate(members)]
+    meta = prog.struct_type("kasan_free_meta", 8 * len(fields), fields)
+    kernel: Any = SimpleNamespace(prog=SimpleNamespace(type={"struct kasan_free_meta": meta}.__getitem__))
+    meanings = _meanings(kernel)
+    assert [value for value, text in meanings.items() if text == "redzone of a global variable"] == [byte]
