@@ -6,7 +6,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from typing import Any, Dict
+from typing import Any, Dict, List
 
 import pytest
 
@@ -18,23 +18,29 @@ from tests.cores.showing import needs
 
 
 @pytest.fixture(scope="module")
-def definitions(kernel: Kernel) -> Dict[str, Any]:
+def all_definitions(kernel: Kernel) -> List[Dict[str, Any]]:
+    """Those of all regions; some have one and the same."""
     if kernel.source.symbols == "none":
         pytest.skip("this kernel's VMCOREINFO does not lead to its symbols")
     document = json.loads(render(explain(kernel, everything=True), "json"))
-    return {d["name"]: d for row in document["regions"] for d in row["definitions"]}
+    return [d for row in document["regions"] for d in row["definitions"]]
 
 
-def test_configuration(core: Core, definitions: Dict[str, Any], kernel: Kernel) -> None:
+@pytest.fixture(scope="module")
+def definitions(all_definitions: List[Dict[str, Any]]) -> Dict[str, Any]:
+    return {d["name"]: d for d in all_definitions}
+
+
+def test_configuration(core: Core, all_definitions: List[Dict[str, Any]], kernel: Kernel) -> None:
     needs(kernel, "vsyscall_mode")
     if core.has_truth("config.gz"):
         text = gzip.decompress((core.truth_directory / "config.gz").read_bytes()).decode()
     else:
         text = core.truth("config")
     built = set(re.findall(r"^(CONFIG_\w+)=y", text, re.M))
-    told = {name: d["here"] for name, d in definitions.items() if d["kind"] == "config" and d["here"]}
-    assert len(told) > 8
-    for name, here in told.items():
+    told = [(d["name"], d["here"]) for d in all_definitions if d["kind"] == "config" and d["here"]]
+    assert len(dict(told)) > 8
+    for name, here in told:
         # 6.9 renamed it; the text says so.
         former = name.replace("MITIGATION_", "")
         assert here == ("on" if {name, former} & built else "off"), name

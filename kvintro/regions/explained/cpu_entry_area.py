@@ -20,7 +20,9 @@ EXPLAIN = Explanation(
             "this start is also the end of what KASLR shares out among direct map, vmalloc and vmemmap",
         ),
         config(
-            "RANDOMIZE_BASE", "each CPU's area is at a random place, about 21 bits (since 6.2)", "_cea_offset"
+            "RANDOMIZE_BASE",
+            "each CPU's area is at a random place, about 21 bits (since 6.2)",
+            "kaslr_get_random_long",
         ),
         config("AMD_MEM_ENCRYPT", "adds stacks for the #VC exception of SEV-ES guests"),
         boot("nokaslr", "CPU n's area is the n-th"),

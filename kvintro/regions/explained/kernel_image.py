@@ -19,7 +19,11 @@ EXPLAIN = Explanation(
         ),
         config("PHYSICAL_START", "16 MB: the first place for the image in its window"),
         config("PHYSICAL_ALIGN", "2 MB: the step in which KASLR moves it"),
-        config("RANDOMIZE_BASE", "KASLR: the image's virtual and physical places, drawn independently"),
+        config(
+            "RANDOMIZE_BASE",
+            "KASLR: the image's virtual and physical places, drawn independently",
+            "kaslr_get_random_long",
+        ),
         variable(
             "phys_base", "the physical address of the window's start, which may be negative", shows="signed"
         ),

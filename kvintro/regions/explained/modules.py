@@ -19,7 +19,11 @@ EXPLAIN = Explanation(
         macro("MODULES_LEN", "what is left: 1008 MB with a window of 1 GB, 1520 MB with one of 512 MB"),
         variable("modules_disabled", "1: nothing may be loaded or removed any more", size=4, shows="number"),
         config("MODULES", "loadable modules", "mod_tree"),
-        config("RANDOMIZE_BASE", "the first module is moved by 1 to 1024 pages, drawn once per boot"),
+        config(
+            "RANDOMIZE_BASE",
+            "the first module is moved by 1 to 1024 pages, drawn once per boot",
+            "kaslr_get_random_long",
+        ),
         config("STRICT_MODULE_RWX", "code read-only, data not executable"),
         config("EXECMEM", "one allocator for all kinds of code (since 6.10)", "execmem_alloc"),
         boot("nokaslr", "the first module is at the start"),
