@@ -18,6 +18,7 @@ from typing import BinaryIO, Callable, Iterator, List, NamedTuple, Optional, Seq
 import drgn
 
 from kvintro.arch import architectures, by_elf_machine, by_machine
+from kvintro.arch.x86_64 import START_KERNEL_MAP
 from kvintro.errors import KvintroError, NoSuchSource, NotADump, NotInDump, NotPermitted, UsageError
 from kvintro.model import DUMP_FORMATS
 from kvintro.source import Source
@@ -458,15 +459,22 @@ def check_end(source: Source) -> None:
     """Whether a file of raw memory is whole, by what its kernel says of the end of RAM."""
     if source.format != "raw memory" or source.kallsyms is None:
         return
+    address = source.kallsyms.lookup("max_pfn")
+    if address is None:
+        return
+    last = max(segment.paddr + segment.filesz for segment in source.segments)
     try:
-        address = source.kallsyms.lookup("max_pfn")
-        if address is None:
-            return
         end = source.prog.read_u64(address) << 12
     except READ_ERRORS:
-        return
+        # The image itself may go on behind the end of the file, and have this variable there.
+        try:
+            end = address - START_KERNEL_MAP + int(source.vmcoreinfo["NUMBER(phys_base)"]) + 8
+        except (KeyError, ValueError):
+            return
+        if end <= last:
+            return
     # RAM may begin late and have gaps, but the file has all up to its end.
-    source.complete = end <= max(segment.paddr + segment.filesz for segment in source.segments)
+    source.complete = end <= last
     if not source.complete:
         source.warnings.append(_TRUNCATED)
 
