@@ -158,7 +158,7 @@ class _Reader:
     def _may_have_gate(self) -> bool:
         """Whether it runs in 64-bit mode: told by a flag, or up to 5.10 by a number that says it does not."""
         context = self._mm.context
-        if any(member.name == "flags" for member in context.type_.type.members):
+        if context.type_.type.has_member("flags"):
             return bool(number(context, "flags") & _HAS_VSYSCALL)
         return not number(context, "ia32_compat")
 

@@ -17,6 +17,7 @@ from typing import Any, Callable, Dict, Iterator, List, Tuple
 import drgn
 import pytest
 
+from kvintro.arch.x86_64 import START_KERNEL_MAP
 from kvintro.errors import NotADump, NotInDump, UsageError
 from kvintro.kernel import Kernel, open_kernel
 from kvintro.prompt import kernel as kernel_of
@@ -259,6 +260,22 @@ def test_a_raw_file_that_was_cut_off(memory: List[Range], expected: Any, tmp_pat
     if source.kallsyms is not None and source.kallsyms.code_only:
         assert source.complete is None  # how long it should be only max_pfn says
         return
+    assert source.complete is False
+    assert any("truncated" in warning for warning in source.warnings)
+
+
+def test_a_raw_file_that_ends_within_its_kernel(kernel: Kernel, memory: List[Range], tmp_path: Path) -> None:
+    """Wherever KASLR put the image: cut off before the variable that says how much memory there was."""
+    if kernel.source.symbols == "none" or kernel.code_only:
+        pytest.skip("this kernel's symbols do not lead to max_pfn")
+    physical = kernel.symbol("max_pfn") - START_KERNEL_MAP + kernel.phys_base.value
+    path, note = tmp_path / "dump", tmp_path / "vmcoreinfo"
+    raw(path, memory)
+    os.truncate(path, physical & -4096)
+    # Given, since the page with it may lie behind.
+    note.write_text("".join(f"{key}={value}\n" for key, value in kernel.source.vmcoreinfo.items()))
+    source = open_source(Request(core=str(path), vmcoreinfo=str(note)))
+    path.unlink()
     assert source.complete is False
     assert any("truncated" in warning for warning in source.warnings)
 

@@ -192,13 +192,12 @@ def user_bit(kernel: Kernel) -> Verdict:
     places = _where(kernel.kernel_ranges, half, _USER)
     unknown = _unread(kernel.kernel_ranges, [half])
     found = kernel.locate("vsyscall")
-    page = AddressRange(VSYSCALL_ADDR, VSYSCALL_ADDR + PAGE_SIZE - 1)
-    others = [place for place in places if not (place.start in page and place.end in page)]
-    if isinstance(found, Placement):
+    if not isinstance(found, Absent):
+        page = AddressRange(VSYSCALL_ADDR, VSYSCALL_ADDR + PAGE_SIZE - 1)
+        others = [place for place in places if not (place.start in page and place.end in page)]
+        if others != places and not isinstance(found, Placement):
+            unknown = unknown or f"user mode can read {page.start:016x}, and {found.reason}"
         places = others
-    elif not isinstance(found, Absent) and others != places:
-        places = others
-        unknown = unknown or f"user mode can read {page.start:016x}, and {found.reason}"
     return conclude(places, unknown, "the kernel half of init_top_pgt")
 
 

@@ -280,13 +280,11 @@ def _types(kernel: Kernel) -> TypeField:
     codes = {"buddy": 0x80, "offline": 0x100, "table": 0x200, "guard": 0x400}
     if _kmemcg_is_a_type(prog):
         codes.update(kmemcg=0x200, table=0x400, guard=0x800)
-    try:
-        prog.type("enum compound_dtor_id")
-    except LookupError:
-        # The flag PG_hugetlb of a second page came in its place, and soon this type in place of that (6.9,
-        # and many stable kernels of 6.6 and 6.8).
-        if "PG_hugetlb" not in enumerators(prog.type("enum pageflags")):
-            codes["hugetlb"] = 0x800
+    # After the destructors came PG_hugetlb of the second page, and soon this type in place of that (6.9, and
+    # many stable kernels of 6.6 and 6.8).
+    has_dtors = _has_enumerator(prog, "enum compound_dtor_id", "NULL_COMPOUND_DTOR")
+    if not has_dtors and not _has_enumerator(prog, "enum pageflags", "PG_hugetlb"):
+        codes["hugetlb"] = 0x800
     return TypeField(True, 0xF0000000, 7, {name: value >> 7 for name, value in codes.items()})
 
 
