@@ -7,10 +7,10 @@ import argparse
 import os
 import shutil
 import sys
-from typing import Any, Callable, List, NoReturn, Optional, Sequence, TextIO
+from typing import Any, Callable, Iterable, List, NoReturn, Optional, Sequence, TextIO
 
 from kvintro import __version__, isolation
-from kvintro.commands import ALIASES, command_names, load_command, run_command, searched
+from kvintro.commands import ALIASES, InputPath, command_names, load_command, run_command, searched
 from kvintro.errors import (
     EXIT_INTERRUPTED,
     EXIT_NEGATIVE,
@@ -22,6 +22,7 @@ from kvintro.errors import (
     UsageError,
 )
 from kvintro.model import DUMP_FORMATS, Report, Stream
+from kvintro.output import refuse_inputs, written_file
 from kvintro.pager import show_paged
 from kvintro.render import FORMATS, render, render_stream
 from kvintro.text import printable
@@ -98,12 +99,21 @@ def _add_common(parser: argparse.ArgumentParser, default: Optional[str] = None) 
         "--core",
         dest="core",
         action="append",
+        type=InputPath,
         metavar="CORE",
         help="a dump: ELF vmcore, kdump, raw memory, LiME, AVML; once for each part of a split kdump",
     )
     option(source, "--qemu", dest="qemu", metavar="ADDR", help="a running QEMU guest, by its QMP socket")
-    option(source, "-s", "--symbols", dest="symbols", metavar="VMLINUX", help="debuginfo (DWARF) to use")
-    option(source, "--btf", dest="btf", metavar="FILE", help="types from a file of BTF")
+    option(
+        source,
+        "-s",
+        "--symbols",
+        dest="symbols",
+        type=InputPath,
+        metavar="VMLINUX",
+        help="debuginfo (DWARF) to use",
+    )
+    option(source, "--btf", dest="btf", type=InputPath, metavar="FILE", help="types from a file of BTF")
     option(
         source,
         "--types",
@@ -115,6 +125,7 @@ def _add_common(parser: argparse.ArgumentParser, default: Optional[str] = None) 
         source,
         "--vmcoreinfo",
         dest="vmcoreinfo",
+        type=InputPath,
         metavar="FILE",
         help="VMCOREINFO text, for dumps without the note",
     )
@@ -235,7 +246,9 @@ def deliver(result: "Report | Stream", args: argparse.Namespace, *, paged: bool 
 
     :param paged: show what is longer than the terminal in a pager.
     :raises NotWritten: there it cannot be written.
+    :raises UsageError: it would go onto a file that is read.
     """
+    refuse_inputs(args)
     try:
         return _deliver(result, args, paged)
     except BrokenPipeError:
@@ -248,20 +261,22 @@ def deliver(result: "Report | Stream", args: argparse.Namespace, *, paged: bool 
 
 def _deliver(result: "Report | Stream", args: argparse.Namespace, paged: bool) -> int:
     if args.output is not None:
-        with open(args.output, "w", encoding="utf-8") as file:
-            _write(result, args.format, file, color=False, width=0)
+        parts = _parts(result, args.format, color=False, width=0)
+        with written_file(args.output) as file:
+            file.writelines(parts)
     else:
         color, width = _color(args.color, sys.stdout), terminal_width(sys.stdout)
         if paged and isinstance(result, Report) and args.format in ("text", "map") and not args.no_pager:
             text = render(result, args.format, color=color, width=width)
             if show_paged(text, sys.stdout):
                 return exit_code(result)
-        _write(result, args.format, sys.stdout, color=color, width=width)
+        _write(_parts(result, args.format, color=color, width=width), sys.stdout)
     return exit_code(result)
 
 
 def _run(arguments: List[str]) -> int:
     args = parse(arguments)
+    refuse_inputs(args)
     module = load_command(args.command)
     kernel = None
     give_up_root = _root_is_given_up(args)
@@ -307,14 +322,17 @@ def _root_is_given_up(args: argparse.Namespace) -> Callable[[], None]:
     return become_invoker
 
 
-def _write(result: "Report | Stream", form: str, file: TextIO, *, color: bool, width: int) -> None:
-    if isinstance(result, Stream):
-        for part in render_stream(result, form):
-            file.write(part)
-            file.flush()
-    else:
-        file.write(render(result, form, color=color, width=width))
+def _write(parts: Iterable[str], file: TextIO) -> None:
+    for part in parts:
+        file.write(part)
         file.flush()
+
+
+def _parts(result: "Report | Stream", form: str, *, color: bool, width: int) -> Iterable[str]:
+    """What is written, piece by piece as it comes. A report is rendered before anything is opened."""
+    if isinstance(result, Stream):
+        return render_stream(result, form)
+    return [render(result, form, color=color, width=width)]
 
 
 def _color(choice: str, stream: TextIO) -> bool:

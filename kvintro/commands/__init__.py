@@ -46,6 +46,13 @@ T = TypeVar("T")
 ALIASES: Dict[str, str] = {"vtop": "translate", "ptov": "translate"}
 
 
+class InputPath(str):
+    """A file that the command line names to be read: output never goes onto it.
+
+    The ``type`` of every such argument.
+    """
+
+
 def command_names() -> List[str]:
     """Names of all subcommands."""
     return [info.name for info in pkgutil.iter_modules(__path__)]

@@ -7,7 +7,7 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING, Any, Iterator, Optional, Sequence
 
-from kvintro.commands import searched, watched
+from kvintro.commands import InputPath, searched, watched
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel
@@ -28,9 +28,13 @@ examples:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's own options."""
-    parser.add_argument("a", metavar="A", help="a dump or a saved layout or report")
+    parser.add_argument("a", metavar="A", type=InputPath, help="a dump or a saved layout or report")
     parser.add_argument(
-        "b", metavar="B", nargs="?", help="another; none: what -c or --qemu names, or this host"
+        "b",
+        metavar="B",
+        type=InputPath,
+        nargs="?",
+        help="another; none: what -c or --qemu names, or this host",
     )
     parser.add_argument(
         "--all", action="store_true", dest="everything", help="tables also have what is the same"

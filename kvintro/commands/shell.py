@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from kvintro.commands import InputPath
 from kvintro.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,7 +30,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-e", dest="code", metavar="CODE", help="run this: Python, or one command that starts with %%"
     )
-    parser.add_argument("script", nargs="?", metavar="SCRIPT", help="run this file; - for standard input")
+    parser.add_argument(
+        "script",
+        nargs="?",
+        type=InputPath,
+        metavar="SCRIPT",
+        help="run this file; - for standard input",
+    )
     parser.add_argument(
         "arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT", help="the script's sys.argv"
     )

@@ -34,6 +34,7 @@ FLOORS = {
     "render": 6,
     "commands": 7,
     "cli": 8,
+    "output": 8,
     "pager": 8,
     "prompt": 8,
     "plugin": 8,
