@@ -10,10 +10,12 @@ import math
 from dataclasses import dataclass
 from typing import List, Optional, Sequence, Tuple
 
-from kvintro.arch.x86_64 import CPU_ENTRY_AREA_BASE, PUD_SHIFT, X86Geometry
+from kvintro.arch.x86_64 import CPU_ENTRY_AREA_BASE, PAGE_SIZE, PUD_SHIFT, X86Geometry
 
 #: Regions start on a multiple of this (PUD_MASK).
 REGION_ALIGN = 1 << PUD_SHIFT
+#: The image's places in physical memory start here at the latest (``choose_random_location``, min_addr).
+HIGHEST_MINIMUM = 512 << 20
 MODULE_SLOTS = 1024
 _TB = 1 << 40
 _MINIMUM_ALIGN = 1 << 21  # MIN_KERNEL_ALIGN
@@ -39,30 +41,43 @@ def image_slots(window: int, minimum: int, size: int, align: int) -> int:
 def unpacked_at_most(init_size: int) -> int:
     """How big the image can be once unpacked, relocations and all, by the boot header's ``init_size``.
 
-    ``arch/x86/boot/compressed/mkpiggy.c`` adds 1/256 of it, 64 KB and 128 bytes so that unpacking in place
-    is safe, and ``header.S`` the unpacker itself, whose size is not known afterwards.
+    ``arch/x86/boot/header.S`` (ZO_z_extra_bytes) adds 1/256 of it and 64 KB (128 KB since 0fe4f4ef8cc8 "x86:
+    Bump ZO_z_extra_bytes margin for zstd") so that unpacking in place is safe, and the unpacker itself, whose
+    size is not known afterwards.
     """
     return max((init_size - (64 << 10) - 128) * 256 // 257, 0)
 
 
-def physical_slots(
+def physical_places(
     ram: Sequence[Tuple[int, int]], taken: Sequence[Tuple[int, int]], minimum: int, size: int, align: int
-) -> int:
+) -> List[range]:
     """Places for the image in physical memory (``__process_mem_region``).
 
     :param ram: (start, end) of RAM, ends exclusive.
     :param taken: (start, end) of what must not be overwritten.
+    :returns: addresses, each range with places ``align`` apart.
     """
-    slots = 0
+    places = []
     size = -(-size // _MINIMUM_ALIGN) * _MINIMUM_ALIGN
     for start, end in ram:
         cursor = max(start, minimum)
         for low, high in [*sorted(t for t in taken if t[0] < end and start < t[1]), (end, end)]:
             at = -(-cursor // align) * align
             if min(low, end) - at >= size:
-                slots += 1 + (min(low, end) - at - size) // align
+                places.append(range(at, min(low, end) - size + 1, align))
             cursor = max(cursor, high)
-    return slots
+    return places
+
+
+def module_slots(align: int) -> int:
+    """Places of the first piece of module memory: 1 to 1024 pages behind the start, rounded up.
+
+    The draw is ``arch/x86/mm/init.c:execmem_arch_setup`` (6.1: ``arch/x86/kernel/module.c:
+    get_module_load_offset``); the rounding is ``mm/vmalloc.c:__vmalloc_node_range``.
+
+    :param align: of the piece; the region's start is a multiple of it.
+    """
+    return len({-(-pages * PAGE_SIZE // align) for pages in range(1, MODULE_SLOTS + 1)})
 
 
 @dataclass(frozen=True)

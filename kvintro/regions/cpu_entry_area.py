@@ -135,7 +135,7 @@ class CpuEntryArea(Region):
         moved = any(slot != cpu for cpu, slot, _ in found)
         enabled = has_offsets and (moved or kaslr_enabled(kernel)[0])
         rows = []
-        for cpu, _, start in found:
+        for before, (cpu, _, start) in enumerate(found):
             key, what = f"cpu_entry_area.{cpu}", f"cpu_entry_area of CPU {cpu}"
             default = CPU_ENTRY_AREA_BASE + PAGE_SIZE + cpu * size
             if not enabled:
@@ -151,10 +151,11 @@ class CpuEntryArea(Region):
                     default=default,
                     actual=start,
                     granularity=size,
-                    # Drawn anew until it is a place that no CPU before it has.
-                    slots=max(places - cpu, 1),
+                    # Drawn anew until it is a place that no CPU before it has, nor the CPU itself, whose
+                    # place is still the first one then.
+                    slots=max(places - 1 - before, 1),
                     provenance="_cea_offset",
-                    computed="places of its size in the region, less those of the CPUs before",
+                    computed="places of its size in the region, less the first and those of the CPUs before",
                 )
             )
         return rows

@@ -11,10 +11,11 @@ from kvintro.errors import Unavailable
 from kvintro.model import Address, AddressRange, Column, Located, Placement, Size, Table
 from kvintro.paging import LEVEL_MASK, LEVEL_SHIFT, MAPPED, NONZERO, OVER_LIMIT, UNREADABLE
 from kvintro.paging.bulk import MAPPED as FOUND
+from kvintro.readers.boot_params import boot_initrd
 from kvintro.readers.kfence import KfencePool, kfence_pool
 from kvintro.readers.mapped import PAGE_NAMES, View, caching_text, rights_text
 from kvintro.readers.memory import SYSTEM_RAM, Physical, debug_pagealloc
-from kvintro.readers.randomness import Randomised, boot_initrd, region_draw
+from kvintro.readers.randomness import Randomised, region_draw
 from kvintro.readers.structures import Damage, has_member, is_table, maple_entries, offset_of
 from kvintro.regions import Asked, Contents, Linear, Region
 from kvintro.regions.kernel_image import LOCKS, sections

@@ -22,15 +22,19 @@ from kvintro.model import (
     Table,
 )
 from kvintro.paging import MAPPED
+from kvintro.readers.boot_params import (
+    alignment,
+    boot_ram,
+    booted_by_efi,
+    image_sizes,
+    unpacking,
+)
 from kvintro.readers.mapped import View, rights_text
 from kvintro.readers.memory import debug_pagealloc
 from kvintro.readers.randomness import (
+    NO_PLACE,
     Randomised,
-    alignment,
-    boot_ram,
-    boot_taken,
     drawn,
-    image_size,
     kaslr_enabled,
     not_drawn,
     not_known,
@@ -220,64 +224,117 @@ class KernelImage(Region):
 
 
 def _virtual_draw(kernel: Kernel) -> Randomised:
-    what = "kernel image, virtual"
+    """arch/x86/boot/compressed/kaslr.c:find_random_virt_addr; x86-stub.c:efi_decompress_kernel."""
+    key, what = "image_virtual", "kernel image, virtual"
     actual = kernel.text.value
     default = actual - kernel.image_slide.value
     provenance = kernel.text.provenance
     try:
         enabled, _ = kaslr_enabled(kernel)
         align, load = alignment(kernel)
-        size, source = image_size(kernel)
+        least, most, source = image_sizes(kernel)
     except Unavailable as error:
-        return not_known("image_virtual", what, error.what, default=default, actual=actual)
+        return not_known(key, what, error.what, default=default, actual=actual)
     if not enabled:
-        return not_drawn(
-            "image_virtual", what, why_off(kernel), default=default, actual=actual, provenance=provenance
-        )
-    slots = x86_64_kaslr.image_slots(kernel.image_window.value, load, size, align)
+        return not_drawn(key, what, why_off(kernel), default=default, actual=actual, provenance=provenance)
+    window = kernel.image_window.value
+    size = least if most is None else most
+    slots = x86_64_kaslr.image_slots(window, load, size, align)
+    bound = "at most" if most is None else "at least"
+    if slots == x86_64_kaslr.image_slots(window, load, least, align) and most is not None:
+        bound = ""
     return drawn(
-        "image_virtual",
+        key,
         what,
         default=default,
         actual=actual,
         granularity=align,
         slots=slots,
-        bound="at most" if source == "_text to _end" else "at least",
+        bound=bound,
         provenance=provenance,
         computed=f"the window from {load >> 20} MB up, less {-(-size >> 20)} MB of image ({source})",
     )
 
 
 def _physical_draw(kernel: Kernel) -> Randomised:
-    what = "kernel image, physical"
+    """arch/x86/boot/compressed/kaslr.c:find_random_phys_addr."""
+    key, what = "image_physical", "kernel image, physical"
     actual = kernel.text.value - START_KERNEL_MAP + kernel.phys_base.value & ALL
     provenance = kernel.phys_base.provenance
     try:
         enabled, _ = kaslr_enabled(kernel)
-        align, load = alignment(kernel)
-        size, _ = image_size(kernel)
-        ram, taken = boot_ram(kernel), boot_taken(kernel)
+        align, preferred = alignment(kernel)
+        if not enabled:
+            reason = why_off(kernel)
+            return not_drawn(key, what, reason, default=preferred, actual=actual, provenance=provenance)
+        if booted_by_efi(kernel):
+            return _firmware_draw(kernel, key, what, actual, provenance)
+        least, most, _ = image_sizes(kernel)
+        unpacker = unpacking(kernel)
     except Unavailable as error:
-        return not_known("image_physical", what, error.what, actual=actual)
-    if not enabled:
+        return not_known(key, what, error.what, actual=actual)
+
+    minimum = min(unpacker.load, x86_64_kaslr.HIGHEST_MINIMUM)
+    computed = (
+        f"RAM from {minimum >> 20} MB up by boot_params.e820_table, less what the unpacker uses (up to "
+        f"{unpacker.taken[0][1] >> 20} MB), initrd and command line"
+    )
+    if actual == unpacker.load:
+        # That place overlaps the packed kernel, so that it is never drawn.
         return not_drawn(
-            "image_physical", what, why_off(kernel), default=load, actual=actual, provenance=provenance
+            key,
+            what,
+            "no other place was free for it, so it stayed where it was loaded",
+            default=unpacker.load,
+            actual=actual,
+            provenance=provenance,
+            slots=0,
+            computed=computed,
         )
-    slots = x86_64_kaslr.physical_slots(ram, taken, min(load, 512 << 20), size, align)
-    if not slots:
-        return not_known(
-            "image_physical", what, "the boot memory map has no room for the image", actual=actual
-        )
+    fewest, greatest = (
+        x86_64_kaslr.physical_places(unpacker.ram, unpacker.taken, minimum, size, align)
+        for size in (least if most is None else most, least)
+    )
+    slots, other = sum(map(len, fewest)), sum(map(len, greatest))
+    if not unpacker.complete:
+        slots, bound = other, "at most"
+    else:
+        bound = "" if slots == other else "at least"
     return drawn(
-        "image_physical",
+        key,
         what,
-        default=load,
+        default=unpacker.load,
         actual=actual,
         granularity=align,
-        slots=slots,
+        slots=max(slots, 1),
+        bound=bound,
+        provenance=provenance,
+        computed=computed,
+        note="" if any(actual in found for found in greatest) else NO_PLACE,
+    )
+
+
+def _firmware_draw(kernel: Kernel, key: str, what: str, actual: int, provenance: str) -> Randomised:
+    """What the firmware's memory map allowed: x86-stub.c:efi_decompress_kernel by efi_random_alloc, before
+    a1b87d54f4e4 "x86/efistub: Avoid legacy decompressor when doing EFI boot" kaslr.c:process_efi_entries.
+
+    Of that map only the RAM is kept, in the table that the stub made of it (x86-stub.c:setup_e820).
+    """
+    align, preferred = alignment(kernel)
+    least, _, _ = image_sizes(kernel)
+    found = x86_64_kaslr.physical_places(boot_ram(kernel), [], preferred, least, align)
+    return drawn(
+        key,
+        what,
+        # Firmware chooses without KASLR, too.
+        default=None,
+        actual=actual,
+        granularity=align,
+        slots=max(sum(map(len, found)), 1),
         bound="at most",
         provenance=provenance,
-        computed="RAM by boot_params.e820_table less initrd and command line; the packed kernel's is unknown",
+        computed="RAM by boot_params.e820_table; the firmware's own map, which decided, is not kept",
+        note="" if any(actual in places for places in found) else NO_PLACE,
     )
 
 

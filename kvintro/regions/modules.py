@@ -6,13 +6,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
-from kvintro.arch.x86_64 import MODULES_END, PAGE_SIZE, START_KERNEL_MAP
-from kvintro.arch.x86_64_kaslr import MODULE_SLOTS
+from kvintro.arch.x86_64 import MODULES_END, PAGE_SIZE, PMD_SHIFT, START_KERNEL_MAP
+from kvintro.arch.x86_64_kaslr import MODULE_SLOTS, module_slots
 from kvintro.errors import Unavailable
 from kvintro.model import Absent, Address, AddressRange, Column, Located, Placement, Size, Table
 from kvintro.readers.mapped import View
 from kvintro.readers.names import module_parts
-from kvintro.readers.randomness import Randomised, drawn, kaslr_enabled, not_drawn, not_known, why_off
+from kvintro.readers.randomness import (
+    NO_PLACE,
+    Randomised,
+    drawn,
+    kaslr_enabled,
+    not_drawn,
+    not_known,
+    why_off,
+)
 from kvintro.readers.structures import (
     TROUBLE,
     Damage,
@@ -29,6 +37,8 @@ from kvintro.readers.structures import (
     text_of,
 )
 from kvintro.regions import Asked, Contents, Region
+from kvintro.text import size_text
+from kvintro.types import KASAN
 
 if TYPE_CHECKING:
     import drgn
@@ -36,6 +46,7 @@ if TYPE_CHECKING:
     from kvintro.kernel import Kernel
 
 _MAX_MODULES = 10_000
+_KASAN_SHADOW_SHIFT = 3  # KASAN_SHADOW_SCALE_SHIFT
 _MAX_SECTIONS = 1 << 16  # -ffunction-sections makes thousands
 _LIVE, _COMING, _GOING, _UNFORMED = range(4)  # enum module_state
 _STATES = {_LIVE: "Live", _COMING: "Loading", _GOING: "Unloading"}
@@ -191,32 +202,35 @@ class Modules(Region):
         return Placement(AddressRange(start, end - 1), f"{window.provenance}, {provenance}", start)
 
     def randomised(self, kernel: Kernel) -> Sequence[Randomised]:
-        """Where the first module goes: a number of pages behind the start, drawn once."""
-        what = "modules"
+        """Where the first piece goes: a number of pages behind the start, drawn once and rounded up.
+
+        With the cache of executable memory text comes out of huge pages, and only data from where the draw
+        says.
+        """
         default = START_KERNEL_MAP + kernel.image_window.value
         try:
             enabled, _ = kaslr_enabled(kernel)
         except Unavailable as error:
-            return (not_known(self.key, what, error.what),)
+            return (not_known(self.key, "modules", error.what),)
         if not enabled:
-            return (not_drawn(self.key, what, why_off(kernel), default=default, actual=default),)
+            return (not_drawn(self.key, "modules", why_off(kernel), default=default, actual=default),)
         found = _first_place(kernel, default)
         if found is None:
             reason = "no module was loaded yet, so nothing was drawn, or the source does not tell"
-            return (not_known(self.key, what, reason),)
-        actual, provenance = found
+            return (not_known(self.key, "modules", reason),)
+        plain = _alignment(kernel)
+        huge = _text_alignment(kernel)
+        if huge is None:
+            reason = "whether text comes from huge pages is not known without types"
+            return (
+                not_known(self.key, "modules, text", reason, default=default),
+                _draw("modules_data", "modules, data", default, found, plain),
+            )
+        if huge <= plain:
+            return (_draw(self.key, "modules", default, found, plain),)
         return (
-            drawn(
-                self.key,
-                what,
-                default=default,
-                actual=actual,
-                granularity=PAGE_SIZE,
-                slots=MODULE_SLOTS,
-                provenance=provenance,
-                computed=f"1 to {MODULE_SLOTS} pages",
-                note="" if 0 < actual - default <= MODULE_SLOTS * PAGE_SIZE else "this is none of the places",
-            ),
+            _draw(self.key, "modules, text", default, found, huge),
+            _draw("modules_data", "modules, data", default, found, plain),
         )
 
     def contents(self, kernel: Kernel, asked: Asked) -> Contents:
@@ -290,6 +304,14 @@ def _first_place(kernel: Kernel, default: int) -> Optional[Tuple[int, str]]:
     if kernel.find_symbol("module_load_offset") is not None:
         offset = kernel.value("module_load_offset").value
         return (default + offset, "module_load_offset") if offset else None
+    at = _ranges(kernel, default)
+    if at is None:
+        return None
+    return pointer_at(kernel, at), "execmem_info.ranges[EXECMEM_MODULE_TEXT].start"
+
+
+def _ranges(kernel: Kernel, default: int) -> Optional[int]:
+    """Where ``execmem_info.ranges`` lies; each begins with its start."""
     try:
         # Of two variables of this name one is a pointer to the other.
         candidates = kernel.prog.symbols("execmem_info")
@@ -297,12 +319,56 @@ def _first_place(kernel: Kernel, default: int) -> Optional[Tuple[int, str]]:
         return None
     for symbol in candidates:
         try:
-            start = pointer_at(kernel, symbol.address)
+            if default <= pointer_at(kernel, symbol.address) < MODULES_END:
+                return int(symbol.address)
         except Unavailable:
             continue
-        if default <= start < MODULES_END:
-            return start, "execmem_info.ranges[EXECMEM_MODULE_TEXT].start"
     return None
+
+
+def _draw(key: str, what: str, default: int, found: Tuple[int, str], align: int) -> Randomised:
+    """The first place in the region with such an alignment."""
+    start, provenance = found
+    rounded = "" if align == PAGE_SIZE else f", rounded up to {size_text(align)}"
+    return drawn(
+        key,
+        what,
+        default=default,
+        actual=-(-start // align) * align,
+        granularity=align,
+        slots=module_slots(align),
+        provenance=provenance,
+        computed=f"1 to {MODULE_SLOTS} pages{rounded}",
+        note="" if 0 < start - default <= MODULE_SLOTS * PAGE_SIZE and start % PAGE_SIZE == 0 else NO_PLACE,
+    )
+
+
+def _alignment(kernel: Kernel) -> int:
+    """MODULE_ALIGN: with KASAN and no shadow of vmalloc, whole pages of shadow."""
+    kasan = kernel.has_symbol(KASAN, code=True) and not kernel.has_symbol("kasan_populate_vmalloc", code=True)
+    return PAGE_SIZE << _KASAN_SHADOW_SHIFT if kasan else PAGE_SIZE
+
+
+def _text_alignment(kernel: Kernel) -> Optional[int]:
+    """What a piece of text is aligned to: 2 MB if it comes from the cache (mm/execmem.c:
+    execmem_cache_populate_alloc), 1 if it is like any other; None if the source does not tell.
+
+    2e45474ab14f "execmem: add support for cache of large ROX pages" brought the cache; x86 has used it on and
+    off since, and not on processors without PSE (arch/x86/mm/init.c:execmem_arch_setup).
+    """
+    if not kernel.has_symbol("execmem_is_rox", code=True):
+        return 1
+    try:
+        first = _ranges(kernel, START_KERNEL_MAP)
+        if first is None:
+            return None
+        text = struct_at(kernel, "struct execmem_range", first)
+        cached = number(text, "flags") & int(kernel.prog.constant("EXECMEM_ROX_CACHE").value_())
+        # nohugevmalloc: mm/vmalloc.c:__vmalloc_node_range_noprof.
+        huge = kernel.value("vmap_allow_huge", 1).value
+    except (LookupError, Unavailable):
+        return None
+    return 1 << PMD_SHIFT if cached and huge else 1
 
 
 def each_module(kernel: Kernel, damage: Damage) -> Iterator[Tuple[int, drgn.Object]]:

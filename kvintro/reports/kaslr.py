@@ -9,7 +9,7 @@ from kvintro.arch.x86_64_kaslr import joint_bits
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
 from kvintro.model import Column, Report, Table
-from kvintro.readers.randomness import Randomised, kaslr_enabled, not_known
+from kvintro.readers.randomness import NO_PLACE, Randomised, kaslr_enabled, not_known
 
 COLUMNS = (
     Column("what", "what"),
@@ -44,9 +44,7 @@ def kaslr(kernel: Kernel) -> Report:
         extra["enabled_reason"] = error.what
     memory = [row.slots for row in rows if row.key in ("direct_map", "vmalloc", "vmemmap")]
     extra["memory_bits"] = None if None in memory else joint_bits(memory)
-    notes = [
-        f"{row.what}: {row.note}" for row in rows if row.note and row.state == "on" and "none of" in row.note
-    ]
+    notes = [f"{row.what}: {row.note}" for row in rows if row.note == NO_PLACE]
     return Report(
         command="kaslr",
         kernel=kernel.identity,

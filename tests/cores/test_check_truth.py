@@ -111,6 +111,16 @@ def test_a_healthy_kernel_has_no_defect(core: Core, kernel: Kernel) -> None:
     assert warned == expected
 
 
+def test_an_image_that_stayed_where_it_was_loaded_is_noticed(core: Core, kernel: Kernel) -> None:
+    """KASLR is on and found no place in physical memory; /proc/iomem has the code at 16 MB."""
+    code = re.search(r"^ *(\w+)-\w+ : Kernel code", core.truth("iomem"), re.M)
+    assert code
+    stayed = core.meta["kaslr"] and int(code[1], 16) == 16 << 20
+    findings, _ = (table.rows for table in check(kernel).tables)
+    told = [row.what for row in findings if row.rule == "kaslr" and "image, physical" in row.what]
+    assert bool(told) is bool(stayed or not core.meta["kaslr"])
+
+
 def test_a_kernel_that_checked_itself_passes(core: Core, kernel: Kernel) -> None:
     """CONFIG_DEBUG_WX says so at boot, of the kernel's tables and of those for user mode."""
     if "Checked W+X mappings: passed" not in core.truth("dmesg"):

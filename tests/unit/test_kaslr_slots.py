@@ -15,7 +15,8 @@ from kvintro.arch.x86_64_kaslr import (
     bits,
     image_slots,
     joint_bits,
-    physical_slots,
+    module_slots,
+    physical_places,
     region_draws,
     region_sizes,
     unpacked_at_most,
@@ -116,7 +117,7 @@ areas = st.lists(st.tuples(st.integers(0, 400), st.integers(1, 60)), max_size=4)
 
 
 @given(areas, areas, st.integers(1, 40))
-def test_physical_slots(ram: List[Tuple[int, int]], taken: List[Tuple[int, int]], size: int) -> None:
+def test_physical_places(ram: List[Tuple[int, int]], taken: List[Tuple[int, int]], size: int) -> None:
     """Against trying every address, on RAM that does not overlap."""
     used: List[Tuple[int, int]] = []
     cursor = 0
@@ -129,15 +130,21 @@ def test_physical_slots(ram: List[Tuple[int, int]], taken: List[Tuple[int, int]]
         inside = any(start <= at and at + size <= end for start, end in used)
         return inside and all(at + size <= low or high <= at for low, high in spared)
 
-    expected = sum(fits(at) for at in range(16, 2000))
-    found = physical_slots(
+    expected = [at * ALIGN for at in range(16, 2000) if fits(at)]
+    found = physical_places(
         [(a * ALIGN, b * ALIGN) for a, b in used],
         [(a * ALIGN, b * ALIGN) for a, b in spared],
         16 * ALIGN,
         size * ALIGN,
         ALIGN,
     )
-    assert found == expected
+    assert [at for area in found for at in area] == expected
+
+
+@pytest.mark.parametrize(("align", "slots"), [(4 << 10, 1024), (32 << 10, 128), (2 * MB, 2)])
+def test_module_slots(align: int, slots: int) -> None:
+    """Pages, KASAN's pieces, and huge pages."""
+    assert module_slots(align) == slots
 
 
 def test_bits() -> None:

@@ -17,7 +17,7 @@ from kvintro.queries.audit.verdict import SEVERITIES, Check, Finding, Verdict, c
 __all__ = ("CHECKS", "SEVERITIES", "Check", "Finding", "Verdict", "audit")
 
 CHECKS: Tuple[Check, ...] = (
-    Check("kaslr", "KASLR moves all that it can", protections.kaslr),
+    Check("kaslr", "KASLR moved the image and the memory regions", protections.kaslr),
     Check("pti", "user mode runs on page tables of its own", protections.pti),
     Check("overlap", "no two regions overlap", places.overlap),
     Check("vmcoreinfo", "bounds are what VMCOREINFO and the source's segments say", places.vmcoreinfo),

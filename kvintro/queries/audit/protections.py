@@ -12,7 +12,7 @@ from kvintro.queries.command_line import given, options
 
 
 def kaslr(kernel: Kernel) -> Verdict:
-    """Of what arch/x86/boot/compressed/kaslr.c and arch/x86/mm/kaslr.c draw, what was not drawn."""
+    """What boot/compressed/kaslr.c and mm/kaslr.c of arch/x86 draw, and what of it did not move."""
     draws = []
     for key in ("kernel_image", "direct_map", "vmalloc", "vmemmap"):
         region = next(r for r in kernel.regions if r.key == key)
@@ -21,6 +21,11 @@ def kaslr(kernel: Kernel) -> Verdict:
     # Without it everything is where every attacker knows it; with KASAN it is a price somebody chose.
     severity = "warning" if len(off) == len(draws) else "notice"
     findings = [Finding(d.actual, None, f"{d.what} is not moved: {d.note}", severity) for d in off]
+    findings += [
+        Finding(d.actual, None, f"{d.what} is not moved: its default place was drawn", "notice")
+        for d in draws
+        if d.state == "on" and d.displacement == 0
+    ]
     # Where it lies tells enough, whatever it was drawn from.
     missing = [draw.what for draw in draws if draw.state == "unknown" and not draw.displacement]
     return conclude(findings, f"not known of {', '.join(missing)}" if missing else "", f"{len(draws)} bases")
