@@ -9,10 +9,11 @@ import struct
 import zlib
 from importlib import import_module
 from pathlib import Path
-from typing import Callable, Dict, Iterable, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from kvintro.source.core import examine
-from tests.synthetic import elf_core
+from kvintro.source.elf import parse_notes
+from tests.synthetic import elf_core, packed_notes
 
 #: (first address, content)
 Range = Tuple[int, bytes]
@@ -214,3 +215,44 @@ def flattened(kdump: bytes, record: int = 5000) -> bytes:
         piece = kdump[at : at + record]
         out += [struct.pack(">qq", at, len(piece)), piece]
     return b"".join(out) + b"\xff" * 16
+
+
+# struct kdump_sub_header: offset_vmcoreinfo, size_vmcoreinfo, offset_note, size_note.
+_NOTES_AT = 32
+_NOTES = struct.Struct("<qQqQ")
+
+
+def with_pages(kdump: bytes, pages: Mapping[int, Optional[bytes]], vmcoreinfo: bytes) -> bytes:
+    """A plain kdump with other content of some pages, and another text of VMCOREINFO.
+
+    :param pages: content by page frame, None for a frame that is left out; all must be in the dump.
+    """
+    block, sub_header, bitmap = _HEADER.unpack_from(kdump, _HEADER_AT)
+    table = (1 + sub_header + bitmap) * block
+    second = table - bitmap * block // 2
+    dumped = bitmap_of(kdump)
+    data = bytearray(kdump)
+    left_out: List[int] = []
+    for frame, content in sorted(pages.items()):
+        assert dumped >> frame & 1
+        index = bin(dumped & (1 << frame) - 1).count("1")
+        if content is None:
+            data[second + frame // 8] &= ~(1 << frame % 8)
+            left_out.append(index)
+            continue
+        struct.pack_into("<qIIQ", data, table + index * _DESCRIPTOR.size, len(data), len(content), 0, 0)
+        data += content
+    for index in reversed(left_out):
+        # The descriptors behind it move up, and the table keeps its size.
+        start, end = table + index * _DESCRIPTOR.size, table + bin(dumped).count("1") * _DESCRIPTOR.size
+        data[start:end] = data[start + _DESCRIPTOR.size : end] + bytes(_DESCRIPTOR.size)
+    _, _, at, size = _NOTES.unpack_from(kdump, block + _NOTES_AT)
+    notes = [
+        (name, kind, vmcoreinfo if name == "VMCOREINFO" else content)
+        for name, kind, content in parse_notes(kdump[at : at + size])
+    ]
+    packed = packed_notes(notes)
+    _NOTES.pack_into(
+        data, block + _NOTES_AT, len(data) + packed.find(vmcoreinfo), len(vmcoreinfo), len(data), len(packed)
+    )
+    return bytes(data) + packed

@@ -94,6 +94,16 @@ def kernel_of(memory: Memory, info: str) -> Kernel:
     return Kernel(Source(prog, "core", "made-up", "ELF", 0, True, vmcoreinfo=parse_vmcoreinfo(prog)))
 
 
+def packed_notes(notes: Iterable[Tuple[str, int, bytes]]) -> bytes:
+    """ELF notes as (owner, type, content)."""
+    return b"".join(
+        struct.pack("<III", len(name) + 1, len(data), number)
+        + (name.encode() + b"\0").ljust((len(name) + 4) & ~3, b"\0")
+        + data.ljust((len(data) + 3) & ~3, b"\0")
+        for name, number, data in notes
+    )
+
+
 def elf_core(
     segments: Iterable[Tuple[int, int, bytes]] = (),
     notes: Iterable[Tuple[str, int, bytes]] = (),
@@ -106,12 +116,7 @@ def elf_core(
 
     :param left_out: bytes that a segment, by its physical address, has in memory and not in the file.
     """
-    note_data = b"".join(
-        struct.pack("<III", len(name) + 1, len(data), number)
-        + (name.encode() + b"\0").ljust((len(name) + 4) & ~3, b"\0")
-        + data.ljust((len(data) + 3) & ~3, b"\0")
-        for name, number, data in notes
-    )
+    note_data = packed_notes(notes)
     loads = list(segments)
     count = len(loads) + 1
     at = 64 + 56 * count

@@ -9,11 +9,12 @@ of how complete it is.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Protocol, Sequence, Tuple, Union
 
 import drgn
 
 from kvintro.errors import UsageError
+from kvintro.paging.broken import BrokenTable
 from kvintro.source.elf import Segment
 from kvintro.source.vmcoreinfo import Search, in_silence
 
@@ -51,6 +52,13 @@ class Request:
     search: Search = field(default=in_silence, compare=False)
 
 
+class Translation(Protocol):
+    """How a source's addresses translate."""
+
+    def arithmetic(self, address: int) -> str:
+        """By what a kernel address is read whose page table is broken; empty for others."""
+
+
 @dataclass
 class Source:
     """An opened program and what is known of it.
@@ -70,6 +78,8 @@ class Source:
     :ivar types: where types come from, ``none`` if from nowhere.
     :ivar kallsyms: the kernel's own symbol table, if symbols come from there.
     :ivar warnings: each one line that the user should read before the report.
+    :ivar broken_tables: page tables of the image, the direct map and the memory map that cannot be used.
+    :ivar translation: what :mod:`kvintro.source.translation` knows; None where drgn's reads are left alone.
     """
 
     prog: drgn.Program
@@ -87,6 +97,8 @@ class Source:
     types: str = "none"
     kallsyms: Optional[Kallsyms] = None
     warnings: List[str] = field(default_factory=list)
+    broken_tables: Tuple[BrokenTable, ...] = ()
+    translation: Optional[Translation] = None
 
     @property
     def live(self) -> bool:
@@ -100,7 +112,7 @@ def open_source(request: Request) -> Source:
     :raises SourceError: it cannot be opened; the exception says what to do.
     :raises UsageError: the request contradicts itself.
     """
-    from kvintro.source import core, debuginfo, live
+    from kvintro.source import core, debuginfo, live, translation
 
     if request.core is not None and request.qemu is not None:
         raise UsageError("-c and --qemu name two different sources", "give one of them")
@@ -122,7 +134,9 @@ def open_source(request: Request) -> Source:
     source.vmcoreinfo = parse_vmcoreinfo(source.prog)
     if source.vmcoreinfo and not source.vmcoreinfo_origin:
         source.vmcoreinfo_origin = "--vmcoreinfo" if vmcoreinfo is not None else f"the note of {source.label}"
+    translation.prepare(source)
     debuginfo.load(source, request)
+    translation.prepare_with_symbols(source)
     core.check_end(source)
     return source
 

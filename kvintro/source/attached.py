@@ -11,7 +11,7 @@ from drgn import ProgramFlags
 
 from kvintro.arch import x86_64
 from kvintro.errors import KvintroError, NotADump, WrongArchitecture
-from kvintro.source import Request, Source, debuginfo, parse_vmcoreinfo
+from kvintro.source import Request, Source, debuginfo, parse_vmcoreinfo, translation
 from kvintro.source.core import PARTS_MISSING, DumpFile, examine, hide_null
 from kvintro.source.live import KCORE
 
@@ -37,10 +37,12 @@ def attach(prog: drgn.Program) -> Source:
         raise WrongArchitecture(f"this kernel's architecture is {name}", "kvintro reads kernels of x86-64")
     source = _described(prog)
     source.vmcoreinfo = parse_vmcoreinfo(prog)
+    translation.prepare(source)
     if _has_types(prog) and "btf" not in prog.enabled_type_finders():
         source.types = source.symbols = "DWARF"
     else:
         debuginfo.load(source, Request())
+    translation.prepare_with_symbols(source)
     adopt(source)
     return source
 

@@ -21,7 +21,7 @@ from kvintro.arch import architectures, by_elf_machine, by_machine
 from kvintro.arch.x86_64 import START_KERNEL_MAP
 from kvintro.errors import KvintroError, NoSuchSource, NotADump, NotInDump, NotPermitted, UsageError
 from kvintro.model import DUMP_FORMATS
-from kvintro.source import Source
+from kvintro.source import Source, parse_vmcoreinfo
 from kvintro.source.elf import ET_CORE, ElfHeaders, Segment, read_headers
 from kvintro.source.kallsyms import READ_ERRORS, Kallsyms, KallsymsError, vmcoreinfo_symbols
 from kvintro.source.kdump import FLATTENED, SIGNATURES, Kdump, examine_kdump
@@ -37,6 +37,7 @@ from kvintro.source.physical import (
     segment,
 )
 from kvintro.source.scan import find_kallsyms, pieces
+from kvintro.source.translation import prepare
 from kvintro.source.vmcoreinfo import Found, NotBelieved, Search, find_vmcoreinfo, in_silence, why_not
 
 _SMALL_FILE = 64 << 20
@@ -506,6 +507,7 @@ def _by_max_pfn(layouts: Sequence[PhysicalMemory], vmcoreinfo: bytes) -> Tuple[P
     symbols = vmcoreinfo_symbols(vmcoreinfo.decode("ascii", "replace"))
     for layout in layouts if len(layouts) > 1 else ():
         prog = _program_of(layout, vmcoreinfo)
+        prepare(Source(prog, "core", "", "raw memory", vmcoreinfo=parse_vmcoreinfo(prog)))
         try:
             if "kallsyms_names" in symbols:
                 table = Kallsyms.from_memory(prog.read, symbols)
