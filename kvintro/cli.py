@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import sys
+import traceback
 from typing import Any, Callable, Iterable, List, NoReturn, Optional, Sequence, TextIO
 
-from kvintro import __version__, isolation
+from kvintro import __version__, isolation, streams
 from kvintro.commands import ALIASES, InputPath, command_names, load_command, run_command, searched
 from kvintro.errors import (
     EXIT_INTERRUPTED,
@@ -182,28 +184,36 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     if argv is None:
+        streams.prepare()
         _isolate(arguments)
     try:
         return _run(arguments)
-    except KvintroError as error:
-        if debug:
-            raise
-        print(f"kvintro: {printable(error.what)}", file=sys.stderr)
-        if error.remedy:
-            print(f"  hint: {printable(error.remedy)}", file=sys.stderr)
-        return error.exit_code
     except BrokenPipeError:
-        # The reader went away, which is its right. Python would complain again when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_OK
+        return EXIT_OK  # The reader went away, which is its right.
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except Exception as error:
-        if debug:
+        if debug and argv is not None:
             raise
-        print(f"kvintro: internal error: {printable(' '.join(repr(error).split())[:300])}", file=sys.stderr)
-        print("  hint: --debug for the traceback, and please report it", file=sys.stderr)
-        return EXIT_SOURCE
+        return _complain(error, debug)
+    finally:
+        if argv is None:
+            streams.let_go()
+
+
+def _complain(error: Exception, debug: bool) -> int:
+    """Say what went wrong on standard error; returns the exit code."""
+    lines = traceback.format_exc().split("\n") if debug else []
+    if isinstance(error, KvintroError):
+        code, what, hint = error.exit_code, error.what, error.remedy
+    else:
+        code, hint = EXIT_SOURCE, "--debug for the traceback, and please report it"
+        what = f"internal error: {' '.join(repr(error).split())[:300]}"
+    lines += [f"kvintro: {what}"] + ([f"  hint: {hint}"] if hint else [])
+    with contextlib.suppress(OSError):  # nobody hears it
+        for line in lines:
+            print(printable(line), file=sys.stderr)
+    return code
 
 
 def _isolate(arguments: Sequence[str]) -> None:
@@ -228,13 +238,26 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     :raises UsageError: it makes no sense.
     """
     parser = make_parser(only=None if {"-h", "--help"} & set(arguments) else _named(arguments))
-    args, unknown = parser.parse_known_args(arguments)
+    try:
+        args, unknown = parser.parse_known_args(arguments)
+    except SystemExit:
+        _flush()  # --help and --version
+        raise
     if args.command is None:
         parser.error("which command? for instance: kvintro layout")
     if unknown:
         raise UsageError(f"unrecognized arguments: {' '.join(unknown)}", f"kvintro {args.command} --help")
     args.format = args.format or getattr(load_command(args.command), "FORMAT", "text")
     return args
+
+
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise NotWritten(f"standard output: {error.strerror or error}", "send it elsewhere") from error
 
 
 def _named(arguments: Sequence[str]) -> Optional[str]:
@@ -270,12 +293,14 @@ def _deliver(result: "Report | Stream", args: argparse.Namespace, paged: bool) -
             text = render(result, args.format, color=color, width=width)
             if show_paged(text, sys.stdout):
                 return exit_code(result)
-        _write(_parts(result, args.format, color=color, width=width), sys.stdout)
+        _write(_parts(result, args.format, color=color, width=width), sys.stdout, args.format)
     return exit_code(result)
 
 
 def _run(arguments: List[str]) -> int:
     args = parse(arguments)
+    if args.output is None and streams.is_closed(sys.stdout):
+        sys.stdout.write("")  # says so before anything is opened
     refuse_inputs(args)
     module = load_command(args.command)
     kernel = None
@@ -322,9 +347,9 @@ def _root_is_given_up(args: argparse.Namespace) -> Callable[[], None]:
     return become_invoker
 
 
-def _write(parts: Iterable[str], file: TextIO) -> None:
+def _write(parts: Iterable[str], file: TextIO, form: str) -> None:
     for part in parts:
-        file.write(part)
+        file.write(streams.fitting(part, file, form))
         file.flush()
 
 

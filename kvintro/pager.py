@@ -9,6 +9,8 @@ import shutil
 import subprocess
 from typing import TextIO
 
+from kvintro.streams import encoded
+
 
 def show_paged(text: str, stream: TextIO) -> bool:
     """Show text in a pager, if the stream is a terminal and the text does not fit on it.
@@ -34,7 +36,7 @@ def show_paged(text: str, stream: TextIO) -> bool:
         return False
     assert pager.stdin is not None
     try:
-        pager.stdin.write(text.encode(errors="replace"))
+        pager.stdin.write(encoded(text, stream))
         pager.stdin.close()
     except (BrokenPipeError, KeyboardInterrupt):
         pass  # Who has seen enough leaves.

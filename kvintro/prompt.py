@@ -35,6 +35,7 @@ from kvintro.render import render, render_stream
 from kvintro.render.values import value_text
 from kvintro.source import Request
 from kvintro.source.attached import attach
+from kvintro.streams import fitting
 
 __all__ = ("Answer", "BoundRegion", "Listing", "PromptKernel", "kernel", "run_command")
 
@@ -87,6 +88,10 @@ _BY_ADDRESS = {
     drgn.TypeKind.ARRAY,
     drgn.TypeKind.FUNCTION,
 }
+
+
+def _show(text: str) -> None:
+    sys.stdout.write(fitting(text, sys.stdout, "text") + "\n")
 
 
 class Answer(Report):
@@ -144,7 +149,7 @@ class Answer(Report):
 
     def display_(self, *, color: bool = True) -> None:
         """Print it, in colour."""
-        sys.stdout.write(self.text(color=color, width=terminal_width(sys.stdout)) + "\n")
+        _show(self.text(color=color, width=terminal_width(sys.stdout)))
 
     def json(self) -> Dict[str, Any]:
         """The document that ``--json`` prints, parsed."""
@@ -224,7 +229,7 @@ class Listing(Stream):
 
     def display_(self) -> None:
         """Print it."""
-        sys.stdout.write(self.text() + "\n")
+        _show(self.text())
 
     def json(self) -> Dict[str, Any]:
         """The document that ``--json`` prints, parsed."""

@@ -13,6 +13,7 @@ from typing import Any, Dict, Optional
 
 import drgn
 
+from kvintro.commands import standard_input
 from kvintro.errors import KvintroError, NoSuchSource
 from kvintro.kernel import Kernel
 from kvintro.source.attached import adopt
@@ -33,8 +34,9 @@ def start(kernel: Kernel, args: argparse.Namespace) -> int:
         return _batch(kernel, args.code, "<string>", ["-e", *words, *args.arguments])
     if args.script not in (None, "-"):
         return _script(kernel, args.script, args.arguments)
-    if args.script == "-" or not sys.stdin.isatty():
-        return _batch(kernel, sys.stdin.read(), "<stdin>", ["-", *args.arguments])
+    if args.script == "-" or not os.isatty(standard_input()):
+        with open(standard_input(), encoding="utf-8", errors="surrogateescape", closefd=False) as file:
+            return _batch(kernel, file.read(), "<stdin>", ["-", *args.arguments])
     _interactive(kernel)
     return 0
 

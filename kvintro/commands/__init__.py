@@ -31,7 +31,8 @@ from typing import (
     Union,
 )
 
-from kvintro.errors import Unavailable
+from kvintro.errors import Unavailable, UsageError
+from kvintro.text import printable
 
 if TYPE_CHECKING:
     import argparse
@@ -67,6 +68,16 @@ def add_addresses(parser: argparse.ArgumentParser, forms: Sequence[str]) -> None
         help="hex with or without 0x, symbol, symbol+offset; - for a list on standard input",
     )
     parser.add_argument("--from", dest="form", choices=forms, help="what the numbers are")
+
+
+def standard_input() -> int:
+    """The descriptor of standard input, for commands that read a list there.
+
+    :raises UsageError: it is closed.
+    """
+    if sys.stdin is None:
+        raise UsageError("standard input is closed", "give it a file: < FILE")
+    return sys.stdin.fileno()
 
 
 #: Seconds after which a bar is shown.
@@ -126,9 +137,9 @@ class Bar:
     def at(self, what: str) -> None:
         """What is worked on now."""
         with self._lock:
-            self._what = what
+            self._what = printable(what)
             if self._bar is not None:
-                self._bar.set_postfix_str(what)
+                self._bar.set_postfix_str(self._what)
 
     def did(self, count: int = 1) -> None:
         """So much more is done."""

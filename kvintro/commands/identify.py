@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import TYPE_CHECKING, List
 
-from kvintro.commands import add_addresses
+from kvintro.commands import add_addresses, standard_input
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel
@@ -33,5 +32,10 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
 
     texts: List[str] = []
     for text in args.addresses:
-        texts.extend(sys.stdin.read().split() if text == "-" else [text])
+        texts.extend(_words() if text == "-" else [text])
     return identify(kernel, texts, form=args.form)
+
+
+def _words() -> List[str]:
+    with open(standard_input(), "rb", closefd=False) as file:
+        return file.read().decode("utf-8", "replace").split()

@@ -6,10 +6,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import sys
 from typing import TYPE_CHECKING, Iterator, List, Union
 
-from kvintro.commands import add_addresses
+from kvintro.commands import add_addresses, standard_input
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel
@@ -63,7 +62,7 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Union[Report, Stream]:
             raise UsageError(
                 "- stands alone", "put all addresses on standard input, or all on the command line"
             )
-        return translate_stream(kernel, translator, _chunks(sys.stdin.fileno()), walk=args.walk)
+        return translate_stream(kernel, translator, _chunks(standard_input()), walk=args.walk)
     report = translate(kernel, translator, args.addresses)
     return dataclasses.replace(report, extra={"walk": True}) if args.walk else report
 

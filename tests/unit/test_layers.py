@@ -39,6 +39,7 @@ FLOORS = {
     "prompt": 8,
     "plugin": 8,
     "repl": 8,
+    "streams": 8,
     "__main__": 9,
 }
 # The model and the renderers may not know of kernels at all.
