@@ -371,17 +371,25 @@ class Kernel:
         if level == 5:
             # All five-level roots share the last entry; PTI clones below it, into a table of its own.
             user_top = self._entry(kernel_half + x86_64.PTI_USER_ROOT_BIT + offset)
-            kernel_top = self._entry(address)
+            kernel_top = self._entry_of_cpus(address)
             if not user_top & x86_64.PRESENT or user_top == kernel_top:
                 return Fact(False, "page tables: no user root")
             index = 8 * self.geometry.index(x86_64.CPU_ENTRY_AREA_BASE, 4)
             mask = self.geometry.pfn_mask
             same = self._entry((user_top & mask) + index) == self._entry((kernel_top & mask) + index)
         else:
-            entry = self._entry(address)
-            same = entry == self._entry(kernel_half + x86_64.PTI_USER_ROOT_BIT + offset)
-            same = same and bool(entry & x86_64.PRESENT)
+            same = self._entry_of_cpus(address) == self._entry(address + x86_64.PTI_USER_ROOT_BIT)
         return Fact(same, f"page tables: {'a' if same else 'no'} user root")
+
+    def _entry_of_cpus(self, physical: int) -> int:
+        """The entry that leads to cpu_entry_area, which every kernel maps.
+
+        :raises Unavailable: there is none: memory that was overwritten, or reads as zeros.
+        """
+        entry = self._entry(physical)
+        if not entry & x86_64.PRESENT:
+            raise Unavailable("init_top_pgt has no entry for cpu_entry_area")
+        return entry
 
     def _entry(self, physical: int) -> int:
         return int.from_bytes(self.read_physical(physical, 8), "little")

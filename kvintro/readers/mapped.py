@@ -48,6 +48,15 @@ def caching_text(key: int) -> str:
     return MEMORY_TYPES[bool(key & PWT) | bool(key & PCD) << 1 | bool(third) << 2]
 
 
+def ranges_of(kernel: Kernel, start: int, end: int, root: Optional[int] = None) -> Ranges:
+    """A stretch, both ends inclusive, in the tables of a root, by default the kernel's own."""
+    if root is None or root == kernel.root.value:
+        first = int(kernel.kernel_ranges.starts[0])
+        if start >= first:
+            return kernel.kernel_ranges.clip(start, end)
+    return kernel.tree(root).ranges(start, end)
+
+
 @dataclass(frozen=True)
 class Stretch:
     """What is mapped from one address to another.
@@ -80,11 +89,7 @@ class View:
     @classmethod
     def of(cls, kernel: Kernel, start: int, end: int, root: Optional[int] = None) -> View:
         """The view of a stretch in the tables of a root, by default the kernel's own."""
-        if root is None or root == kernel.root.value:
-            first = int(kernel.kernel_ranges.starts[0])
-            if start >= first:
-                return cls(kernel.kernel_ranges.clip(start, end))
-        return cls(kernel.tree(root).ranges(start, end))
+        return cls(ranges_of(kernel, start, end, root))
 
     def parts(self, start: int, end: int) -> Iterator[Tuple[int, int, int]]:
         """(start, end inclusive, key) of each range between two addresses, both inclusive."""

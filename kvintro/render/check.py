@@ -16,7 +16,7 @@ _STATES = {
     "failed": ("DEFECT", RED),
     "warning": ("warning", YELLOW),
     "notice": ("notice", CYAN),
-    "unknown": ("?", YELLOW),
+    "unknown": ("unknown", YELLOW),
     "not-applicable": ("-", DIM),
 }
 _MAX_PLACES = 20
@@ -39,11 +39,16 @@ def check_lines(report: Report, color: bool, width: int) -> List[str]:
         out.append("")
     counts = report.extra["counts"]
     told = [f"{count} {name}{'s' if count > 1 else ''}" for name, count in counts.items() if count]
+    missed = sum(row.unknown is not None for row in tables["checks"])
+    if missed:
+        told = told or ["nothing found in what could be checked"]
+        told.append(f"{missed} rule{'s' if missed > 1 else ''} could not be checked or not in full")
     summary = ", ".join(told) if told else "nothing found"
-    out += [paint(f"{summary}; the rules, and what each was looked up in:", BOLD, color), ""]
+    out += [paint(f"{summary}; the rules, and what each compared:", BOLD, color), ""]
     for row in tables["checks"]:
         word, style = _STATES[row.state]
-        detail = paint(f"({printable(row.detail)})", DIM, color)
+        why = "not applicable: " if row.state == "not-applicable" else ""
+        detail = paint(f"({why}{printable(row.detail)})", DIM, color)
         out.append(f"{paint(f'{word:7}', style, color)}  {printable(row.title)}  {detail}")
     return out
 

@@ -256,6 +256,8 @@ def _facts(report: Report, sections: Mapping[str, Section]) -> List[_Fact]:
             told.append("not all known")
             style = "warn" if style == "good" else style
         facts.append(_Fact("findings", ", ".join(told) or "none", style))
+    elif check is None and "check" in sections:
+        facts.append(_Fact("findings", "unknown", "warn"))
     pages = sections["pages"].report if "pages" in sections else None
     if pages is not None and "total" in pages.extra:
         facts.append(_Fact("page frames", size_text(int(pages.extra["total"]) << 12)))
@@ -304,7 +306,8 @@ def _sections(sections: Sequence[Section]) -> List[_Section]:
         else:
             made.tables = _tables(section, report, by_key)
         if report.command == "check" and not report.tables[0].rows:
-            made.text = [*made.text, "Nothing was found; these are the rules that were applied."]
+            said = "Nothing was found in what could be checked" if report.partial else "Nothing was found"
+            made.text = [*made.text, f"{said}; these are the rules that were applied."]
         if report.command == "pages":
             _memory(made, report)
     return out

@@ -35,7 +35,10 @@ class FindingRow:
 class CheckRow:
     """One rule.
 
+    :ivar detail: what was compared, and what could not be.
     :ivar findings: how many of the findings are its.
+    :ivar compared: how many things were compared; a rule that compared nothing is not ``ok``.
+    :ivar unknown: what could not be compared, and why; None if everything was.
     """
 
     key: str
@@ -43,6 +46,8 @@ class CheckRow:
     title: str
     detail: str
     findings: int
+    compared: int
+    unknown: Optional[str]
 
 
 FINDING_COLUMNS = (
@@ -72,7 +77,17 @@ def check(
     rows: List[CheckRow] = []
     findings: List[FindingRow] = []
     for rule, verdict in audit(kernel, progress=progress):
-        rows.append(CheckRow(rule.key, verdict.state, rule.title, verdict.detail, len(verdict.findings)))
+        rows.append(
+            CheckRow(
+                key=rule.key,
+                state=verdict.state,
+                title=rule.title,
+                detail=verdict.detail,
+                findings=len(verdict.findings),
+                compared=verdict.compared,
+                unknown=verdict.missing or None,
+            )
+        )
         findings += [
             FindingRow(
                 severity=found.severity,
@@ -96,7 +111,7 @@ def check(
         ),
         notes=tuple(kernel.source.warnings),
         # A defect is an answer, whatever else could not be looked at.
-        partial=not failed and any(row.state == "unknown" for row in rows),
+        partial=not failed and any(row.unknown is not None for row in rows),
         negative=failed,
         extra={"counts": {severity: counts[severity] for severity in SEVERITIES}},
     )

@@ -77,7 +77,7 @@ class Patched(Kernel):
 #: Rules that need variables, and cannot be answered where those have no names.
 NAMELESS = {
     *("overlap", "strays", "efi_wx", "rodata_ro", "text_ro", "data_nx", "pti_user_half", "contents"),
-    *("mapped_pages", "proc_iomem", "proc_modules", "kaslr"),
+    *("mapped_pages", "proc_iomem", "proc_modules", "kaslr", "vmcoreinfo"),
 }
 
 

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterator, List
+from typing import Any, Iterator
 
 import pytest
 
 from kvintro.queries import audit
-from kvintro.queries.audit import Check, Finding
-from kvintro.queries.audit.verdict import conclude
+from kvintro.queries.audit import Check, Finding, Verdict
+from kvintro.queries.audit.verdict import Tally
 
 
 class Live:
@@ -28,10 +28,14 @@ class Source:
 def settled(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(audit, "_PAUSE", 0)
 
-    def run(*rounds: List[Finding]) -> Any:
-        turns: Iterator[List[Finding]] = iter(rounds)
-        rule = Check("rule", "a rule", lambda kernel: conclude(next(turns), "", "looked"))
-        monkeypatch.setattr(audit, "CHECKS", (rule,))
+    def run(*rounds: Any) -> Any:
+        turns: Iterator[Any] = iter(rounds)
+
+        def judge(kernel: Any) -> Verdict:
+            turn = next(turns)
+            return turn if isinstance(turn, Verdict) else Verdict("looked", 1, tuple(turn))
+
+        monkeypatch.setattr(audit, "CHECKS", (Check("rule", "a rule", judge),))
         ((_, verdict),) = audit.audit(Live(Source()))  # type: ignore[arg-type]
         return verdict, list(turns)
 
@@ -47,8 +51,33 @@ def test_what_is_there_every_time_stays(settled: Any) -> None:
 
 
 def test_what_moves_goes(settled: Any) -> None:
-    verdict, left = settled([PASSING], [OTHER], [LASTING])
+    verdict, left = settled([PASSING], [OTHER], [], [LASTING])
     assert (verdict.state, verdict.findings, left) == ("ok", (), [[LASTING]])
+
+
+def test_something_else_each_time_is_not_ok(settled: Any) -> None:
+    """Ten looks, none of which found nothing: nobody has seen the rule kept."""
+    verdict, left = settled(*[[PASSING], [OTHER]] * 5)
+    assert (verdict.state, verdict.findings, left) == ("unknown", (), [])
+    assert "each of 10 looks found something else" in verdict.detail
+
+
+CHANGING = Verdict("5 entries", 5, unknown="the file changed", changing=True)
+
+
+def test_what_changed_is_asked_for_again(settled: Any) -> None:
+    verdict, left = settled(CHANGING, CHANGING, [], [LASTING])
+    assert (verdict.state, left) == ("ok", [[LASTING]])
+
+
+def test_what_always_changes_is_unknown(settled: Any) -> None:
+    verdict, left = settled(*[CHANGING] * 10)
+    assert (verdict.state, verdict.detail, left) == ("unknown", "5 entries; the file changed", [])
+
+
+def test_what_cannot_be_read_is_not_asked_for_again(settled: Any) -> None:
+    verdict, left = settled(Verdict("", unknown="no types"), [])
+    assert (verdict.state, left) == ("unknown", [[]])
 
 
 def test_no_second_look_at_what_is_no_defect(settled: Any) -> None:
@@ -59,7 +88,32 @@ def test_no_second_look_at_what_is_no_defect(settled: Any) -> None:
 
 def test_the_worst_finding_names_the_state() -> None:
     off, note = Finding(None, None, "off", "warning"), Finding(None, None, "so", "notice")
-    assert conclude([note, off, LASTING], "", "").state == "failed"
-    assert conclude([note, off], "", "").state == "warning"
-    assert conclude([note], "half", "").state == "notice"
-    assert conclude([], "half", "all").detail == "all; half"
+    assert Verdict("", 1, (note, off, LASTING)).state == "failed"
+    assert Verdict("", 1, (note, off)).state == "warning"
+    assert Verdict("", 1, (note,), "half").state == "notice"
+    assert Verdict("all", 1, (), "half").detail == "all; half"
+
+
+def test_nothing_compared_is_never_ok() -> None:
+    assert Verdict("the whole kernel half").state == "unknown"
+    assert "nothing to compare" in Verdict("the whole kernel half").detail
+    assert Verdict("", 1).state == "ok"
+    assert Verdict("", 1, unknown="a part").state == "unknown"
+    assert Verdict("off", applies=False).state == "not-applicable"
+
+
+def test_a_part_of_which_nothing_was_compared_is_missed() -> None:
+    tally = Tally("pages")
+    tally.compared("one", 3)
+    assert (tally.verdict().state, tally.verdict().looked) == ("ok", "3 pages of one")
+    tally.compared("other", 0)
+    assert tally.verdict().state == "unknown"
+    assert "nothing was found to compare of other" in tally.verdict().detail
+
+
+def test_an_empty_part_may_be_an_answer() -> None:
+    tally = Tally("pages")
+    tally.compared("one", 0, may_be_empty=True)
+    assert tally.verdict().state == "unknown"
+    tally.compared("other", 2)
+    assert (tally.verdict().state, tally.verdict().looked) == ("ok", "0 pages of one, 2 of other")

@@ -8,11 +8,12 @@ show for a moment what a rule forbids. :func:`audit` takes for a finding only wh
 from __future__ import annotations
 
 import time
-from typing import Callable, Iterable, List, Sequence, Tuple
+from dataclasses import replace
+from typing import Callable, Iterable, List, Optional, Sequence, Tuple
 
 from kvintro.kernel import Kernel
 from kvintro.queries.audit import frames, lists, places, protections, rights, running
-from kvintro.queries.audit.verdict import SEVERITIES, Check, Finding, Verdict, conclude
+from kvintro.queries.audit.verdict import SEVERITIES, Check, Finding, Verdict, not_applicable
 
 __all__ = ("CHECKS", "SEVERITIES", "Check", "Finding", "Verdict", "audit")
 
@@ -48,8 +49,9 @@ CHECKS: Tuple[Check, ...] = (
     Check("proc_vmallocinfo", "/proc/vmallocinfo has the same areas", running.vmallocinfo, live=True),
 )
 
-#: How often a running kernel is asked about what was found. Its tables are read before its lists, and a busy
-#: one hands out and takes back one place over and over: what shows one time in three must not show each time.
+#: How often a running kernel is asked about what was found, or what changed while it was read. Its tables are
+#: read before its lists, and a busy one hands out and takes back one place over and over: what shows one time
+#: in three must not show each time.
 _ATTEMPTS = 10
 _PAUSE = 0.2
 
@@ -57,25 +59,42 @@ _PAUSE = 0.2
 def audit(
     kernel: Kernel, *, progress: Callable[[Sequence[Check]], Iterable[Check]] = lambda checks: checks
 ) -> List[Tuple[Check, Verdict]]:
-    """All rules that this source can be asked, in order.
+    """All rules in order, those among them that this source cannot be asked.
 
-    :param progress: is handed the rules, and iterated over while they are applied.
+    :param progress: is handed the rules that are applied, and iterated over while they are.
     """
-    wanted = [check for check in CHECKS if kernel.source.kind == "live" or not check.live]
-    return [(check, _settled(check, kernel)) for check in progress(wanted)]
+    running = kernel.source.kind == "live"
+    found = {c.key: not_applicable("not of the running kernel") for c in CHECKS if c.live and not running}
+    for check in progress([check for check in CHECKS if check.key not in found]):
+        found[check.key] = _settled(check, kernel)
+    return [(check, found[check.key]) for check in CHECKS]
 
 
 def _settled(check: Check, kernel: Kernel) -> Verdict:
+    """The verdict, of a running kernel the one that it comes to.
+
+    A defect counts if it is there every time. One look that finds none settles it; where each finds another,
+    nothing is known, and likewise where the source changes during each.
+    """
     verdict = check.verdict(kernel)
     if not kernel.source.live:
         return verdict
+    lasting = {_evidence(finding) for finding in verdict.defects}
     for _ in range(_ATTEMPTS - 1):
-        if not any(finding.severity == "defect" for finding in verdict.findings):
-            break
+        if not verdict.defects and not verdict.changing:
+            return verdict
         time.sleep(_PAUSE)
-        again = check.verdict(type(kernel)(kernel.source))
-        seen = {(finding.start, finding.what) for finding in again.findings}
-        lasting = [f for f in verdict.findings if (f.start, f.what) in seen]
-        # What moved in between was caught in the act.
-        verdict = conclude(lasting, "", again.detail) if again.state != "unknown" else again
-    return verdict
+        verdict = check.verdict(type(kernel)(kernel.source))
+        lasting &= {_evidence(finding) for finding in verdict.defects}
+    passing = [finding for finding in verdict.defects if _evidence(finding) not in lasting]
+    if not passing:
+        return verdict
+    others = tuple(finding for finding in verdict.findings if finding not in passing)
+    if lasting:
+        return replace(verdict, findings=others)
+    why = f"each of {_ATTEMPTS} looks found something else, the last one: {passing[0].what}"
+    return replace(verdict, findings=others, unknown="; ".join(filter(None, (verdict.unknown, why))))
+
+
+def _evidence(finding: Finding) -> Tuple[Optional[int], str]:
+    return finding.start, finding.what

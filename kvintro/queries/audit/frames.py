@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Iterator, List, Tuple
 
 from kvintro.arch.x86_64 import ALL, PAGE_SHIFT, PAGE_SIZE, PRESENT, PSE, PTRS_PER_TABLE
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
-from kvintro.model import AddressRange, Placement
-from kvintro.paging import EFFECTIVE_NX, MAPPED, REPEATED, Ranges
+from kvintro.model import AddressRange, Placement, Unknown
+from kvintro.paging import EFFECTIVE_NX, MAPPED, OVER_LIMIT, REPEATED, UNREADABLE, Ranges
 from kvintro.paging.bulk import MAPPED as FOUND
 from kvintro.paging.tree import read_tables
-from kvintro.queries.audit.verdict import MOST, Finding, Verdict, conclude
+from kvintro.queries.audit.verdict import MOST, Finding, Tally, Verdict
 from kvintro.queries.pages.census import FrameTypes, Pages
 from kvintro.queries.pages.runs import distinct
 from kvintro.readers.processes import each_mm, mm_of, root_of
@@ -55,62 +56,87 @@ def tables(kernel: Kernel) -> Verdict:
     Tables of the lowest level of user memory have always been marked; those above, and the kernel's, not in
     every version: they must at least be nothing else. Of the level above the lowest, all are or none (5.4).
     """
-    import numpy
+    judge = _Tables(kernel)
+    judge.below("init_top_pgt", kernel.root.value, user=False)
+    for owner, root in _roots(kernel):
+        judge.below(owner, root, user=True)
+    return judge.verdict()
 
-    pages = Pages(kernel)
-    types = FrameTypes(pages)
-    marked = "table" in pages.form.types.codes
-    first_kernel = PTRS_PER_TABLE // 2
-    findings: List[Finding] = []
-    unmarked: List[Finding] = []
-    marks_second = False
-    count = 0
-    missing = False
-    for owner, root, low, high in (
-        ("init_top_pgt", kernel.root.value, first_kernel, PTRS_PER_TABLE),
-        *((owner, root, 0, first_kernel) for owner, root in _roots(kernel)),
-    ):
-        user = low == 0
-        level = kernel.geometry.levels
+
+class _Tables:
+    """Looks at the struct pages of all tables of some roots."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        pages = Pages(kernel)
+        self._kernel = kernel
+        self._types = FrameTypes(pages)
+        self._marked = "table" in pages.form.types.codes
+        self._marks_second = False
+        self._unmarked: List[Finding] = []
+        self._tally = Tally("tables")
+        self._count = 0
+
+    def below(self, owner: str, root: int, *, user: bool) -> None:
+        """The tables of one half of a root's tree.
+
+        :param user: of the lower half.
+        """
+        import numpy
+
+        kernel, levels = self._kernel, self._kernel.geometry.levels
+        middle = PTRS_PER_TABLE // 2
         found = numpy.array([root], numpy.uint64)
         seen: "set[int]" = set()
-        while len(found):
-            count += len(found)
-            if count > _MOST_TABLES:
-                raise Unavailable(f"there are more than {_MOST_TABLES} tables")
-            strict = user and marked and level == 1
-            second = user and marked and level == 2
-            for frame, kind in types.of(found >> numpy.uint64(PAGE_SHIFT)):
-                marks_second |= second and kind == "pgtable"
-                if kind == "not_in_dump":
-                    missing = True
-                    continue
-                finding = Finding(
-                    None,
-                    None,
-                    f"{owner}: the table of level {level} at physical {frame << PAGE_SHIFT:#x} is {kind}",
-                )
-                if kind not in (("pgtable",) if strict else _OF_KERNEL) and len(findings) < MOST:
-                    findings.append(finding)
-                elif second and kind != "pgtable" and len(unmarked) < MOST:
-                    unmarked.append(finding)
+        for level in range(levels, 0, -1):
+            self._judge(owner, found, level, user)
             if level == 1:
                 break
             data, gone = read_tables(kernel.read_physical, found)
-            missing |= bool(gone.any())
-            if level == kernel.geometry.levels:
-                data = data[:, low:high]
+            if gone.any():
+                self._tally.lacks("some page tables are not in this source")
+            if level == levels:
+                data = data[:, :middle] if user else data[:, middle:]
             below = data[(data & numpy.uint64(PRESENT) != 0) & (data & numpy.uint64(PSE) == 0)]
             below = distinct(below & numpy.uint64(kernel.geometry.pfn_mask))
             # KASAN's shadow has the same tables many times; a damaged one may point back.
             fresh = [table for table in below.tolist() if table not in seen]
             seen.update(fresh)
             found = numpy.array(fresh, numpy.uint64)
-            level -= 1
-    if marks_second:
-        findings += unmarked
-    text = "some page tables or struct pages are not in this source" if missing else ""
-    return conclude(findings, text, f"{count} tables")
+        if not user and not seen:
+            self._tally.lacks(f"{owner} has no tables below it")
+
+    def _judge(self, owner: str, found: U64, level: int, user: bool) -> None:
+        import numpy
+
+        self._count += len(found)
+        if self._count > _MOST_TABLES:
+            raise Unavailable(f"there are more than {_MOST_TABLES} tables")
+        strict = user and self._marked and level == 1
+        second = user and self._marked and level == 2
+        known = self._types.of(found >> numpy.uint64(PAGE_SHIFT))
+        compared = 0
+        for frame, kind in known:
+            self._marks_second |= second and kind == "pgtable"
+            if kind == "not_in_dump":
+                self._tally.lacks("some struct pages are not in this source")
+                continue
+            compared += 1
+            what = f"{owner}: the table of level {level} at physical {frame << PAGE_SHIFT:#x} is {kind}"
+            finding = Finding(None, None, what)
+            if kind not in (("pgtable",) if strict else _OF_KERNEL):
+                if not self._tally.full:
+                    self._tally.findings.append(finding)
+            elif second and kind != "pgtable" and len(self._unmarked) < MOST:
+                self._unmarked.append(finding)
+        self._tally.compared("", compared, may_be_empty=True)
+        if len(known) < len(found):
+            self._tally.lacks("some page tables lie where there are no struct pages")
+
+    def verdict(self) -> Verdict:
+        """The verdict over all that was looked at."""
+        if self._marks_second:
+            self._tally.findings += self._unmarked
+        return self._tally.verdict()
 
 
 def free_pages(kernel: Kernel) -> Verdict:
@@ -119,20 +145,32 @@ def free_pages(kernel: Kernel) -> Verdict:
     Of the image only what can be executed counts: the memory of ``__init`` and of what lies between text and
     data is given away, and without page-table isolation stays mapped there (free_kernel_image_pages).
     """
-    types = FrameTypes(Pages(kernel))
-    findings: List[Finding] = []
-    count = 0
+    pages = Pages(kernel)
+    types = FrameTypes(pages)
+    tally = Tally()
+    if pages.sections.missing:
+        tally.lacks("some tables of memory sections are not in this source")
+    looked = 0
     # A tree that was walked before takes all that it meets again for repeated; this one was not.
     half = kernel.new_tree(kernel.root.value).ranges(kernel.geometry.guard_hole.end + 1, ALL)
-    for name, root, where, mask in _stretches(kernel):
+    for name, root, where, mask in _stretches(kernel, tally):
         own = root == kernel.root.value
         ranges = half if own else kernel.new_tree(root).ranges(where.start, where.end)
-        for addresses in _addresses(ranges.clip(where.start, where.end), mask):
-            count += len(addresses)
-            _free(types, name, addresses, kernel.bulk(root).translate(addresses), findings)
-            if count >= _MOST_PAGES:
-                return conclude(findings, "", f"{count} pages, which are not all")
-    return conclude(findings, "", f"{count} pages")
+        ranges = ranges.clip(where.start, where.end)
+        if ranges.select(UNREADABLE | OVER_LIMIT):
+            tally.lacks("some page tables are not in this source")
+        for addresses in _addresses(ranges, mask):
+            _free(types, name, addresses, kernel.bulk(root).translate(addresses), tally)
+            looked += len(addresses)
+            if looked >= _MOST_PAGES:
+                tally.lacks(f"only the first {looked} pages were looked at")
+                return _pages_verdict(tally)
+    return _pages_verdict(tally)
+
+
+def _pages_verdict(tally: Tally) -> Verdict:
+    verdict = tally.verdict()
+    return replace(verdict, looked=f"{verdict.compared} pages")
 
 
 def _addresses(ranges: Ranges, mask: int) -> Iterator[U64]:
@@ -157,27 +195,38 @@ def _addresses(ranges: Ranges, mask: int) -> Iterator[U64]:
         yield numpy.concatenate(pieces)
 
 
-def _stretches(kernel: Kernel) -> Iterator[Tuple[str, int, AddressRange, int]]:
+def _stretches(kernel: Kernel, tally: Tally) -> Iterator[Tuple[str, int, AddressRange, int]]:
     """(whose, root, where, bit that must be clear to count) of all that should hold no free page."""
-    for key in ("vmalloc", "cpu_entry_area", "espfix", "modules", "fixmap"):
+    for key in ("vmalloc", "cpu_entry_area", "espfix", "modules", "fixmap", "user"):
         found = kernel.locate(key)
-        if isinstance(found, Placement):
+        if isinstance(found, Unknown):
+            tally.lacks(f"{key}: {found.reason}")
+        elif isinstance(found, Placement) and key != "user":
             yield key, kernel.root.value, found.range, 0
     text, end = kernel.symbol("_text"), kernel.symbol("_etext")
-    if text < end:
-        yield "text", kernel.root.value, AddressRange(text, end - 1), EFFECTIVE_NX
+    if not text < end:
+        raise Unavailable("_text does not lie before _etext")
+    yield "text", kernel.root.value, AddressRange(text, end - 1), EFFECTIVE_NX
     user = kernel.locate("user")
     if isinstance(user, Placement):
         for owner, root in _roots(kernel):
             yield owner, root, user.range, 0
 
 
-def _free(types: FrameTypes, name: str, addresses: U64, found: Any, findings: List[Finding]) -> None:
+def _free(types: FrameTypes, name: str, addresses: U64, found: Any, tally: Tally) -> None:
     import numpy
 
     frames = found.physical >> numpy.uint64(PAGE_SHIFT)
-    bad = numpy.flatnonzero((found.states == FOUND) & types.are(frames, "free"))
-    for at in bad[: max(MOST - len(findings), 0)].tolist():
+    mapped = found.states == FOUND
+    lost = mapped & types.are(frames, "not_in_dump")
+    if lost.any():
+        tally.lacks("some struct pages are not in this source")
+    if (found.states > FOUND).any():
+        tally.lacks("some page tables are not in this source")
+    # What has no struct page is a device's memory.
+    tally.compared(name, int((mapped & types.have(frames) & ~lost).sum()), may_be_empty=True)
+    bad = numpy.flatnonzero(mapped & types.are(frames, "free"))
+    for at in bad[: max(MOST - len(tally.findings), 0)].tolist():
         address = int(addresses[at])
         what = f"{name}: maps physical {int(frames[at]) << PAGE_SHIFT:#x}, which is free"
-        findings.append(Finding(address, address + PAGE_SIZE - 1, what))
+        tally.findings.append(Finding(address, address + PAGE_SIZE - 1, what))

@@ -8,10 +8,10 @@ from typing import Any, List, Sequence
 
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
-from kvintro.model import Address, AddressRange, Placement
+from kvintro.model import Address, AddressRange, Placement, Unknown
 from kvintro.paging import MAPPED, OVER_LIMIT, UNREADABLE
-from kvintro.queries.audit.verdict import MOST, Finding, Verdict, conclude
-from kvintro.readers.mapped import rights_text
+from kvintro.queries.audit.verdict import Finding, Tally, Verdict
+from kvintro.readers.mapped import ranges_of, rights_text
 from kvintro.readers.structures import Damage, need_types
 from kvintro.regions import Asked, Region
 from kvintro.regions.vmalloc import AreaRow, Areas
@@ -19,31 +19,37 @@ from kvintro.regions.vmalloc import AreaRow, Areas
 
 def contents(kernel: Kernel) -> Verdict:
     """Every structure that names a mapping, region by region, and the table that makes it."""
-    findings: List[Finding] = []
-    looked: List[str] = []
-    unknown: List[str] = []
+    tally = Tally()
     need_types(kernel, "what is in the regions")
     for region in kernel.regions:
         # A process's own memory is what `kvintro user` is for.
-        if region.key == "user" or not isinstance(kernel.locate(region), Placement):
+        if region.key == "user":
             continue
-        rows = 0
-        try:
-            found = region.contents(kernel, Asked())
-        except Unavailable as error:
-            unknown.append(f"{region.name}: {error.what}")
-            continue
-        for table in found.tables:
-            for row in table.rows:
-                if hasattr(row, "problem"):
-                    rows += 1
-                    if row.problem:
-                        findings.append(_finding(region, row))
-        if found.partial:
-            unknown.append(f"{region.name}: {found.notes[0] if found.notes else 'not all of it was read'}")
-        if rows:
-            looked.append(f"{region.name} {rows}")
-    return conclude(findings, "; ".join(unknown), ", ".join(looked))
+        place = kernel.locate(region)
+        if isinstance(place, Unknown):
+            tally.lacks(f"{region.name}: {place.reason}")
+        elif isinstance(place, Placement):
+            _contents_of(kernel, region, place.range, tally)
+    return tally.verdict()
+
+
+def _contents_of(kernel: Kernel, region: Region, where: AddressRange, tally: Tally) -> None:
+    try:
+        found = region.contents(kernel, Asked())
+        roots = region.roots(kernel)
+    except Unavailable as error:
+        tally.lacks(f"{region.name}: {error.what}")
+        return
+    rows = [row for table in found.tables for row in table.rows if hasattr(row, "problem")]
+    if rows:
+        tally.compared(region.name, len(rows))
+    tally.findings += [_finding(region, row) for row in rows if row.problem]
+    if found.partial:
+        tally.lacks(f"{region.name}: {found.notes[0] if found.notes else 'not all of it was read'}")
+    for root in roots if rows else ():
+        # A row whose tables are not there has no problem that anybody could see.
+        if ranges_of(kernel, where.start, where.end, root.table).select(UNREADABLE | OVER_LIMIT):
+            tally.lacks(f"{region.name}: some page tables are not in this source")
 
 
 def _finding(region: Region, row: Any) -> Finding:
@@ -67,15 +73,23 @@ def _areas(kernel: Kernel) -> "tuple[List[AreaRow], List[AddressRange]]":
     rows = sorted(Areas(kernel, found.range, damage).rows(), key=lambda row: row.start)
     if damage:
         raise Unavailable(damage.notes[0])
+    parts = [found.range]
     # Under KASAN the shadow of modules is mapped by the same allocator (mm/kasan/shadow.c).
-    others = [kernel.locate(key) for key in ("modules", "kasan_shadow")]
-    return rows, [found.range, *(other.range for other in others if isinstance(other, Placement))]
+    for key in ("modules", "kasan_shadow"):
+        other = kernel.locate(key)
+        if isinstance(other, Unknown):
+            raise Unavailable(other.reason)
+        if isinstance(other, Placement):
+            parts.append(other.range)
+    return rows, parts
 
 
 def areas_apart(kernel: Kernel) -> Verdict:
     """Each address is handed out once (mm/vmalloc.c), and from the stretches that are there for it."""
     rows, parts = _areas(kernel)
-    findings: List[Finding] = []
+    tally = Tally("areas")
+    tally.compared("", len(rows))
+    findings = tally.findings
     last = None
     for row in rows:
         if not any(row.start in part and row.end in part for part in parts):
@@ -86,7 +100,7 @@ def areas_apart(kernel: Kernel) -> Verdict:
             )
         if last is None or row.end > last.end:
             last = row
-    return conclude(findings, "", f"{len(rows)} areas")
+    return tally.verdict()
 
 
 def _name(row: AreaRow) -> str:
@@ -97,20 +111,23 @@ def outside_areas(kernel: Kernel) -> Verdict:
     """Whoever maps something there takes an area first, and gives it back last."""
     rows, parts = _areas(kernel)
     starts = [int(row.start) for row in rows]
-    findings: List[Finding] = []
-    unread = False
+    tally = Tally()
     shadow = kernel.locate("kasan_shadow")
+    count = 0
     for part in parts:
         if isinstance(shadow, Placement) and part == shadow.range:
             continue  # most of it is there from boot on
         ranges = kernel.kernel_ranges.clip(part.start, part.end)
-        unread |= bool(ranges.select(UNREADABLE | OVER_LIMIT))
+        if ranges.select(UNREADABLE | OVER_LIMIT):
+            tally.lacks("some page tables are not in this source")
         for low, high, key in ranges.select(MAPPED):
+            count += 1
             for start, end in _uncovered(low, high, starts, rows):
-                if len(findings) < MOST:
-                    findings.append(Finding(start, end, f"{rights_text(key)}, and no area has it"))
-    text = "some page tables are not in this source" if unread else ""
-    return conclude(findings, text, f"{len(rows)} areas")
+                if not tally.full:
+                    tally.findings.append(Finding(start, end, f"{rights_text(key)}, and no area has it"))
+    tally.compared("mapped ranges", count)
+    tally.compared("areas", len(rows))
+    return tally.verdict(f"{count} mapped ranges and {len(rows)} areas")
 
 
 def _uncovered(

@@ -9,17 +9,16 @@ from kvintro.arch.x86_64 import ALL, DEFAULT_TEXT, PAGE_SHIFT, PMD_SHIFT, START_
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
 from kvintro.model import AddressRange, Placement, Unknown
-from kvintro.paging import MAPPED, OVER_LIMIT, REPEATED, UNREADABLE
+from kvintro.paging import LEVEL_MASK, LEVEL_SHIFT, MAPPED, OVER_LIMIT, REPEATED, UNREADABLE
 from kvintro.paging.bulk import MAPPED as FOUND
-from kvintro.queries.audit.verdict import MOST, Finding, Verdict, conclude
+from kvintro.queries.audit.verdict import MOST, Finding, Tally, Verdict
 from kvintro.readers.mapped import rights_text
 
 if TYPE_CHECKING:
     import numpy
     from numpy.typing import NDArray
 
-#: Of larger stretches one page in each 2 MB is looked up: 16 GB page by page, half a million look-ups a TB.
-_EVERY_PAGE = 1 << 34
+#: Mapped pages looked up in each region, of whatever size: 32 GB of pages of 4K, 16 TB of 2M.
 _MOST_PAGES = 1 << 23
 
 
@@ -30,19 +29,22 @@ def overlap(kernel: Kernel) -> Verdict:
          if isinstance(found, Placement)),
         key=lambda item: item[1].range.start,
     )  # fmt: skip
-    findings = []
+    tally = Tally()
     for number, (region, found) in enumerate(placed):
         for other, theirs in placed[number + 1 :]:
             if found.range.overlaps(theirs.range):
-                findings.append(
+                tally.findings.append(
                     Finding(
                         theirs.range.start,
                         min(found.range.end, theirs.range.end),
                         f"{region.name} ({_bounds(found)}) and {other.name} ({_bounds(theirs)})",
                     )
                 )
+    tally.compared("pairs of regions", len(placed) * (len(placed) - 1) // 2)
     unknown = [r.name for r in kernel.regions if isinstance(kernel.locate(r), Unknown)]
-    return conclude(findings, f"not known: {', '.join(unknown)}" if unknown else "", f"{len(placed)} regions")
+    if unknown:
+        tally.lacks(f"not known: {', '.join(unknown)}")
+    return tally.verdict(f"{len(placed)} regions")
 
 
 def _bounds(found: Placement) -> str:
@@ -71,25 +73,45 @@ def vmcoreinfo(kernel: Kernel) -> Verdict:
         ("SYMBOL(vmemmap)", "vmemmap_base", lambda: kernel.value("vmemmap_base").value, ALL),
         ("NUMBER(sme_mask)", "sme_me_mask", lambda: kernel.value("sme_me_mask").value, ALL),
     ]
-    findings: List[Finding] = []
-    compared: List[str] = []
+    tally = Tally()
     for key, name, theirs, mask in pairs:
+        if key not in kernel.source.vmcoreinfo:
+            continue  # said once only
         try:
             wanted, found = kernel.number(key).value & mask, theirs() & mask
-        except Unavailable:
+        except Unavailable as error:
+            if not _never_had(kernel, name):
+                tally.lacks(error.what)
             continue
-        compared.append(name)
+        tally.compared(name, 1)
         if wanted != found:
-            findings.append(Finding(None, None, f"{name} is {found:#x}, VMCOREINFO's {key} is {wanted:#x}"))
+            tally.findings.append(
+                Finding(None, None, f"{name} is {found:#x}, VMCOREINFO's {key} is {wanted:#x}")
+            )
+    _segments(kernel, tally)
+    verdict = tally.verdict(", ".join(tally.parts))
+    if not verdict.compared and not verdict.unknown:
+        raise Unavailable("this source says it once only")
+    return verdict
+
+
+def _never_had(kernel: Kernel, variable: str) -> bool:
+    """Whether this kernel was built without a variable: all its names are known, and this is none of them."""
+    known = kernel.source.symbols != "none" and not kernel.code_only
+    return known and kernel.find_symbol(variable) is None
+
+
+def _segments(kernel: Kernel, tally: Tally) -> None:
+    """Segments of RAM that have both addresses lie where the direct map's base says."""
     base = kernel.page_offset_base
     low = kernel.geometry.ldt_remap.end + 1
     for segment in kernel.source.segments:
         # QEMU writes no virtual addresses; /proc/kcore's other segments have no physical ones.
         known = 0 < segment.paddr < 1 << kernel.geometry.max_physmem_bits
         if known and low <= segment.vaddr < base.value + (1 << kernel.geometry.max_physmem_bits):
-            compared.append("PT_LOAD")
+            tally.compared("PT_LOAD", 1)
             if segment.vaddr - segment.paddr != base.value:
-                findings.append(
+                tally.findings.append(
                     Finding(
                         segment.vaddr,
                         segment.vaddr + max(segment.memsz, 1) - 1,
@@ -97,46 +119,48 @@ def vmcoreinfo(kernel: Kernel) -> Verdict:
                         f"{base.value:016x} by {base.provenance}",
                     )
                 )
-    if not compared:
-        raise Unavailable("this source says it once only")
-    return conclude(findings, "", ", ".join(dict.fromkeys(compared)))
 
 
 def linear(kernel: Kernel) -> Verdict:
     """Regions with a rule of their own for translating: what page tables have there follows the rule."""
     import numpy
 
-    findings: List[Finding] = []
-    unread = ""
-    looked = 0
+    tally = Tally("mapped pages")
     for region in kernel.regions:
         rule = region.linear(kernel)
         if rule is None:
             continue
-        addresses = _sample(kernel, rule.range)
-        looked += len(addresses)
+        addresses, whole = _leaves(kernel, rule.range)
         physical, states = kernel.translate_array(addresses)
-        if (states > FOUND).any():
-            unread = "some page tables are not in this source"
+        if not whole:
+            tally.lacks(f"{region.name} is mapped by more pages than the {_MOST_PAGES} that are looked at")
+        ranges = kernel.kernel_ranges.clip(rule.range.start, rule.range.end)
+        if (states > FOUND).any() or ranges.select(UNREADABLE | OVER_LIMIT):
+            tally.lacks("some page tables are not in this source")
+        tally.compared(region.name, int((states == FOUND).sum()))
         wanted = addresses - numpy.uint64(rule.offset)
-        findings += _runs(region.name, addresses, physical, wanted, (states == FOUND) & (physical != wanted))
-    return conclude(findings, unread, f"{looked} pages of the direct map and the image")
+        wrong = (states == FOUND) & (physical != wanted)
+        tally.findings += _runs(region.name, addresses, physical, wanted, wrong)
+    return tally.verdict()
 
 
-def _sample(kernel: Kernel, where: AddressRange) -> NDArray[numpy.uint64]:
-    """Addresses of mapped pages in a stretch: of all, or of one in each 2 MB where there are many."""
+def _leaves(kernel: Kernel, where: AddressRange) -> Tuple[NDArray[numpy.uint64], bool]:
+    """An address in each page that is mapped in a stretch, of whatever size; and whether those are all."""
     import numpy
 
-    mapped = kernel.kernel_ranges.clip(where.start, where.end).select(MAPPED)
-    total = sum(high - low + 1 for low, high, _ in mapped)
-    step = 1 << (PAGE_SHIFT if total <= _EVERY_PAGE else PMD_SHIFT)
     pieces = []
     left = _MOST_PAGES
-    for low, high, _ in mapped:
-        count = min((high - low) // step + 1, left)
-        pieces.append(numpy.uint64(low) + numpy.arange(count, dtype=numpy.uint64) * numpy.uint64(step))
-        left -= count
-    return numpy.concatenate(pieces) if pieces else numpy.zeros(0, numpy.uint64)
+    whole = True
+    for low, high, key in kernel.kernel_ranges.clip(where.start, where.end).select(MAPPED):
+        step = 1 << kernel.geometry.shift((key & LEVEL_MASK) >> LEVEL_SHIFT)
+        first = low & -step
+        count = (high - first) // step + 1
+        whole = whole and count <= left
+        piece = numpy.uint64(first) + numpy.arange(min(count, left), dtype=numpy.uint64) * numpy.uint64(step)
+        piece[:1] = low
+        pieces.append(piece)
+        left -= len(piece)
+    return numpy.concatenate(pieces) if pieces else numpy.zeros(0, numpy.uint64), whole
 
 
 def _runs(name: str, addresses: Any, physical: Any, wanted: Any, bad: Any) -> List[Finding]:
@@ -176,23 +200,24 @@ def strays(kernel: Kernel) -> Verdict:
             taken.append(part)
     if unknown:
         raise Unavailable(f"where these lie is not known: {', '.join(unknown)}")
-    findings: List[Finding] = []
-    unread = False
+    tally = Tally()
     cursor = half.start
     for part in sorted(taken, key=lambda item: item.start):
         if part.start > cursor:
-            unread |= _unclaimed(kernel, cursor, part.start - 1, findings)
+            _unclaimed(kernel, cursor, part.start - 1, tally)
         cursor = max(cursor, part.end + 1)
     if cursor <= half.end:
-        unread |= _unclaimed(kernel, cursor, half.end, findings)
-    text = "some page tables are not in this source" if unread else ""
-    return conclude(findings, text, "the kernel half of init_top_pgt")
+        _unclaimed(kernel, cursor, half.end, tally)
+    count = len(kernel.kernel_ranges.clip(half.start, half.end).select(MAPPED))
+    tally.compared("the kernel half of init_top_pgt", count)
+    return tally.verdict(f"the kernel half of init_top_pgt, {count} mapped ranges")
 
 
-def _unclaimed(kernel: Kernel, start: int, end: int, findings: List[Finding]) -> bool:
-    """Add what is mapped in a stretch; returns whether some of it is not known."""
+def _unclaimed(kernel: Kernel, start: int, end: int, tally: Tally) -> None:
+    """Add what is mapped in a stretch."""
     ranges = kernel.kernel_ranges.clip(start, end)
     for low, high, key in ranges.select(MAPPED)[:MOST]:
         where = "in the image's window" if low >= START_KERNEL_MAP else "in no region"
-        findings.append(Finding(low, high, f"{rights_text(key & ~REPEATED)} {where}"))
-    return bool(ranges.select(UNREADABLE | OVER_LIMIT))
+        tally.findings.append(Finding(low, high, f"{rights_text(key & ~REPEATED)} {where}"))
+    if ranges.select(UNREADABLE | OVER_LIMIT):
+        tally.lacks("some page tables are not in this source")

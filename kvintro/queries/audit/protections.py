@@ -7,7 +7,7 @@ from typing import List, Tuple
 
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
-from kvintro.queries.audit.verdict import Finding, Verdict, conclude
+from kvintro.queries.audit.verdict import Finding, Tally, Verdict
 from kvintro.queries.command_line import given, options
 
 
@@ -26,31 +26,41 @@ def kaslr(kernel: Kernel) -> Verdict:
         for d in draws
         if d.state == "on" and d.displacement == 0
     ]
-    # Where it lies tells enough, whatever it was drawn from.
+    tally = Tally("bases")
+    tally.findings += findings
+    # A base that lies elsewhere than by default was moved, whatever it was drawn from.
     missing = [draw.what for draw in draws if draw.state == "unknown" and not draw.displacement]
-    return conclude(findings, f"not known of {', '.join(missing)}" if missing else "", f"{len(draws)} bases")
+    if missing:
+        tally.lacks(f"not known of {', '.join(missing)}")
+    tally.compared("", len(draws) - len(missing))
+    return tally.verdict()
 
 
 def pti(kernel: Kernel) -> Verdict:
     """arch/x86/mm/pti.c:pti_check_boottime_disable."""
     if kernel.pti.value:
-        return Verdict("ok", kernel.pti.provenance)
+        return Verdict(kernel.pti.provenance, 1)
+    unknown = ""
     try:
         words: Tuple[str, ...] = options(kernel)
-    except Unavailable:
+    except Unavailable as error:
         words = ()
+        unknown = f"why it is off: {error.what}"
     by_hand: List[str] = [
         word
         for name in ("nopti", "pti", "mitigations")
         for word in given(words, name)
         if word in ("nopti", "pti=off", "mitigations=off")
     ]
+    severity = "warning"
     if by_hand:
-        text = f"page-table isolation is off: {' '.join(by_hand)} on the command line"
-        return conclude([Finding(None, None, text, "warning")], "", kernel.pti.provenance)
-    if kernel.source.symbols != "none" and not kernel.has_symbol("pti_init", code=True):
-        text = "page-table isolation is off: this kernel was built without it"
-        return conclude([Finding(None, None, text, "warning")], "", kernel.pti.provenance)
-    # pti=auto: the kernel leaves it off where the processor does not leak.
-    text = "page-table isolation is off: the kernel did not take this processor for one that needs it"
-    return conclude([Finding(None, None, text, "notice")], "", kernel.pti.provenance)
+        why = f": {' '.join(by_hand)} on the command line"
+    elif kernel.source.symbols != "none" and not kernel.has_symbol("pti_init", code=True):
+        why, unknown = ": this kernel was built without it", ""
+    elif unknown:
+        why = ""
+    else:
+        # pti=auto: the kernel leaves it off where the processor does not leak.
+        why, severity = ": the kernel did not take this processor for one that needs it", "notice"
+    found = Finding(None, None, f"page-table isolation is off{why}", severity)
+    return Verdict(kernel.pti.provenance, 1, (found,), unknown)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import replace
-from typing import Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from kvintro.arch.x86_64 import (
     ALL,
@@ -21,7 +21,7 @@ from kvintro.arch.x86_64 import (
 )
 from kvintro.errors import NotInDump, Unavailable
 from kvintro.kernel import Kernel
-from kvintro.model import Absent, AddressRange, Placement
+from kvintro.model import Absent, AddressRange, Placement, Unknown
 from kvintro.paging import (
     EFFECTIVE_NX,
     EFFECTIVE_RW,
@@ -31,8 +31,10 @@ from kvintro.paging import (
     UNREADABLE,
     Ranges,
 )
-from kvintro.queries.audit.verdict import MOST, Finding, Verdict, conclude
+from kvintro.queries.audit.verdict import MOST, Finding, Tally, Verdict, not_applicable
 from kvintro.queries.modules import module_memory
+from kvintro.readers.mapped import ranges_of
+from kvintro.regions import Region
 from kvintro.regions.ldt_remap import table_of
 
 _RIGHTS = MAPPED | EFFECTIVE_RW | EFFECTIVE_USER | EFFECTIVE_NX | UNREADABLE | OVER_LIMIT
@@ -46,6 +48,7 @@ _EXECUTABLE: Patterns = ((MAPPED | EFFECTIVE_NX, MAPPED),)
 _WRITABLE_AND_EXECUTABLE: Patterns = ((MAPPED | EFFECTIVE_RW | EFFECTIVE_NX, MAPPED | EFFECTIVE_RW),)
 _USER: Patterns = ((MAPPED | EFFECTIVE_USER, MAPPED | EFFECTIVE_USER),)
 _ANY: Patterns = ((MAPPED, MAPPED),)
+_HALF = "the kernel half of init_top_pgt"
 
 
 def _rights(key: int) -> str:
@@ -64,15 +67,25 @@ def _where(ranges: Ranges, part: AddressRange, broken: Patterns) -> List[Finding
     return [Finding(start, end, _rights(key)) for start, end, key in found]
 
 
-def _unread(ranges: Ranges, parts: Iterable[AddressRange]) -> str:
-    missing = any(ranges.clip(part.start, part.end).select(UNREADABLE | OVER_LIMIT) for part in parts)
-    return "some page tables are not in this source" if missing else ""
+def _look(tally: Tally, name: str, ranges: Ranges, part: AddressRange, *, may_be_empty: bool = False) -> None:
+    """Count what is mapped in a part whose rights are judged, and say what cannot be."""
+    found = ranges.clip(part.start, part.end)
+    tally.compared(name, len(found.select(MAPPED)), may_be_empty=may_be_empty)
+    if found.select(UNREADABLE | OVER_LIMIT):
+        tally.lacks("some page tables are not in this source")
 
 
-def _judge(kernel: Kernel, parts: Sequence[AddressRange], broken: Patterns, detail: str) -> Verdict:
+def _judge(kernel: Kernel, parts: Mapping[str, AddressRange], broken: Patterns) -> Verdict:
     """Verdict over parts of the kernel's own tables."""
-    places = [place for part in parts for place in _where(kernel.kernel_ranges, part, broken)]
-    return conclude(places, _unread(kernel.kernel_ranges, parts), detail)
+    tally = Tally("mapped ranges")
+    for name, part in parts.items():
+        tally.findings += _where(kernel.kernel_ranges, part, broken)
+        _look(tally, name, kernel.kernel_ranges, part)
+    return tally.verdict()
+
+
+def _kernel_half(kernel: Kernel) -> AddressRange:
+    return AddressRange(kernel.geometry.guard_hole.end + 1, ALL)
 
 
 def _between(kernel: Kernel, first: str, last: str) -> AddressRange:
@@ -102,8 +115,7 @@ def _alias(kernel: Kernel, part: AddressRange) -> AddressRange:
 
 def writable_and_executable(kernel: Kernel) -> Verdict:
     """The kernel's own CONFIG_DEBUG_WX, at the time of the dump."""
-    half = AddressRange(kernel.geometry.guard_hole.end + 1, ALL)
-    return _judge(kernel, [half], _WRITABLE_AND_EXECUTABLE, "the kernel half of init_top_pgt")
+    return _judge(kernel, {_HALF: _kernel_half(kernel)}, _WRITABLE_AND_EXECUTABLE)
 
 
 def firmware(kernel: Kernel) -> Verdict:
@@ -111,25 +123,27 @@ def firmware(kernel: Kernel) -> Verdict:
     region = next(r for r in kernel.regions if r.key == "efi")
     found = kernel.locate(region)
     if isinstance(found, Absent):
-        return Verdict("not-applicable", found.reason)
+        return not_applicable(found.reason)
     part = _place_of(kernel, "efi")
     (root,) = region.roots(kernel)
     ranges = kernel.new_tree(root.table).ranges(part.start, part.end)
-    places = _where(ranges, part, _WRITABLE_AND_EXECUTABLE)
-    return conclude(places, _unread(ranges, [part]), "the EFI region of efi_mm")
+    tally = Tally("mapped ranges")
+    tally.findings += _where(ranges, part, _WRITABLE_AND_EXECUTABLE)
+    _look(tally, "the EFI region of efi_mm", ranges, part)
+    return tally.verdict()
 
 
 def writable_text(kernel: Kernel) -> Verdict:
     """mark_rodata_ro()."""
     text = _between(kernel, "_text", "_etext")
-    return _judge(kernel, [text, _alias(kernel, text)], _WRITABLE, "_text to _etext, and its direct map")
+    return _judge(kernel, {"_text to _etext": text, "its direct map": _alias(kernel, text)}, _WRITABLE)
 
 
 def writable_rodata(kernel: Kernel) -> Verdict:
     """mark_rodata_ro()."""
     rodata = _between(kernel, "__start_rodata", "__end_rodata")
-    detail = "__start_rodata to __end_rodata, and its direct map"
-    return _judge(kernel, [rodata, _alias(kernel, rodata)], _WRITABLE, detail)
+    parts = {"__start_rodata to __end_rodata": rodata, "its direct map": _alias(kernel, rodata)}
+    return _judge(kernel, parts, _WRITABLE)
 
 
 def executable_data(kernel: Kernel) -> Verdict:
@@ -139,71 +153,80 @@ def executable_data(kernel: Kernel) -> Verdict:
     if end is None:
         raise Unavailable("where the image ends is not known")
     start = kernel.symbol("__start_rodata")
-    return _judge(kernel, [AddressRange(start, end)], _EXECUTABLE, "the image from __start_rodata on")
+    return _judge(kernel, {"the image from __start_rodata on": AddressRange(start, end)}, _EXECUTABLE)
 
 
 def executable_direct_map(kernel: Kernel) -> Verdict:
     """All of it, save the first megabyte, where processors start in real mode (realmode/init.c)."""
     place = _place_of(kernel, "direct_map")
     part = AddressRange(place.start + _LOW_MEMORY, place.end)
-    return _judge(kernel, [part], _EXECUTABLE, "the direct map above 1 MB")
+    return _judge(kernel, {"the direct map above 1 MB": part}, _EXECUTABLE)
 
 
 def region_rights(kernel: Kernel) -> Verdict:
     """What else the kernel maps for data; and of espfix, that only its alias can be written."""
-    findings: List[Finding] = []
-    unread = ""
-    looked: List[str] = []
+    tally = Tally("mapped ranges")
     for key in ("vmalloc", "vmemmap", "kasan_shadow", "cpu_entry_area", "espfix", "fixmap", "ldt_remap"):
         region = next((r for r in kernel.regions if r.key == key), None)
-        if region is None:
+        if region is None or isinstance(kernel.locate(region), Absent):
             continue
-        found = kernel.locate(region)
-        if isinstance(found, Absent):
-            continue
-        place = _place_of(kernel, key)
-        broken = (*_EXECUTABLE, *_WRITABLE) if key in ("espfix", "ldt_remap") else _EXECUTABLE
-        looked.append(region.name)
-        for root in region.roots(kernel):
-            own = root.table == kernel.root.value
-            ranges = (
-                kernel.kernel_ranges if own else kernel.new_tree(root.table).ranges(place.start, place.end)
-            )
-            unread = unread or _unread(ranges, [place])
-            findings += [
-                replace(finding, what=f"{region.name}: {finding.what}")
-                for finding in _where(ranges, place, broken)
-                if not _hypercalls(kernel, finding)
-            ]
-    return conclude(findings, unread, ", ".join(looked))
+        try:
+            _rights_in(kernel, region, _place_of(kernel, key), tally)
+        except Unavailable as error:
+            tally.lacks(f"{region.name}: {error.what}")
+    return tally.verdict()
 
 
-def _hypercalls(kernel: Kernel, finding: Finding) -> bool:
-    """Hyper-V's code for calling it, which arch/x86/hyperv/hv_init.c has vmalloc map."""
+def _rights_in(kernel: Kernel, region: Region, place: AddressRange, tally: Tally) -> None:
+    broken = (*_EXECUTABLE, *_WRITABLE) if region.key in ("espfix", "ldt_remap") else _EXECUTABLE
+    roots = region.roots(kernel)
+    if not roots:
+        tally.compared(region.name, 0, may_be_empty=True)  # no process has an LDT
+    for root in roots:
+        ranges = ranges_of(kernel, place.start, place.end, root.table)
+        _look(tally, region.name, ranges, place)
+        tally.findings += [
+            replace(finding, what=f"{region.name}: {finding.what}")
+            for finding in _where(ranges, place, broken)
+            if not _hypercalls(kernel, finding, tally)
+        ]
+
+
+def _hypercalls(kernel: Kernel, finding: Finding, tally: Tally) -> bool:
+    """Whether it is, or may be, the page by which Hyper-V is called (arch/x86/hyperv/hv_init.c)."""
+    if finding.start is None or finding.end != finding.start + PAGE_SIZE - 1:
+        return False
     if kernel.source.symbols == "none" or not kernel.has_symbol("hyperv_init", code=True):
         return False
-    page = kernel.value("hv_hypercall_pg").value
-    return finding.start == page and finding.end == page + PAGE_SIZE - 1
+    try:
+        return kernel.value("hv_hypercall_pg").value == finding.start
+    except Unavailable as error:
+        tally.lacks(f"whether {finding.start:016x} is Hyper-V's page: {error.what}")
+        return True
 
 
 def user_bit(kernel: Kernel) -> Verdict:
     """Only the vsyscall page may be user mode's."""
-    half = AddressRange(kernel.geometry.guard_hole.end + 1, ALL)
+    half = _kernel_half(kernel)
+    tally = Tally("mapped ranges")
+    _look(tally, _HALF, kernel.kernel_ranges, half)
     places = _where(kernel.kernel_ranges, half, _USER)
-    unknown = _unread(kernel.kernel_ranges, [half])
     found = kernel.locate("vsyscall")
     if not isinstance(found, Absent):
         page = AddressRange(VSYSCALL_ADDR, VSYSCALL_ADDR + PAGE_SIZE - 1)
         others = [place for place in places if not (place.start in page and place.end in page)]
         if others != places and not isinstance(found, Placement):
-            unknown = unknown or f"user mode can read {page.start:016x}, and {found.reason}"
+            tally.lacks(f"user mode can read {page.start:016x}, and {found.reason}")
         places = others
-    return conclude(places, unknown, "the kernel half of init_top_pgt")
+    tally.findings += places
+    return tally.verdict()
 
 
 def module_rights(kernel: Kernel) -> Verdict:
     """module_enable_rodata_ro(), module_enable_nx()."""
     pieces = module_memory(kernel)
+    if not pieces:
+        return not_applicable("no module is loaded")
     broken = {
         "text": _WRITABLE,
         "rodata": (*_WRITABLE, *_EXECUTABLE),
@@ -212,40 +235,43 @@ def module_rights(kernel: Kernel) -> Verdict:
         # Text, read-only and other data in one allocation, before 6.4.
         "core": _WRITABLE_AND_EXECUTABLE,
     }
-    places = []
+    tally = Tally()
     for piece in pieces:
         rule = broken.get(piece.kind)
-        if rule is not None:
-            part = AddressRange(piece.start, piece.end)
-            places += [
-                Finding(place.start, place.end, f"{piece.module} {piece.kind}: {place.what}")
-                for place in _where(kernel.kernel_ranges, part, rule)
-            ]
-    detail = f"{len({piece.module for piece in pieces})} modules"
-    parts = [AddressRange(piece.start, piece.end) for piece in pieces]
-    return conclude(places, _unread(kernel.kernel_ranges, parts), detail)
+        if rule is None:
+            continue
+        part = AddressRange(piece.start, piece.end)
+        _look(tally, f"{piece.module} {piece.kind}", kernel.kernel_ranges, part)
+        tally.findings += [
+            Finding(place.start, place.end, f"{piece.module} {piece.kind}: {place.what}")
+            for place in _where(kernel.kernel_ranges, part, rule)
+        ]
+    return tally.verdict(f"{len({piece.module for piece in pieces})} modules")
 
 
 def user_half(kernel: Kernel) -> Verdict:
     """What arch/x86/mm/pti.c clones, and nothing else."""
     if not kernel.pti.value:
-        return Verdict("not-applicable", f"page-table isolation is off ({kernel.pti.provenance})")
-    half = AddressRange(kernel.geometry.guard_hole.end + 1, ALL)
+        return not_applicable(f"page-table isolation is off ({kernel.pti.provenance})")
+    half = _kernel_half(kernel)
     ranges = kernel.new_tree(kernel.root.value | PTI_USER_ROOT_BIT).ranges(half.start, half.end)
+    tally = Tally("mapped ranges")
+    _look(tally, f"{_HALF}'s user half", ranges, half)
     allowed = list(_cloned(kernel))
     text = _image_text(kernel)
-    places = []
     for start, end, key in ranges.masked(_RIGHTS).matching(_ANY, MOST):
         if text is not None and start in text and end in text and not key & EFFECTIVE_RW:
             continue
-        places += [Finding(low, high, _rights(key)) for low, high in _outside(start, end, allowed)]
-    return conclude(places, _unread(ranges, [half]), "the kernel half of init_top_pgt's user half")
+        tally.findings += [Finding(low, high, _rights(key)) for low, high in _outside(start, end, allowed)]
+    return tally.verdict()
 
 
 def _cloned(kernel: Kernel) -> Iterator[AddressRange]:
     """What user mode's tables may have of the kernel's, rights aside."""
     for key in ("cpu_entry_area", "espfix", "vsyscall"):
         found = kernel.locate(key)
+        if isinstance(found, Unknown):
+            raise Unavailable(found.reason)
         if isinstance(found, Placement):
             yield found.range
     tss = kernel.symbol("cpu_tss_rw")
@@ -301,10 +327,11 @@ def process_roots(kernel: Kernel) -> Verdict:
     slot = geometry.index(geometry.ldt_remap.start, geometry.levels)
     own = _entries(kernel, kernel.root.value)
     own_user = _entries(kernel, kernel.root.value | PTI_USER_ROOT_BIT) if kernel.pti.value else None
-    places = []
-    count = 0
+    tally = Tally("processes")
+    if not any(own[first:]):
+        tally.lacks("init_top_pgt maps nothing in the kernel half")
     for pid, root in _processes(kernel):
-        count += 1
+        tally.compared("", 1)
         for ours, theirs, name in (
             (own, root, "kernel"),
             (own_user, root | PTI_USER_ROOT_BIT, "user"),
@@ -322,8 +349,8 @@ def process_roots(kernel: Kernel) -> Verdict:
                 what = (
                     f"pid {pid}, {name} half: entry {entries[index]:016x}, the kernel's is {ours[index]:016x}"
                 )
-                places.append(Finding(start, start + (1 << geometry.pgdir_shift) - 1, what))
-    return conclude(places, "", f"{count} processes")
+                tally.findings.append(Finding(start, start + (1 << geometry.pgdir_shift) - 1, what))
+    return tally.verdict()
 
 
 def _same_but_accessed(one: int, other: int) -> bool:

@@ -433,6 +433,11 @@ class FrameTypes:
         found: "NDArray[numpy.bool_]" = self._find(frames) == _TYPE_NUMBERS[kind]
         return found
 
+    def have(self, frames: "NDArray[numpy.uint64]") -> "NDArray[numpy.bool_]":
+        """Which of them have a struct page, whether it is in the source or not."""
+        found: "NDArray[numpy.bool_]" = self._find(frames) >= 0
+        return found
+
 
 @dataclass(frozen=True)
 class _SlabFields:

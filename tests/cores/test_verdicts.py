@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""No rule of ``check`` is "ok" unless it compared something: each is asked with all that it reads taken away.
+
+The rules are those of :data:`CHECKS`, so that a new one is tried here, too.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any, Dict, Iterator, List
+
+import pytest
+
+from kvintro.errors import Unavailable
+from kvintro.kernel import Kernel, open_kernel
+from kvintro.queries import audit
+from kvintro.queries.audit import CHECKS, Verdict, running
+from kvintro.reports.check import check
+from kvintro.source import Request
+from tests.codeonly import open_code_only
+from tests.conftest import Core
+from tests.cores.test_check_truth import BREAKS, ELSEWHERE, FILES, NAMELESS, RULES, Patched
+from tests.unreliable import WAYS, Unreliable
+
+#: The files of /proc that rules compare with, as the boot of the core had them.
+_TRUTH = {f"/proc/{name}": name for name in FILES.values()}
+
+
+@pytest.fixture
+def files(core: Core, monkeypatch: pytest.MonkeyPatch) -> Dict[str, List[str]]:
+    """The lines of each file of /proc; a test may change them. What is missing here cannot be opened."""
+    found = {path: core.truth(name).splitlines() for path, name in _TRUTH.items() if core.has_truth(name)}
+
+    def opened(path: str) -> Any:
+        if path not in found:
+            raise FileNotFoundError(2, "No such file or directory")
+        return io.BytesIO("".join(f"{line}\n" for line in found[path]).encode())
+
+    monkeypatch.setattr(running, "open_kernel_file", opened)
+    return found
+
+
+@pytest.fixture
+def unreliable(core: Core, kernel: Kernel) -> Unreliable:
+    if kernel.code_only:
+        pytest.skip("this kernel names its code only: most rules are unknown from the start")
+    return Unreliable(core)
+
+
+def verdicts(source: Unreliable) -> Dict[str, Verdict]:
+    return {rule.key: rule.verdict(source.kernel()) for rule in CHECKS}
+
+
+def test_sound_memory_has_a_verdict_for_every_rule(
+    core: Core, unreliable: Unreliable, files: Dict[str, List[str]]
+) -> None:
+    """What the other tests take away is there before."""
+    found = verdicts(unreliable)
+    assert not [key for key, verdict in found.items() if verdict.state in ("failed", "unknown")], found
+    for key, verdict in found.items():
+        assert (verdict.compared > 0) == (verdict.state != "not-applicable"), key
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_rule_is_ok_without_memory(unreliable: Unreliable, files: Dict[str, List[str]], way: str) -> None:
+    never = {key for key, verdict in verdicts(unreliable).items() if verdict.state == "not-applicable"}
+    unreliable.way = way
+    for rule in CHECKS:
+        verdict = rule.verdict(unreliable.kernel())
+        if way == "noise":
+            # What is not there may look like anything.
+            assert verdict.state != "ok", (rule.key, verdict)
+        elif verdict.state == "not-applicable":
+            assert rule.key in never, (rule.key, verdict)
+        else:
+            # KASAN kernels are known by their symbols, and that they leave bases where they are is known.
+            wanted = ("unknown", "notice") if rule.key == "kaslr" else ("unknown",)
+            assert verdict.state in wanted and verdict.missing, (rule.key, verdict)
+
+
+def test_a_source_that_always_changes_is_not_ok(
+    unreliable: Unreliable, files: Dict[str, List[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often it is asked: no two readings of memory agree."""
+    monkeypatch.setattr(audit, "_PAUSE", 0)
+    monkeypatch.setattr(audit, "_ATTEMPTS", 2)
+    unreliable.way = "noise"
+    report = check(unreliable.kernel())
+    states = {row.key: row.state for row in report.tables[1].rows}
+    assert set(states) == set(RULES)
+    assert "ok" not in states.values(), states
+    assert report.partial or report.negative
+
+
+def _asked(files: Dict[str, List[str]], monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Each rule of the running kernel, and the files that it reads."""
+    opened = running.open_kernel_file
+    seen: List[str] = []
+
+    def noted(path: str) -> Any:
+        seen.append(path)
+        return opened(path)
+
+    monkeypatch.setattr(running, "open_kernel_file", noted)
+    for rule in CHECKS:
+        if rule.live:
+            seen.clear()
+            yield rule, seen
+            # Segments are read when the source is opened.
+            assert set(seen) <= set(_TRUTH) and (seen or rule.key == "proc_kcore"), rule.key
+
+
+@pytest.mark.parametrize("state", ["missing", "empty", "cut"])
+def test_files_that_are_not_there(
+    unreliable: Unreliable, files: Dict[str, List[str]], monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    """As in a container that has them masked."""
+    for path in list(files):
+        if state == "missing":
+            del files[path]
+        else:
+            files[path] = [] if state == "empty" else files[path][0][:1].splitlines()
+    for rule, _ in _asked(files, monkeypatch):
+        if rule.key != "proc_kcore":
+            verdict = rule.verdict(unreliable.kernel())
+            # A line that is none may be a finding, but is nothing that agrees.
+            assert verdict.state == "unknown" or (state, verdict.state) == ("cut", "failed"), (rule, verdict)
+
+
+@pytest.mark.parametrize("hidden", [False, True], ids=["addresses", "hidden"])
+def test_files_that_change_between_two_readings(
+    unreliable: Unreliable, files: Dict[str, List[str]], monkeypatch: pytest.MonkeyPatch, hidden: bool
+) -> None:
+    """Every other reading has half of the lines: unknown, and said to be worth asking again."""
+    if hidden:
+        name = "/proc/vmallocinfo"
+        files[name] = ["0x000000001234abcd-0x00000000abcd1234" + line[37:] for line in files[name]]
+    opened, turn = running.open_kernel_file, iter(range(1 << 20))
+    rules = [rule for rule, seen in _asked(files, monkeypatch) if rule.verdict(unreliable.kernel()) and seen]
+    assert {rule.key for rule in rules} == {rule.key for rule in CHECKS if rule.live} - {"proc_kcore"}
+
+    def changing(path: str) -> Any:
+        lines = opened(path).read().splitlines(keepends=True)
+        return io.BytesIO(b"".join(lines[:: 1 + next(turn) % 2]))
+
+    monkeypatch.setattr(running, "open_kernel_file", changing)
+    monkeypatch.setattr(audit, "_PAUSE", 0)
+    for rule in rules:
+        verdict = rule.verdict(unreliable.kernel())
+        assert verdict.missing and verdict.state in ("unknown", "failed"), (rule.key, verdict)
+        assert verdict.changing and "changed while it was read" in verdict.detail, (rule.key, verdict)
+    states = {row.key: row.state for row in check(unreliable.kernel()).tables[1].rows}
+    assert {states[rule.key] for rule in rules} == {"unknown"}, states
+
+
+def test_a_file_that_settles_is_compared(
+    unreliable: Unreliable, files: Dict[str, List[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, turn = running.open_kernel_file, iter(range(1 << 20))
+
+    def settling(path: str) -> Any:
+        lines = opened(path).read().splitlines(keepends=True)
+        return io.BytesIO(b"".join(lines[: -1 if next(turn) == 1 else None]))
+
+    monkeypatch.setattr(running, "open_kernel_file", settling)
+    monkeypatch.setattr(audit, "_PAUSE", 0)
+    monkeypatch.setattr(audit, "CHECKS", (RULES["proc_vmallocinfo"],))
+    ((_, verdict),) = audit.audit(unreliable.kernel())
+    assert verdict.state == "ok", verdict
+    assert next(turn) > 3
+
+
+def test_addresses_that_are_hidden_from_this_user(
+    unreliable: Unreliable, files: Dict[str, List[str]]
+) -> None:
+    """Without CAP_SYS_ADMIN /proc/iomem has zeros, and /proc/modules with kptr_restrict."""
+    files["/proc/iomem"] = ["00000000-00000000 :" + line.split(" :")[1] for line in files["/proc/iomem"]]
+    assert RULES["proc_iomem"].verdict(unreliable.kernel()).state == "unknown"
+    files["/proc/modules"] = [
+        " ".join([*line.split()[:5], "0x0000000000000000"]) for line in files["/proc/modules"]
+    ]
+    verdict = RULES["proc_modules"].verdict(unreliable.kernel())
+    assert (verdict.state, "by their names" in verdict.detail) == ("ok", True)
+    del files["/proc/modules"][0]
+    assert RULES["proc_modules"].verdict(unreliable.kernel()).state == "failed"
+
+
+def _without(what: str, core: Core, monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    if what == "types":
+        return open_kernel(Request(core=str(core.path), types="none"))
+    if what == "names of variables":
+        return open_code_only(str(core.path), monkeypatch)
+    source = Unreliable(core, symbols=False).source
+    source.kind = "core"
+    return Kernel(source)
+
+
+@pytest.mark.parametrize("what", ["types", "names of variables", "symbols"])
+def test_what_is_ok_without_types_or_symbols_was_compared(
+    core: Core, kernel: Kernel, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """A rule that says so finds itself broken there: the same changes as of the whole kernel."""
+    if kernel.code_only:
+        pytest.skip("this kernel names its code only")
+    asked = _without(what, core, monkeypatch)
+    for rule in CHECKS:
+        if rule.live:
+            continue
+        verdict = rule.verdict(asked)
+        assert verdict.state != "failed", (rule.key, verdict)
+        if verdict.state != "ok":
+            continue
+        if rule.key in ELSEWHERE:
+            # Not broken by a change of memory: as much was compared as with everything.
+            assert verdict.compared == rule.verdict(kernel).compared, rule.key
+            continue
+        patched, broken = Patched(kernel), Patched(asked)
+        BREAKS[rule.key](patched)
+        broken.patches, broken.variables = patched.patches, patched.variables
+        found = rule.verdict(broken)
+        # Whether a page is Hyper-V's is told by a variable.
+        known = found.state == "failed" or "Hyper-V" in found.missing
+        assert known and found.state != "ok", (rule.key, verdict, found)
+
+
+def test_rules_that_are_not_applied_are_listed(core: Core, kernel: Kernel) -> None:
+    """A dump is not compared with the files of another kernel, and the report says that it was not."""
+    rows = {row.key: row for row in check(kernel).tables[1].rows}
+    assert list(rows) == [rule.key for rule in CHECKS]
+    for rule in CHECKS:
+        if rule.live:
+            assert (rows[rule.key].state, rows[rule.key].compared) == ("not-applicable", 0)
+            assert rows[rule.key].detail
+        if rows[rule.key].state == "ok":
+            assert rows[rule.key].compared > 0 and rows[rule.key].unknown is None
+
+
+def test_nameless_variables_are_unknown_by_name(core: Core, kernel: Kernel) -> None:
+    """Rules that say "unknown" say what they could not compare."""
+    for rule in CHECKS:
+        verdict = rule.verdict(kernel)
+        if verdict.state == "unknown" and not rule.live:
+            assert kernel.code_only and rule.key in NAMELESS
+            assert verdict.missing
+
+
+def test_what_raises_is_unknown(kernel: Kernel) -> None:
+    def refuse(kernel: Kernel) -> Verdict:
+        raise Unavailable("it is not here")
+
+    verdict = audit.Check("new", "a new rule", refuse).verdict(kernel)
+    assert (verdict.state, verdict.detail) == ("unknown", "it is not here")

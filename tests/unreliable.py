@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A sample core as a running kernel whose memory can stop being readable after it was opened."""
+
+from __future__ import annotations
+
+import random
+from typing import Callable, Dict
+
+import drgn
+
+from kvintro.kernel import Kernel
+from kvintro.source import Request, Source, debuginfo, parse_vmcoreinfo
+from kvintro.source.core import hide_null
+from kvintro.source.elf import Segment
+from tests.conftest import Core
+
+#: What is wrong with the memory, and what a read of it then gives.
+_WAYS: Dict[str, Callable[[random.Random, bytes], bytes]] = {
+    # /proc/kcore gives zeros for what it does not show.
+    "zeros": lambda chosen, data: bytes(len(data)),
+    # No two readings agree.
+    "noise": lambda chosen, data: chosen.randbytes(len(data)),
+}
+WAYS = ("faults", *_WAYS)
+
+
+class Unreliable:
+    """Memory of a core, with symbols, types and VMCOREINFO that were read while it was sound.
+
+    :ivar way: what is wrong with the memory now: of :data:`WAYS`, or "" for nothing.
+    """
+
+    def __init__(self, core: Core, *, symbols: bool = True, types: str = "auto") -> None:
+        self.way = ""
+        self._chosen = random.Random(core.name)
+        self._base = drgn.Program(drgn.Platform(drgn.Architecture.X86_64))
+        self._base.set_core_dump(str(core.path))
+        hide_null(self._base)
+        prog = drgn.Program(drgn.Platform(drgn.Architecture.X86_64))
+        prog.add_memory_segment(0, 1 << 52, self._read, True)
+        prog.set_linux_kernel_custom(self._base["VMCOREINFO"].string_().decode(), False)
+        self.source = Source(
+            prog,
+            "live",
+            "sample",
+            "kcore",
+            0,
+            True,
+            vmcoreinfo=parse_vmcoreinfo(prog),
+            segments=_segments(core),
+        )
+        if symbols:
+            debuginfo.load(self.source, Request(types=types))
+
+    def kernel(self) -> Kernel:
+        """The kernel, of which nothing has been read yet."""
+        return Kernel(self.source)
+
+    def _read(self, address: int, count: int, offset: int, physical: bool) -> bytes:
+        if self.way == "faults":
+            raise drgn.FaultError("no such memory", address)
+        data: bytes = self._base.read(address, count, True)
+        return _WAYS[self.way](self._chosen, data) if self.way else data
+
+
+def _segments(core: Core) -> "tuple[Segment, ...]":
+    """The segments that /proc/kcore had in the boot of the core."""
+    if not core.has_truth("kcore-phdrs"):
+        return ()
+    lines = (line.split() for line in core.truth("kcore-phdrs").splitlines())
+    return tuple(Segment(*(int(w, 16) for w in words[1:6])) for words in lines if words[:1] == ["LOAD"])
