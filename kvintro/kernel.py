@@ -20,7 +20,7 @@ import drgn
 
 from kvintro.arch import x86_64
 from kvintro.arch.x86_64 import ALL, SECTION_SIZE_BITS, START_KERNEL_MAP, X86Geometry
-from kvintro.arch.x86_64_entry import Dialect, SpecialSwapTypes
+from kvintro.arch.x86_64_entry import SWP_TYPE_BITS, Dialect, SpecialSwapTypes
 from kvintro.errors import NotInDump, Unavailable
 from kvintro.model import Fact, Identity, Located
 from kvintro.paging import Bulk, BulkWalk, Ranges, Tree, Walk, walk
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from kvintro.regions import Region, Regions
+
+#: Arrays of pointers, one for each type of swap space.
+_BY_SWAP_TYPE = ("swap_info", "swapper_spaces")
 
 
 def open_kernel(request: Request) -> Kernel:
@@ -469,23 +472,58 @@ class Kernel:
         except Unavailable:
             return Dialect()
 
+    @cached_property
+    def _special_swap_types(self) -> Optional[int]:
+        """How many swap types are no swap files, by the length of ``swap_info`` (mm/swapfile.c).
+
+        None where it is not known: there is no swap, or what follows the array is not known to be next to it.
+        """
+        table = self.source.kallsyms
+        sizes = [] if table is None else [s.size for name in _BY_SWAP_TYPE for s in table.lookup_all(name)]
+        rooms = [size // 8 for size in sizes if size]
+        count = (1 << SWP_TYPE_BITS) - min(rooms) if rooms else 0
+        return count if 0 < count < 16 else None
+
+    def _swap_generations(self, shadow_stacks: bool) -> Tuple[int, int]:
+        """Between which generations of special swap types this kernel is, by what came with them or later."""
+        if shadow_stacks:
+            return 3, 3
+        if self.source.types != "none":
+            try:
+                # 78fbe906cc90 "mm/page-flags: reuse PG_mappedtodisk as PG_anon_exclusive for PageAnon()
+                # pages" came with the second generation.
+                self.prog.constant("PG_anon_exclusive")
+            except LookupError:
+                return 0, 0
+            try:
+                self.prog.type("struct mm_rss_stat")
+            except LookupError:
+                # f1a7941243c1 "mm: convert mm's rss stats into percpu_counter" came with the last one.
+                return 3, 3
+            return 1, 2
+        # A and D bits of migration entries came later than the second.
+        return int(self.find_symbol("swap_migration_ad_supported") is not None), 3
+
     def _entry_dialect(self) -> Dialect:
         # Shadow stacks (6.6) took bit 58 for SAVED_DIRTY, and SOFTW4 moved to 57; this came with them.
         shadow_stacks = self.has_symbol("arch_check_zapped_pte", code=True)
+        exclusive = 0
+        if self.has_symbol("make_device_exclusive_range", code=True):
+            exclusive = 4
+        elif self.has_symbol("make_device_exclusive", code=True):
+            exclusive = 3
+        count = self._special_swap_types
+        least, most = self._swap_generations(shadow_stacks)
         swap_types = None
-        # Migration entries with A and D bits (6.1) are younger than PTE markers and exclusive migration
-        # entries (5.19); before 5.14 the two device-exclusive types did not exist either.
-        if shadow_stacks or self.find_symbol("swap_migration_ad_supported") is not None:
-            device = 0
-            if self.has_symbol("make_device_exclusive_range", code=True):
-                device = 4
-            elif self.has_symbol("make_device_exclusive", code=True):
-                device = 3
-            swap_types = SpecialSwapTypes.of(
-                markers=True,
-                device=device,
-                migration=3 if self.has_symbol("remove_migration_ptes", code=True) else 0,
+        if shadow_stacks or count is not None:
+            swap_types = SpecialSwapTypes.fitting(
+                count,
                 hwpoison=self.has_symbol("memory_failure", code=True),
+                migration=self.has_symbol("remove_migration_ptes", code=True),
+                exclusive=exclusive,
+                guard=self.has_symbol("guard_remove_pte_entry", code=True),
+                least=least,
+                most=most,
             )
         return Dialect(
             57 if shadow_stacks else 58,

@@ -52,42 +52,110 @@ def level_name(level: int, levels: int) -> str:
     return "pgd" if level == levels else LEVEL_NAMES[level]
 
 
+#: Bits of a marker's offset (include/linux/swapops.h). What bit 1 says was a type of its own at first.
+MARKERS = ("uffd-wp", "poisoned", "guard")
+_MIGRATION = {
+    0: (),
+    2: ("migration (read)", "migration (write)"),
+    3: ("migration (read)", "migration (read, exclusive)", "migration (write)"),
+}
+_DEVICE = {
+    0: (),
+    2: ("device private (write)", "device private (read)"),
+    3: ("device private (write)", "device private (read)", "device exclusive"),
+    4: (
+        "device private (write)",
+        "device private (read)",
+        "device exclusive (write)",
+        "device exclusive (read)",
+    ),
+}
+_MOST_SPECIAL = 10  # 5.19 to 6.1 with everything built in
+
+
 @dataclass(frozen=True)
 class SpecialSwapTypes:
-    """Swap types that are no swap files, by number; which there are follows from the kernel's build."""
+    """Swap types that are no swap files, by number; which there are follows from the kernel's build.
+
+    :ivar markers: how many bits of a marker have a meaning, see :data:`MARKERS`.
+    """
 
     names: Mapping[int, str]
+    markers: int = len(MARKERS)
 
     @classmethod
-    def of(cls, *, markers: bool, device: int, migration: int, hwpoison: bool) -> SpecialSwapTypes:
+    def of(
+        cls, *, markers: int, device: int, migration: int, hwpoison: bool, swapin_error: bool = False
+    ) -> SpecialSwapTypes:
         """The types from the top (31) down, in the order of ``include/linux/swap.h``.
 
-        :param markers: SWP_PTE_MARKER exists.
+        :param markers: how many bits of a marker have a meaning; 0 if there is no SWP_PTE_MARKER.
         :param device: SWP_DEVICE_NUM.
         :param migration: SWP_MIGRATION_NUM.
         :param hwpoison: SWP_HWPOISON exists.
+        :param swapin_error: SWP_SWAPIN_ERROR exists.
         """
         # From the lowest: what swap.h adds to MAX_SWAPFILES.
         order: List[str] = ["hwpoison"] if hwpoison else []
-        order += {
-            0: [],
-            2: ["migration (read)", "migration (write)"],
-            3: ["migration (read)", "migration (read, exclusive)", "migration (write)"],
-        }[migration]
-        order += {
-            0: [],
-            2: ["device private (write)", "device private (read)"],
-            3: ["device private (write)", "device private (read)", "device exclusive"],
-            4: [
-                "device private (write)",
-                "device private (read)",
-                "device exclusive (write)",
-                "device exclusive (read)",
-            ],
-        }[device]
+        order += (*_MIGRATION[migration], *_DEVICE[device])
         order += ["marker"] if markers else []
+        order += ["swap-in error"] if swapin_error else []
         first = (1 << SWP_TYPE_BITS) - len(order)
-        return cls({first + i: name for i, name in enumerate(order)})
+        return cls({first + i: name for i, name in enumerate(order)}, markers)
+
+    @classmethod
+    def fitting(
+        cls,
+        count: Optional[int],
+        *,
+        hwpoison: bool,
+        migration: bool,
+        exclusive: int,
+        guard: bool,
+        least: int = 0,
+        most: int = 3,
+    ) -> Optional[SpecialSwapTypes]:
+        """The types of the one generation of ``swap.h`` that fits what is known of a kernel.
+
+        :param count: how many special types there are, by the length of swap_info; None if not known.
+        :param hwpoison: CONFIG_MEMORY_FAILURE.
+        :param migration: CONFIG_MIGRATION.
+        :param exclusive: device types of a kernel with make_device_exclusive() and its like; 0 without.
+        :param guard: markers of guard regions exist.
+        :param least: the first of the generations below that it can be.
+        :param most: the last one.
+        :return: None if none fits, or several that differ.
+        """
+        found = []
+        for number, (first_markers, swapin_error, kinds) in enumerate(_GENERATIONS):
+            if not least <= number <= most or (guard and number < len(_GENERATIONS) - 1):
+                continue
+            devices = {exclusive} if exclusive else {d for d in (0, 2) if d == 0 or number == 0}
+            for device in devices:
+                types = cls.of(
+                    markers=len(MARKERS) if guard else first_markers,
+                    device=device,
+                    migration=kinds if migration else 0,
+                    hwpoison=hwpoison,
+                    swapin_error=swapin_error,
+                )
+                if count in (None, len(types.names)) and types not in found:
+                    found.append(types)
+        return found[0] if len(found) == 1 else None
+
+
+#: Generations of include/linux/swap.h: bits of markers, SWP_SWAPIN_ERROR, SWP_MIGRATION_NUM.
+_GENERATIONS = (
+    (0, False, 2),
+    # 9f186f9e5fa9 "mm/swapfile: unuse_pte can map random data if swap read fails" and 6c287605fd56 "mm:
+    # remember exclusively mapped anonymous pages with PG_anon_exclusive" (5.19), without CONFIG_PTE_MARKER
+    (0, True, 3),
+    # 679d10331910 "mm: introduce PTE_MARKER swap entry" (5.19)
+    (1, True, 3),
+    # 15520a3f0469 "mm: use pte markers for swap errors" (6.2); 7c53dfbdb024 "mm: add PTE_MARKER_GUARD PTE
+    # marker" (6.13) gave a meaning to the third bit
+    (2, False, 3),
+)
 
 
 @dataclass(frozen=True)
@@ -118,6 +186,7 @@ class Swap:
     :ivar offset: page in the swap file; for special types what they keep.
     :ivar pfn: page frame, of types that keep one.
     :ivar flags: EXCLUSIVE, SOFT_DIRTY, UFFD_WP or UFFD; YOUNG and DIRTY of migration entries.
+    :ivar markers: what a marker says, of :data:`MARKERS`; ``bit N`` for what this kernel has no name for.
     """
 
     type: int
@@ -125,6 +194,16 @@ class Swap:
     offset: int
     pfn: Optional[int]
     flags: Tuple[str, ...]
+    markers: Tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The entry in words."""
+        if self.markers:
+            return f"marker: {', '.join(self.markers)} (swap type {self.type}, offset {self.offset:#x})"
+        kind = f" ({self.kind})" if self.kind and self.kind != "swap" else ""
+        frame = "" if self.pfn is None else f", page frame {self.pfn:#x}"
+        return f"swap type {self.type}{kind}, offset {self.offset:#x}{frame}"
 
 
 @dataclass(frozen=True)
@@ -248,18 +327,34 @@ def _swapped(value: int, level: int, geometry: X86Geometry, half: str, dialect: 
     pfn: Optional[int] = None
     if dialect.swap_types is not None:
         kind = dialect.swap_types.names.get(kind_number, "swap")
-    elif kind_number < (1 << SWP_TYPE_BITS) - 9:
-        # No kernel has had more than nine special types: below them only swap files are left.
+    elif kind_number < (1 << SWP_TYPE_BITS) - _MOST_SPECIAL:
+        # Below the special types only swap files are left.
         kind = "swap"
-    if kind is not None and kind not in ("swap", "marker"):
+    markers: Tuple[str, ...] = ()
+    if kind == "marker" and dialect.swap_types is not None:
+        markers = marker_names(offset, dialect.swap_types.markers)
+    elif kind is not None and kind != "swap":
         pfn_bits = geometry.max_physmem_bits - PAGE_SHIFT
         pfn = offset & (1 << pfn_bits) - 1
         if kind.startswith("migration"):
             # include/linux/swapops.h: SWP_MIG_YOUNG_BIT, SWP_MIG_DIRTY_BIT.
             flags += [n for i, n in enumerate(("YOUNG", "DIRTY")) if offset >> pfn_bits + i & 1]
-    swap = Swap(kind_number, kind, offset, pfn, tuple(flags))
+    swap = Swap(kind_number, kind, offset, pfn, tuple(flags), markers)
     physical = None if pfn is None else pfn << PAGE_SHIFT
     return Entry(value, level, half, "swap", physical, 0, tuple(flags), swap=swap, bits=bits, inverted=True)
+
+
+def marker_names(offset: int, known: int) -> Tuple[str, ...]:
+    """What a marker says.
+
+    :param offset: of its swap entry.
+    :param known: how many bits have a meaning.
+    """
+    return tuple(
+        MARKERS[bit] if bit < known else f"bit {bit}"
+        for bit in range(offset.bit_length())
+        if offset >> bit & 1
+    )
 
 
 def _names(bits: Mapping[int, str]) -> Tuple[str, ...]:

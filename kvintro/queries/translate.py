@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from kvintro.arch.x86_64 import ALL, PAGE_SHIFT
-from kvintro.arch.x86_64_entry import Swap, decode, level_name
+from kvintro.arch.x86_64_entry import decode, level_name
 from kvintro.errors import NotInDump, Unavailable, UsageError
 from kvintro.kernel import Kernel
 from kvintro.model import Address, Size
@@ -291,7 +291,7 @@ class Translator:
         )
         if entry.kind not in ("protnone", "invalid") or entry.physical is None:
             if entry.swap is not None:
-                notes.append(f"not in memory: {_swap_text(entry.swap)}")
+                notes.append(f"not in memory: {entry.swap.text}")
             return found
         if entry.kind == "protnone":
             notes.append("PROT_NONE or a NUMA hint: the page is there, and any access to it faults")
@@ -480,7 +480,7 @@ class Translator:
             entry = decode(step.value, step.level, geometry, half=half, dialect=self.kernel.entry_dialect)
             note = ""
             if entry.swap is not None:
-                note = _swap_text(entry.swap)
+                note = entry.swap.text
             elif entry.kind in ("protnone", "invalid"):
                 note = f"{entry.kind}: keeps page frame {(entry.physical or 0) >> PAGE_SHIFT:#x}"
             elif entry.reserved:
@@ -696,12 +696,6 @@ class Columns(Mapping[str, List[Any]]):
 
 def _short(text: str) -> str:
     return text if len(text) <= 60 else text[:60] + "..."
-
-
-def _swap_text(swap: Swap) -> str:
-    kind = f" ({swap.kind})" if swap.kind and swap.kind != "swap" else ""
-    frame = "" if swap.pfn is None else f", page frame {swap.pfn:#x}"
-    return f"swap type {swap.type}{kind}, offset {swap.offset:#x}{frame}"
 
 
 def _addresses(values: U64, has: "NDArray[numpy.bool_]") -> List[Optional[Address]]:

@@ -7,7 +7,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from kvintro.arch.x86_64 import NX, PAGE_SIZE, PRESENT, PROTNONE, RW
-from kvintro.arch.x86_64_entry import SOFTW1, SWP_TYPE_BITS
+from kvintro.arch.x86_64_entry import (
+    SOFTW1,
+    SWP_OFFSET_FIRST_BIT,
+    SWP_TYPE_BITS,
+    SpecialSwapTypes,
+    marker_names,
+)
 from kvintro.errors import Unavailable
 from kvintro.model import Address, Column, Located, Size, Table
 from kvintro.paging import LEVEL_MASK, LEVEL_SHIFT, MAPPED, NONZERO, OVER_LIMIT, UNREADABLE, Tree
@@ -44,6 +50,8 @@ class VmaRow:
     :ivar swapped: bytes whose entries name a place in a swap file, and those of shared memory whose file has
         them there.
     :ivar moving: bytes whose entries are of another kind: under migration, poisoned, device memory.
+    :ivar markers: bytes where nothing is mapped but a marker, by what that says: ``uffd-wp``, ``poisoned``,
+        ``guard``. A marker that says several counts in each.
     """
 
     start: Address
@@ -58,6 +66,7 @@ class VmaRow:
     special: Size
     swapped: Size
     moving: Size
+    markers: Mapping[str, Size]
     pages: Mapping[str, int]
     problem: Optional[str]
 
@@ -76,6 +85,7 @@ class ProcessRow:
     pages: Mapping[str, int]
 
 
+_MOVING = Column("moving", "moving", "right")
 VMA_COLUMNS = (
     Column("start", "start"),
     Column("end", "end"),
@@ -84,11 +94,13 @@ VMA_COLUMNS = (
     Column("resident", "resident", "right"),
     Column("special", "special", "right"),
     Column("swapped", "swapped", "right"),
-    Column("moving", "moving", "right"),
+    _MOVING,
     Column("pages", "pages"),
     Column("name", "what"),
     Column("problem", ""),
 )
+#: Shown where there are any.
+_MARKERS = Column("markers", "markers")
 PROCESS_COLUMNS = (
     Column("pid", "pid", "right"),
     Column("comm", "command"),
@@ -150,8 +162,12 @@ def _one(kernel: Kernel, process: Process) -> Contents:
         "swapped": Size(sum(row.swapped for row in rows)),
         "page_tables": Size(_page_tables(kernel, mm)),
     }
+    columns: Sequence[Column] = VMA_COLUMNS
+    if any(row.markers for row in rows):
+        at = columns.index(_MOVING) + 1
+        columns = (*columns[:at], _MARKERS, *columns[at:])
     return Contents(
-        (Table("vmas", VMA_COLUMNS, rows),), totals, notes, partial=bool(damage) or bool(residency.unreadable)
+        (Table("vmas", columns, rows),), totals, notes, partial=bool(damage) or bool(residency.unreadable)
     )
 
 
@@ -210,6 +226,7 @@ class _Found:
     special: int = 0
     swapped: int = 0
     moving: int = 0
+    markers: Mapping[str, int] = field(default_factory=dict)
     writable: bool = False
     executable: bool = False
     pages: Mapping[str, int] = field(default_factory=dict)
@@ -223,7 +240,7 @@ class _Residency:
         self._view = View(ranges)
         self.unreadable = sum(high - low + 1 for low, high, _ in ranges.select(UNREADABLE | OVER_LIMIT))
         dialect = kernel.entry_dialect
-        self._kinds: Mapping[int, str] = dialect.swap_types.names if dialect.swap_types else {}
+        self._special = dialect.swap_types or SpecialSwapTypes({}, 0)
         try:
             # The huge page of zeros counts for nobody either (mm/huge_memory.c).
             self._huge_zero: Optional[int] = kernel.value("huge_zero_pfn").value << 12
@@ -237,6 +254,7 @@ class _Residency:
         resident = special = swapped = moving = 0
         writable = executable = False
         pages: Dict[str, int] = {}
+        markers: Dict[str, int] = {}
         for low, high, key in self._view.parts(start, end):
             size = high - low + 1
             level = (key & LEVEL_MASK) >> LEVEL_SHIFT
@@ -252,13 +270,17 @@ class _Residency:
                     writable |= bool(key & RW)
                     executable |= not key & NX
             elif key & NONZERO:
-                kind = self._kinds.get(key >> _SWAP_TYPE_SHIFT)
+                kind = self._special.names.get(key >> _SWAP_TYPE_SHIFT)
                 if kind is None:
                     swapped += size
                 elif kind != "marker":
                     moving += size
+                # Of a swap entry's offset a range keeps what lies below the address.
+                for name in marker_names(~key >> SWP_OFFSET_FIRST_BIT & 7, self._special.markers):
+                    if kind == "marker":
+                        markers[name] = markers.get(name, 0) + size
         ordered = {name: pages[name] for name in PAGE_NAMES.values() if name in pages}
-        return _Found(resident, special, swapped, moving, writable, executable, ordered)
+        return _Found(resident, special, swapped, moving, markers, writable, executable, ordered)
 
     def outside(self, vmas: Sequence[Vma]) -> List[Tuple[int, int]]:
         """Stretches that are mapped in no area."""
@@ -332,6 +354,7 @@ def _vma_row(vma: Vma, residency: _Residency, shared: _SharedSwap) -> VmaRow:
         special=Size(found.special),
         swapped=Size(found.swapped + shared.of(vma)),
         moving=Size(found.moving),
+        markers={name: Size(size) for name, size in found.markers.items()},
         pages=found.pages,
         problem=problem,
     )

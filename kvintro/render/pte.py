@@ -35,6 +35,8 @@ def pte_lines(report: Report, color: bool, width: int) -> List[str]:
 def _facts(row: Any) -> "List[tuple[str, str]]":
     facts = []
     if row.swap is not None:
+        if row.swap.markers:
+            facts.append(("marker", ", ".join(row.swap.markers)))
         kind = row.swap.kind or "a swap file or a special type; the kernel's build decides"
         facts.append(("swap", f"type {row.swap.type} ({kind}), offset {row.swap.offset:#x}"))
     if row.physical is not None:

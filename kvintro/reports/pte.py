@@ -21,6 +21,7 @@ class SwapRow:
     kind: Optional[str]
     offset: int
     pfn: Optional[int]
+    markers: Tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -139,5 +140,5 @@ def _row(text: str, entry: Entry, levels: int) -> EntryRow:
         reserved=tuple(bit for bit in range(64) if entry.reserved >> bit & 1),
         swap=None
         if entry.swap is None
-        else SwapRow(entry.swap.type, entry.swap.kind, entry.swap.offset, entry.swap.pfn),
+        else SwapRow(entry.swap.type, entry.swap.kind, entry.swap.offset, entry.swap.pfn, entry.swap.markers),
     )

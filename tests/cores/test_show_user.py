@@ -13,6 +13,7 @@ import pytest
 from kvintro.errors import UsageError
 from kvintro.kernel import Kernel
 from kvintro.model import AddressRange
+from kvintro.queries.translate import Input, Translator
 from kvintro.readers.structures import has_member
 from kvintro.render import render
 from kvintro.reports.show import Selection
@@ -129,7 +130,41 @@ def test_entries_that_are_swapped(core: Core, kernel: Kernel) -> None:
             if row["inode"]:
                 continue
             inside = [a for a in addresses if number(row["start"]) <= a <= number(row["end"])]
-            assert row["swapped"] + row["moving"] == len(inside) * 4096, row
+            marked = sum(row["markers"].values())
+            assert row["swapped"] + row["moving"] + marked == len(inside) * 4096, row
+
+
+# Documentation/admin-guide/mm/pagemap.rst: in place of a swapped page's frame its type and offset.
+_SWAPPED, _GUARD, _UFFD_WP = 1 << 62, 1 << 58, 1 << 57
+_MARKED = {"uffd_wp": "uffd-wp", "uffd_poison": "poisoned", "guard": "guard"}
+
+
+def test_markers(core: Core, kernel: Kernel) -> None:
+    """What the workload had marked, by its own word and by pagemap's bits for two of the markers."""
+    lines = [line.split()[:5] for line in core.truth("workload").splitlines()]
+    marked = [(int(pid), kind, int(start, 16), int(end, 16)) for pid, _, kind, start, end in lines]
+    marked = [line for line in marked if line[1] in _MARKED and line[2]]
+    if not marked:
+        pytest.skip(f"{core.name} was taken with a workload that has no markers, or its kernel has none")
+    entries = {}
+    for line in core.truth("pagemap").splitlines():
+        pid, address, value = line.split()
+        entries[int(pid), int(address, 16)] = int(value, 16)
+    translators: Dict[int, Translator] = {}
+    for pid, kind, start, end in marked:
+        row = next(r for r in process(kernel, pid)["vmas"] if number(r["start"]) <= start <= number(r["end"]))
+        assert row["markers"] == {_MARKED[kind]: end - start}
+        translator = translators.setdefault(pid, Translator(kernel, pid=pid))
+        for address in range(start, end, 4096):
+            pagemap = entries[pid, address]
+            assert pagemap & _SWAPPED
+            assert (kind == "uffd_wp") == bool(pagemap & _UFFD_WP)
+            # 6.14 gave guard regions a bit of their own.
+            assert (kind == "guard") or not pagemap & _GUARD
+            note = translator.translate(Input("", address, "virtual")).note
+            offset = (pagemap & (1 << 55) - 1) >> 5
+            assert note is not None
+            assert f"marker: {_MARKED[kind]} (swap type {pagemap & 31}, offset {offset:#x})" in note
 
 
 def test_all(core: Core, kernel: Kernel) -> None:

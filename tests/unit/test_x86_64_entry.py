@@ -7,7 +7,7 @@ include/linux/swap.h, what is inverted arch/x86/include/asm/pgtable-invert.h.
 
 from __future__ import annotations
 
-from typing import Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import pytest
 from hypothesis import given
@@ -20,7 +20,7 @@ MASK = (1 << 52) - 1
 FOUR = ARCHITECTURE.geometry(4, MASK)
 FIVE = ARCHITECTURE.geometry(5, MASK)
 # 6.12 with MIGRATION, MEMORY_FAILURE and DEVICE_PRIVATE.
-FULL = SpecialSwapTypes.of(markers=True, device=4, migration=3, hwpoison=True)
+FULL = SpecialSwapTypes.of(markers=3, device=4, migration=3, hwpoison=True)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_special_swap_types_of_a_full_build(number: int, name: str) -> None:
 
 def test_special_swap_types_without_device_memory() -> None:
     # MAX_SWAPFILES is 27: 1 for poison, 3 for migration, 1 for markers.
-    names = SpecialSwapTypes.of(markers=True, device=0, migration=3, hwpoison=True).names
+    names = SpecialSwapTypes.of(markers=3, device=0, migration=3, hwpoison=True).names
     assert sorted(names) == [27, 28, 29, 30, 31]
     assert names[27] == "hwpoison"
     assert names[30] == "migration (write)"
@@ -207,7 +207,7 @@ def test_migration_entries_keep_frame_and_two_bits(geometry: object, bits: int) 
 
 
 def test_what_only_the_build_knows_has_no_name_without_it() -> None:
-    for number, kind in ((0, "swap"), (22, "swap"), (23, None), (31, None)):
+    for number, kind in ((0, "swap"), (21, "swap"), (22, None), (31, None)):
         entry = decode(swap(number, 5), 1, FOUR)
         assert entry.swap is not None
         assert entry.swap.kind == kind
@@ -237,3 +237,87 @@ def test_any_entry_decodes(value: int, level: int, half: "str | None", full: boo
     # A name for every bit that is no address, and for no bit that is clear.
     for bit in entry.bits:
         assert value >> bit & 1
+
+
+@pytest.mark.parametrize(
+    ("offset", "known", "names"),
+    [
+        (0b001, 3, ("uffd-wp",)),
+        (0b010, 3, ("poisoned",)),
+        (0b100, 3, ("guard",)),
+        (0b101, 3, ("uffd-wp", "guard")),
+        # Debian's 6.12 has no guard regions; 6.1 has a type of its own for what cannot be read back.
+        (0b100, 2, ("bit 2",)),
+        (0b010, 1, ("bit 1",)),
+        (1 << 9 | 1, 3, ("uffd-wp", "bit 9")),
+        (0, 3, ()),
+    ],
+)
+def test_markers(offset: int, known: int, names: Tuple[str, ...]) -> None:
+    """include/linux/swapops.h: PTE_MARKER_UFFD_WP is bit 0, PTE_MARKER_POISONED 1, PTE_MARKER_GUARD 2."""
+    types = SpecialSwapTypes.of(markers=known, device=0, migration=3, hwpoison=True)
+    entry = decode(swap(31, offset), 1, FOUR, dialect=Dialect(57, types))
+    assert entry.swap is not None
+    assert (entry.swap.kind, entry.swap.markers, entry.swap.pfn) == ("marker", names, None)
+    assert entry.swap.text.startswith(
+        f"marker: {', '.join(names)} (swap type 31" if names else "swap type 31"
+    )
+
+
+#: By what include/linux/swap.h of each kernel has: how many special types, and the names from 31 down.
+GENERATIONS: Dict[str, Tuple[Dict[str, Any], List[str]]] = {
+    "5.10": (
+        {"count": 5, "hwpoison": True, "migration": True, "exclusive": 0, "guard": False, "most": 0},
+        [
+            "device private (read)",
+            "device private (write)",
+            "migration (write)",
+            "migration (read)",
+            "hwpoison",
+        ],
+    ),
+    "5.10 without device memory": (
+        {"count": 3, "hwpoison": True, "migration": True, "exclusive": 0, "guard": False, "most": 0},
+        ["migration (write)", "migration (read)", "hwpoison"],
+    ),
+    "5.15": (
+        {"count": 7, "hwpoison": True, "migration": True, "exclusive": 4, "guard": False},
+        ["device exclusive (read)", "device exclusive (write)", "device private (read)"],
+    ),
+    "6.1": (
+        {"count": 5, "hwpoison": False, "migration": True, "exclusive": 0, "guard": False, "least": 1},
+        ["swap-in error", "marker", "migration (write)", "migration (read, exclusive)", "migration (read)"],
+    ),
+    "6.1 with everything": (
+        {"count": 10, "hwpoison": True, "migration": True, "exclusive": 4, "guard": False, "least": 1},
+        ["swap-in error", "marker", "device exclusive (read)"],
+    ),
+    "6.2": (
+        {"count": 5, "hwpoison": True, "migration": True, "exclusive": 0, "guard": False, "least": 3},
+        ["marker", "migration (write)", "migration (read, exclusive)", "migration (read)", "hwpoison"],
+    ),
+    "6.12": (
+        {"count": None, "hwpoison": True, "migration": True, "exclusive": 0, "guard": False, "least": 3},
+        ["marker", "migration (write)"],
+    ),
+    "7.3": (
+        {"count": 8, "hwpoison": True, "migration": True, "exclusive": 3, "guard": True, "least": 3},
+        ["marker", "device exclusive", "device private (read)", "device private (write)"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GENERATIONS)
+def test_special_swap_types_by_what_a_kernel_has(name: str) -> None:
+    known, wanted = GENERATIONS[name]
+    types = SpecialSwapTypes.fitting(**known)
+    assert types is not None
+    assert [types.names[31 - i] for i in range(len(wanted))] == wanted
+    assert known["count"] in (None, len(types.names))
+
+
+@pytest.mark.parametrize("count", [None, 2, 11])
+def test_special_swap_types_stay_unknown(count: Optional[int]) -> None:
+    """More generations than one fit, or none does."""
+    known = {"hwpoison": True, "migration": True, "exclusive": 0, "guard": False, "least": 0}
+    assert SpecialSwapTypes.fitting(count, **known) is None

@@ -13,11 +13,13 @@
 #include <asm/ldt.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/userfaultfd.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -29,6 +31,19 @@
 #endif
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
+#endif
+
+#ifndef MADV_GUARD_INSTALL
+#define MADV_GUARD_INSTALL 102
+#endif
+#ifndef UFFDIO_POISON
+#define UFFD_FEATURE_POISON (1 << 14)
+struct uffdio_poison {
+	struct uffdio_range range;
+	__u64 mode;
+	__s64 updated;
+};
+#define UFFDIO_POISON _IOWR(UFFDIO, 0x08, struct uffdio_poison)
 #endif
 
 #define KB(n) ((size_t)(n) << 10)
@@ -205,6 +220,56 @@ static void memory(void)
 	memory_child = spawn("kv-child", child_of_memory);
 }
 
+static int userfault(__u64 features, char *p, size_t size, __u64 mode)
+{
+	struct uffdio_api api = { .api = UFFD_API, .features = features };
+	struct uffdio_register area = { .range = { (uintptr_t)p, size }, .mode = mode };
+	int fd = syscall(SYS_userfaultfd, O_CLOEXEC);
+
+	if (fd < 0 || ioctl(fd, UFFDIO_API, &api) || ioctl(fd, UFFDIO_REGISTER, &area))
+		return -1;
+	return fd;
+}
+
+/* Entries that map nothing and say why (include/linux/swapops.h, PTE_MARKER_*). */
+static void markers(void)
+{
+	const int rw = PROT_READ | PROT_WRITE, anon = MAP_PRIVATE | MAP_ANONYMOUS;
+	char *p = map(KB(32), rw, anon, -1);
+	int fd = memfd_create("kvintro", 0);
+
+	fill(p, KB(32), "guarded");
+	if (madvise(p + KB(8), KB(12), MADV_GUARD_INSTALL))
+		absent("guard");
+	else
+		note("guard", p + KB(8), KB(12), "MADV_GUARD_INSTALL: 3 pages of 8");
+
+	if (fd >= 0 && !ftruncate(fd, KB(32)) && (p = map(KB(32), rw, MAP_SHARED, fd))) {
+		struct uffdio_writeprotect wp = {
+			.range = { (uintptr_t)p, KB(16) }, .mode = UFFDIO_WRITEPROTECT_MODE_WP,
+		};
+
+		fd = userfault(UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM, p, KB(32),
+			       UFFDIO_REGISTER_MODE_WP);
+		if (fd < 0 || ioctl(fd, UFFDIO_WRITEPROTECT, &wp))
+			absent("uffd_wp");
+		else
+			note("uffd_wp", p, KB(16), "write-protected by userfaultfd, never touched: 4 pages of 8");
+	}
+
+	p = map(KB(32), rw, anon, -1);
+	fd = userfault(UFFD_FEATURE_POISON, p, KB(32), UFFDIO_REGISTER_MODE_MISSING);
+	if (fd >= 0) {
+		struct uffdio_poison poison = { .range = { (uintptr_t)p, KB(8) } };
+
+		if (!ioctl(fd, UFFDIO_POISON, &poison)) {
+			note("uffd_poison", p, KB(8), "UFFDIO_POISON: 2 pages of 8");
+			return;
+		}
+	}
+	absent("uffd_poison");
+}
+
 static void write_ldt_entry(unsigned int entry)
 {
 	struct user_desc desc = {
@@ -255,6 +320,7 @@ int main(int argc, char **argv)
 		int processes;
 	} roles[] = {
 		{ "kv-memory", memory, 2 },
+		{ "kv-markers", markers, 1 },
 		{ "kv-ldt0", ldt_slot0, 1 },
 		{ "kv-ldt1", ldt_slot1, 1 },
 		{ "kv-ldtbig", ldt_big, 1 },
