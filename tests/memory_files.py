@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
+from kvintro.source import kdump
 from kvintro.source.core import examine
 from kvintro.source.elf import parse_notes
 from tests.synthetic import elf_core, packed_notes
@@ -41,7 +42,7 @@ def dumped_ranges(path: Path) -> List[Tuple[int, int]]:
         ranges = [(s.paddr, s.paddr + s.filesz) for s in dump.headers.segments]
     else:
         assert dump.kdump is not None
-        ranges = list(dump.kdump.ranges())
+        ranges = list(kdump.dumped_ranges(dump.content, dump.kdump))
     return [(start, end) for start, end in ranges if not 0xC0000000 <= start < 1 << 32]
 
 

@@ -182,12 +182,14 @@ def _of_the_dump(kernel: Kernel) -> Iterator[FactRow]:
         yield _known("size", "size of the file", Size(source.size))
     if source.memory is not None:
         yield _known("memory", "memory in it", Size(source.memory))
+    elif source.kind == "core":
+        yield _known("memory", "memory in it", None, reason="the dump is truncated")
     if source.kind == "core":
         yield _known("complete", "complete", source.complete, reason="the format does not tell")
-        # Raw memory has everything up to its end. LiME takes System RAM; AVML leaves out blocks of zeros.
-        told = source.format not in ("LiME", "AVML")
-        left_out = Size(source.left_out) if told else None
-        yield _known("left_out", "left out by its maker", left_out, reason="the format does not tell")
+        left_out = None if source.left_out is None else Size(source.left_out)
+        cut = source.complete is False
+        why = "the dump is truncated" if cut else "the format does not tell"
+        yield _known("left_out", "left out by its maker", left_out, reason=why)
 
 
 def _of_the_kernel(kernel: Kernel) -> Iterator[FactRow]:

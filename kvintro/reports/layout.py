@@ -269,7 +269,7 @@ def head(kernel: Kernel) -> Sequence[str]:
     if source.kind == "core":
         parts = [f"{source.format} {source.label}", f"{size_text(source.size or 0)} file"]
         # The end of RAM counts the gap below 4 GB too, and what the dump has firmware's memory behind it.
-        sizes = [] if source.memory is None else [source.memory + source.left_out]
+        sizes = [] if source.memory is None else [source.memory + (source.left_out or 0)]
         try:
             sizes.append(kernel.max_pfn.value << PAGE_SHIFT)
         except Unavailable:

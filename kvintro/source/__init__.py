@@ -65,11 +65,12 @@ class Source:
 
     :ivar kind: ``live``, ``core`` or ``qemu``.
     :ivar label: how the source is called in reports: a path, ``/proc/kcore``, a socket.
-    :ivar format: ``ELF``, ``kdump``, ``flattened kdump``, ``split kdump``, ``raw memory``, ``LiME``,
-        ``AVML``, ``kcore`` or ``QMP``.
+    :ivar format: ``ELF``, ``kdump``, ``flattened ELF``, ``flattened kdump``, ``split kdump``,
+        ``raw memory``, ``LiME``, ``AVML``, ``kcore`` or ``QMP``.
     :ivar size: bytes of the file, None where it has none.
     :ivar complete: False if part of the file is missing; None if that cannot be told.
-    :ivar left_out: bytes of memory that the machine had and the dump's maker left out (makedumpfile -d).
+    :ivar left_out: bytes of memory that the machine had and the dump's maker left out (makedumpfile -d); None
+        if that is not known.
     :ivar memory: bytes of the machine's memory that the file has, None if that is not known.
     :ivar vmcoreinfo: VMCOREINFO's lines as keys and values.
     :ivar vmcoreinfo_origin: where those come from, for people.
@@ -88,7 +89,7 @@ class Source:
     format: str
     size: Optional[int] = None
     complete: Optional[bool] = None
-    left_out: int = 0
+    left_out: Optional[int] = None
     memory: Optional[int] = None
     vmcoreinfo: Dict[str, str] = field(default_factory=dict)
     vmcoreinfo_origin: str = ""

@@ -73,7 +73,9 @@ def _described(prog: drgn.Program) -> Source:
     if found.kdump is not None and found.kdump.part is not None:
         # drgn takes one file of a split dump; kernel() takes them all.
         return Source(prog, "core", path, "split kdump", found.size, False, warnings=[PARTS_MISSING])
-    return Source(prog, "core", path, found.format, found.size, found.complete, segments=segments)
+    return Source(
+        prog, "core", path, found.format, found.size, found.complete, found.left_out, segments=segments
+    )
 
 
 def _examined(path: str) -> Optional[DumpFile]:

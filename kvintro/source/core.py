@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Dumps: what kind of file it is, whether it is whole, and the program that reads it.
 
-Formats are told apart by content. drgn reads ELF itself and kdump (plain and flattened) through libkdumpfile,
-of a split one each part by a program of its own; files of physical memory are read by
-:mod:`kvintro.source.physical`, and what has no VMCOREINFO is looked through for it
+Formats are told apart by content (:mod:`kvintro.source.formats`). drgn reads ELF itself and kdump through
+libkdumpfile, of a split one each part by a program of its own; flattened ELF and files of physical memory are
+read by :mod:`kvintro.source.physical`, and what has no VMCOREINFO is looked through for it
 (:mod:`kvintro.source.vmcoreinfo`).
 """
 
@@ -22,12 +22,13 @@ from kvintro.arch.x86_64 import START_KERNEL_MAP
 from kvintro.errors import KvintroError, NoSuchSource, NotADump, NotInDump, NotPermitted, UsageError
 from kvintro.model import DUMP_FORMATS
 from kvintro.source import Source, parse_vmcoreinfo
+from kvintro.source.content import Content, FileContent
 from kvintro.source.elf import ET_CORE, ElfHeaders, Segment, read_headers
+from kvintro.source.flattened import Flattened
+from kvintro.source.formats import READS, recognise
 from kvintro.source.kallsyms import READ_ERRORS, Kallsyms, KallsymsError, vmcoreinfo_symbols
-from kvintro.source.kdump import FLATTENED, SIGNATURES, Kdump, examine_kdump
+from kvintro.source.kdump import PAGE, Kdump, dumped_ranges, examine_kdump
 from kvintro.source.physical import (
-    AVML_MAGIC,
-    LIME_MAGIC,
     AvmlFile,
     Extent,
     MemoryFile,
@@ -37,18 +38,11 @@ from kvintro.source.physical import (
     segment,
 )
 from kvintro.source.scan import find_kallsyms, pieces
+from kvintro.source.spool import spooled
 from kvintro.source.translation import prepare
 from kvintro.source.vmcoreinfo import Found, NotBelieved, Search, find_vmcoreinfo, in_silence, why_not
 
 _SMALL_FILE = 64 << 20
-_PACKED = {
-    b"\x28\xb5\x2f\xfd": ("zstd", "unzstd FILE"),
-    b"\xfd7zXZ": ("xz", "unxz FILE"),
-    b"\x1f\x8b": ("gzip", "gunzip FILE"),
-    b"BZh": ("bzip2", "bunzip2 FILE"),
-}
-# A file without any header is taken for memory only if a machine can have so much.
-_MIN_RAW = 8 << 20
 _TRUNCATED = "the dump is truncated: what lies behind its end shows as not in the dump"
 _GAP = (
     "whether this file has the gap below 4 GB is not known, as max_pfn has no name in its kernel: what lies "
@@ -57,7 +51,8 @@ _GAP = (
 PARTS_MISSING = "parts of a split dump were not given, and show as not in the dump; name each with a -c"
 _COPY_AGAIN = "copy it again whole"
 _MAX_FRAMES = 1 << 40  # 4 PB
-_READS = "kvintro reads ELF vmcores and kdump files, raw memory, LiME and AVML"
+#: How standard input is named with -c.
+STANDARD_INPUT = "-"
 # Enough for drgn and libkdumpfile (which wants a number) to read physical memory.
 _MINIMAL = (
     b"OSRELEASE=5.4.0\nPAGESIZE=4096\nKERNELOFFSET=0\n"
@@ -69,65 +64,66 @@ class DumpFile(NamedTuple):
     """What kind of dump a file is.
 
     :ivar format: as in :class:`~kvintro.source.Source`.
-    :ivar left_out: bytes of memory that the machine had and the dump's maker left out.
+    :ivar content: what is in it; of a flattened one, rearranged.
+    :ivar complete: None if that is not known.
+    :ivar left_out: bytes of memory that the machine had and the dump's maker left out; None if not known.
     :ivar headers: of an ELF file.
     :ivar kdump: of a kdump file.
     """
 
     format: str
     size: int
-    complete: bool
-    left_out: int = 0
+    content: Content
+    complete: Optional[bool] = None
+    left_out: Optional[int] = None
     headers: Optional[ElfHeaders] = None
     kdump: Optional[Kdump] = None
+
+
+#: What formats are called that are read as they are.
+_MEMORY = {"lime": "LiME", "avml": "AVML", "raw": "raw memory"}
 
 
 def examine(file: BinaryIO, path: str, form: Optional[str] = None) -> DumpFile:
     """Tell what kind of dump a file is.
 
     :param form: one of :data:`~kvintro.model.DUMP_FORMATS` if it is not to be told from the content.
-    :raises NotADump: it is none.
+    :raises NotADump: it is none; or its headers say what cannot be.
     """
-    size = os.fstat(file.fileno()).st_size
-    head = file.read(16)
-    if not head:
-        raise NotADump(f"{path} is empty", "take the dump again; check the disk it was written to")
-    found = _format_of(head, size)
-    if form not in (None, "raw", found):
+    try:
+        return _examined(FileContent(file), path, form)
+    except NotADump as error:
+        if path in error.what:
+            raise
+        raise NotADump(f"{path}: {error.what}", error.remedy) from error
+
+
+def _examined(content: Content, path: str, form: Optional[str]) -> DumpFile:
+    size, prefix, whole = content.size, "", True
+    if form == "raw":
+        return DumpFile(_MEMORY[form], size, content)
+    found = recognise(content)
+    if found.form == "flattened":
+        assert isinstance(content, FileContent)
+        content = Flattened(content)
+        prefix, whole, found = "flattened ", content.complete, recognise(content)
+        if found.form not in ("elf", "kdump"):
+            if not whole:
+                raise NotADump(f"{path}: the flattened dump is truncated before its header", _COPY_AGAIN)
+            raise NotADump(f"{path} is flattened, and not a kernel dump", "take the dump again")
+    if form not in (None, found.form):
         raise NotADump(f"{path} does not begin as {form} does", "leave --format-in away: the content tells")
-    found = form or found
-    if found == "elf":
-        headers = read_headers(file)
+    if found.form == "elf":
+        headers = read_headers(content)
         left_out = sum(last - first + 1 for first, last in headers.left_out())
-        return DumpFile("ELF", size, not headers.truncated, left_out, headers)
-    if found == "kdump":
-        kdump = examine_kdump(file, size)
-        name = "flattened kdump" if head.startswith(FLATTENED) else "kdump"
-        return DumpFile(name, size, kdump.complete, kdump.left_out, kdump=kdump)
-    if found == "lime":
-        return DumpFile("LiME", size, True)
-    if found == "avml":
-        return DumpFile("AVML", size, True)
-    if found == "raw":
-        return DumpFile("raw memory", size, True)
-    for magic, (name, command) in _PACKED.items():
-        if head.startswith(magic):
-            raise NotADump(f"{path} is compressed with {name}", f"unpack it first: {command}")
-    raise NotADump(f"{path} is not a kernel dump", _READS)
-
-
-def _format_of(head: bytes, size: int) -> Optional[str]:
-    if head.startswith(tuple(_PACKED)):
-        return None
-    if head.startswith(b"\x7fELF"):
-        return "elf"
-    if head.startswith(FLATTENED) or head.startswith(SIGNATURES):
-        return "kdump"
-    if head.startswith(LIME_MAGIC):
-        return "lime"
-    if head.startswith(AVML_MAGIC):
-        return "avml"
-    return "raw" if size >= _MIN_RAW else None
+        return DumpFile(prefix + "ELF", size, content, whole and not headers.truncated, left_out, headers)
+    if found.form == "kdump":
+        kdump = examine_kdump(content)
+        whole = whole and kdump.complete
+        return DumpFile(prefix + "kdump", size, content, whole, kdump.left_out, kdump=kdump)
+    if found.form is not None:
+        return DumpFile(_MEMORY[found.form], size, content)
+    raise NotADump(f"{path} is {found.name}", found.advice)
 
 
 def open_core(
@@ -149,15 +145,38 @@ def open_core(
     """
     assert form is None or form in DUMP_FORMATS
     with ExitStack() as stack:
-        files = [stack.enter_context(_open_dump(path)) for path in paths]
+        files = {path: stack.enter_context(_open_dump(path)) for path in paths if path != STANDARD_INPUT}
         opened()
-        parts = [_Part(file, path, examine(file, path, form)) for file, path in zip(files, paths)]
+        if STANDARD_INPUT in paths:
+            files[STANDARD_INPUT] = stack.enter_context(_open_standard_input(form))
+        parts = [_part(stack, files[path], path, form) for path in paths]
         file, path, dump = parts[0]
         if len(parts) > 1 or (dump.kdump is not None and dump.kdump.part is not None):
             return _open_split(parts, vmcoreinfo)
         if dump.headers is None and dump.kdump is None:
-            return _open_memory(file, path, dump, vmcoreinfo, search, forced=form is not None)
+            return _open_memory(path, dump, vmcoreinfo, search, forced=form is not None)
         return _open_core(file, path, dump, vmcoreinfo, search)
+
+
+def _open_standard_input(form: Optional[str]) -> BinaryIO:
+    """Standard input as a file: itself, or a copy of what comes through a pipe."""
+
+    def check(file: BinaryIO) -> None:
+        if form != "raw":
+            found = recognise(FileContent(file))
+            if found.form == "raw" or found.form is None:
+                raise NotADump(f"standard input is {found.name}", found.advice)
+
+    return spooled(0, check)
+
+
+def _part(stack: ExitStack, file: BinaryIO, path: str, form: Optional[str]) -> _Part:
+    """A file and what it is; of a flattened kdump that libkdumpfile cannot read, the file rearranged."""
+    path = "standard input" if path == STANDARD_INPUT else path
+    dump = examine(file, path, form)
+    if dump.kdump is not None and isinstance(dump.content, Flattened) and not dump.content.plain_enough:
+        file = stack.enter_context(dump.content.rearranged())
+    return _Part(file, path, dump)
 
 
 def _open_core(
@@ -170,12 +189,12 @@ def _open_core(
     if dump.headers is not None:
         _check_elf(path, dump.headers)
         if vmcoreinfo is None and dump.headers.note("VMCOREINFO") is None:
-            vmcoreinfo, origin = _vmcoreinfo_of_elf(file, path, dump.headers, search)
+            vmcoreinfo, origin = _vmcoreinfo_of_elf(path, dump, search)
     try:
         prog = _program(file, path, dump, vmcoreinfo)
     except NotADump:
         # libkdumpfile has no notion of a kdump without the note.
-        if vmcoreinfo is not None or dump.kdump is None or not dump.kdump.dumped:
+        if vmcoreinfo is not None or dump.kdump is None or not dump.kdump.memory:
             raise
         vmcoreinfo, origin = _vmcoreinfo_of_kdump(file, path, dump, search)
         prog = _program(file, path, dump, vmcoreinfo)
@@ -221,13 +240,20 @@ def _extents(headers: ElfHeaders) -> List[Extent]:
     return extents
 
 
+def _memory_of_elf(dump: DumpFile) -> MemoryFile:
+    assert dump.headers is not None
+    return MemoryFile(dump.content, _extents(dump.headers))
+
+
 def _program(file: BinaryIO, path: str, dump: DumpFile, vmcoreinfo: Optional[bytes]) -> drgn.Program:
-    if dump.headers is not None and not any(s.paddr or s.vaddr for s in dump.headers.segments):
-        # A machine whose RAM is one piece from 0 on, as QEMU writes it. drgn takes an ELF file in which all
-        # physical addresses are 0 for one that has none.
+    if dump.headers is not None and (
+        isinstance(dump.content, Flattened) or not any(s.paddr or s.vaddr for s in dump.headers.segments)
+    ):
+        # drgn does not know flattened ELF. And a machine whose RAM is one piece from 0 on, as QEMU writes it,
+        # it takes for a file without physical addresses.
         text = vmcoreinfo or dump.headers.note("VMCOREINFO")
         if text is not None:
-            return _program_of(MemoryFile(file, _extents(dump.headers)), text)
+            return _program_of(_memory_of_elf(dump), text)
     # Its advice on flattened files would stand above every report; what matters raises an exception anyway.
     logging.getLogger("drgn").setLevel(logging.ERROR)
     # With a platform given, drgn opens kdumps whose header has an empty utsname, as QEMU writes them.
@@ -235,13 +261,14 @@ def _program(file: BinaryIO, path: str, dump: DumpFile, vmcoreinfo: Optional[byt
     try:
         # By descriptor, as this process may not be allowed to open it again. The program closes it.
         file.seek(0)
-        if dump.complete or dump.kdump is None:
+        if dump.kdump is None or dump.complete:
             prog.set_core_dump(os.dup(file.fileno()))
         else:
             from kvintro.source.cut_off import open_cut_kdump
 
-            flattened = dump.format != "kdump"
-            open_cut_kdump(prog, file, dump.size, vmcoreinfo, flattened=flattened, part=dump.kdump.part)
+            open_cut_kdump(prog, file, dump.content, dump.kdump, vmcoreinfo)
+    except NotADump as error:
+        raise NotADump(f"{path}: {error.what}", error.remedy) from error
     except KvintroError:
         raise
     except Exception as error:
@@ -279,15 +306,6 @@ class _OfParts(PhysicalMemory):
             return b""
 
 
-def _program_of_part(part: _Part, vmcoreinfo: Optional[bytes]) -> drgn.Program:
-    try:
-        return _program(part.file, part.path, part.dump, vmcoreinfo)
-    except NotADump as error:
-        # It has to be said of which one.
-        what = error.what if part.path in error.what else f"{part.path}: {error.what}"
-        raise NotADump(what, error.remedy) from error
-
-
 def _open_split(parts: Sequence[_Part], vmcoreinfo: Optional[bytes]) -> Source:
     """The files of ``makedumpfile --split``, or some of them.
 
@@ -304,11 +322,11 @@ def _open_split(parts: Sequence[_Part], vmcoreinfo: Optional[bytes]) -> Source:
                 "name one dump with -c; kvintro diff A B compares two",
             )
         by_machine(dump.kdump.machine)
-        (first, behind), page = dump.kdump.part, dump.kdump.block_size
+        first, behind = dump.kdump.part
         if not first <= behind <= _MAX_FRAMES:
             raise NotADump(f"{path}: its page frames {first:#x} to {behind:#x} make no sense", _COPY_AGAIN)
-        extents.append(Extent(first * page, (behind - first) * page, index))
-        machine = max(machine, dump.kdump.frames * page)
+        extents.append(Extent(first * PAGE, (behind - first) * PAGE, index))
+        machine = max(machine, dump.kdump.frames * PAGE)
     extents = sorted(extent for extent in extents if extent.size)
     whole, end = True, 0
     for extent in extents:
@@ -320,7 +338,7 @@ def _open_split(parts: Sequence[_Part], vmcoreinfo: Optional[bytes]) -> Source:
         whole &= extent.address == end
         end = extent.address + extent.size
     whole &= end >= machine
-    progs = [_program_of_part(part, vmcoreinfo) for part in parts]
+    progs = [_program(part.file, part.path, part.dump, vmcoreinfo) for part in parts]
     texts = [prog["VMCOREINFO"].string_() for prog in progs]
     for text, part in zip(texts, parts):
         if text != texts[0]:
@@ -330,7 +348,6 @@ def _open_split(parts: Sequence[_Part], vmcoreinfo: Optional[bytes]) -> Source:
     complete = all(part.dump.complete for part in parts)
     warnings = [] if whole else [PARTS_MISSING]
     more = f" and {len(parts) - 1} more" if len(parts) > 1 else ""
-    sizes = [part.dump.kdump.memory for part in parts if part.dump.kdump is not None]
     return Source(
         _program_of(_OfParts(progs, extents), texts[0]),
         "core",
@@ -338,11 +355,17 @@ def _open_split(parts: Sequence[_Part], vmcoreinfo: Optional[bytes]) -> Source:
         "split kdump",
         sum(part.dump.size for part in parts),
         complete and whole,
-        sum(part.dump.left_out for part in parts),
-        sum(size for size in sizes if size is not None) or None,
+        _sum([part.dump.left_out for part in parts]),
+        _sum([part.dump.kdump.memory for part in parts if part.dump.kdump is not None]),
         vmcoreinfo_origin="--vmcoreinfo" if vmcoreinfo is not None else "the dump's note",
         warnings=warnings if complete else [*warnings, _TRUNCATED],
     )
+
+
+def _sum(sizes: Sequence[Optional[int]]) -> Optional[int]:
+    """None where one is not known."""
+    known = [size for size in sizes if size is not None]
+    return sum(known) if len(known) == len(sizes) else None
 
 
 # VMCOREINFO of dumps that have no note of it
@@ -352,20 +375,25 @@ def _found_at(address: int) -> str:
     return f"found in memory at physical {address:#x}"
 
 
-def _vmcoreinfo_of_elf(file: BinaryIO, path: str, headers: ElfHeaders, search: Search) -> Tuple[bytes, str]:
+def _vmcoreinfo_of_elf(path: str, dump: DumpFile, search: Search) -> Tuple[bytes, str]:
     try:
-        found = find_vmcoreinfo([MemoryFile(file, _extents(headers))], what="its memory", search=search)
+        found = find_vmcoreinfo([_memory_of_elf(dump)], what="its memory", search=search)
     except NotADump as error:
         raise NotADump(f"{path} has no VMCOREINFO note, and {error.what}", error.remedy) from None
     return found.text, _found_at(found.address)
 
 
 class _OfProgram(PhysicalMemory):
-    """What a program has of physical memory."""
+    """What a program has of physical memory.
 
-    def __init__(self, prog: drgn.Program, ranges: Sequence[Tuple[int, int]]) -> None:
-        super().__init__([Extent(start, end - start, 0) for start, end in ranges])
+    :param size: bytes of it.
+    :param ranges: where it is, at most; read once.
+    """
+
+    def __init__(self, prog: drgn.Program, size: int, ranges: Iterator[Tuple[int, int]]) -> None:
+        super().__init__([Extent(0, size, 0)])
         self._prog = prog
+        self._ranges = ranges
 
     def read(self, address: int, size: int) -> bytes:
         try:
@@ -375,22 +403,17 @@ class _OfProgram(PhysicalMemory):
             raise NotInDump(address, size, physical=True) from error
 
     def pieces(self) -> Iterator[Tuple[int, bytes]]:
-        for extent in self.extents:
-            yield from pieces(
-                lambda address, size: self._prog.read(address, size, True),
-                extent.address,
-                extent.address + extent.size,
-            )
+        for start, end in self._ranges:
+            yield from pieces(lambda address, size: self._prog.read(address, size, True), start, end)
 
 
 def _vmcoreinfo_of_kdump(file: BinaryIO, path: str, dump: DumpFile, search: Search) -> Tuple[bytes, str]:
-    assert dump.kdump is not None
+    assert dump.kdump is not None and dump.kdump.memory is not None
     # To read physical memory no VMCOREINFO is needed, but drgn wants one.
     prog = _program(file, path, dump, _MINIMAL)
     try:
-        found = find_vmcoreinfo(
-            [_OfProgram(prog, list(dump.kdump.ranges()))], what="its memory", search=search
-        )
+        memory = _OfProgram(prog, dump.kdump.memory, dumped_ranges(dump.content, dump.kdump))
+        found = find_vmcoreinfo([memory], what="its memory", search=search)
     except NotADump as error:
         raise NotADump(f"{path} has no VMCOREINFO note, and {error.what}", error.remedy) from None
     return found.text, _found_at(found.address)
@@ -400,7 +423,6 @@ def _vmcoreinfo_of_kdump(file: BinaryIO, path: str, dump: DumpFile, search: Sear
 
 
 def _open_memory(
-    file: BinaryIO,
     path: str,
     dump: DumpFile,
     vmcoreinfo: Optional[bytes],
@@ -411,11 +433,11 @@ def _open_memory(
     """Raw memory, LiME and AVML, by a reader of ours."""
     layouts: List[PhysicalMemory]
     if dump.format == "LiME":
-        layouts = [open_lime(file, dump.size, path)]
+        layouts = [open_lime(dump.content, path)]
     elif dump.format == "AVML":
-        layouts = [AvmlFile(file, dump.size, path)]
+        layouts = [AvmlFile(dump.content, path)]
     else:
-        layouts = raw_layouts(file, dump.size)
+        layouts = raw_layouts(dump.content)
     origin = "--vmcoreinfo"
     found: Optional[Found] = None
     if vmcoreinfo is not None:
@@ -433,7 +455,7 @@ def _open_memory(
             elif isinstance(error, NotBelieved):
                 remedy = "is it whole? copy or take it again"
             elif dump.format == "raw memory" and not forced:
-                what, remedy = f"{path} is not a kernel dump: as raw memory, {error.what}", _READS
+                what, remedy = f"{path} is not a kernel dump: as raw memory, {error.what}", READS
             raise NotADump(what, remedy) from None
         vmcoreinfo, right = found.text, found.layouts
     memory, nameless = _by_max_pfn(right, vmcoreinfo)
@@ -447,8 +469,9 @@ def _open_memory(
         path,
         dump.format,
         dump.size,
-        # Of a raw file only its kernel knows how long it should be: see check_end().
-        None if dump.format == "raw memory" else memory.complete,
+        # Whether more should follow only the kernel knows: see check_end().
+        None if memory.complete else False,
+        None if dump.format != "raw memory" else 0,
         memory=sum(extent.size for extent in memory.extents),
         segments=tuple(Segment(e.offset, 0, e.address, e.size, e.size) for e in memory.extents),
         vmcoreinfo_origin=origin,
@@ -457,8 +480,8 @@ def _open_memory(
 
 
 def check_end(source: Source) -> None:
-    """Whether a file of raw memory is whole, by what its kernel says of the end of RAM."""
-    if source.format != "raw memory" or source.kallsyms is None:
+    """Whether a file of physical memory is whole, by what its kernel says of the end of RAM."""
+    if source.format not in _MEMORY.values() or source.complete is False or source.kallsyms is None:
         return
     address = source.kallsyms.lookup("max_pfn")
     if address is None:
@@ -474,6 +497,8 @@ def check_end(source: Source) -> None:
             return
         if end <= last:
             return
+    if end > last and source.format == "AVML":
+        return  # It leaves out zeros, and may have done so at the end.
     # RAM may begin late and have gaps, but the file has all up to its end.
     source.complete = end <= last
     if not source.complete:
@@ -573,7 +598,8 @@ def _open_dump(path: str) -> BinaryIO:
         mode = 0  # Opening it says why.
     if mode and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         kind = "pipe" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
-        raise NoSuchSource(f"{path} is a {kind}", "write its content to a file and name that")
+        hand_over = " or hand it over as standard input (-c -)" if kind == "pipe" else ""
+        raise NoSuchSource(f"{path} is a {kind}", f"write its content to a file and name that{hand_over}")
     return open_file(path)
 
 

@@ -5,54 +5,39 @@ libkdumpfile maps the file. What begins before its end and reaches into the page
 that reads it (SIGBUS); what lies behind altogether reads as zeros, which is what an empty table looks like.
 So what was cut off is found here and hidden from the reader, and a process that may die opens the
 file first.
-
-Their layout: makedumpfile's IMPLEMENTATION, diskdump_mod.h; header, sub-header, two bitmaps, a descriptor for
-each bit of the second, the pages' data.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import struct
-from typing import TYPE_CHECKING, BinaryIO, Callable, List, Optional, Tuple
+from typing import TYPE_CHECKING, BinaryIO, Callable, List, Optional
 
 import drgn
 
 from kvintro.errors import NotADump
-from kvintro.source.elf import read_at
-from kvintro.source.kdump import within
+from kvintro.source.content import Content
+from kvintro.source.kdump import PAGE, Kdump, bitmap, bits_of_bytes, descriptors, lost
 
 if TYPE_CHECKING:
     import numpy
     from numpy.typing import NDArray
 
-_HEADER = struct.Struct("<iiI")  # block_size, sub_hdr_size, bitmap_blocks
-_HEADER_AT = 428
-_DESCRIPTOR_SIZE = 24  # struct page_desc: offset, size, flags, page_flags
-_MAX_BITMAP = 1 << 30
-_STEP = 1 << 20  # descriptors read at once
 _COPY_AGAIN = "copy it again whole"
 _OWN_READER = "DRGN_PREFER_PGTABLE_READER"  # drgn's variable
 
 
 def open_cut_kdump(
-    prog: drgn.Program,
-    file: BinaryIO,
-    size: int,
-    vmcoreinfo: Optional[bytes],
-    *,
-    flattened: bool,
-    part: Optional[Tuple[int, int]] = None,
+    prog: drgn.Program, file: BinaryIO, content: Content, kdump: Kdump, vmcoreinfo: Optional[bytes]
 ) -> None:
     """Have a program read a kdump that ends too soon.
 
+    :param file: a plain kdump.
+    :param content: what is there of it; of one that was flattened, what its records have.
     :param vmcoreinfo: what the program was made with.
-    :param part: the page frames that this file has of a split dump.
     :raises NotADump: nothing of it can be read.
     """
-    # libkdumpfile refuses a flattened one that ends too soon, if it lives to.
-    lost = None if flattened else first_lost(file, size, part)
+    missing = first_lost(content, kdump)
     # Have drgn walk page tables, on memory as it is below, and not libkdumpfile on the file.
     before = os.environ.get(_OWN_READER)
     os.environ[_OWN_READER] = "1"
@@ -64,65 +49,65 @@ def open_cut_kdump(
         del os.environ[_OWN_READER]
         if before is not None:
             os.environ[_OWN_READER] = before
-    if lost is not None:
-        hide_from(prog, lost)
+    if missing is not None:
+        hide_from(prog, missing)
 
 
-def first_lost(file: BinaryIO, size: int, part: Optional[Tuple[int, int]] = None) -> Optional[int]:
+def first_lost(content: Content, kdump: Kdump) -> Optional[int]:
     """Physical address of the first page whose data is not there as a whole; None if there is none.
 
-    :param part: the page frames that this file has of a split dump.
     :raises NotADump: not even what leads to the pages is there.
     """
-    import numpy
-
-    head = read_at(file, _HEADER_AT, _HEADER.size)
-    if len(head) < _HEADER.size:
-        raise NotADump("the dump is truncated within its header", _COPY_AGAIN)
-    block_size, sub_blocks, bitmap_blocks = _HEADER.unpack(head)
-    bitmap_size = bitmap_blocks * block_size // 2
-    if not 4096 <= block_size <= 65536 or sub_blocks < 0 or bitmap_size > _MAX_BITMAP:
-        return None  # not the layout we know; the reader will say
-    bitmap_at = (1 + sub_blocks) * block_size + bitmap_size
-    bitmap = numpy.frombuffer(within(read_at(file, bitmap_at, bitmap_size), part), numpy.uint8)
-    counts = numpy.cumsum(_bits_of_bytes()[bitmap], dtype=numpy.int64)
-    count = int(counts[-1]) if len(counts) else 0
-    if len(bitmap) < bitmap_size:
-        raise NotADump("the dump is truncated before its first page", _COPY_AGAIN)
-    rank = _first_lost_rank(file, size, bitmap_at + bitmap_size, count)
-    if rank is None:
+    if kdump.layout is None:
+        raise NotADump("the dump is truncated within its headers", _COPY_AGAIN)
+    start, size = kdump.layout.dumped, kdump.layout.bitmap_size
+    known = size if content.has_all(start, size) else _known(content, start, size)
+    bits_of = bits_of_bytes()
+    count = 0
+    for number, data in bitmap(content, start, known, kdump.part):
+        in_piece = int(bits_of[data].sum(dtype="int64"))
+        rank = _first_lost_rank(content, kdump.layout.table, count, in_piece)
+        if rank == 0:
+            raise NotADump("the dump is truncated before its first page", _COPY_AGAIN)
+        if rank is not None:
+            return _frame(data, rank - count, 8 * number) * PAGE
+        count += in_piece
+    if known == size:
         return None
-    if rank == 0:
+    if not count:
         raise NotADump("the dump is truncated before its first page", _COPY_AGAIN)
-    byte = int(numpy.searchsorted(counts, rank, side="right"))
-    before = int(counts[byte - 1]) if byte else 0
-    bits = [bit for bit in range(8) if int(bitmap[byte]) >> bit & 1]
-    return int(8 * byte + bits[rank - before]) * int(block_size)
+    return 8 * known * PAGE
 
 
-def _first_lost_rank(file: BinaryIO, size: int, at: int, count: int) -> Optional[int]:
-    """Which of the pages, in the order of their descriptors, is the first that has lost that or its data."""
+def _frame(data: NDArray[numpy.uint8], rank: int, first: int) -> int:
+    """The number of the page frame whose bit is the one of that rank in a piece of a bitmap."""
     import numpy
 
-    kind = numpy.dtype([("offset", "<i8"), ("size", "<u4"), ("flags", "<u4"), ("page_flags", "<u8")])
-    for first in range(0, count, _STEP):
-        number = min(_STEP, count - first)
-        data = read_at(file, at + first * _DESCRIPTOR_SIZE, number * _DESCRIPTOR_SIZE)
-        found = numpy.frombuffer(data[: len(data) // _DESCRIPTOR_SIZE * _DESCRIPTOR_SIZE], kind)
-        room = size - found["size"].astype(numpy.int64)
-        lost = numpy.flatnonzero((found["offset"] < 0) | (found["offset"] > room))
-        if len(lost):
-            return first + int(lost[0])
-        if len(found) < number:
-            return first + len(found)
+    bits = numpy.flatnonzero(numpy.unpackbits(data, bitorder="little"))
+    return first + int(bits[rank])
+
+
+def _first_lost_rank(content: Content, table: int, first: int, count: int) -> Optional[int]:
+    """Which of some pages, in the order of their descriptors, is the first that has lost that or its data."""
+    end = first + count
+    while first < end:
+        found = descriptors(content, table, first, end - first)
+        missing = lost(content, table, found)
+        if len(missing):
+            return first + int(missing[0])
+        if not len(found):
+            return first
+        first += len(found)
     return None
 
 
-def _bits_of_bytes() -> "NDArray[numpy.uint8]":
-    import numpy
-
-    found: NDArray[numpy.uint8] = numpy.array([bin(byte).count("1") for byte in range(256)], numpy.uint8)
-    return found
+def _known(content: Content, start: int, size: int) -> int:
+    """How many bytes of a bitmap are there, from its beginning on."""
+    low, high = 0, size
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if content.has_all(start, middle) else (low, middle - 1)
+    return low
 
 
 def hide_from(prog: drgn.Program, address: int) -> None:

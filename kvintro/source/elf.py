@@ -7,25 +7,35 @@ ranges are in it, whether it is a kernel's at all, and the build id of a vmlinux
 
 from __future__ import annotations
 
-import os
 import struct
 from dataclasses import dataclass
-from typing import BinaryIO, Iterator, List, Optional, Tuple
+from typing import BinaryIO, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
 from kvintro.errors import NotADump
+from kvintro.source.content import Content, FileContent
+from kvintro.text import size_text
 
 ET_CORE = 4
 PT_LOAD = 1
 PT_NOTE = 4
 PN_XNUM = 0xFFFF
 NT_GNU_BUILD_ID = 3
-_MAX_HEADERS = 1 << 20
-_MAX_NOTES = 16 << 20
+SHT_NOTE = 7
+_HEADER_SIZE = 64
+_PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")
+_SECTION_HEADER = struct.Struct("<IIQQQQIIQQ")
+_NOTE = struct.Struct("<III")  # namesz, descsz, type
+_ENTRIES = 1 << 12  # program headers read at once
+# makedumpfile begins another segment where a megabyte or more is left out: 256 GB in pieces as small as that.
+_MAX_HEADERS = 1 << 18
+_MAX_NOTES = 16 << 20  # bytes of all: 400 for each CPU, and VMCOREINFO
+_MAX_NOTE_COUNT = 1 << 16  # a few for each CPU
+_MAX_KINDS = 64
+_MAX_NAME = 64
 _MAX_ADDRESS = 1 << 52
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """One PT_LOAD: ``filesz`` bytes at ``offset`` of the file are memory at ``vaddr`` and ``paddr``."""
 
     offset: int
@@ -37,18 +47,18 @@ class Segment:
 
 @dataclass(frozen=True)
 class ElfHeaders:
-    """Headers of a 64-bit little-endian ELF file."""
+    """Headers of a 64-bit little-endian ELF file.
+
+    :ivar notes: the first of each owner and type.
+    :ivar truncated: whether they promise more than the file holds.
+    """
 
     type: int
     machine: int
     segments: Tuple[Segment, ...]
-    notes: Tuple[Tuple[str, int, bytes], ...]
+    notes: Sequence[Tuple[str, int, bytes]]
     file_size: int
-
-    @property
-    def truncated(self) -> bool:
-        """Whether the headers promise more than the file holds."""
-        return any(s.offset + s.filesz > self.file_size for s in self.segments)
+    truncated: bool
 
     def left_out(self) -> Iterator[Tuple[int, int]]:
         """Physical memory that segments have and the file does not: pages that makedumpfile excluded.
@@ -84,14 +94,15 @@ class ElfHeaders:
         return None
 
 
-def read_headers(file: BinaryIO, *, section_notes: bool = False) -> ElfHeaders:
+def read_headers(file: Union[BinaryIO, Content], *, section_notes: bool = False) -> ElfHeaders:
     """Read an ELF file's program headers and notes.
 
     :param section_notes: look for notes in sections too (a vmlinux has its build id in one).
-    :raises NotADump: the file is no 64-bit little-endian ELF file, or ends within its headers.
+    :raises NotADump: the file is no 64-bit little-endian ELF file, ends within its headers, or says that they
+        are larger than a real one's.
     """
-    size = os.fstat(file.fileno()).st_size
-    head = _exactly(file, 0, 64, "the ELF header")
+    content = file if isinstance(file, Content) else FileContent(file)
+    head = _exactly(content, 0, _HEADER_SIZE, "the ELF header")
     if head[:4] != b"\x7fELF":
         raise NotADump("the file is not an ELF file")
     if head[4] != 2 or head[5] != 1:
@@ -100,57 +111,85 @@ def read_headers(file: BinaryIO, *, section_notes: bool = False) -> ElfHeaders:
     phoff, shoff = struct.unpack_from("<QQ", head, 32)
     phentsize, phnum, shentsize, shnum = struct.unpack_from("<HHHH", head, 54)
     if phnum == PN_XNUM and shoff:
-        phnum = struct.unpack_from("<I", _exactly(file, shoff, 64, "the section headers"), 44)[0]
-    if phnum > _MAX_HEADERS or (phnum and phentsize < 56):
+        phnum = struct.unpack_from("<I", _exactly(content, shoff, 64, "the section headers"), 44)[0]
+    if phnum > _MAX_HEADERS or (phnum and phentsize != _PROGRAM_HEADER.size):
         raise NotADump("the ELF header makes no sense", "take the dump again")
-    table = _exactly(file, phoff, phnum * phentsize, "the program headers") if phnum else b""
     segments: List[Segment] = []
-    notes: List[Tuple[str, int, bytes]] = []
-    for i in range(phnum):
-        p_type, _, offset, vaddr, paddr, filesz, memsz, _ = struct.unpack_from(
-            "<IIQQQQQQ", table, i * phentsize
-        )
+    notes = _Notes(content)
+    for p_type, _, offset, vaddr, paddr, filesz, memsz, _ in _program_headers(content, phoff, phnum):
         if p_type == PT_LOAD:
             segments.append(Segment(offset, vaddr, paddr, filesz, memsz))
-        elif p_type == PT_NOTE and filesz <= _MAX_NOTES and offset < size:
-            notes.extend(parse_notes(read_at(file, offset, filesz)))
-    if section_notes and shoff and shentsize >= 64:
-        sections = read_at(file, shoff, shnum * shentsize)
-        for at in range(0, len(sections) - 63, shentsize):
-            kind, offset, length = (
-                struct.unpack_from("<I", sections, at + 4)[0],
-                *struct.unpack_from("<QQ", sections, at + 24),
+        elif p_type == PT_NOTE:
+            notes.read(offset, filesz)
+    if section_notes and shoff and shentsize == _SECTION_HEADER.size:
+        sections = content.at(shoff, shnum * shentsize)
+        whole = len(sections) // shentsize * shentsize
+        for _, kind, _, _, offset, length, *_ in _SECTION_HEADER.iter_unpack(sections[:whole]):
+            if kind == SHT_NOTE:
+                notes.read(offset, length)
+    truncated = not all(content.has_all(s.offset, s.filesz) for s in segments)
+    return ElfHeaders(e_type, machine, tuple(segments), notes.found, content.size, truncated)
+
+
+def _program_headers(content: Content, offset: int, count: int) -> Iterator[Tuple[int, ...]]:
+    """The entries of the table, a piece of it at a time."""
+    for first in range(0, count, _ENTRIES):
+        size = min(_ENTRIES, count - first) * _PROGRAM_HEADER.size
+        at = offset + first * _PROGRAM_HEADER.size
+        yield from _PROGRAM_HEADER.iter_unpack(_exactly(content, at, size, "the program headers"))
+
+
+class _Notes:
+    """The notes of a file, the first of each kind.
+
+    :ivar found: as (owner, type, content).
+    """
+
+    def __init__(self, content: Content) -> None:
+        self._content = content
+        self._left = _MAX_NOTES
+        self._count = 0
+        self._known: Set[Tuple[str, int]] = set()
+        self.found: List[Tuple[str, int, bytes]] = []
+
+    def read(self, offset: int, size: int) -> None:
+        """Read those that lie somewhere in the file.
+
+        :raises NotADump: there are more than in a real file.
+        """
+        if size > self._left:
+            raise NotADump(
+                f"its headers say that the notes have {size_text(size)} or more", "take the dump again"
             )
-            if kind == 7 and length <= _MAX_NOTES and offset < size:  # SHT_NOTE
-                notes.extend(parse_notes(read_at(file, offset, length)))
-    return ElfHeaders(e_type, machine, tuple(segments), tuple(notes), size)
+        self._left -= max(size, _NOTE.size)
+        for owner, kind, data in parse_notes(self._content.at(offset, size)):
+            self._count += 1
+            if self._count > _MAX_NOTE_COUNT:
+                raise NotADump("it has more notes than any machine has CPUs", "take the dump again")
+            if (owner, kind) not in self._known and len(self._known) < _MAX_KINDS:
+                self._known.add((owner, kind))
+                self.found.append((owner, kind, bytes(data)))
 
 
-def parse_notes(data: bytes) -> Iterator[Tuple[str, int, bytes]]:
+def parse_notes(data: bytes) -> Iterator[Tuple[str, int, memoryview]]:
     """(owner, type, content) of each note; stops where the data stops making sense."""
+    view = memoryview(data)
     at = 0
-    while at + 12 <= len(data):
-        namesz, descsz, kind = struct.unpack_from("<III", data, at)
-        name_at = at + 12
+    while at + _NOTE.size <= len(data):
+        namesz, descsz, kind = _NOTE.unpack_from(data, at)
+        if not namesz and not descsz:
+            return  # padding, or a hole
+        name_at = at + _NOTE.size
         desc_at = name_at + (namesz + 3 & ~3)
         at = desc_at + (descsz + 3 & ~3)
-        if namesz > len(data) or desc_at + descsz > len(data):
+        if namesz > _MAX_NAME or desc_at + descsz > len(data):
             return
         name = data[name_at : name_at + namesz].rstrip(b"\0").decode("ascii", "replace")
-        yield name, kind, data[desc_at : desc_at + descsz]
+        yield name, kind, view[desc_at : desc_at + descsz]
 
 
-def read_at(file: BinaryIO, offset: int, size: int) -> bytes:
-    """What the file holds there, less than ``size`` at its end."""
-    try:
-        file.seek(offset)
-        return file.read(size)
-    except (OSError, OverflowError, ValueError):  # an offset beyond what a file system can have
-        return b""
-
-
-def _exactly(file: BinaryIO, offset: int, size: int, what: str) -> bytes:
-    data = read_at(file, offset, size)
+def _exactly(content: Content, offset: int, size: int, what: str) -> bytes:
+    data = content.at(offset, size)
     if len(data) != size:
         raise NotADump(f"the file ends within {what}", "the dump is truncated; copy it again whole")
     return data

@@ -2,166 +2,261 @@
 """What the headers of a kdump file say; the pages are libkdumpfile's.
 
 makedumpfile's format, after diskdump: a header block, a sub-header with the notes, two bitmaps of page frames
-(those that exist, those that were dumped), a descriptor for each dumped page, and their data. "Flattened" it
-is cut into records, each with the place it belongs to, so that it can go through a pipe
-(makedumpfile's diskdump_mod.h and makedumpfile.h).
+(those that exist, those that were dumped), a descriptor for each dumped page, and their data (makedumpfile's
+IMPLEMENTATION and diskdump_mod.h). A flattened one is read rearranged (:mod:`kvintro.source.flattened`).
+
+libkdumpfile allocates what the headers say: all of a bitmap, all of the notes, 24 bytes for each run of
+pages. So headers that say more than the file has are refused here, before it sees them.
 """
 
 from __future__ import annotations
 
-import re
 import struct
-from typing import BinaryIO, Iterator, NamedTuple, Optional, Tuple
+from typing import TYPE_CHECKING, Iterator, NamedTuple, Optional, Tuple
 
-from kvintro.source.elf import read_at
+from kvintro.errors import NotADump
+from kvintro.source.content import Content
+from kvintro.text import size_text
 
-FLATTENED = b"makedumpfile\0\0\0\0"
+if TYPE_CHECKING:
+    import numpy
+    from numpy.typing import NDArray
+
 SIGNATURES = (b"KDUMP   ", b"DISKDUMP")
-_FLAT_HEADER_SIZE = 4096
-_FLAT_RECORD = struct.Struct(">qq")  # offset and size
-# Ends a flattened file: a record with both -1 (makedumpfile.h:END_FLAG_FLAT_HEADER).
-_FLAT_END = b"\xff" * 16
-_MAX_RECORDS = 1 << 20
+PAGE = 4096
 _INCOMPLETE = 0x8  # DUMP_DH_COMPRESSED_INCOMPLETE, set by makedumpfile when the disk filled up
 # struct disk_dump_header: signature, version, utsname (6 x 65), padding, timeval; then these.
+_VERSION = 8
 _MACHINE = 12 + 4 * 65
 _STATUS = 424
 _HEADER = struct.Struct("<IiiII")  # status, block_size, sub_hdr_size, bitmap_blocks, max_mapnr
-# struct kdump_sub_header: phys_base, dump_level, split, start_pfn, end_pfn.
-_SUB_HEADER = struct.Struct("<QiiQQ")
-_MAX_BITMAP = 64 << 20  # 2 TB of memory; beyond that counting would be felt
-_DESCRIPTOR = struct.Struct("<qIIQ")  # struct page_desc: offset, size, flags, page_flags
+_MACHINES = ("", "x86_64")  # QEMU writes no name
+# In the header of a 32-bit machine, which libkdumpfile tries first, block_size is where tv_usec is in ours.
+_BLOCK_SIZE_32 = 416
+# struct kdump_sub_header: phys_base, dump_level, split, start_pfn, end_pfn; offset and size of VMCOREINFO, of
+# the notes, of eraseinfo; start_pfn, end_pfn and max_mapnr in 64 bits (version 6).
+_SUB_HEADER = struct.Struct("<QiiQQQQQQQQQQQ")
+_MAX_NOTES = 16 << 20
+_MAX_SUB_BLOCKS = 1 << 14  # notes, VMCOREINFO and what was erased
+_FREE_BITMAPS = (
+    128 << 20
+)  # both of a machine with 2 TB; larger ones must be in proportion to what the file has
+_BITMAP_TO_FILE = 8
+_FREE_RUNS = 1 << 22
+_RUN_TO_FILE = 1 << 10
+_STEP = 1 << 20  # bytes of a bitmap, or descriptors, that are looked at at once
+_DESCRIPTOR_SIZE = 24  # struct page_desc: offset, size, flags, page_flags
 _LAST_DESCRIPTORS = 1 << 16
+
+
+class Layout(NamedTuple):
+    """Where in a kdump things are.
+
+    :ivar exist: where the bitmap of page frames that exist begins.
+    :ivar dumped: where that of those that were dumped begins.
+    :ivar bitmap_size: bytes of each.
+    :ivar table: where the descriptors begin.
+    """
+
+    exist: int
+    dumped: int
+    bitmap_size: int
+    table: int
 
 
 class Kdump(NamedTuple):
     """What is known of a kdump file.
 
     :ivar complete: whether all pages are in the file that should be in it.
-    :ivar left_out: bytes of pages that exist and were not dumped.
+    :ivar left_out: bytes of pages that exist and were not dumped; None if that is not known.
+    :ivar memory: bytes of the pages that were dumped; None if that is not known.
     :ivar part: of one of several files (``makedumpfile --split``) the page frames that it has, the last one
         exclusive; otherwise None.
     :ivar frames: how many page frames the machine has, holes included.
-    :ivar block_size: bytes of a page.
     :ivar machine: what the kernel called its architecture, empty where that was not written.
-    :ivar dumped: bitmap of the page frames that are in this file, empty where it cannot be read.
+    :ivar layout: None where the file ends within its headers.
     """
 
     complete: bool
-    left_out: int = 0
+    left_out: Optional[int] = None
+    memory: Optional[int] = None
     part: Optional[Tuple[int, int]] = None
     frames: int = 0
-    block_size: int = 4096
     machine: str = ""
-    dumped: bytes = b""
-
-    @property
-    def memory(self) -> Optional[int]:
-        """Bytes of memory that were dumped."""
-        return _count_bits(self.dumped) * self.block_size if self.dumped else None
-
-    def ranges(self) -> Iterator[Tuple[int, int]]:
-        """Physical addresses (start, end exclusive) outside of which no page was dumped."""
-        unit = 8 * self.block_size
-        for match in re.finditer(rb"[^\0]+", self.dumped):
-            yield match.start() * unit, match.end() * unit
+    layout: Optional[Layout] = None
 
 
-def examine_kdump(file: BinaryIO, size: int) -> Kdump:
-    """What the headers of a plain or a flattened file say."""
-    flattened = read_at(file, 0, 16) == FLATTENED
-    head = _unflattened(file, size) if flattened else read_at(file, 0, 4096)
-    if len(head) < 4096:
+def examine_kdump(content: Content) -> Kdump:
+    """What the headers say.
+
+    :raises NotADump: what they say cannot be, or is more than the file can have.
+    """
+    head = content.at(0, PAGE)
+    if len(head) < _STATUS + _HEADER.size:
         return Kdump(False)
-    status, block_size, sub_blocks, bitmap_blocks, frames = _HEADER.unpack_from(head, _STATUS)
     machine = head[_MACHINE : _MACHINE + 65].split(b"\0")[0].decode("ascii", "replace")
-    complete = not status & _INCOMPLETE
-    if flattened:
-        complete = complete and size > _FLAT_HEADER_SIZE and read_at(file, size - 16, 16) == _FLAT_END
-    # Where it is not the layout we know, the reader will say.
-    if not 4096 <= block_size <= 65536 or not 0 <= sub_blocks < 1 << 20:
-        return Kdump(complete)
-    if not flattened and sub_blocks:
-        head = read_at(file, 0, block_size + _SUB_HEADER.size)
-    part = None
-    if sub_blocks and len(head) >= block_size + _SUB_HEADER.size:
-        _, _, split, first, behind = _SUB_HEADER.unpack_from(head, block_size)
-        part = (first, behind) if split else None
-    bitmap = bitmap_blocks * block_size // 2
-    if not 0 <= bitmap <= _MAX_BITMAP:
-        return Kdump(complete, part=part, frames=frames, machine=machine)
-    start = (1 + sub_blocks) * block_size
-    if not flattened:
-        head = read_at(file, 0, start + 2 * bitmap)
-    exist, dumped = (within(head[at : at + bitmap], part) for at in (start, start + bitmap))
-    count = _count_bits(dumped)
-    if not flattened:
-        table = start + 2 * bitmap
-        complete = complete and size >= table and _is_whole(file, size, table, count)
-    left_out = max(0, _count_bits(exist) - count) * block_size
-    return Kdump(complete, left_out, part, frames, block_size, machine, dumped)
+    if machine not in _MACHINES:
+        return Kdump(False, machine=machine)
+    status, block_size, sub_blocks, bitmap_blocks, frames = _HEADER.unpack_from(head, _STATUS)
+    if block_size != PAGE or not 0 <= sub_blocks <= _MAX_SUB_BLOCKS or _looks_32_bit(head):
+        raise NotADump("its kdump header makes no sense", "copy or take the dump again")
+    (version,) = struct.unpack_from("<i", head, _VERSION)
+    part, frames = _sub_header(content, version, frames) if version > 0 else (None, frames)
+    layout = _layout(content, sub_blocks, bitmap_blocks, frames)
+    if not content.has_all(0, layout.dumped):
+        return Kdump(False, part=part, frames=frames, machine=machine)
+    existing = _count(content, layout.exist, layout.bitmap_size, part)
+    dumped = _count(content, layout.dumped, layout.bitmap_size, part)
+    if dumped.runs > _FREE_RUNS + content.real // _RUN_TO_FILE:
+        raise NotADump("its page bitmap has more gaps than a real one", "copy or take the dump again")
+    there = content.has_all(layout.dumped, layout.bitmap_size)
+    complete = not status & _INCOMPLETE and there and _is_whole(content, layout.table, dumped.bits)
+    left_out = max(0, existing.bits - dumped.bits) * PAGE if there else None
+    memory = dumped.bits * PAGE if there else None
+    return Kdump(complete, left_out, memory, part, frames, machine, layout)
 
 
-def within(bitmap: bytes, part: Optional[Tuple[int, int]]) -> bytes:
-    """A bitmap without the bits of page frames that are not in a part of the dump."""
-    if part is None:
-        return bitmap
-    first, behind = part
-    found = bytearray(bitmap)
-    found[: first // 8] = bytes(min(first // 8, len(found)))
-    if first // 8 < len(found):
-        found[first // 8] &= 0xFF << first % 8 & 0xFF
-    if behind // 8 < len(found):
-        found[behind // 8] &= (1 << behind % 8) - 1
-        found[behind // 8 + 1 :] = bytes(len(found) - behind // 8 - 1)
-    return bytes(found)
+def _looks_32_bit(head: bytes) -> bool:
+    data = head[_BLOCK_SIZE_32 : _BLOCK_SIZE_32 + 4]
+    return any(int.from_bytes(data, order) in _BLOCK_SIZES for order in ("little", "big"))
 
 
-def _unflattened(file: BinaryIO, size: int) -> bytes:
-    """The headers and bitmaps of a flattened file; what is not there stays zero, empty if nothing is."""
-    at = _FLAT_HEADER_SIZE
-    image = bytearray()
-    missing = 4096
-    for _ in range(_MAX_RECORDS):
-        record = read_at(file, at, _FLAT_RECORD.size)
-        if len(record) < _FLAT_RECORD.size:
-            break
-        offset, length = _FLAT_RECORD.unpack(record)
-        if offset < 0 or length < 0 or (not image and (offset or length < _STATUS + _HEADER.size)):
-            break
-        if not image:
-            first = read_at(file, at + _FLAT_RECORD.size, min(length, 4096))
-            if len(first) < _STATUS + _HEADER.size:
-                break
-            _, block_size, sub_blocks, bitmap_blocks, _ = _HEADER.unpack_from(first, _STATUS)
-            wanted = (1 + sub_blocks + bitmap_blocks) * block_size
-            image = bytearray(max(4096, wanted) if 0 < wanted <= min(size, 3 * _MAX_BITMAP) else 4096)
-            missing = len(image)
-        if offset < len(image):
-            data = read_at(file, at + _FLAT_RECORD.size, min(length, len(image) - offset))
-            image[offset : offset + len(data)] = data
-            missing -= len(data)
-            if missing <= 0:
-                break
-        at += _FLAT_RECORD.size + length
-    return bytes(image)
+_BLOCK_SIZES = tuple(1 << shift for shift in range(12, 17))
 
 
-def _is_whole(file: BinaryIO, size: int, table: int, count: int) -> bool:
+def _sub_header(content: Content, version: int, frames: int) -> Tuple[Optional[Tuple[int, int]], int]:
+    """The page frames of a part of a split dump, and how many the machine has."""
+    data = content.at(PAGE, _SUB_HEADER.size)
+    if len(data) < _SUB_HEADER.size:
+        return None, frames
+    _, _, split, first, behind, _, info, _, notes, _, erased, first64, behind64, frames64 = (
+        _SUB_HEADER.unpack(data)
+    )
+    sizes = (info if version >= 3 else 0, notes if version >= 4 else 0, erased if version >= 4 else 0)
+    if max(sizes) > _MAX_NOTES:
+        raise NotADump(
+            f"its headers say that the notes have {size_text(max(sizes))}", "copy or take the dump again"
+        )
+    if version >= 6:
+        first, behind, frames = first64 or first, behind64 or behind, frames64
+    return (first, behind) if split else None, frames
+
+
+def _layout(content: Content, sub_blocks: int, bitmap_blocks: int, frames: int) -> Layout:
+    size = bitmap_blocks * PAGE
+    if size > _FREE_BITMAPS and size > content.real // _BITMAP_TO_FILE:
+        raise NotADump(
+            f"its header says that the page bitmaps have {size_text(size)}, which is too much for what the "
+            f"file has ({size_text(content.real)})",
+            "copy or take the dump again",
+        )
+    start = (1 + sub_blocks) * PAGE
+    if frames > 8 * size:
+        raise NotADump("its page bitmap is too small for its page frames", "copy or take the dump again")
+    # One bitmap is enough where nothing is left out; libkdumpfile tells it by this.
+    half = size // 2 if frames <= 4 * size else 0
+    return Layout(start, start + half, size - half, start + size)
+
+
+# Bitmaps
+
+
+class _Count(NamedTuple):
+    bits: int
+    runs: int  # stretches of bits that are set
+
+
+def bitmap(
+    content: Content, start: int, size: int, part: Optional[Tuple[int, int]] = None
+) -> Iterator[Tuple[int, NDArray[numpy.uint8]]]:
+    """The bytes of a bitmap that are not all zeros, in pieces, each with the number of its first byte.
+
+    :param part: page frames outside of which bits do not count.
+    """
+    import numpy
+
+    first, behind = part if part is not None else (0, 8 * size)
+    for low, high in content.stretches(start + first // 8, start + min(size, (behind + 7) // 8)):
+        for at in range(low, high, _STEP):
+            data = content.at(at, min(_STEP, high - at))
+            number = at - start
+            if data.count(0) == len(data):
+                continue
+            found = numpy.frombuffer(data, numpy.uint8)
+            if number <= first // 8 < number + len(found) or number <= behind // 8 < number + len(found):
+                found = found.copy()
+                if number <= first // 8:
+                    found[first // 8 - number] &= 0xFF << first % 8 & 0xFF
+                if number <= behind // 8 < number + len(found):
+                    found[behind // 8 - number] &= (1 << behind % 8) - 1
+            yield number, found
+
+
+def bits_of_bytes() -> NDArray[numpy.uint8]:
+    """How many bits are set in each byte."""
+    import numpy
+
+    found: NDArray[numpy.uint8] = numpy.unpackbits(numpy.arange(256, dtype=numpy.uint8)[:, None], axis=1).sum(
+        axis=1, dtype=numpy.uint8
+    )
+    return found
+
+
+def _count(content: Content, start: int, size: int, part: Optional[Tuple[int, int]]) -> _Count:
+    bits_of = bits_of_bytes()
+    bits = runs = 0
+    behind, last = -1, 0
+    for number, found in bitmap(content, start, size, part):
+        # A run begins with a bit that is set behind one that is not; bit 7 of the byte before counts.
+        before = found.copy()
+        before[1:] = found[:-1]
+        before[0] = last if number == behind else 0
+        bits += int(bits_of[found].sum(dtype="int64"))
+        runs += int(bits_of[found & ~(found << 1 | before >> 7)].sum(dtype="int64"))
+        behind, last = number + len(found), int(found[-1])
+    return _Count(bits, runs)
+
+
+def dumped_ranges(content: Content, kdump: Kdump) -> Iterator[Tuple[int, int]]:
+    """Physical addresses (start, end exclusive) outside of which no page was dumped, in ascending order."""
+    import numpy
+
+    if kdump.layout is None:
+        return
+    unit = 8 * PAGE
+    for number, data in bitmap(content, kdump.layout.dumped, kdump.layout.bitmap_size, kdump.part):
+        full = numpy.concatenate(([False], data != 0, [False]))
+        edges = numpy.flatnonzero(full[1:] != full[:-1]).tolist()
+        for low, high in zip(edges[::2], edges[1::2]):
+            yield (number + low) * unit, (number + high) * unit
+
+
+# Descriptors
+
+
+def descriptors(content: Content, table: int, first: int, count: int) -> NDArray[numpy.void]:
+    """``offset`` and ``size`` of some page descriptors; fewer where the file ends before them."""
+    import numpy
+
+    kind = numpy.dtype([("offset", "<i8"), ("size", "<u4"), ("flags", "<u4"), ("page_flags", "<u8")])
+    data = content.at(table + first * _DESCRIPTOR_SIZE, min(count, _STEP) * _DESCRIPTOR_SIZE)
+    return numpy.frombuffer(data[: len(data) // _DESCRIPTOR_SIZE * _DESCRIPTOR_SIZE], kind)
+
+
+def lost(content: Content, table: int, found: NDArray[numpy.void]) -> NDArray[numpy.int64]:
+    """Which of some descriptors name data that is not in the file as a whole, or none."""
+    import numpy
+
+    sizes = found["size"].astype(numpy.int64)
+    there = content.has(found["offset"], sizes) & (found["offset"] >= table) & (sizes > 0)
+    return numpy.flatnonzero(~there)
+
+
+def _is_whole(content: Content, table: int, count: int) -> bool:
     """Whether the pages that the last descriptors name lie within the file.
 
     Some have to be looked at, as all pages of zeros are the same one at the data's beginning.
     """
     looked_at = min(count, _LAST_DESCRIPTORS)
-    at = table + (count - looked_at) * _DESCRIPTOR.size
-    data = read_at(file, at, looked_at * _DESCRIPTOR.size)
-    if len(data) < looked_at * _DESCRIPTOR.size:
-        return False
-    return all(offset + length <= size for offset, length, _, _ in _DESCRIPTOR.iter_unpack(data))
-
-
-def _count_bits(data: bytes) -> int:
-    step = 1 << 16
-    return sum(
-        bin(int.from_bytes(data[at : at + step], "little")).count("1") for at in range(0, len(data), step)
-    )
+    found = descriptors(content, table, count - looked_at, looked_at)
+    return len(found) == looked_at and not len(lost(content, table, found))

@@ -15,25 +15,25 @@ AVML
 
 from __future__ import annotations
 
-import errno
-import os
 import struct
 from array import array
 from bisect import bisect_right
 from collections import OrderedDict
 from importlib import import_module
-from typing import BinaryIO, Callable, Iterator, List, NamedTuple, Optional, Tuple, Union
+from typing import Callable, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 import drgn
 
 from kvintro.errors import NotADump, NotInDump, SourceError
-from kvintro.source.elf import read_at
+from kvintro.source.content import Content
 
 LIME_MAGIC = b"EMiL"
 AVML_MAGIC = b"AVML"
 _HEADER = struct.Struct("<4sIQQQ")  # magic, version, first address, last address, reserved
-_MAX_RANGES = 1 << 20  # AVML's blocks of 16 MB: 16 TB
-# 64 KB of zeros take 3 KB of a stream, so a file cannot have more chunks than this.
+# Ranges of LiME are what /proc/iomem calls RAM, and AVML's blocks have 16 MB; smaller ones are few.
+_FEW_RANGES = 1 << 14
+_LEAST_RANGE = 1 << 16
+# 64 KB of zeros take 3 KB of a stream. AVML writes neither padding nor other chunks that are to be skipped.
 _LEAST_CHUNK = 512
 _FEW_CHUNKS = 1 << 16
 _MAX_ADDRESS = 1 << 52
@@ -121,55 +121,30 @@ class PhysicalMemory:
 
 
 class MemoryFile(PhysicalMemory):
-    """Memory that lies in a file as it is.
+    """Memory that lies in a file as it is."""
 
-    :param file: it is duplicated, and may be closed.
-    """
-
-    def __init__(self, file: BinaryIO, extents: List[Extent], *, complete: bool = True) -> None:
+    def __init__(self, content: Content, extents: List[Extent], *, complete: bool = True) -> None:
         super().__init__(extents, complete=complete)
-        self._file = os.fdopen(os.dup(file.fileno()), "rb", buffering=0)
+        self._content = content
 
     def _read(self, extent: Extent, address: int, size: int) -> bytes:
-        return _pread(self._file, size, extent.offset + address - extent.address)
+        return self._content.at(extent.offset + address - extent.address, size)
 
     def pieces(self) -> Iterator[Tuple[int, memoryview]]:
         """As promised, without the file's holes."""
         buffer = memoryview(bytearray(_PIECE))
-        descriptor = self._file.fileno()
         for extent in self.extents:
-            at, end = extent.offset, extent.offset + extent.size
-            while at < end:
-                data_at = _next_data(descriptor, at)
-                if data_at >= end:
-                    break
+            at, behind = extent.offset, extent.offset + extent.size
+            for start, last in self._content.stretches(at, behind):
                 # Pages of memory are looked at whole, wherever in the file they begin.
-                at = max(at, data_at - (data_at - extent.offset) % _PAGE)
-                try:
-                    count = os.preadv(descriptor, [buffer[: min(_PIECE, end - at)]], at)
-                except OSError:  # a bad sector; what cannot be read is found missing when it is needed
-                    count = 0
-                    at += _PIECE
-                    continue
-                if not count:
-                    break
-                yield extent.address + at - extent.offset, buffer[:count]
-                at += count
-
-
-def _next_data(descriptor: int, offset: int) -> int:
-    """Where behind an offset the file has data and no hole; the offset itself where that is not known."""
-    try:
-        return os.lseek(descriptor, offset, os.SEEK_DATA)
-    except OSError as error:
-        return 1 << 63 if error.errno == errno.ENXIO else offset
-
-
-def _pread(file: BinaryIO, size: int, offset: int) -> bytes:
-    try:
-        return os.pread(file.fileno(), size, offset)
-    except (OSError, OverflowError):
-        return b""
+                at = max(at, start - (start - extent.offset) % _PAGE)
+                end = min(behind, last + (extent.offset - last) % _PAGE)
+                while at < end:
+                    count = self._content.read_into(buffer[: min(_PIECE, end - at)], at)
+                    if count:
+                        yield extent.address + at - extent.offset, buffer[:count]
+                    # What cannot be read, a bad sector, is found missing when it is needed.
+                    at += count or _PIECE
 
 
 def segment(memory: PhysicalMemory) -> Callable[[int, int, int, bool], bytes]:
@@ -187,46 +162,52 @@ def segment(memory: PhysicalMemory) -> Callable[[int, int, int, bool], bytes]:
 # Raw
 
 
-def raw_layouts(file: BinaryIO, size: int) -> List[PhysicalMemory]:
+def raw_layouts(content: Content) -> List[PhysicalMemory]:
     """What a file without any header can mean, the likeliest first.
 
     PCs have no RAM in the last gigabyte or two below 4 GB, and what does not fit below lies above. A file
     that is the machine's RAM (QEMU's memory-backend-file, Cloud Hypervisor's, Firecracker's) has no gap.
     """
-    layouts: List[PhysicalMemory] = [MemoryFile(file, [Extent(0, size, 0)])]
+    size = content.size
+    layouts: List[PhysicalMemory] = [MemoryFile(content, [Extent(0, size, 0)])]
     for low in _LOW_ENDS:
         if low < size:
-            layouts.append(MemoryFile(file, [Extent(0, low, 0), Extent(_FOUR_GB, size - low, low)]))
+            layouts.append(MemoryFile(content, [Extent(0, low, 0), Extent(_FOUR_GB, size - low, low)]))
     return layouts
 
 
 # LiME
 
 
-def open_lime(file: BinaryIO, size: int, path: str) -> PhysicalMemory:
+def open_lime(content: Content, path: str) -> PhysicalMemory:
     """A LiME file.
 
     :raises NotADump: its headers make no sense.
     """
     extents: List[Extent] = []
-    at = 0
+    at, size = 0, content.size
     complete = True
     while at < size:
-        first, length = _range_header(file, at, path, LIME_MAGIC, 1)
-        if len(extents) >= _MAX_RANGES:
+        if len(extents) >= _most(content, _FEW_RANGES, _LEAST_RANGE):
             raise NotADump(f"{path} has more ranges than any machine has memory", "take the dump again")
+        first, length = _range_header(content, at, path, LIME_MAGIC, 1)
         at += _HEADER.size
-        complete &= at + length <= size
+        complete &= length > 0 and at + length <= size
         extents.append(Extent(first, min(length, size - at), at))
         at += length
-    return MemoryFile(file, _in_order(extents, path), complete=complete)
+    return MemoryFile(content, _in_order(extents, path), complete=complete)
 
 
-def _range_header(file: BinaryIO, at: int, path: str, magic: bytes, version: int) -> Tuple[int, int]:
-    """First address and size of a range."""
-    data = read_at(file, at, _HEADER.size)
+def _most(content: Content, few: int, least: int) -> int:
+    """How many parts a file can have: ``few`` small ones, and others of at least so many bytes."""
+    return few + content.real // least
+
+
+def _range_header(content: Content, at: int, path: str, magic: bytes, version: int) -> Tuple[int, int]:
+    """First address and size of a range; 0 and 0 where the file ends within its header."""
+    data = content.at(at, _HEADER.size)
     if len(data) < _HEADER.size:
-        return 0, 0  # cut off within a header
+        return 0, 0
     found, number, first, last, _ = _HEADER.unpack(data)
     if found != magic or number != version or not first <= last < _MAX_ADDRESS:
         raise NotADump(f"{path}: the header at byte {at} makes no sense", "copy or take the dump again")
@@ -251,9 +232,10 @@ class AvmlFile(PhysicalMemory):
     :raises SourceError: nothing here unpacks snappy.
     """
 
-    def __init__(self, file: BinaryIO, size: int, path: str) -> None:
+    def __init__(self, content: Content, path: str) -> None:
         self._unpack = _snappy()
-        self._file = os.fdopen(os.dup(file.fileno()), "rb", buffering=0)
+        self._content = content
+        self._skipped = 0
         self._chunks = array("Q")  # address of each
         self._places = array("Q")  # where in the file its data begins, and whether it is compressed (bit 63)
         self._sizes = array("I")  # of its data in the file
@@ -261,12 +243,12 @@ class AvmlFile(PhysicalMemory):
         extents: List[Extent] = []
         at = 0
         complete = True
-        while at < size:
-            first, length = _range_header(file, at, path, AVML_MAGIC, 2)
-            whole, found, at = self._index(first, length, at + _HEADER.size, size, path)
-            complete &= whole
-            if len(extents) >= _MAX_RANGES:
+        while at < content.size:
+            if len(extents) >= _most(content, _FEW_RANGES, _LEAST_RANGE):
                 raise NotADump(f"{path} has more blocks than any machine has memory", "take the dump again")
+            first, length = _range_header(content, at, path, AVML_MAGIC, 2)
+            whole, found, at = self._index(first, length, at + _HEADER.size, path)
+            complete &= whole
             extents.append(Extent(first, found, at))
             if not whole:
                 break
@@ -278,15 +260,18 @@ class AvmlFile(PhysicalMemory):
                 for column in (self._chunks, self._places, self._sizes)
             )
 
-    def _index(self, first: int, length: int, at: int, size: int, path: str) -> Tuple[bool, int, int]:
+    def _index(self, first: int, length: int, at: int, path: str) -> Tuple[bool, int, int]:
         """Note a block's chunks.
 
         :return: whether it is there to its end, how many bytes of memory it has, where the next one begins.
         """
-        start = at
+        start, size = at, self._content.size
+        most = _most(self._content, _FEW_CHUNKS, _LEAST_CHUNK)
         found = 0
         while found < length:
-            head = _pread(self._file, 18, at)
+            if len(self._chunks) + self._skipped > most:
+                raise NotADump(f"{path} has more chunks than fit into it", "take the dump again")
+            head = self._content.at(at, 18)
             if len(head) < 4:
                 return False, found, size
             kind, stored = head[0], int.from_bytes(head[1:4], "little")
@@ -294,6 +279,7 @@ class AvmlFile(PhysicalMemory):
             if at > size:
                 return False, found, size
             if kind >= _FIRST_SKIPPABLE:  # the stream's identifier, and padding
+                self._skipped += 1
                 continue
             # The data begins with a checksum; compressed, then with its size as a varint.
             count = stored - 4 if kind == _UNCOMPRESSED else _varint(head[8:])
@@ -301,13 +287,11 @@ class AvmlFile(PhysicalMemory):
                 raise NotADump(
                     f"{path}: the chunk at byte {data_at - 4} makes no sense", "take the dump again"
                 )
-            if len(self._chunks) > _FEW_CHUNKS + size // _LEAST_CHUNK:
-                raise NotADump(f"{path} has more chunks than fit into it", "take the dump again")
             self._chunks.append(first + found)
             self._places.append(data_at + 4 | (kind == _COMPRESSED) << 63)
             self._sizes.append(stored - 4)
             found += count
-        said = _pread(self._file, 8, at)
+        said = self._content.at(at, 8)
         if len(said) < 8:
             return False, found, size
         if int.from_bytes(said, "little") != at - start:
@@ -320,7 +304,7 @@ class AvmlFile(PhysicalMemory):
             self._cache.move_to_end(index)
             return data
         place = self._places[index]
-        data = _pread(self._file, self._sizes[index], place & ~(1 << 63))
+        data = self._content.at(place & ~(1 << 63), self._sizes[index])
         if place >> 63:
             try:
                 data = self._unpack(data)

@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import time
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import List, Optional, Tuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvintro.source.kdump import FLATTENED, Kdump, examine_kdump
+from kvintro.errors import NotADump
+from kvintro.source.content import Content, FileContent
+from kvintro.source.core import examine
+from kvintro.source.flattened import MAGIC, Flattened
+from kvintro.source.kdump import Kdump, dumped_ranges, examine_kdump
 from tests.memory_files import flattened
 
 BLOCK = 4096
@@ -27,8 +32,9 @@ def kdump(
     cut: int = 0,
 ) -> bytes:
     """A header, a sub-header, two bitmaps of a block each, descriptors and pages of 8 bytes."""
-    head = b"KDUMP   ".ljust(424, b"\0") + struct.pack("<IiiII", status, BLOCK, 1, 2, 16)
-    sub = struct.pack("<QiiQQ", 0, 1, int(split is not None), *(split or (0, 0)))
+    head = b"KDUMP   \6".ljust(424, b"\0") + struct.pack("<IiiII", status, BLOCK, 1, 2, 16)
+    frames = split or (0, 0)
+    sub = struct.pack("<QiiQQ48xQQQ", 0, 1, int(split is not None), *frames, *frames, 16)
     maps = b"".join(bitmap.ljust(BLOCK, b"\0") for bitmap in (exist, dumped))
     count = sum(bin(byte).count("1") for byte in dumped)
     first = 4 * BLOCK + 24 * count
@@ -37,11 +43,21 @@ def kdump(
     return data[: len(data) - cut]
 
 
-def examined(tmp_path: Path, data: bytes) -> Kdump:
+def content_of(tmp_path: Path, data: bytes) -> Content:
     path = tmp_path / "file"
     path.write_bytes(data)
     with path.open("rb") as file:
-        return examine_kdump(file, len(data))
+        content = FileContent(file)
+    return Flattened(content) if data.startswith(MAGIC) else content
+
+
+def examined(tmp_path: Path, data: bytes) -> Kdump:
+    return examine_kdump(content_of(tmp_path, data))
+
+
+def ranges(tmp_path: Path, data: bytes) -> List[Tuple[int, int]]:
+    content = content_of(tmp_path, data)
+    return list(dumped_ranges(content, examine_kdump(content)))
 
 
 @pytest.mark.parametrize("flat", [False, True])
@@ -50,12 +66,12 @@ def test_what_headers_say(tmp_path: Path, flat: bool) -> None:
         return flattened(data) if flat else data
 
     found = examined(tmp_path, shape(kdump()))
-    assert (found.complete, found.part, found.frames, found.block_size) == (True, None, 16, BLOCK)
+    assert (found.complete, found.part, found.frames) == (True, None, 16)
     assert found.left_out == (12 - 7) * BLOCK
     assert found.memory == 7 * BLOCK
-    assert list(found.ranges()) == [(0, 16 * BLOCK)]
+    assert ranges(tmp_path, shape(kdump())) == [(0, 16 * BLOCK)]
     assert not examined(tmp_path, shape(kdump(status=8))).complete
-    assert list(examined(tmp_path, shape(kdump(dumped=b"\1\0\0\x80"))).ranges()) == [
+    assert ranges(tmp_path, shape(kdump(dumped=b"\1\0\0\x80"))) == [
         (0, 8 * BLOCK),
         (24 * BLOCK, 32 * BLOCK),
     ]
@@ -84,40 +100,89 @@ def test_the_last_pages_are_zeros(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cut", [1, 8, 100, 5000, 12000, 16000])
 def test_cut_off(tmp_path: Path, cut: int) -> None:
-    assert not examined(tmp_path, kdump(cut=cut)).complete
-    assert not examined(tmp_path, flattened(kdump())[:-cut]).complete
+    path = tmp_path / "dump"
+    for data in (kdump(cut=cut), flattened(kdump())[:-cut]):
+        path.write_bytes(data)
+        with path.open("rb") as file:
+            assert examine(file, "FILE").complete is False
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        FLATTENED,
-        FLATTENED.ljust(4096, b"\0"),
-        FLATTENED.ljust(4096, b"\0") + struct.pack(">qq", 0, 1 << 62),
-        FLATTENED.ljust(4096, b"\0") + struct.pack(">qq", 1 << 62, 10) + bytes(100),
-        FLATTENED.ljust(4096, b"\0") + struct.pack(">qq", 0, -5) + bytes(5000),
-        b"KDUMP   " + bytes(4088),
-        b"KDUMP   ".ljust(424, b"\0") + struct.pack("<IiiI", 0, 1 << 30, 1 << 30, 1 << 31) + bytes(9000),
-        b"KDUMP   ".ljust(424, b"\0") + struct.pack("<IiiI", 0, 4096, -1, 1 << 31) + bytes(9000),
-        b"KDUMP   ".ljust(424, b"\0") + struct.pack("<IiiI", 0, 4096, 1, 32768) + bytes(9000),
-        flattened(b"KDUMP   ".ljust(424, b"\0") + struct.pack("<IiiI", 0, 4096, 1, 32768) + bytes(9000)),
-    ],
-)
-def test_headers_that_lie(tmp_path: Path, data: bytes) -> None:
+def header(*fields: int, version: int = 6, sub_header: bytes = b"") -> bytes:
+    """status, block_size, sub_hdr_size, bitmap_blocks, max_mapnr; and a sub-header behind them."""
+    head = b"KDUMP   " + struct.pack("<I", version)
+    return head.ljust(424, b"\0") + struct.pack("<IiiII", *fields).ljust(BLOCK - 424, b"\0") + sub_header
+
+
+def sub_header(info: int = 0, notes: int = 0, erased: int = 0, frames: int = 16) -> bytes:
+    return struct.pack("<Qii16xQQQQQQ16xQ", 0, 1, 0, 1 << 14, info, 1 << 14, notes, 1 << 14, erased, frames)
+
+
+GB = 1 << 30
+LIES = {
+    "a page of 1 GB": header(0, GB, 1, 2, 16),
+    "a page of 64 KB": header(0, 65536, 1, 2, 16),
+    "a sub-header before the header": header(0, 4096, -1, 2, 16),
+    "a sub-header of 4 GB": header(0, 4096, 1 << 20, 2, 16, sub_header=sub_header()),
+    "bitmaps of 8 TB": header(0, 4096, 1, (1 << 31) - 1, 16, sub_header=sub_header()),
+    "bitmaps of 16 TB": header(0, 4096, 1, (1 << 32) - 1, 16, sub_header=sub_header()),
+    "bitmaps of 1 GB": header(0, 4096, 1, GB // 4096, 16, sub_header=sub_header()),
+    "no bitmaps": header(0, 4096, 1, 0, 16, sub_header=sub_header()),
+    "more frames than bits": header(0, 4096, 1, 2, 16, sub_header=sub_header(frames=1 << 40)),
+    "VMCOREINFO of 48 GB": header(0, 4096, 1, 2, 16, sub_header=sub_header(info=48 * GB)),
+    "notes of 48 GB": header(0, 4096, 1, 2, 16, sub_header=sub_header(notes=48 * GB)),
+    "notes of 2^64": header(0, 4096, 0, 2, 16, sub_header=sub_header(notes=(1 << 64) - 1)),
+    "eraseinfo of 48 GB": header(0, 4096, 1, 2, 16, sub_header=sub_header(erased=48 * GB)),
+    # libkdumpfile would take this for the header of a 32-bit machine, with other sizes.
+    "a header of 32 bits": header(1, 4096, 1, 2, 16)[:416]
+    + struct.pack("<I", 4096)
+    + header(1, 4096, 1, 2, 16)[420:],
+}
+
+
+@pytest.mark.parametrize("flat", [False, True], ids=["plain", "flattened"])
+@pytest.mark.parametrize("data", LIES.values(), ids=LIES)
+@pytest.mark.parametrize("size", [0, 1 << 42], ids=["short", "sparse"])
+def test_headers_that_lie(tmp_path: Path, data: bytes, size: int, flat: bool) -> None:
+    """They are refused, whatever the file calls its size, before anything is allocated."""
+    path = tmp_path / "file"
+    path.write_bytes(flattened(data)[:-16] if flat else data)
+    os.truncate(path, max(size, path.stat().st_size))
+    with path.open("rb") as file:
+        content = FileContent(file)
     started = time.process_time()
-    assert list(examined(tmp_path, data).ranges()) == []
+    with pytest.raises(NotADump):
+        examine_kdump(Flattened(content) if flat else content)
     assert time.process_time() - started < 2
+
+
+def test_a_bitmap_of_gaps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libkdumpfile keeps something for each run of pages."""
+    monkeypatch.setattr("kvintro.source.kdump._FREE_RUNS", 100)
+    examined(tmp_path, kdump(dumped=b"\x55" * 20))
+    with pytest.raises(NotADump, match="more gaps"):
+        examined(tmp_path, kdump(dumped=b"\x55" * 40))
+    examined(tmp_path, kdump(exist=b"\xff" * 40, dumped=b"\xff" * 40))
+
+
+@pytest.mark.parametrize("data", [b"", MAGIC, MAGIC.ljust(4096, b"\0"), b"KDUMP   " + bytes(100)])
+def test_nothing_but_a_beginning(tmp_path: Path, data: bytes) -> None:
+    found = examined(tmp_path, data)
+    assert (found.complete, found.memory, found.left_out) == (False, None, None)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.booleans(), st.integers(0, 20000), st.binary(min_size=1, max_size=12))
 def test_damage(tmp_path_factory: pytest.TempPathFactory, flat: bool, at: int, junk: bytes) -> None:
-    """Whatever is overwritten, nothing is raised."""
+    """Whatever is overwritten, nothing but NotADump is raised."""
     data = bytearray(flattened(kdump()) if flat else kdump())
     data[at % len(data) : at % len(data) + len(junk)] = junk
     path = tmp_path_factory.getbasetemp() / "damaged"
     path.write_bytes(data)
     with path.open("rb") as file:
-        found = examine_kdump(file, len(data))
-    assert all(start < end for start, end in found.ranges())
+        content = FileContent(file)
+    try:
+        content = Flattened(content) if flat else content
+        found = examine_kdump(content)
+    except NotADump:
+        return
+    assert all(start < end for start, end in dumped_ranges(content, found))

@@ -14,6 +14,7 @@ import pytest
 
 from kvintro.errors import NotADump, NotInDump, SourceError
 from kvintro.source import physical
+from kvintro.source.content import FileContent
 from kvintro.source.physical import AvmlFile, Extent, MemoryFile, open_lime, raw_layouts, segment
 from tests.memory_files import avml, framed, lime, snappy
 
@@ -25,7 +26,7 @@ RANGES = [(0x1000, LOW), (0x100000, HIGH)]
 
 def written(path: Path, data: bytes) -> Any:
     path.write_bytes(data)
-    return path.open("rb")
+    return path.open("r+b")
 
 
 def packed(ranges: Any = None) -> bytes:
@@ -45,8 +46,8 @@ def opened(tmp_path: Path) -> Opened:
     def open_it(data: bytes) -> physical.PhysicalMemory:
         with written(tmp_path / "file", data) as file:
             if data.startswith(b"AVML"):
-                return AvmlFile(file, len(data), "FILE")
-            return open_lime(file, len(data), "FILE")
+                return AvmlFile(FileContent(file), "FILE")
+            return open_lime(FileContent(file), "FILE")
 
     return open_it
 
@@ -133,7 +134,7 @@ def test_what_makes_no_sense(opened: Opened, data: bytes, said: str) -> None:
 
 def test_more_than_any_machine_has(opened: Opened, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Files made to be slow: ranges and chunks of a byte each."""
-    monkeypatch.setattr(physical, "_MAX_RANGES", 10)
+    monkeypatch.setattr(physical, "_FEW_RANGES", 10)
     with pytest.raises(NotADump, match="more ranges"):
         opened(lime([(at, b"x") for at in range(11)]))
     with pytest.raises(NotADump, match="more blocks"):
@@ -187,7 +188,8 @@ def test_python_snappy_will_do(opened: Opened, monkeypatch: pytest.MonkeyPatch) 
 
 def layouts(tmp_path: Path, size: int) -> List[List[Extent]]:
     with written(tmp_path / "raw", b"") as file:
-        return [layout.extents for layout in raw_layouts(file, size)]
+        file.truncate(size)
+        return [layout.extents for layout in raw_layouts(FileContent(file))]
 
 
 def test_raw_layouts(tmp_path: Path) -> None:
@@ -206,7 +208,7 @@ def test_raw_across_the_gap(tmp_path: Path) -> None:
         for offset, mark in ((0, b"low"), (3 * GB - 3, b"end"), (3 * GB, b"high"), (4 * GB - 4, b"last")):
             os.pwrite(file.fileno(), mark, offset)
     with path.open("rb") as opened_file:
-        flat, split = raw_layouts(opened_file, 4 * GB)[:2]
+        flat, split = raw_layouts(FileContent(opened_file))[:2]
     assert (flat.end, split.end) == (4 * GB, 5 * GB)
     assert split.read(3 * GB - 3, 3) == b"end"
     assert split.read(4 * GB, 4) == b"high" == flat.read(3 * GB, 4)
@@ -223,6 +225,6 @@ def test_raw_across_the_gap(tmp_path: Path) -> None:
 def test_pieces_begin_with_pages(tmp_path: Path) -> None:
     """A range that begins within a page is still looked at page by page."""
     with written(tmp_path / "file", b"#" * 100 + LOW) as file:
-        memory = MemoryFile(file, [Extent(0x1100, len(LOW), 100)])
+        memory = MemoryFile(FileContent(file), [Extent(0x1100, len(LOW), 100)])
     assert [address for address, _ in memory.pieces()] == [0x1100]
     assert memory.read(0x1100, 4) == LOW[:4]

@@ -1,0 +1,346 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a file is, by its content: the formats that kvintro reads, and those that people try it with.
+
+A format is one line of :data:`FORMATS`: how people call it, how it is recognised, and what to do with it. The
+first that fits wins. To read another one, give its line a ``form`` and handle that in
+:func:`kvintro.source.core.examine`.
+
+Where the marks come from: QEMU's qemu-file and docs/interop/qcow2.rst, libvirt's qemu_saveimage.h, Xen's
+tools/libs/saverestore and docs/misc/dump-core-format.txt, VirtualBox' dbgfcorefmt.h, VMware's vmss as crash's
+vmware_vmss.h has it, makedumpfile's sadump_mod.h, kernel/power/swap.c, LKCD's dump.h, s390-tools' zgetdump,
+and file(1) for what is no dump at all.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from typing import Callable, NamedTuple, Optional, Sequence, Tuple
+
+from kvintro.source.content import Content
+from kvintro.source.flattened import MAGIC as FLATTENED
+from kvintro.source.kdump import SIGNATURES as KDUMP
+from kvintro.source.physical import AVML_MAGIC, LIME_MAGIC
+
+READS = "kvintro reads ELF vmcores and kdump files, raw memory, LiME and AVML"
+_HEAD = 1 << 10
+# A file without any header is taken for memory only if a machine can have so much.
+_MIN_RAW = 8 << 20
+_AS_ELF = "virsh dump --memory-only DOMAIN FILE writes ELF, as QEMU's dump-guest-memory does"
+_VM_AGAIN = "dump the guest as ELF: "
+_SWAP_PAGES = (4096, 8192, 16384, 32768, 65536)
+
+Test = Callable[[Content, bytes], bool]
+
+
+class Format(NamedTuple):
+    """One format.
+
+    :ivar name: what the file is, with an article: "FILE is NAME".
+    :ivar fits: whether a file is that, from its content and its first kilobyte.
+    :ivar advice: what to do with it.
+    :ivar form: how :func:`kvintro.source.core.examine` knows it; None if kvintro does not read it.
+    """
+
+    name: str
+    fits: Test
+    advice: str = ""
+    form: Optional[str] = None
+
+
+def recognise(content: Content) -> Format:
+    """The format of a file; there always is one."""
+    head = content.at(0, _HEAD)
+    found = next((each for each in FORMATS if each.fits(content, head)), None)
+    if found is not None:
+        return found
+    return RAW if content.size >= _MIN_RAW else UNKNOWN
+
+
+# How formats are recognised
+
+
+def begins(*marks: bytes) -> Test:
+    """Files that begin with one of these."""
+    return lambda content, head: head.startswith(marks)
+
+
+def has(offset: int, *marks: bytes) -> Test:
+    """Files that have one of these at an offset."""
+    return lambda content, head: content.at(offset, max(map(len, marks))).startswith(marks)
+
+
+def matches(pattern: bytes) -> Test:
+    """Files whose first kilobyte begins as a pattern says."""
+    compiled = re.compile(pattern, re.DOTALL)
+    return lambda content, head: compiled.match(head) is not None
+
+
+def ends(distance: int, mark: bytes) -> Test:
+    """Files that have a mark so many bytes before their end."""
+    return lambda content, head: content.at(content.size - distance, len(mark)) == mark
+
+
+def either(*tests: Test) -> Test:
+    """Files that one of the tests fits."""
+    return lambda content, head: any(test(content, head) for test in tests)
+
+
+def _swap(*marks: bytes) -> Test:
+    """Swap space: its mark ends the first page (mm/swapfile.c, kernel/power/swap.c)."""
+    return either(*(has(page - 10, *marks) for page in _SWAP_PAGES))
+
+
+_ELF = b"\x7fELF"
+_ET_CORE = 4
+
+
+def _virtualbox(content: Content, head: bytes) -> bool:
+    # VBoxManage leaves EI_VERSION 0, which ELF does not know.
+    return head.startswith(_ELF + b"\2\1\0") and head[16:18] == b"\4\0"
+
+
+def _xen_core(content: Content, head: bytes) -> bool:
+    """A core of `xl dump-core` has sections and no program headers."""
+    if not head.startswith(_ELF + b"\2\1") or len(head) < 64:
+        return False
+    (kind,), (offset,) = struct.unpack_from("<H", head, 16), struct.unpack_from("<Q", head, 40)
+    count, size, sections, names = struct.unpack_from("<HHHH", head, 56)
+    if kind != _ET_CORE or count or size != 64 or not names < sections:
+        return False
+    entry = content.at(offset + names * size, size)
+    if len(entry) < size:
+        return False
+    at, length = struct.unpack_from("<QQ", entry, 24)
+    return b".xen_pages\0" in content.at(at, min(length, 4096))
+
+
+def _mbr(content: Content, head: bytes) -> bool:
+    """A boot sector with a table of partitions, of which each is active or not, and one has sectors."""
+    if head[510:512] != b"\x55\xaa":
+        return False
+    entries = [head[at : at + 16] for at in range(446, 510, 16)]
+    return all(entry[0] in (0, 0x80) for entry in entries) and any(
+        entry[4] and any(entry[12:16]) for entry in entries
+    )
+
+
+def _empty(content: Content, head: bytes) -> bool:
+    return content.size == 0
+
+
+def _hole(content: Content, head: bytes) -> bool:
+    return content.size > 0 and not any(True for _ in content.stretches(0, content.size))
+
+
+def _text(content: Content, head: bytes) -> bool:
+    sample = head.rstrip(b"\0") if content.size <= _HEAD else head
+    try:
+        text = sample.decode("utf-8", "strict" if content.size <= _HEAD else "ignore")
+    except UnicodeDecodeError:
+        return False
+    return len(text) > 3 and all(c.isprintable() or c in "\t\n\r\f\x1b\ufeff" for c in text)
+
+
+def _unpack(command: str) -> str:
+    return f"unpack it first: {command}"
+
+
+_PACKED: Sequence[Tuple[str, Test, str]] = (
+    ("gzip", begins(b"\x1f\x8b\x08"), "gunzip FILE.gz"),
+    ("gzip", begins(b"\x1f\x8b"), "gunzip FILE.gz"),
+    ("bzip2", matches(rb"BZh[1-9](1AY&SY|\x17\x72\x45\x38\x50\x90|$)"), "bunzip2 FILE.bz2"),
+    ("xz", begins(b"\xfd7zXZ\0"), "unxz FILE.xz"),
+    ("zstd", matches(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18.{4}"), "unzstd FILE.zst"),
+    ("lz4", begins(b"\x04\x22\x4d\x18", b"\x02\x21\x4c\x18", b"\x03\x21\x4c\x18"), "unlz4 FILE.lz4"),
+    ("lzop", begins(b"\x89LZO\0\r\n\x1a\n"), "lzop -d FILE.lzo"),
+    ("lzma", matches(rb"\x5d\0\0[\0-\xff]{2}(\xff{8}|.{5}\0{3})"), "unlzma FILE.lzma"),
+    ("lzip", begins(b"LZIP\1"), "lzip -d FILE.lz"),
+    ("compress", begins(b"\x1f\x9d"), "uncompress FILE.Z"),
+    ("7-Zip", begins(b"7z\xbc\xaf\x27\x1c"), "7z x FILE.7z"),
+    ("zip", begins(b"PK\x03\x04", b"PK\x05\x06"), "unzip FILE.zip"),
+    ("RAR", begins(b"Rar!\x1a\x07"), "unrar x FILE.rar"),
+    ("lrzip", begins(b"LRZI"), "lrzip -d FILE.lrz"),
+    ("snappy's framing", begins(b"\xff\x06\0\0sNaPpY"), "snzip -d FILE.sz"),
+)
+
+#: In the order in which they are tried.
+FORMATS: Tuple[Format, ...] = (
+    Format("empty", _empty, "take the dump again; check the disk it was written to"),
+    # What kvintro reads, behind what only looks like it.
+    Format(
+        "a core dump of VirtualBox",
+        _virtualbox,
+        "its ELF header lacks the version; set it in a copy: "
+        "printf '\\1' | dd of=COPY bs=1 seek=6 conv=notrunc",
+    ),
+    Format(
+        "a core dump of Xen (xl dump-core)",
+        _xen_core,
+        "crash and volatility3 read it; kvintro reads what kdump writes in the guest",
+    ),
+    Format("an ELF file", begins(_ELF), form="elf"),
+    Format("a kdump", begins(*KDUMP), form="kdump"),
+    Format("a flattened dump", begins(FLATTENED), form="flattened"),
+    Format("a LiME dump", begins(LIME_MAGIC), form="lime"),
+    Format("an AVML dump", begins(AVML_MAGIC), form="avml"),
+    # Dumps and saved machines of others.
+    Format(
+        "QEMU's migration stream, which virsh dump writes without --memory-only",
+        begins(b"QEVM"),
+        f"{_VM_AGAIN}{_AS_ELF}; or load this one with qemu-system-x86_64 -incoming and dump that",
+    ),
+    Format(
+        "a guest saved by libvirt (virsh save)",
+        begins(b"LibvirtQemudSave"),
+        f"start it with virsh restore --paused FILE; then {_AS_ELF}",
+    ),
+    Format(
+        "a guest whose saving by libvirt did not end (virsh save)",
+        begins(b"LibvirtQemudPart"),
+        f"save it again, or {_AS_ELF}",
+    ),
+    Format(
+        "a qcow2 disk image",
+        begins(b"QFI\xfb"),
+        "a snapshot with memory in it can be loaded with qemu-system-x86_64 -loadvm NAME -S, and dumped with "
+        "dump-guest-memory",
+    ),
+    Format(
+        "a saved machine of VMware (.vmss or .vmsn)",
+        either(
+            *(begins(bytes((n, 0xBE, 0xD2, 0xBE))) for n in (0xD0, 0xD1, 0xD2)),
+            begins(b"\xd3\xbe\xd3\xbe", b"\xd0\xbe\xd0\xbe", b"\xd1\xba\xd1\xba", b"\xd2\xba\xd2\xba"),
+        ),
+        "give the .vmem beside it; or make ELF of both: vmss2core -N6 FILE.vmss FILE.vmem",
+    ),
+    Format(
+        "a guest saved by Xen (xl save)",
+        either(begins(b"Xen saved domain, ", b"LinuxGuestRecord"), matches(rb"\xff{8}(XENF|FNEX)")),
+        "restore it (xl restore FILE), and have kdump in the guest write a dump; crash reads xl dump-core's",
+    ),
+    Format(
+        "a machine saved by VirtualBox (.sav)",
+        begins(b"\x7fVirtualBox SavedState"),
+        "start the machine, and dump it with VBoxManage debugvm NAME dumpvmcore --filename FILE",
+    ),
+    Format(
+        "a machine saved by Hyper-V (.vmrs)",
+        begins(b"\x14\x20\x28\x01"),
+        "convert it to raw memory with a tool that uses Microsoft's VmSavedStateDumpProvider, or have kdump "
+        "write a dump in the guest",
+    ),
+    Format(
+        "a crash dump of Windows",
+        begins(b"PAGEDUMP", b"PAGEDU64", b"MDMP\x93\xa7"),
+        "kvintro reads Linux kernels; WinDbg reads this one. Of a Linux guest QEMU writes ELF with "
+        "dump-guest-memory without -w",
+    ),
+    Format(
+        "a hibernation file of Windows",
+        begins(b"hibr\0", b"HIBR\0", b"HIBR", b"wake", b"WAKE", b"RSTR"),
+        "kvintro reads Linux kernels",
+    ),
+    Format(
+        "a dump of Fujitsu's sadump",
+        begins(b"sadump\0\0"),
+        "convert it: makedumpfile -l -d 31 FILE vmcore (with a vmlinux: -x), or use crash",
+    ),
+    Format(
+        "swap space with a hibernation image",
+        _swap(b"S1SUSPEND", b"S2SUSPEND", b"ULSUSPEND", b"LINHIB0001"),
+        "kvintro does not read hibernation images; resume the machine and have kdump write a dump",
+    ),
+    Format("swap space", _swap(b"SWAPSPACE2", b"SWAP-SPACE"), "memory that was swapped out is no dump"),
+    Format(
+        "an LKCD dump", begins(b"\xed\x23\x8f\x61\x73\x01\x19\xa8"), "use the crash of that time (SLES 9, 10)"
+    ),
+    Format(
+        "a dump of s390",
+        begins(b"\xa8\x19\x01\x73\x61\x8f\x23\xfd"),
+        "kvintro reads kernels of x86-64; zgetdump converts this one to ELF for crash",
+    ),
+    Format(
+        "a Mach-O file",
+        matches(rb"[\xce\xcf]\xfa\xed\xfe|\xfe\xed\xfa[\xce\xcf]|\xca\xfe\xba\xbe"),
+        "kvintro reads Linux kernels; lldb reads cores of macOS",
+    ),
+    Format(
+        "a Proxmox backup (.vma)",
+        begins(b"VMA\0"),
+        "it has no memory; dump the running guest as ELF with dump-guest-memory in qm monitor",
+    ),
+    # Packed.
+    *(Format(f"compressed with {name}", test, _unpack(command)) for name, test, command in _PACKED),
+    Format(
+        "a tar archive", has(257, b"ustar"), "unpack it first: tar xf FILE; then give the dump that was in it"
+    ),
+    Format("a cpio archive (an initramfs?)", begins(b"070701", b"070702", b"070707"), READS),
+    Format("encrypted", begins(b"-----BEGIN PGP", b"age-encryption.org", b"Salted__"), "decrypt it first"),
+    Format(
+        "a forensic image (EWF, AFF)",
+        begins(b"EVF\x09\x0d\x0a\xff\0", b"EVF2\r\n\x81\0", b"LVF\x09\x0d\x0a\xff\0", b"AFF10\r\n"),
+        "export raw memory from it: ewfexport -t MEMORY -f raw FILE",
+    ),
+    # Disks and kernels.
+    Format(
+        "a disk image (VMDK, VDI, VHD, VHDX or QED)",
+        either(
+            begins(b"KDMV", b"COWD", b"# Disk DescriptorFile", b"vhdxfile", b"conectix", b"QED\0"),
+            has(64, b"\x7f\x10\xda\xbe"),
+            ends(512, b"conectix"),
+        ),
+        "give the guest's memory, not its disk; /var/crash in it may have a dump",
+    ),
+    Format("an encrypted disk (LUKS)", begins(b"LUKS\xba\xbe"), "give a dump of memory, not a disk"),
+    Format("a squashfs image", begins(b"hsqs", b"sqsh"), "give a dump of memory, not a file system"),
+    Format("an ISO image", has(32769, b"CD001"), "give a dump of memory, not a file system"),
+    Format(
+        "a file system or disk image",
+        either(
+            has(1080, b"\x53\xef"),
+            begins(b"XFSB"),
+            has(65600, b"_BHRfS_M"),
+            has(512, b"EFI PART"),
+            has(4096, b"EFI PART"),
+            has(512, b"LABELONE"),
+            has(1024, b"\x10\x20\xf5\xf2"),
+            begins(b"\x3a\xff\x26\xed"),
+            _mbr,
+        ),
+        "give a dump of memory, not a disk; /var/crash in it may have one",
+    ),
+    Format(
+        "a kernel to boot (bzImage)",
+        has(514, b"HdrS"),
+        "-c takes a dump; the debuginfo of a kernel is its uncompressed vmlinux, and goes with -s",
+    ),
+    Format("a program of Windows or EFI", begins(b"MZ"), READS),
+    Format("BTF", begins(b"\x9f\xeb\x01\0"), "it goes with --btf; -c takes the dump"),
+    Format(
+        "the text of VMCOREINFO",
+        begins(b"OSRELEASE="),
+        "it goes with --vmcoreinfo FILE; -c takes the dump",
+    ),
+    Format(
+        "a pointer to a file in Git LFS", begins(b"version https://git-lfs"), "fetch the file: git lfs pull"
+    ),
+    Format("a web page", matches(rb"\s*<(!DOCTYPE html|html)"), "the download went wrong; try it again"),
+    Format(
+        "a report of kvintro's",
+        matches(rb'\{\s*"schema": "kvintro\.'),
+        "kvintro diff compares it; -c takes a dump",
+    ),
+    Format(
+        "a text file, not a kernel dump",
+        _text,
+        f"{READS}; vmcore-dmesg.txt is the log, and the dump is beside it",
+    ),
+    Format(
+        "a hole from beginning to end: it has no data",
+        _hole,
+        "take or copy the dump again; check the disk it was written to",
+    ),
+)
+RAW = Format("raw memory", lambda content, head: True, form="raw")
+UNKNOWN = Format("not a kernel dump", lambda content, head: True, READS)
