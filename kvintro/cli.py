@@ -12,6 +12,7 @@ import traceback
 from typing import Any, Callable, Iterable, List, NoReturn, Optional, Sequence, TextIO
 
 from kvintro import __version__, isolation, streams
+from kvintro.bus_error import end_on_bus_error
 from kvintro.commands import ALIASES, InputPath, command_names, load_command, run_command, searched
 from kvintro.errors import (
     EXIT_INTERRUPTED,
@@ -34,12 +35,6 @@ Without -c and --qemu the running kernel is shown (needs root). Types and symbol
 itself; no debuginfo is needed and nothing is downloaded unless --debuginfod asks for it.
 
 exit status: 0 fine, 1 the answer is no, 2 usage, 3 the source cannot be opened, 4 the report is partial
-"""
-
-
-_BUS_ERROR = """\
-kvintro: the dump ended where it was being read
-  hint: copy it again whole, or wait until it is
 """
 
 
@@ -220,6 +215,7 @@ def _isolate(arguments: Sequence[str]) -> None:
     root = os.geteuid() == 0
     if root:
         isolation.narrow_search_path()
+        isolation.forget_paths_of_locales()
     # An ordinary user's prompt is drgn's own, with the plugins that this user has.
     if root or _named(arguments) != "shell":
         isolation.disable_drgn_plugins()
@@ -304,11 +300,8 @@ def _run(arguments: List[str]) -> int:
     refuse_inputs(args)
     module = load_command(args.command)
     kernel = None
-    give_up_root = _root_is_given_up(args)
-    if args.core is not None:
-        from kvintro.source.cut_off import end_on_bus_error
-
-        end_on_bus_error(_BUS_ERROR, EXIT_SOURCE)
+    give_up = _rights_are_given_up(args)
+    end_on_bus_error()
     if not hasattr(module, "needs_source") or module.needs_source(args):
         from kvintro.kernel import open_kernel
         from kvintro.source import Request
@@ -324,12 +317,12 @@ def _run(arguments: List[str]) -> int:
                 form=args.format_in,
                 debuginfod=args.debuginfod,
                 sudo=args.sudo,
-                opened=give_up_root,
+                opened=give_up,
                 search=searched,
             )
         )
     else:
-        give_up_root()
+        give_up()
     if args.command == "shell":
         from kvintro.repl import start
 
@@ -338,13 +331,13 @@ def _run(arguments: List[str]) -> int:
     return deliver(run_command(kernel, args), args, paged=True)
 
 
-def _root_is_given_up(args: argparse.Namespace) -> Callable[[], None]:
-    """What gives up root, if this is root and may not stay."""
-    if args.keep_root or os.geteuid() != 0:
+def _rights_are_given_up(args: argparse.Namespace) -> Callable[[], None]:
+    """What gives up root and capabilities, unless they are to be kept."""
+    if args.keep_root or not isolation.may_more_than_its_user():
         return lambda: None
-    from kvintro.source.privileges import become_invoker
+    from kvintro.source.privileges import give_up_rights
 
-    return become_invoker
+    return give_up_rights
 
 
 def _write(parts: Iterable[str], file: TextIO, form: str) -> None:

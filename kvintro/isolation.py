@@ -34,6 +34,26 @@ def narrow_search_path() -> None:
     sys.path[:] = [entry for entry in sys.path if entry and os.path.realpath(entry) not in unwanted]
 
 
+def forget_paths_of_locales() -> None:
+    """Take from the environment what names a locale by its path.
+
+    argparse would have root read a catalogue of messages there. sudo does this, too; not all others do.
+    """
+    for name in ("LANGUAGE", "LC_ALL", "LC_MESSAGES", "LANG"):
+        if "/" in os.environ.get(name, ""):
+            del os.environ[name]
+
+
+def may_more_than_its_user() -> bool:
+    """Whether this process is root's, or has capabilities. Where that cannot be told, it may have."""
+    try:
+        with open("/proc/self/status", "rb") as file:
+            sets = [int(line.split()[1], 16) for line in file if line.startswith((b"CapPrm", b"CapEff"))]
+    except (OSError, ValueError, IndexError):
+        return True
+    return os.geteuid() == 0 or not sets or any(sets)
+
+
 def _installed() -> Set[str]:
     """Where the standard library and installed packages lie, whoever else names it."""
     return {os.path.realpath(entry) for entry in (*site.getsitepackages(), os.path.dirname(os.__file__))}

@@ -190,6 +190,8 @@ def run_command(kernel: Optional[Kernel], args: argparse.Namespace) -> Union[Rep
     what still is partial then is marked as such. Lists that come as they are read are not.
     """
     module = load_command(args.command)
+    if kernel is not None:
+        kernel.source.check_size()
     if kernel is None or not kernel.source.live:
         found: Union[Report, Stream] = module.run(kernel, args)
         return found

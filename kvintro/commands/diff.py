@@ -74,12 +74,10 @@ def _side(path: str, args: argparse.Namespace) -> Any:
     from kvintro.kernel import open_kernel
     from kvintro.reports.diff import side_of_json, side_of_kernel
     from kvintro.source import Request
+    from kvintro.source.files import open_file
 
-    try:
-        with open(path, "rb") as file:
-            saved = file.read(1) == b"{"
-    except OSError:
-        saved = False  # Opening it as a dump says what is wrong.
+    with open_file(path) as file:
+        saved = file.read(1) == b"{"
     if saved:
         return side_of_json(path)
     return side_of_kernel(

@@ -15,9 +15,11 @@ from kvintro.queries.rights import rights_of
 from kvintro.regions import Asked
 from kvintro.reports.explain import explain
 from kvintro.reports.layout import layout
+from kvintro.source.files import open_file, read_bounded
 from kvintro.text import displacement_text, size_text
 
-_LARGEST_JSON = 1 << 28  # of a saved layout or report
+# Of a saved layout or report. Real ones have about 1 MB; one of empty lists takes twenty times its size.
+_LARGEST_JSON = 32 << 20
 _TOLD = 5  # of many things of a kind, so many are findings of their own
 
 
@@ -220,8 +222,9 @@ def side_of_json(path: str) -> Side:
     """
     remedy = "give a dump, or what kvintro --json layout or report wrote"
     try:
-        with open(path, "rb") as file:
-            document = json.loads(file.read(_LARGEST_JSON).decode("utf-8"))
+        with open_file(path) as file:
+            content = read_bounded(file, path, "a saved report", _LARGEST_JSON)
+        document = json.loads(content.decode("utf-8"))
         if document["schema"] == "kvintro.layout/1":
             return _saved(path, document, {})
         if document["schema"] == "kvintro.report/1":

@@ -8,14 +8,17 @@ of how complete it is.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Protocol, Sequence, Tuple, Union
 
 import drgn
 
-from kvintro.errors import UsageError
+from kvintro.errors import SourceError, UsageError
 from kvintro.paging.broken import BrokenTable
 from kvintro.source.elf import Segment
+from kvintro.source.files import Kept, open_file, read_small_file
+from kvintro.source.privileges import hold_kernel_files
 from kvintro.source.vmcoreinfo import Search, in_silence
 
 if TYPE_CHECKING:
@@ -34,8 +37,10 @@ class Request:
     :ivar vmcoreinfo: path of a file with the text of VMCOREINFO, for dumps without the note.
     :ivar form: what the dump is, one of :data:`kvintro.model.DUMP_FORMATS`; None to tell from its content.
     :ivar debuginfod: let drgn look for debuginfo on the system and download it.
-    :ivar sudo: have sudo open /proc/kcore, and nothing else.
-    :ivar opened: called when what may need root is open, before any of it is parsed.
+    :ivar sudo: have sudo open /proc/kcore, and nothing else. From then on no other process of this user can
+        trace this one, and it writes no core dumps (:func:`kvintro.source.privileges.shield`).
+    :ivar opened: called when what may need root is open, before any of it is parsed. The files that
+        ``vmlinux``, ``btf`` and ``vmcoreinfo`` name are opened after it.
     :ivar search: watches the search for VMCOREINFO, see :func:`kvintro.source.vmcoreinfo.find_vmcoreinfo`.
     """
 
@@ -81,6 +86,7 @@ class Source:
     :ivar warnings: each one line that the user should read before the report.
     :ivar broken_tables: page tables of the image, the direct map and the memory map that cannot be used.
     :ivar translation: what :mod:`kvintro.source.translation` knows; None where drgn's reads are left alone.
+    :ivar kept: the files of a dump as they were when they were opened.
     """
 
     prog: drgn.Program
@@ -100,6 +106,16 @@ class Source:
     warnings: List[str] = field(default_factory=list)
     broken_tables: Tuple[BrokenTable, ...] = ()
     translation: Optional[Translation] = None
+    kept: Tuple[Kept, ...] = field(default=(), repr=False, compare=False)
+
+    def check_size(self) -> None:
+        """See that nothing was cut off the dump while it was open.
+
+        :raises NotADump: it has become shorter. Reading it further may kill the process
+            (:mod:`kvintro.bus_error`).
+        """
+        for kept in self.kept:
+            kept.check()
 
     @property
     def live(self) -> bool:
@@ -113,33 +129,55 @@ def open_source(request: Request) -> Source:
     :raises SourceError: it cannot be opened; the exception says what to do.
     :raises UsageError: the request contradicts itself.
     """
-    from kvintro.source import core, debuginfo, live, translation
+    from kvintro.source import core, debuginfo, translation
 
     if request.core is not None and request.qemu is not None:
         raise UsageError("-c and --qemu name two different sources", "give one of them")
     if request.types == "dwarf" and request.vmlinux is None and not request.debuginfod:
         raise UsageError("--types dwarf needs debuginfo", "name it with -s VMLINUX, or allow --debuginfod")
-    vmcoreinfo = None
-    if request.vmcoreinfo is not None:
-        vmcoreinfo = core.read_small_file(request.vmcoreinfo, "--vmcoreinfo")
-    if request.core is not None:
-        paths = [request.core] if isinstance(request.core, str) else request.core
-        source = core.open_core(
-            paths, vmcoreinfo, form=request.form, opened=request.opened, search=request.search
-        )
-    elif request.qemu is not None:
-        source = live.open_qemu(request.qemu, vmcoreinfo)
-        request.opened()
-    else:
-        source = live.open_running_kernel(vmcoreinfo, sudo=request.sudo, opened=request.opened)
+    try:
+        with ExitStack() as stack:
+            source = _open(request, stack)
+    except OSError as error:
+        # A bad disk, or a file system that went away.
+        raise SourceError(
+            f"the source cannot be read: {(error.strerror or str(error)).lower()}", "check the disk it is on"
+        ) from error
     source.vmcoreinfo = parse_vmcoreinfo(source.prog)
     if source.vmcoreinfo and not source.vmcoreinfo_origin:
-        source.vmcoreinfo_origin = "--vmcoreinfo" if vmcoreinfo is not None else f"the note of {source.label}"
+        given = request.vmcoreinfo is not None
+        source.vmcoreinfo_origin = "--vmcoreinfo" if given else f"the note of {source.label}"
     translation.prepare(source)
     debuginfo.load(source, request)
     translation.prepare_with_symbols(source)
     core.check_end(source)
     return source
+
+
+def _open(request: Request, stack: ExitStack) -> Source:
+    """Open first, with all rights; then give these up; then read what was opened."""
+    from kvintro.source import core, live
+
+    if request.core is not None:
+        paths = [request.core] if isinstance(request.core, str) else request.core
+        named = [path for path in paths if path != core.STANDARD_INPUT]
+        files = {path: stack.enter_context(open_file(path, dump=True)) for path in named}
+        request.opened()
+        return core.open_core(files, paths, _given(request), form=request.form, search=request.search)
+    if request.qemu is not None:
+        connection = stack.enter_context(live.connect(request.qemu, opened=request.opened))
+        return live.open_qemu(request.qemu, connection, _given(request))
+    file = stack.enter_context(live.open_kcore(sudo=request.sudo))
+    hold_kernel_files()
+    request.opened()
+    return live.open_running_kernel(file, _given(request))
+
+
+def _given(request: Request) -> Optional[bytes]:
+    """The text of VMCOREINFO that was given."""
+    if request.vmcoreinfo is None:
+        return None
+    return read_small_file(request.vmcoreinfo, "--vmcoreinfo")
 
 
 def parse_vmcoreinfo(prog: drgn.Program) -> Dict[str, str]:

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from typing import Optional
+from typing import BinaryIO, Optional
 
 import drgn
 from drgn import ProgramFlags
@@ -13,6 +14,7 @@ from kvintro.arch import x86_64
 from kvintro.errors import KvintroError, NotADump, WrongArchitecture
 from kvintro.source import Request, Source, debuginfo, parse_vmcoreinfo, translation
 from kvintro.source.core import PARTS_MISSING, DumpFile, examine, hide_null
+from kvintro.source.files import keep, open_file
 from kvintro.source.live import KCORE
 
 _KEY = "kvintro"
@@ -57,14 +59,26 @@ def _described(prog: drgn.Program) -> Source:
         return Source(prog, "qemu", "QEMU guest", "QMP", complete=True)
     path = prog.core_dump_path
     if prog.flags & ProgramFlags.IS_LIVE:
-        headers = _examined(path or KCORE)
+        headers = None
+        with contextlib.suppress(KvintroError), open_file(path or KCORE) as file:
+            headers = _examined(file, KCORE)
         segments = headers.headers.segments if headers is not None and headers.headers is not None else ()
         return Source(prog, "live", KCORE, "kcore", segments=segments)
     if path is None:
         return Source(prog, "core", "a program", "memory")
     # drgn knows it by its full path; a person by the shorter one.
     path = os.path.relpath(path) if path.startswith(os.path.join(os.getcwd(), "")) else path
-    found = _examined(path)
+    try:
+        file = open_file(path)
+    except KvintroError:
+        return Source(prog, "core", path, "dump")
+    with file:
+        source = _described_dump(prog, path, _examined(file, path))
+        source.kept = (keep(file, path),)
+    return source
+
+
+def _described_dump(prog: drgn.Program, path: str, found: Optional[DumpFile]) -> Source:
     if found is None:
         return Source(prog, "core", path, "dump")
     segments = found.headers.segments if found.headers is not None else ()
@@ -78,11 +92,10 @@ def _described(prog: drgn.Program) -> Source:
     )
 
 
-def _examined(path: str) -> Optional[DumpFile]:
-    """None where the file is gone, or may no longer be opened: the program has it open, and that must do."""
+def _examined(file: BinaryIO, path: str) -> Optional[DumpFile]:
+    """None where it makes no sense: the program has it open, and that must do."""
     try:
-        with open(path, "rb") as file:
-            return examine(file, os.path.basename(path))
+        return examine(file, os.path.basename(path))
     except (OSError, KvintroError):
         return None
 

@@ -11,19 +11,19 @@ from __future__ import annotations
 
 import logging
 import os
-import stat
 from contextlib import ExitStack
-from typing import BinaryIO, Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import BinaryIO, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import drgn
 
 from kvintro.arch import architectures, by_elf_machine, by_machine
 from kvintro.arch.x86_64 import START_KERNEL_MAP
-from kvintro.errors import KvintroError, NoSuchSource, NotADump, NotInDump, NotPermitted, UsageError
+from kvintro.errors import KvintroError, NotADump, NotInDump, UsageError
 from kvintro.model import DUMP_FORMATS
 from kvintro.source import Source, parse_vmcoreinfo
 from kvintro.source.content import Content, FileContent
 from kvintro.source.elf import ET_CORE, ElfHeaders, Segment, read_headers
+from kvintro.source.files import keep
 from kvintro.source.flattened import Flattened
 from kvintro.source.formats import READS, recognise
 from kvintro.source.kallsyms import READ_ERRORS, Kallsyms, KallsymsError, vmcoreinfo_symbols
@@ -42,7 +42,6 @@ from kvintro.source.spool import spooled
 from kvintro.source.translation import prepare
 from kvintro.source.vmcoreinfo import Found, NotBelieved, Search, find_vmcoreinfo, in_silence, why_not
 
-_SMALL_FILE = 64 << 20
 _TRUNCATED = "the dump is truncated: what lies behind its end shows as not in the dump"
 _GAP = (
     "whether this file has the gap below 4 GB is not known, as max_pfn has no name in its kernel: what lies "
@@ -127,35 +126,38 @@ def _examined(content: Content, path: str, form: Optional[str]) -> DumpFile:
 
 
 def open_core(
+    files: Mapping[str, BinaryIO],
     paths: Sequence[str],
     vmcoreinfo: Optional[bytes],
     *,
     form: Optional[str] = None,
-    opened: Callable[[], None] = lambda: None,
     search: Search = in_silence,
 ) -> Source:
     """Open a dump.
 
-    :param paths: of its file, or of the parts of a split one in any order.
+    :param files: the open files by their paths. The caller closes them.
+    :param paths: of the dump's file, or of the parts of a split one in any order; standard input may be among
+        them, and is read from here.
     :param vmcoreinfo: VMCOREINFO text to use in place of the dump's note.
     :param form: one of :data:`~kvintro.model.DUMP_FORMATS` if it is not to be told from the content.
-    :param opened: called when the files are open, before anything is parsed.
     :param search: see :func:`~kvintro.source.vmcoreinfo.find_vmcoreinfo`.
     :raises SourceError: with the reason and the remedy.
     """
     assert form is None or form in DUMP_FORMATS
     with ExitStack() as stack:
-        files = {path: stack.enter_context(_open_dump(path)) for path in paths if path != STANDARD_INPUT}
-        opened()
+        opened = dict(files)
         if STANDARD_INPUT in paths:
-            files[STANDARD_INPUT] = stack.enter_context(_open_standard_input(form))
-        parts = [_part(stack, files[path], path, form) for path in paths]
+            opened[STANDARD_INPUT] = stack.enter_context(_open_standard_input(form))
+        parts = [_part(stack, opened[path], path, form) for path in paths]
         file, path, dump = parts[0]
         if len(parts) > 1 or (dump.kdump is not None and dump.kdump.part is not None):
-            return _open_split(parts, vmcoreinfo)
-        if dump.headers is None and dump.kdump is None:
-            return _open_memory(path, dump, vmcoreinfo, search, forced=form is not None)
-        return _open_core(file, path, dump, vmcoreinfo, search)
+            source = _open_split(parts, vmcoreinfo)
+        elif dump.headers is None and dump.kdump is None:
+            source = _open_memory(path, dump, vmcoreinfo, search, forced=form is not None)
+        else:
+            source = _open_core(file, path, dump, vmcoreinfo, search)
+        source.kept = tuple(keep(file, path) for path, file in opened.items())
+        return source
 
 
 def _open_standard_input(form: Optional[str]) -> BinaryIO:
@@ -577,43 +579,6 @@ def hide_null(prog: drgn.Program) -> None:
 def one_line(error: BaseException) -> str:
     """An exception's text in one line of bounded length."""
     return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def read_small_file(path: str, option: str) -> bytes:
-    """The content of a file named by an option.
-
-    :raises NoSuchSource: it cannot be read, or is too large to be meant.
-    """
-    with open_file(path) as file:
-        if os.fstat(file.fileno()).st_size > _SMALL_FILE:
-            raise NoSuchSource(f"{path} is too large for {option}", "is it the right file?")
-        return file.read()
-
-
-def _open_dump(path: str) -> BinaryIO:
-    """As :func:`open_file`, but no pipes and devices: dumps are read here and there, and have an end."""
-    try:
-        mode = os.stat(path).st_mode
-    except (OSError, ValueError):
-        mode = 0  # Opening it says why.
-    if mode and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        kind = "pipe" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
-        hand_over = " or hand it over as standard input (-c -)" if kind == "pipe" else ""
-        raise NoSuchSource(f"{path} is a {kind}", f"write its content to a file and name that{hand_over}")
-    return open_file(path)
-
-
-def open_file(path: str) -> BinaryIO:
-    try:
-        if os.path.isdir(path):
-            raise NoSuchSource(f"{path} is a directory", "name the dump in it")
-        return open(path, "rb")
-    except FileNotFoundError:
-        raise NoSuchSource(f"{path}: no such file", "check the path") from None
-    except PermissionError:
-        raise NotPermitted(f"{path}: permission denied", "read it as its owner, or with sudo") from None
-    except (OSError, ValueError) as error:
-        raise NoSuchSource(f"{path}: {one_line(error)}", "check the path") from None
 
 
 def _check_elf(path: str, headers: ElfHeaders) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import TYPE_CHECKING, BinaryIO, Callable, List, Optional
+from typing import TYPE_CHECKING, BinaryIO, Callable, Optional
 
 import drgn
 
@@ -130,7 +130,7 @@ def try_in_child(attempt: Callable[[], None]) -> None:
             # What libraries complain about, the second attempt says too.
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, 2)
-            signal.signal(signal.SIGBUS, signal.SIG_DFL)  # end_on_bus_error() would end it as if by itself
+            signal.signal(signal.SIGBUS, signal.SIG_DFL)  # kvintro.bus_error would end it as if by itself
             attempt()
         except BaseException:
             os._exit(1)
@@ -138,25 +138,3 @@ def try_in_child(attempt: Callable[[], None]) -> None:
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         raise NotADump("the dump is truncated within what is needed to read it", _COPY_AGAIN)
-
-
-def end_on_bus_error(message: str, code: int) -> None:
-    """Make SIGBUS end the process with a message: the file shrank while it was read, or its table lies.
-
-    A handler in Python would never run, as the instruction that fails is tried again when the signal's own
-    handler returns; so this one is what the signal calls, and does not return.
-    """
-    import ctypes
-
-    @ctypes.CFUNCTYPE(None, ctypes.c_int)  # type: ignore[untyped-decorator]
-    def handler(_: int) -> None:
-        os.write(2, message.encode())
-        os._exit(code)
-
-    _handlers.append(handler)
-    library = ctypes.CDLL(None)
-    library.signal.restype = ctypes.c_void_p
-    library.signal(int(signal.SIGBUS), handler)
-
-
-_handlers: List[object] = []  # what the process may still call must not be collected

@@ -7,8 +7,9 @@ from typing import Optional
 
 from kvintro.errors import KvintroError, NoTypes, WrongVmlinux
 from kvintro.source import Request, Source
-from kvintro.source.core import one_line, open_file, read_small_file
+from kvintro.source.core import one_line
 from kvintro.source.elf import read_headers
+from kvintro.source.files import open_file, read_small_file
 from kvintro.types import Missing, install
 
 

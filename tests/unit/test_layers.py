@@ -18,6 +18,7 @@ PACKAGE = Path(kvintro.__file__).parent
 # Each room with its floor: a module imports from its own floor or from lower ones. A package may use its own
 # modules.
 FLOORS = {
+    "bus_error": 0,
     "errors": 0,
     "isolation": 0,
     "model": 0,
@@ -43,7 +44,7 @@ FLOORS = {
     "__main__": 9,
 }
 # The model and the renderers may not know of kernels at all.
-NO_DRGN = {"errors", "model", "text", "arch", "paging", "render"}
+NO_DRGN = {"bus_error", "errors", "model", "text", "arch", "paging", "render"}
 
 
 def _room(path: Path) -> str:

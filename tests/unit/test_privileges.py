@@ -51,7 +51,7 @@ def test_root_is_given_up_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
     def child() -> Dict[str, Any]:
         # The interpreter of this test may lie where nobody may not read. Root is given up all the same.
         with contextlib.suppress(NotPermitted):
-            privileges.become_invoker()
+            privileges.give_up_rights()
         status = _status()
         try:
             os.setuid(0)
@@ -79,7 +79,7 @@ def test_what_root_opened_stays_open(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     def child() -> "list[str]":
         privileges.hold_kernel_files()
         with contextlib.suppress(NotPermitted):
-            privileges.become_invoker()
+            privileges.give_up_rights()
         found = []
         for _ in range(2):  # from its beginning each time
             with privileges.open_kernel_file(str(secret)) as file:
@@ -203,3 +203,21 @@ def test_no_plugins_of_drgn_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     isolation.disable_drgn_plugins()
     assert os.environ["DRGN_DISABLE_PLUGINS"] == "*"
     assert "DRGN_PLUGINS" not in os.environ
+
+
+@needs_root
+@pytest.mark.parametrize("variable", ["LANGUAGE", "LC_ALL", "LC_MESSAGES", "LANG"])
+def test_root_reads_no_catalogue_that_the_environment_names(tmp_path: Path, variable: str) -> None:
+    """gettext joins a language's name to a path: an absolute one goes anywhere. A pipe there would hang."""
+    messages = tmp_path / "LC_MESSAGES"
+    messages.mkdir()
+    os.mkfifo(messages / "messages.mo")
+    clean = {k: v for k, v in os.environ.items() if k not in ("LANGUAGE", "LC_ALL", "LC_MESSAGES", "LANG")}
+    done = subprocess.run(
+        [sys.executable, "-m", "kvintro", "--help"],
+        env={**clean, variable: str(tmp_path)},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0

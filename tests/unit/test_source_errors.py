@@ -3,18 +3,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import signal
+import socket
 import struct
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Callable, Tuple
+from typing import Any, Callable, Iterator, Tuple
 
 import pytest
 
 from kvintro.cli import main
+from kvintro.errors import NoSuchSource
 from kvintro.source import live
+from kvintro.source.files import open_file, read_bounded
 from tests.synthetic import elf_core, vmcoreinfo
 
 Complaint = Callable[..., Tuple[int, str, str]]
@@ -77,7 +82,7 @@ def test_a_format_that_it_is_not(complaint: Complaint, tmp_path: Path, form: str
 @pytest.mark.parametrize(
     ("content", "what", "hint"),
     [
-        (b"", "is empty", "take the dump again"),
+        (b"", "is empty", "take or copy it again"),
         (b"\x90" * 1000, "is not a kernel dump", "ELF vmcores and kdump"),
         (b"\x28\xb5\x2f\xfd" + b"x" * 100, "is compressed with zstd", "unzstd"),
         (b"\x1f\x8b" + b"x" * 100, "is compressed with gzip", "gunzip"),
@@ -128,10 +133,14 @@ def test_a_file_nobody_may_read(complaint: Complaint, tmp_path: Path, monkeypatc
     path.write_bytes(elf_core())
     if os.geteuid() == 0:
         # Root may read everything, so the refusal must be made up.
-        def refuse(*_: Any) -> Any:
-            raise PermissionError(errno.EACCES, "Permission denied")
+        opened = os.open
 
-        monkeypatch.setattr("builtins.open", refuse)
+        def refuse(path: Any, flags: int, *rest: Any, **more: Any) -> int:
+            if not flags & os.O_PATH and str(path).startswith("/proc/self/fd/"):
+                raise PermissionError(errno.EACCES, "Permission denied")
+            return opened(path, flags, *rest, **more)
+
+        monkeypatch.setattr(os, "open", refuse)
     else:
         path.chmod(0)
     code, what, hint = complaint("-c", str(path))
@@ -282,3 +291,121 @@ def test_damaged_elf_headers(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     path.write_bytes(data)
     assert main(["-c", str(path), "layout"]) in (0, 3, 4)
     assert "internal error" not in capsys.readouterr().err
+
+
+#: How a file can be named, with FILE for it and CORE for a dump that opens.
+NAMED = {
+    "-c": ("-c", "FILE", "layout"),
+    "-c, a second part": ("-c", "CORE", "-c", "FILE", "layout"),
+    "--vmcoreinfo": ("-c", "CORE", "--vmcoreinfo", "FILE", "layout"),
+    "--btf": ("-c", "CORE", "--btf", "FILE", "layout"),
+    "-s": ("-c", "CORE", "-s", "FILE", "layout"),
+    "diff A": ("diff", "FILE", "CORE"),
+    "diff B": ("diff", "CORE", "FILE"),
+}
+
+
+def special(kind: str, directory: Path) -> str:
+    """The path of something that is no file of content."""
+    path = directory / "special"
+    if kind in ("fifo", "link to a fifo"):
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "sparse":
+        with open(path, "wb") as file:
+            file.truncate(1 << 40)
+    if kind.startswith("link to"):
+        (directory / "link").symlink_to(path)
+        path = directory / "link"
+    return kind if kind.startswith("/") else str(path)
+
+
+@pytest.mark.parametrize("named", NAMED)
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [
+        ("fifo", "is a pipe"),
+        ("link to a fifo", "is a pipe"),
+        ("socket", "is a socket"),
+        ("/dev/zero", "is a device"),
+        ("/dev/null", "is a device"),
+        ("/dev/full", "is a device"),
+        ("/dev/tty", "is a device"),
+        ("directory", "is a directory"),
+        ("empty", "is empty"),
+        ("/proc/self/mem", "is empty"),
+        ("/proc/kmsg", ""),
+        ("sparse", ""),
+    ],
+)
+def test_what_is_no_file_of_content(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], named: str, kind: str, what: str
+) -> None:
+    """Refused at once, in one line, however it is named: nothing waits, and nothing is read without end."""
+    core = tmp_path / "core"
+    core.write_bytes(elf_core([(0, 0, bytes(4096))], note()))
+    path = special(kind, tmp_path)
+    words = [{"FILE": path, "CORE": str(core)}.get(word, word) for word in NAMED[named]]
+    with ended_within(seconds=60):
+        code = main(words)
+    out, err = capsys.readouterr()
+    # Two files that are no parts of one dump are an error of usage, if both can be opened.
+    assert (code, out) in ((3, ""), (2, "") if kind == "sparse" else ())
+    assert len(err.splitlines()) == 2
+    assert "internal error" not in err
+    if what:
+        assert f"{path} {what}" in err
+
+
+@contextlib.contextmanager
+def ended_within(seconds: int) -> Iterator[None]:
+    """A test that hangs fails, and does not hang the others."""
+
+    def too_long(*_: object) -> None:
+        raise AssertionError("it hangs")
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_pipe_in_place_of_the_file_just_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever owns the directory can exchange the file: what is opened is what was looked at."""
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+    opened = os.open
+
+    def exchange(name: Any, flags: int, *rest: Any, **more: Any) -> int:
+        descriptor = opened(name, flags, *rest, **more)
+        if str(name) == str(path):
+            path.unlink()
+            os.mkfifo(path)
+        return descriptor
+
+    monkeypatch.setattr(os, "open", exchange)
+    with ended_within(60), open_file(str(path)) as file:
+        assert file.read() == b"content"
+
+
+@pytest.mark.parametrize("limit", [0, 10, 11])
+def test_files_are_read_to_their_limit(tmp_path: Path, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"0123456789")
+    with open_file(str(path)) as file:
+        if limit >= 10:
+            assert read_bounded(file, str(path), "--btf", limit) == b"0123456789"
+            return
+        # A file that grows, or lies about its size, is no different.
+        monkeypatch.setattr(os, "fstat", lambda _: os.stat_result([0] * 10))
+        with pytest.raises(NoSuchSource):
+            read_bounded(file, str(path), "--btf", limit)
