@@ -255,7 +255,8 @@ def decode(
 
     :param level: 1 for entries of 4K pages, ``geometry.levels`` for the root's.
     :param half: ``user`` or ``kernel``: whose addresses the entry translates. By default what it looks like:
-        the USER bit tells for present ones, and others are taken for user mode's (swapped out).
+        the USER bit tells for present ones (though upper levels of the kernel's tables have it, too), and
+        others are taken for user mode's (swapped out).
     """
     value &= ALL
     if half is None:

@@ -79,11 +79,12 @@ class Fixmap(Region):
         start = FIXADDR_TOP - (slots << PAGE_SHIFT)
         # Without CONFIG_X86_VSYSCALL_EMULATION the first slots start where the vsyscall page's number was.
         try:
-            kernel.prog.constant("VSYSCALL_PAGE")
+            first = int(kernel.prog.constant("VSYSCALL_PAGE").value_()) + 1
             end = VSYSCALL_ADDR - 1
         except LookupError:
-            end = FIXADDR_TOP + PAGE_SIZE - 1
-        return Placement(AddressRange(start, end), "enum fixed_addresses", note=f"{slots} permanent slots")
+            first, end = 0, FIXADDR_TOP + PAGE_SIZE - 1
+        note = f"slots {first} to {slots - 1}, and the page below them"
+        return Placement(AddressRange(start, end), "enum fixed_addresses", note=note)
 
     def contents(self, kernel: Kernel, asked: Asked) -> Contents:
         """Every slot that has a name, early boot's among them, and any other that something is mapped in."""
@@ -117,7 +118,7 @@ class Fixmap(Region):
             )
         in_use = [row for row in rows if row.mapped]
         totals = {
-            "permanent_slots": permanent,
+            "permanent_slots": sum(row.permanent and row.name is not None for row in rows),
             "slots_of_early_boot": sum(not row.permanent for row in rows),
             "mapped": len(in_use),
         }

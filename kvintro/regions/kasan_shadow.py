@@ -119,7 +119,7 @@ class KasanShadow(Region):
     def locate(self, kernel: Kernel) -> Located:
         if not kernel.has_symbol(KASAN, code=True):
             return Absent("CONFIG_KASAN is off")
-        return fixed_place(kernel.geometry.kasan_shadow, "mostly one shared page of zeros")
+        return fixed_place(kernel.geometry.kasan_shadow, "what is mapped is mostly one shared page of zeros")
 
     def contents(self, kernel: Kernel, asked: Asked) -> Contents:
         """What of the shadow is real; and the shadow of the addresses asked for, byte by byte.

@@ -356,7 +356,7 @@ def _text_alignment(kernel: Kernel) -> Optional[int]:
     2e45474ab14f "execmem: add support for cache of large ROX pages" brought the cache; x86 has used it on and
     off since, and not on processors without PSE (arch/x86/mm/init.c:execmem_arch_setup).
     """
-    if not kernel.has_symbol("execmem_is_rox", code=True):
+    if not kernel.has_symbol("execmem_fill_trapping_insns", code=True):
         return 1
     try:
         first = _ranges(kernel, START_KERNEL_MAP)

@@ -20,20 +20,23 @@ from kvintro.text import displacement_text, size_text
 
 #: What a reader should know before the regions make sense.
 INTRODUCTION = """
-    A process sees 2^64 addresses and can use two stretches of them. The lower one is its own: each
-    process has page tables that fill it differently. The upper one is the kernel's and the same in every
-    process, because all root tables point to the same tables below: what the kernel maps there, it maps
-    for all. Between the two lie the numbers that the processor does not take for addresses.
+    A process sees 2^64 addresses and can use two ranges of them. The lower one is its own: each process
+    has page tables that fill it differently. The upper one is the kernel's and the same in every process,
+    because all root tables point to the same tables below: what the kernel maps there, it maps for all.
+    The one exception is the LDT remap. Between the two ranges lie the numbers that the processor does not
+    accept as addresses.
 
-    User mode cannot touch the kernel's half: its entries lack the USER bit. With page-table isolation it
-    does not even see it, and runs on a second root that has only what is needed to get in. The way in is
-    a system call, an interrupt or a fault, through code and stacks in the cpu_entry_area and the kernel
-    image.
+    User mode cannot access the kernel's half, apart from the vsyscall page: on the way to every other page
+    there, at least one level of the page tables lacks the USER bit (upper levels may have it). With
+    page-table isolation user mode runs on a second root, which maps of that half only what is needed to
+    enter the kernel. The way in is a system call, an interrupt or a fault, through code and stacks in the
+    cpu_entry_area and the kernel image.
 
     Page tables have four levels, which translate 48 bits of address, or five, which translate 57. KASLR
-    moves the kernel image within its window, modules within theirs, and the direct map, vmalloc and
-    vmemmap, in this order, within the room that is left below the cpu_entry_area. Everything else is
-    where it is on every kernel with as many levels.
+    moves the kernel image within its window, modules within theirs, each CPU's area within the
+    cpu_entry_area, and the direct map, vmalloc and vmemmap, in this order, within the space below the
+    cpu_entry_area. The other regions start at addresses that depend only on the number of levels and on
+    how the kernel was built.
 """
 
 
@@ -260,7 +263,7 @@ class _Teller:
         if row.used_start is not None and row.used_end is not None:
             used = Size(row.used_end - row.used_start + 1)
             out.append(
-                f"In use is {row.used_start:016x}-{row.used_end:016x}, {size_text(used)}"
+                f"The part in use is {row.used_start:016x}-{row.used_end:016x}, {size_text(used)}"
                 + (f" ({row.used_note})." if row.used_note else ".")
             )
         if row.mapped is not None:
@@ -306,7 +309,7 @@ class _Teller:
 
 def _read_from(provenance: Optional[str]) -> str:
     if provenance in (None, "constant"):
-        return "the same on every kernel with as many levels"
+        return "fixed by the number of paging levels and by how the kernel was built"
     return f"read from {provenance}"
 
 
@@ -314,12 +317,12 @@ def _mapped(row: RegionRow) -> str:
     assert row.mapped is not None
     if not row.mapped:
         return "Nothing is mapped in it."
-    pages = ", ".join(f"{count} of {size}" for size, count in row.leaves.items())
-    text = f"Mapped are {size_text(row.mapped)}, by entries for pages: {pages}"
+    pages = [f"{count} {size} page{'s' * (count != 1)}" for size, count in row.leaves.items()]
+    text = f"{size_text(row.mapped)} mapped by {', '.join(pages[:-1])}{' and ' * (len(pages) > 1)}{pages[-1]}"
     if row.root_noun.startswith("process"):
         text += f", in {row.roots} {row.root_noun}"
     if row.shared:
-        text += f"; {size_text(row.mapped - row.shared)} of it apart from tables that are shared"
+        text += f"; {size_text(row.mapped - row.shared)} of it through tables that are not shared"
     return f"{text}."
 
 

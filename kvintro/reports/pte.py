@@ -79,6 +79,13 @@ def pte(
         for text in values
     ]
     notes: List[str] = []
+    guessed = [row.input for row in rows if half is None and row.kind == "table" and row.half == "user"]
+    if guessed:
+        # arch/x86/kernel/head_64.S: entries of init_top_pgt are _PAGE_TABLE, with USER.
+        notes.append(
+            f"{', '.join(guessed[:3])}{', ...' * (len(guessed) > 3)}: an entry that points to a table may be "
+            "of either half, since the kernel's upper levels have the USER bit too; --half says which"
+        )
     if kernel is None:
         notes.append(
             "no source was named: addresses are taken to be 52 bits wide (memory encryption takes some), "

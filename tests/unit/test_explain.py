@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Dict
 
 import pytest
@@ -14,7 +15,7 @@ from kvintro.arch.x86_64 import ARCHITECTURE
 from kvintro.errors import UsageError
 from kvintro.queries.command_line import given, split_options
 from kvintro.regions import regions_of
-from kvintro.regions.explained import explanation, explanation_of
+from kvintro.regions.explained import RELEASES, explanation, explanation_of
 from kvintro.render import render
 from kvintro.reports.explain import explain, paragraphs
 from tests.synthetic import Memory, kernel_of, vmcoreinfo
@@ -32,6 +33,50 @@ def test_every_region_is_explained(region) -> None:  # type: ignore[no-untyped-d
     assert any(d.kind == "macro" for d in text.definitions)
     # The region's own macro is among those told of, save where the table's name for it is another's.
     assert {d.kind for d in text.definitions} <= {"macro", "variable", "config", "boot"}
+
+
+@pytest.mark.parametrize("key", [*(r.key for r in REGIONS), "hole"])
+def test_statements_name_their_sources(key: str) -> None:
+    """A file of the kernel and a name in it, or a commit with its subject; each release is spoken of."""
+    text = explanation(key)
+    assert text is not None
+    told = {release for source in text.sources for release in source.releases}
+    assert told == set(RELEASES)
+    for source in text.sources:
+        assert source.what and source.where
+        assert set(source.releases) <= set(RELEASES)
+        files = [where for where in source.where if not where.startswith("commit ")]
+        # What only a commit tells was read in no release.
+        assert bool(files) is bool(source.releases)
+        for where in source.where:
+            assert re.match(r"commit [0-9a-f]{12} \S+.* \S", where) or re.match(
+                r"[\w/.-]+/[\w.-]+:\S", where
+            ), where
+
+
+def test_what_was_wrong_stays_right() -> None:
+    """Common beliefs, and earlier mistakes of these texts."""
+    told = {
+        key: " ".join(
+            (
+                *paragraphs(text.purpose + text.users + text.translation + text.attacker + text.changed),
+                *(d.what for d in text.definitions),
+            )
+        )
+        for key in (*(r.key for r in REGIONS), "hole")
+        for text in [explanation(key)]
+        if text is not None
+    }
+    assert "up to 6.8" in told["ldt_remap"] and "The opposite is nearer the truth" in told["ldt_remap"]
+    assert "two first places: 1 bit" in told["modules"]
+    assert "none behind vmemmap" in told["hole"]
+    assert "one page below the last permanent slot" in told["fixmap"]
+    assert "PCI_P2PDMA" in told["direct_map"] and "else 0" in told["direct_map"]
+    assert "guard page behind it" in told["vmalloc"]
+    assert "LAM_SUP" in told["non_canonical"]
+    assert "IDT is a page of the kernel image" in told["cpu_entry_area"]
+    introduction = " ".join(explain(None).extra["introduction"])
+    assert "at least one level of the page tables lacks the USER bit" in introduction
 
 
 def test_no_name_means_two_regions() -> None:

@@ -3,8 +3,11 @@
 
 The text of a region is an ``EXPLAIN``, an :class:`Explanation`, in the region's own file or in the file
 here that is called by its key; a region without one is still explained by its placement. Texts are prose
-for people: paragraphs are set apart by empty lines, line breaks mean nothing. Facts in them were checked in
-the sources of Linux 6.1, 6.12 and 7.3.
+for people: paragraphs are set apart by empty lines, line breaks mean nothing.
+
+Each text has a list of ``sources``: where in the kernel's sources its statements were checked, and in which
+releases. ``tools/check_sources.py`` looks them up in source trees. Statements about hardware, firmware or
+other programs have no source there, and none is claimed.
 """
 
 from __future__ import annotations
@@ -41,6 +44,25 @@ class Definition:
     shows: str = "address"
 
 
+#: The releases whose sources were read: 6.1.192, 6.12.117 and 7.3.4.
+RELEASES = ("6.1", "6.12", "7.3")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where statements of a text were checked.
+
+    :ivar what: the statements, in short.
+    :ivar where: ``FILE:NAME``, a name that stands in a file of the kernel's sources, or ``commit HASH
+        SUBJECT`` for what changed between releases.
+    :ivar releases: those of :data:`RELEASES` in which that was read; none for what only a commit tells.
+    """
+
+    what: str
+    where: Tuple[str, ...]
+    releases: Tuple[str, ...] = RELEASES
+
+
 @dataclass(frozen=True)
 class Explanation:
     """The texts of one region.
@@ -53,6 +75,7 @@ class Explanation:
     :ivar attacker: what an attacker looks for in it, and what stands in the way.
     :ivar debugger: what a person with a dump looks for in it.
     :ivar changed: where kernels differ from each other, and from the table in mm.rst.
+    :ivar sources: where all that was checked.
     """
 
     purpose: str
@@ -63,6 +86,12 @@ class Explanation:
     debugger: str = ""
     changed: str = ""
     also: Tuple[str, ...] = ()
+    sources: Tuple[Source, ...] = ()
+
+
+def source(what: str, *where: str, releases: Tuple[str, ...] = RELEASES) -> Source:
+    """Where statements were checked."""
+    return Source(what, where, releases)
 
 
 def macro(name: str, what: str) -> Definition:

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What to know about KASAN's shadow."""
 
-from kvintro.regions.explained import Explanation, boot, config, macro
+from kvintro.regions.explained import Explanation, boot, config, macro, source
 
 EXPLAIN = Explanation(
     also=("kasan", "shadow"),
     purpose="""
     The address sanitizer's notebook: one byte for every eight bytes of the kernel half, which says how
-    many of the eight may be touched. The compiler puts a look into it before every load and store, and so
+    many of the eight may be accessed. The compiler adds a check of it before every load and store, and so
     finds use after free and accesses out of bounds when they happen.
     """,
     users="""
-    Kernels built for testing. Production kernels have none: it costs an eighth of memory and half the
+    Kernels built for testing. Production kernels have none: it costs an eighth of memory and much of the
     speed.
     """,
     definitions=(
@@ -21,25 +21,58 @@ EXPLAIN = Explanation(
         config("KASAN_VMALLOC", "shadow of the vmalloc area too", "kasan_populate_vmalloc"),
         config("KASAN_INLINE", "the check is in the code itself, not a call"),
         boot("kasan_multi_shot", "report every error, not only the first"),
-        boot("kasan.fault=", "what to do on an error: report, panic, panic_on_write"),
+        boot("kasan.fault=", "what to do on an error: report or panic; newer kernels also panic_on_write"),
     ),
     translation="""
-    By page tables; but nearly all of it is one page of zeros, mapped over and over through shared tables,
-    because most addresses have nothing worth noting. Only the shadow of RAM, of the image and of modules
-    has memory of its own.
+    By page tables. The shadow of direct-map addresses beyond the end of RAM is not mapped: with four levels
+    that is about half of the region. Nearly all that is mapped is one page of zeros, mapped over and over
+    through shared tables, because most addresses have nothing worth noting. The shadow of RAM, the image,
+    modules and the cpu_entry_area has memory of its own; with KASAN_VMALLOC that of vmalloc areas too.
     """,
     attacker="""
-    Who can write here can blind the sanitizer; a kernel with KASAN is not one to attack for profit.
+    Whoever can write here can blind the sanitizer. But a kernel with KASAN is rarely a real target.
     """,
     debugger="""
-    00: all eight bytes are good. 01 to 07: so many of them. fa, fb: freed (fa with a stack trace). fc:
-    redzone of a slab object; fe: of a large one; ff: free page. f9: around globals; f8: vmalloc; f1 to
-    f4: stack. An oops at dffffc0000000000 and a little above is a NULL pointer whose shadow was looked
-    up.
+    00: all eight bytes are good. 01 to 07: only that many of them. fa, fb: freed (fa where the allocator
+    also kept a record of who freed it). fc: redzone of a slab object; fe: of a large allocation; ff: free
+    page. f9: around globals; f8: vmalloc; f1 to f4: stack; ca, cb: around alloca. An oops at
+    dffffc0000000000 or a little above is a NULL pointer whose shadow was looked up.
     """,
     changed="""
-    KASAN switches off the randomisation of the memory bases, since the shadow needs fixed room; the
+    KASAN switches off the randomisation of the memory bases, since the shadow needs a fixed range; the
     image, modules and cpu_entry_area still move. mm.rst rounds the five-level start to ffdf000000000000,
     where the root's entry begins; the first shadow byte is at ffdffc0000000000.
     """,
+    sources=(
+        source("offset, bounds", "arch/x86/include/asm/kasan.h:KASAN_SHADOW_START"),
+        source("the offset's value", "arch/x86/Kconfig:0xdffffc0000000000"),
+        source("generic mode only", "arch/x86/Kconfig:HAVE_ARCH_KASAN"),
+        source(
+            "what is mapped, and what has memory of its own",
+            "arch/x86/mm/kasan_init_64.c:kasan_init",
+            "arch/x86/mm/kasan_init_64.c:kasan_populate_early_shadow",
+            "arch/x86/mm/kasan_init_64.c:CONFIG_KASAN_VMALLOC",
+            "mm/kasan/shadow.c:kasan_populate_vmalloc",
+        ),
+        source(
+            "the cpu_entry_area's, as CPUs are set up",
+            "arch/x86/mm/kasan_init_64.c:kasan_populate_shadow_for_vaddr",
+            releases=("6.12", "7.3"),
+        ),
+        source(
+            "the cpu_entry_area's", "arch/x86/mm/kasan_init_64.c:shadow_cpu_entry_begin", releases=("6.1",)
+        ),
+        source(
+            "what bytes mean",
+            "mm/kasan/kasan.h:KASAN_SLAB_REDZONE",
+            "mm/kasan/kasan.h:KASAN_PAGE_REDZONE",
+            "mm/kasan/kasan.h:KASAN_ALLOCA_LEFT",
+        ),
+        source("kasan.fault=", "mm/kasan/report.c:panic_on_write", releases=("6.12", "7.3")),
+        source(
+            "kasan.fault=, kasan_multi_shot", "mm/kasan/report.c:kasan.fault", "mm/kasan/report.c:multi_shot"
+        ),
+        source("no memory KASLR", "arch/x86/include/asm/setup.h:kaslr_memory_enabled"),
+        source("the early shadow's tables", "mm/kasan/init.c:kasan_early_shadow_page"),
+    ),
 )

@@ -1,25 +1,25 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What to know about addresses that are none."""
+"""What to know about non-canonical addresses."""
 
-from kvintro.regions.explained import Explanation, boot, macro, variable
+from kvintro.regions.explained import Explanation, boot, macro, source, variable
 
 EXPLAIN = Explanation(
     also=("noncanonical",),
     purpose="""
     Pointers have 64 bits, but the processor translates 48 of them, or 57 with five levels of paging. All
-    bits above must repeat the topmost one in use; the numbers that do not are no addresses at all. They
-    lie between the half that starts with zeros and the half that starts with ones, and are nearly all
-    numbers there are.
+    bits above must repeat the topmost one in use; numbers whose upper bits do not are not addresses. They
+    lie between the half that starts with zeros and the half that starts with ones, and make up nearly all
+    64-bit numbers.
     """,
     users="""
-    Nobody, on purpose: the kernel marks dead list entries with dead000000000100 and dead000000000122
-    (LIST_POISON1 and 2), which lie here so that whoever follows them is stopped at once.
+    Nobody maps anything here. The kernel marks dead list entries with dead000000000100 and
+    dead000000000122 (LIST_POISON1 and 2), which are non-canonical so that following them faults at once.
     """,
     definitions=(
         macro("__VIRTUAL_MASK_SHIFT", "number of the topmost address bit: 47, or 56 with five levels"),
         variable(
             "__pgtable_l5_enabled",
-            "1: five levels, and the hole is smaller by a factor that hardly shows",
+            "1: five levels, and the hole begins later and ends earlier",
             size=4,
             shows="number",
         ),
@@ -29,20 +29,49 @@ EXPLAIN = Explanation(
         boot("no5lvl", "four levels on a processor that could do five"),
     ),
     translation="""
-    Not at all. A use is a general protection fault, not a page fault: CR2 says nothing, and the oops has
-    to guess the address from the instruction ("probably for non-canonical address").
+    Not translated. An access is a general protection fault, not a page fault: CR2 says nothing, and the
+    oops has to guess the address from the instruction ("probably for non-canonical address").
     """,
     attacker="""
-    An oops with such an address tells that some pointer is overwritten or freed already.
+    An oops with such an address means that a pointer was overwritten, or used after it was freed.
     """,
     debugger="""
     Look at the value: dead0000000001xx is a list entry used after it was removed; 6b6b6b6b6b6b6b6b is
-    freed slab memory where slabs are debugged; ASCII letters are text written over a pointer; anything
-    random may be a slab free pointer, which is kept mangled (CONFIG_SLAB_FREELIST_HARDENED). Under KASAN,
+    freed slab memory where slabs are debugged; ASCII letters are text written over a pointer; random
+    bits may be a slab free pointer, which is stored mangled (CONFIG_SLAB_FREELIST_HARDENED). Under KASAN,
     dffffc00000000xx is the shadow of an address close to NULL.
     """,
     changed="""
-    mm.rst calls its size 16M TB, which is 16 EB. With LAM the processor ignores some bits of user
-    pointers, so that a program may use numbers from here; the kernel strips them first (untagged_addr).
+    The mm.rst of 6.12 and before has one row of 16M TB, which is 16 EB. Newer ones have two rows of 8 EB,
+    because LAM and LAM_SUP let the processor ignore some upper bits of user and of kernel pointers, and a
+    row of 4 KB for the guard at the end of the user half. A program that uses LAM may use numbers from
+    here as pointers; the kernel removes the extra bits first (untagged_addr). Linux does not use LAM_SUP.
     """,
+    sources=(
+        source(
+            "bits",
+            "arch/x86/include/asm/page_64_types.h:__VIRTUAL_MASK_SHIFT",
+            "arch/x86/include/asm/pgtable_64_types.h:__pgtable_l5_enabled",
+        ),
+        source("poison", "include/linux/poison.h:LIST_POISON1", "include/linux/poison.h:POISON_FREE"),
+        source(
+            "the general protection fault and the guess",
+            "arch/x86/kernel/traps.c:get_kernel_gp_address",
+            "arch/x86/kernel/traps.c:probably for non-canonical address",
+        ),
+        source("mangled free pointers", "mm/slub.c:freelist_ptr"),
+        source("no5lvl", 'arch/x86/boot/compressed/pgtable_64.c:"no5lvl"'),
+        source("LAM", "arch/x86/include/asm/uaccess_64.h:untagged_addr", releases=("6.12", "7.3")),
+        source(
+            "one row",
+            "Documentation/arch/x86/x86_64/mm.rst:~16M TB",
+            releases=("6.12",),
+        ),
+        source(
+            "two rows and a guard",
+            "Documentation/arch/x86/x86_64/mm.rst:LAM_SUP",
+            "Documentation/arch/x86/x86_64/mm.rst:00007ffffffff000",
+            releases=("7.3",),
+        ),
+    ),
 )
