@@ -56,6 +56,10 @@ class WrongVmlinux(SourceError):
     """The debuginfo given is not that of the kernel in the source."""
 
 
+class WrongVmcoreinfo(SourceError):
+    """The VMCOREINFO that was asked for is none, or is not that of the kernel in the source."""
+
+
 class NotPermitted(SourceError):
     """The source exists, but this user may not read it (permission or lockdown)."""
 

@@ -29,6 +29,7 @@ from kvintro.source.kallsyms import (
     vmcoreinfo_symbols,
 )
 from kvintro.source.loaded_modules import LoadedModules
+from kvintro.source.note import text_of
 from kvintro.source.unnamed import Unnamed
 from kvintro.source.variables import VariableTypes
 
@@ -259,7 +260,7 @@ def _is_local(prog: drgn.Program) -> bool:
 def _find_symbols(prog: drgn.Program) -> Kallsyms:
     error = KallsymsError("VMCOREINFO names no symbol", "give another with --vmcoreinfo FILE")
     try:
-        symbols = vmcoreinfo_symbols(_vmcoreinfo(prog))
+        symbols = vmcoreinfo_symbols(text_of(prog))
     except LookupError:
         error = KallsymsError("there is no VMCOREINFO note", "give it with --vmcoreinfo FILE")
         symbols = {}
@@ -274,11 +275,6 @@ def _find_symbols(prog: drgn.Program) -> Kallsyms:
     if "kallsyms_names" in symbols or not symbols:
         raise error
     return scan.find_kallsyms(prog.read, symbols)
-
-
-def _vmcoreinfo(prog: drgn.Program) -> str:
-    text: str = prog["VMCOREINFO"].string_().decode("ascii", "replace")
-    return text
 
 
 def _find_btf(prog: drgn.Program, kallsyms: Optional[Kallsyms]) -> Tuple[bytes, str]:
@@ -307,7 +303,7 @@ def _find_btf(prog: drgn.Program, kallsyms: Optional[Kallsyms]) -> Tuple[bytes, 
 def _scan_for_btf(prog: drgn.Program) -> bytes:
     """The kernel's BTF where no symbol leads to it: the one whose sizes are those that VMCOREINFO has."""
     try:
-        vmcoreinfo = _vmcoreinfo(prog)
+        vmcoreinfo = text_of(prog)
         start, end = scan.image_of(vmcoreinfo_symbols(vmcoreinfo))
     except (LookupError, KallsymsError):
         raise BtfError("without symbols nothing leads to the kernel's BTF") from None

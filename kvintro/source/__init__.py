@@ -18,8 +18,9 @@ from kvintro.errors import SourceError, UsageError
 from kvintro.paging.broken import BrokenTable
 from kvintro.source.elf import Segment
 from kvintro.source.files import Kept, open_file, read_small_file
+from kvintro.source.note import parse, text_from_file, text_of
 from kvintro.source.privileges import hold_kernel_files
-from kvintro.source.vmcoreinfo import Search, in_silence
+from kvintro.source.vmcoreinfo import Search, Wanted, in_silence
 
 if TYPE_CHECKING:
     from kvintro.source.kallsyms import Kallsyms
@@ -41,7 +42,7 @@ class Request:
         trace this one, and it writes no core dumps (:func:`kvintro.source.privileges.shield`).
     :ivar opened: called when what may need root is open, before any of it is parsed. The files that
         ``vmlinux``, ``btf`` and ``vmcoreinfo`` name are opened after it.
-    :ivar search: watches the search for VMCOREINFO, see :func:`kvintro.source.vmcoreinfo.find_vmcoreinfo`.
+    :ivar search: watches the search for VMCOREINFO, see :class:`kvintro.source.vmcoreinfo.MemorySearch`.
     """
 
     core: Union[str, Sequence[str], None] = None
@@ -163,28 +164,27 @@ def _open(request: Request, stack: ExitStack) -> Source:
         named = [path for path in paths if path != core.STANDARD_INPUT]
         files = {path: stack.enter_context(open_file(path, dump=True)) for path in named}
         request.opened()
-        return core.open_core(files, paths, _given(request), form=request.form, search=request.search)
+        return core.open_core(files, paths, _wanted(request), form=request.form, search=request.search)
     if request.qemu is not None:
         connection = stack.enter_context(live.connect(request.qemu, opened=request.opened))
-        return live.open_qemu(request.qemu, connection, _given(request))
+        return live.open_qemu(request.qemu, connection, _wanted(request).text)
     file = stack.enter_context(live.open_kcore(sudo=request.sudo))
     hold_kernel_files()
     request.opened()
-    return live.open_running_kernel(file, _given(request))
+    return live.open_running_kernel(file, _wanted(request).text)
 
 
-def _given(request: Request) -> Optional[bytes]:
-    """The text of VMCOREINFO that was given."""
+def _wanted(request: Request) -> Wanted:
+    """Which VMCOREINFO the user wants."""
     if request.vmcoreinfo is None:
-        return None
-    return read_small_file(request.vmcoreinfo, "--vmcoreinfo")
+        return Wanted()
+    data = read_small_file(request.vmcoreinfo, "--vmcoreinfo")
+    return Wanted(text_from_file(data, request.vmcoreinfo), request.vmcoreinfo)
 
 
 def parse_vmcoreinfo(prog: drgn.Program) -> Dict[str, str]:
     """VMCOREINFO's ``KEY=VALUE`` lines, empty if the program has none."""
     try:
-        text = prog["VMCOREINFO"].string_().decode("ascii", "replace")
-    except (KeyError, LookupError):
+        return parse(text_of(prog))
+    except LookupError:
         return {}
-    pairs = (line.split("=", 1) for line in text.splitlines() if "=" in line)
-    return dict(pairs)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import ExitStack
-from typing import BinaryIO, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import BinaryIO, Callable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import drgn
 
@@ -27,7 +27,7 @@ from kvintro.source.files import keep
 from kvintro.source.flattened import Flattened
 from kvintro.source.formats import READS, recognise
 from kvintro.source.kallsyms import READ_ERRORS, Kallsyms, KallsymsError, vmcoreinfo_symbols
-from kvintro.source.kdump import PAGE, Kdump, dumped_ranges, examine_kdump
+from kvintro.source.kdump import PAGE, Kdump, dumped_ranges, examine_kdump, has_frame
 from kvintro.source.physical import (
     AvmlFile,
     Extent,
@@ -40,7 +40,16 @@ from kvintro.source.physical import (
 from kvintro.source.scan import find_kallsyms, pieces
 from kvintro.source.spool import spooled
 from kvintro.source.translation import prepare
-from kvintro.source.vmcoreinfo import Found, NotBelieved, Search, find_vmcoreinfo, in_silence, why_not
+from kvintro.source.vmcoreinfo import (
+    Chosen,
+    MemorySearch,
+    NotBelieved,
+    Search,
+    Wanted,
+    choose,
+    found_at,
+    in_silence,
+)
 
 _TRUNCATED = "the dump is truncated: what lies behind its end shows as not in the dump"
 _GAP = (
@@ -52,6 +61,11 @@ _COPY_AGAIN = "copy it again whole"
 _MAX_FRAMES = 1 << 40  # 4 PB
 #: How standard input is named with -c.
 STANDARD_INPUT = "-"
+NOTHING_WANTED = Wanted()
+# How many bytes are looked through for VMCOREINFO: more for what really is in the file. Compressed files have
+# up to some thirty times as much memory, and a hostile one would have any number.
+_FREE_SEARCH = 256 << 20
+_SEARCH_TO_FILE, _PACKED_SEARCH_TO_FILE = 2, 32
 # Enough for drgn and libkdumpfile (which wants a number) to read physical memory.
 _MINIMAL = (
     b"OSRELEASE=5.4.0\nPAGESIZE=4096\nKERNELOFFSET=0\n"
@@ -128,7 +142,7 @@ def _examined(content: Content, path: str, form: Optional[str]) -> DumpFile:
 def open_core(
     files: Mapping[str, BinaryIO],
     paths: Sequence[str],
-    vmcoreinfo: Optional[bytes],
+    wanted: Wanted = NOTHING_WANTED,
     *,
     form: Optional[str] = None,
     search: Search = in_silence,
@@ -138,9 +152,9 @@ def open_core(
     :param files: the open files by their paths. The caller closes them.
     :param paths: of the dump's file, or of the parts of a split one in any order; standard input may be among
         them, and is read from here.
-    :param vmcoreinfo: VMCOREINFO text to use in place of the dump's note.
+    :param wanted: which VMCOREINFO to use, if the user says.
     :param form: one of :data:`~kvintro.model.DUMP_FORMATS` if it is not to be told from the content.
-    :param search: see :func:`~kvintro.source.vmcoreinfo.find_vmcoreinfo`.
+    :param search: watches the search for VMCOREINFO, see :class:`~kvintro.source.vmcoreinfo.MemorySearch`.
     :raises SourceError: with the reason and the remedy.
     """
     assert form is None or form in DUMP_FORMATS
@@ -149,13 +163,15 @@ def open_core(
         if STANDARD_INPUT in paths:
             opened[STANDARD_INPUT] = stack.enter_context(_open_standard_input(form))
         parts = [_part(stack, opened[path], path, form) for path in paths]
-        file, path, dump = parts[0]
+        _, path, dump = parts[0]
         if len(parts) > 1 or (dump.kdump is not None and dump.kdump.part is not None):
-            source = _open_split(parts, vmcoreinfo)
-        elif dump.headers is None and dump.kdump is None:
-            source = _open_memory(path, dump, vmcoreinfo, search, forced=form is not None)
+            source = _open_split(parts, wanted, search)
+        elif dump.headers is not None:
+            source = _open_elf(parts[0], dump.headers, wanted, search)
+        elif dump.kdump is not None:
+            source = _open_kdump(parts[0], dump.kdump, wanted, search)
         else:
-            source = _open_core(file, path, dump, vmcoreinfo, search)
+            source = _open_memory(path, dump, wanted, search, forced=form is not None)
         source.kept = tuple(keep(file, path) for path, file in opened.items())
         return source
 
@@ -181,33 +197,72 @@ def _part(stack: ExitStack, file: BinaryIO, path: str, form: Optional[str]) -> _
     return _Part(file, path, dump)
 
 
-def _open_core(
-    file: BinaryIO, path: str, dump: DumpFile, vmcoreinfo: Optional[bytes], search: Search
-) -> Source:
-    """ELF and kdump, by drgn."""
-    origin = "--vmcoreinfo" if vmcoreinfo is not None else "the dump's note"
-    if dump.kdump is not None:
-        by_machine(dump.kdump.machine)
-    if dump.headers is not None:
-        _check_elf(path, dump.headers)
-        if vmcoreinfo is None and dump.headers.note("VMCOREINFO") is None:
-            vmcoreinfo, origin = _vmcoreinfo_of_elf(path, dump, search)
-    try:
-        prog = _program(file, path, dump, vmcoreinfo)
-    except NotADump:
-        # libkdumpfile has no notion of a kdump without the note.
-        if vmcoreinfo is not None or dump.kdump is None or not dump.kdump.memory:
-            raise
-        vmcoreinfo, origin = _vmcoreinfo_of_kdump(file, path, dump, search)
-        prog = _program(file, path, dump, vmcoreinfo)
-    if not prog.flags & drgn.ProgramFlags.IS_LINUX_KERNEL:
-        raise NotADump(
-            f"{path} has no VMCOREINFO note, so nothing tells which kernel it is",
-            "give its text with --vmcoreinfo FILE; for QEMU guests use -device vmcoreinfo",
-        )
-    if dump.headers is not None and dump.left_out:
-        _hide_left_out(prog, dump.headers)
+def _open_elf(part: _Part, headers: ElfHeaders, wanted: Wanted, search: Search) -> Source:
+    """ELF files, read by drgn."""
+    file, path, dump = part
+    _check_elf(path, headers)
+    ram = sorted((s.paddr, s.paddr + max(s.filesz, s.memsz)) for s in headers.segments)
+    memory = MemorySearch(
+        [_memory_of_elf(dump)],
+        watch=search,
+        lacks=_outside(ram, dump.complete),
+        limit=_FREE_SEARCH + _SEARCH_TO_FILE * dump.content.real,
+    )
+    chosen = _choose(memory, path, wanted, headers.note("VMCOREINFO"))
+    prog = _program(file, path, dump, chosen.text)
+    if dump.left_out:
+        _hide_left_out(prog, headers)
     hide_null(prog)
+    return _source(prog, part, chosen, headers.segments)
+
+
+def _open_kdump(part: _Part, kdump: Kdump, wanted: Wanted, search: Search) -> Source:
+    """kdump files, read by drgn through libkdumpfile."""
+    file, path, dump = part
+    by_machine(kdump.machine)
+    prog, note = _with_its_note(part)
+    of_program = _OfProgram(prog, kdump.memory or 0, dumped_ranges(dump.content, kdump))
+    memory = MemorySearch(
+        [of_program],
+        watch=search,
+        lacks=lambda address: has_frame(dump.content, kdump, address // PAGE) is False,
+        limit=_FREE_SEARCH + _PACKED_SEARCH_TO_FILE * dump.content.real,
+    )
+    chosen = _choose(memory, path, wanted, note)
+    if chosen.text != note:
+        prog = _program(file, path, dump, chosen.text)
+    hide_null(prog)
+    return _source(prog, part, chosen)
+
+
+def _with_its_note(part: _Part) -> Tuple[drgn.Program, Optional[bytes]]:
+    """A program that reads a kdump's physical memory, and VMCOREINFO's text if the file has a note of it."""
+    try:
+        prog = _program(*part, None)
+        return prog, prog["VMCOREINFO"].string_()
+    except (NotADump, LookupError):
+        # libkdumpfile has no notion of a kdump without the note. To read physical memory none is needed, but
+        # drgn wants one.
+        return _program(*part, _MINIMAL), None
+
+
+def _outside(ranges: Sequence[Tuple[int, int]], known: Optional[bool]) -> Callable[[int], bool]:
+    """Whether an address is in none of the ranges (start, end exclusive), which are all if that is known."""
+    return lambda address: bool(known) and not any(start <= address < end for start, end in ranges)
+
+
+def _choose(memory: MemorySearch, path: str, wanted: Wanted, note: Optional[bytes]) -> Chosen:
+    """The VMCOREINFO of a format that has a note for it."""
+    try:
+        return choose(memory, path, wanted, note, "its memory")
+    except NotADump as error:
+        if note is not None:
+            raise
+        raise NotADump(f"{path} has no VMCOREINFO note, and {error.what}", error.remedy) from None
+
+
+def _source(prog: drgn.Program, part: _Part, chosen: Chosen, segments: Tuple[Segment, ...] = ()) -> Source:
+    _, path, dump = part
     return Source(
         prog,
         "core",
@@ -217,9 +272,9 @@ def _open_core(
         dump.complete,
         dump.left_out,
         _memory_in(dump),
-        segments=dump.headers.segments if dump.headers is not None else (),
-        vmcoreinfo_origin=origin,
-        warnings=[] if dump.complete else [_TRUNCATED],
+        segments=segments,
+        vmcoreinfo_origin=chosen.origin,
+        warnings=[*chosen.warnings, *([] if dump.complete else [_TRUNCATED])],
     )
 
 
@@ -253,13 +308,11 @@ def _program(file: BinaryIO, path: str, dump: DumpFile, vmcoreinfo: Optional[byt
     ):
         # drgn does not know flattened ELF. And a machine whose RAM is one piece from 0 on, as QEMU writes it,
         # it takes for a file without physical addresses.
-        text = vmcoreinfo or dump.headers.note("VMCOREINFO")
-        if text is not None:
-            return _program_of(_memory_of_elf(dump), text)
+        assert vmcoreinfo is not None
+        return _program_of(_memory_of_elf(dump), vmcoreinfo)
     # Its advice on flattened files would stand above every report; what matters raises an exception anyway.
     logging.getLogger("drgn").setLevel(logging.ERROR)
-    # With a platform given, drgn opens kdumps whose header has an empty utsname, as QEMU writes them.
-    prog = drgn.Program(drgn.Platform(drgn.Architecture.X86_64), vmcoreinfo=vmcoreinfo)
+    prog = _with_vmcoreinfo(vmcoreinfo)
     try:
         # By descriptor, as this process may not be allowed to open it again. The program closes it.
         file.seek(0)
@@ -307,8 +360,15 @@ class _OfParts(PhysicalMemory):
         except READ_ERRORS:
             return b""
 
+    def pieces(self) -> Iterator[Tuple[int, bytes]]:
+        def read(address: int, size: int) -> bytes:
+            return segment(self)(address, size, 0, True)
 
-def _open_split(parts: Sequence[_Part], vmcoreinfo: Optional[bytes]) -> Source:
+        for extent in self.extents:
+            yield from pieces(read, extent.address, extent.address + extent.size)
+
+
+def _open_split(parts: Sequence[_Part], wanted: Wanted, search: Search) -> Source:
     """The files of ``makedumpfile --split``, or some of them.
 
     Each has the whole dump's headers and bitmaps, and the pages of a range of its own.
@@ -340,18 +400,21 @@ def _open_split(parts: Sequence[_Part], vmcoreinfo: Optional[bytes]) -> Source:
         whole &= extent.address == end
         end = extent.address + extent.size
     whole &= end >= machine
-    progs = [_program(part.file, part.path, part.dump, vmcoreinfo) for part in parts]
-    texts = [prog["VMCOREINFO"].string_() for prog in progs]
-    for text, part in zip(texts, parts):
-        if text != texts[0]:
+    progs, notes = zip(*map(_with_its_note, parts))
+    for note, part in zip(notes, parts):
+        if note != notes[0]:
             raise NotADump(
                 f"{part.path} is not of the dump that {parts[0].path} is of", "name one dump's parts"
             )
+    of_parts = _OfParts(progs, extents)
+    real = sum(part.dump.content.real for part in parts)
+    memory = MemorySearch([of_parts], watch=search, limit=_FREE_SEARCH + _PACKED_SEARCH_TO_FILE * real)
+    chosen = _choose(memory, parts[0].path, wanted, notes[0])
     complete = all(part.dump.complete for part in parts)
     warnings = [] if whole else [PARTS_MISSING]
     more = f" and {len(parts) - 1} more" if len(parts) > 1 else ""
     return Source(
-        _program_of(_OfParts(progs, extents), texts[0]),
+        _program_of(of_parts, chosen.text),
         "core",
         parts[0].path + more,
         "split kdump",
@@ -359,8 +422,8 @@ def _open_split(parts: Sequence[_Part], vmcoreinfo: Optional[bytes]) -> Source:
         complete and whole,
         _sum([part.dump.left_out for part in parts]),
         _sum([part.dump.kdump.memory for part in parts if part.dump.kdump is not None]),
-        vmcoreinfo_origin="--vmcoreinfo" if vmcoreinfo is not None else "the dump's note",
-        warnings=warnings if complete else [*warnings, _TRUNCATED],
+        vmcoreinfo_origin=chosen.origin,
+        warnings=[*chosen.warnings, *warnings, *([] if complete else [_TRUNCATED])],
     )
 
 
@@ -368,21 +431,6 @@ def _sum(sizes: Sequence[Optional[int]]) -> Optional[int]:
     """None where one is not known."""
     known = [size for size in sizes if size is not None]
     return sum(known) if len(known) == len(sizes) else None
-
-
-# VMCOREINFO of dumps that have no note of it
-
-
-def _found_at(address: int) -> str:
-    return f"found in memory at physical {address:#x}"
-
-
-def _vmcoreinfo_of_elf(path: str, dump: DumpFile, search: Search) -> Tuple[bytes, str]:
-    try:
-        found = find_vmcoreinfo([_memory_of_elf(dump)], what="its memory", search=search)
-    except NotADump as error:
-        raise NotADump(f"{path} has no VMCOREINFO note, and {error.what}", error.remedy) from None
-    return found.text, _found_at(found.address)
 
 
 class _OfProgram(PhysicalMemory):
@@ -409,29 +457,10 @@ class _OfProgram(PhysicalMemory):
             yield from pieces(lambda address, size: self._prog.read(address, size, True), start, end)
 
 
-def _vmcoreinfo_of_kdump(file: BinaryIO, path: str, dump: DumpFile, search: Search) -> Tuple[bytes, str]:
-    assert dump.kdump is not None and dump.kdump.memory is not None
-    # To read physical memory no VMCOREINFO is needed, but drgn wants one.
-    prog = _program(file, path, dump, _MINIMAL)
-    try:
-        memory = _OfProgram(prog, dump.kdump.memory, dumped_ranges(dump.content, dump.kdump))
-        found = find_vmcoreinfo([memory], what="its memory", search=search)
-    except NotADump as error:
-        raise NotADump(f"{path} has no VMCOREINFO note, and {error.what}", error.remedy) from None
-    return found.text, _found_at(found.address)
-
-
 # Files of physical memory
 
 
-def _open_memory(
-    path: str,
-    dump: DumpFile,
-    vmcoreinfo: Optional[bytes],
-    search: Search,
-    *,
-    forced: bool,
-) -> Source:
+def _open_memory(path: str, dump: DumpFile, wanted: Wanted, search: Search, *, forced: bool) -> Source:
     """Raw memory, LiME and AVML, by a reader of ours."""
     layouts: List[PhysicalMemory]
     if dump.format == "LiME":
@@ -440,44 +469,48 @@ def _open_memory(
         layouts = [AvmlFile(dump.content, path)]
     else:
         layouts = raw_layouts(dump.content)
-    origin = "--vmcoreinfo"
-    found: Optional[Found] = None
-    if vmcoreinfo is not None:
-        problems = [why_not(layout.read, vmcoreinfo) for layout in layouts]
-        right = [layout for layout, problem in zip(layouts, problems) if problem is None]
-        if not right:
-            raise NotADump(f"the VMCOREINFO given does not fit {path}: {problems[0]}", "is it of this boot?")
-    else:
-        try:
-            found = find_vmcoreinfo(layouts, what="it", search=search)
-        except NotADump as error:
-            what, remedy = f"{path}: {error.what}", error.remedy
-            if not layouts[0].complete:
-                remedy = "the dump is truncated; copy it again whole"
-            elif isinstance(error, NotBelieved):
-                remedy = "is it whole? copy or take it again"
-            elif dump.format == "raw memory" and not forced:
-                what, remedy = f"{path} is not a kernel dump: as raw memory, {error.what}", READS
-            raise NotADump(what, remedy) from None
-        vmcoreinfo, right = found.text, found.layouts
-    memory, nameless = _by_max_pfn(right, vmcoreinfo)
-    if found is not None:
+    first = layouts[0]
+    # Of a raw file it is not known how long it should be.
+    whole = first.complete and dump.format != "raw memory"
+    ram = [(extent.address, extent.address + extent.size) for extent in first.extents]
+    factor = _PACKED_SEARCH_TO_FILE if dump.format == "AVML" else _SEARCH_TO_FILE
+    memory = MemorySearch(
+        layouts,
+        watch=search,
+        lacks=_outside(ram, whole),
+        limit=_FREE_SEARCH + factor * dump.content.real,
+    )
+    try:
+        chosen = choose(memory, path, wanted, None, "it")
+    except NotADump as error:
+        what, remedy = f"{path}: {error.what}", error.remedy
+        if not first.complete:
+            remedy = "the dump is truncated; copy it again whole"
+        elif isinstance(error, NotBelieved):
+            remedy = "is it whole? copy or take it again"
+        elif dump.format == "raw memory" and not forced:
+            what, remedy = f"{path} is not a kernel dump: as raw memory, {error.what}", READS
+        raise NotADump(what, remedy) from None
+    right, nameless = _by_max_pfn([layouts[number] for number in chosen.layouts], chosen.text)
+    if chosen.address is not None:
         # Where it was by the first layout is where the file has it.
-        origin = _found_at(memory.moved(layouts[0], found.address))
-    prog = _program_of(memory, vmcoreinfo)
+        chosen = chosen._replace(origin=found_at(right.moved(first, chosen.address)))
+    warnings = [*chosen.warnings]
+    warnings += [_TRUNCATED] if not right.complete else []
+    warnings += [_GAP] if nameless else []
     return Source(
-        prog,
+        _program_of(right, chosen.text),
         "core",
         path,
         dump.format,
         dump.size,
         # Whether more should follow only the kernel knows: see check_end().
-        None if memory.complete else False,
+        None if right.complete else False,
         None if dump.format != "raw memory" else 0,
-        memory=sum(extent.size for extent in memory.extents),
-        segments=tuple(Segment(e.offset, 0, e.address, e.size, e.size) for e in memory.extents),
-        vmcoreinfo_origin=origin,
-        warnings=[*([] if memory.complete else [_TRUNCATED]), *([_GAP] if nameless else [])],
+        memory=sum(extent.size for extent in right.extents),
+        segments=tuple(Segment(e.offset, 0, e.address, e.size, e.size) for e in right.extents),
+        vmcoreinfo_origin=chosen.origin,
+        warnings=warnings,
     )
 
 
@@ -507,8 +540,23 @@ def check_end(source: Source) -> None:
         source.warnings.append(_TRUNCATED)
 
 
+def _with_vmcoreinfo(text: Optional[bytes]) -> drgn.Program:
+    """An empty program. With a platform given, drgn opens kdumps whose header has an empty utsname, as QEMU
+    writes them.
+
+    :raises NotADump: drgn does not accept the text.
+    """
+    try:
+        return drgn.Program(drgn.Platform(drgn.Architecture.X86_64), vmcoreinfo=text)
+    except Exception as error:  # what it parses has more rules than kvintro checks
+        raise NotADump(
+            f"drgn does not accept this VMCOREINFO: {one_line(error)}",
+            "give the whole text of the boot that was dumped with --vmcoreinfo FILE",
+        ) from error
+
+
 def _program_of(memory: PhysicalMemory, vmcoreinfo: bytes) -> drgn.Program:
-    prog = drgn.Program(drgn.Platform(drgn.Architecture.X86_64))
+    prog = _with_vmcoreinfo(vmcoreinfo)
     read = segment(memory)
     start = end = 0
     # One segment for what lies side by side: AVML has a block for every 16 MB.
@@ -518,7 +566,7 @@ def _program_of(memory: PhysicalMemory, vmcoreinfo: bytes) -> drgn.Program:
                 prog.add_memory_segment(start, end - start, read, True)
             start = extent.address
         end = extent.address + extent.size
-    prog.set_linux_kernel_custom(vmcoreinfo.decode("ascii", "replace"), False)
+    prog.set_linux_kernel_custom("", False)  # the text is the program's already
     hide_null(prog)
     return prog
 

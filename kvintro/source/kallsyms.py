@@ -13,7 +13,6 @@ at hand.
 
 from __future__ import annotations
 
-import re
 import sys
 from array import array
 from typing import (
@@ -34,6 +33,7 @@ import drgn
 from drgn import SymbolBinding, SymbolKind
 
 from kvintro.errors import KvintroError
+from kvintro.source.note import parse, symbols_of
 from kvintro.source.privileges import open_kernel_file
 
 __all__ = ("READ_ERRORS", "Kallsyms", "KallsymsError", "KallsymsSymbol", "vmcoreinfo_symbols")
@@ -90,8 +90,7 @@ class KallsymsSymbol(NamedTuple):
 
 def vmcoreinfo_symbols(vmcoreinfo: str) -> Dict[str, int]:
     """The SYMBOL(name)=address lines of a VMCOREINFO note."""
-    lines = re.findall(r"^SYMBOL\(([^)]+)\)=([0-9a-fA-F]{1,16})$", vmcoreinfo, re.M)
-    return {name: int(value, 16) for name, value in lines}
+    return symbols_of(parse(vmcoreinfo))
 
 
 class _Table(Protocol):

@@ -231,6 +231,16 @@ def dumped_ranges(content: Content, kdump: Kdump) -> Iterator[Tuple[int, int]]:
             yield (number + low) * unit, (number + high) * unit
 
 
+def has_frame(content: Content, kdump: Kdump, frame: int) -> Optional[bool]:
+    """Whether the machine has a page frame; None if the file does not say."""
+    if kdump.layout is None:
+        return None
+    if frame >= kdump.frames:
+        return False
+    byte = content.at(kdump.layout.exist + frame // 8, 1) if frame // 8 < kdump.layout.bitmap_size else b""
+    return bool(byte[0] >> frame % 8 & 1) if byte else None
+
+
 # Descriptors
 
 

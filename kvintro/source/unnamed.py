@@ -16,6 +16,7 @@ import drgn
 from drgn.helpers.linux.mm import virt_to_phys
 
 from kvintro.source.kallsyms import READ_ERRORS, KallsymsError, KallsymsSymbol, vmcoreinfo_symbols
+from kvintro.source.note import text_of
 from kvintro.source.scan import image_of, in_image, pieces
 
 __all__ = ("Unnamed",)
@@ -45,7 +46,7 @@ class Unnamed:
     def __init__(self, prog: drgn.Program) -> None:
         self._prog = prog
         try:
-            self._vmcoreinfo = prog["VMCOREINFO"].string_().decode("ascii", "replace")
+            self._vmcoreinfo = text_of(prog)
         except LookupError:
             self._vmcoreinfo = ""
         self._symbols = vmcoreinfo_symbols(self._vmcoreinfo)

@@ -21,7 +21,7 @@ import drgn
 
 from kvintro.cli import main, parse
 from kvintro.commands import load_command
-from kvintro.errors import KvintroError
+from kvintro.errors import KvintroError, NotADump
 from kvintro.kernel import Kernel, open_kernel
 from kvintro.model import Stream
 from kvintro.paging import MAPPED
@@ -252,22 +252,36 @@ class _File(Target):
     def prepare(self) -> None:
         self.path = Path(tempfile.mkdtemp(dir=self.scratch)) / "core"
 
-    def ask(self, chosen: random.Random) -> None:
-        """Ask the file for something."""
+    def ask(self, chosen: random.Random, *more: str) -> None:
+        """Ask the file for something.
+
+        :param more: options.
+        """
         command = chosen.choice(
             ("layout", "layout", "translate ffffffff81000000 ffff888000000000", "explain")
         )
         form = chosen.choice(("text", "json"))
-        check_inert(run_main("-c", str(self.path), "--format", form, *command.split()), form)
+        check_inert(run_main("-c", str(self.path), *more, "--format", form, *command.split()), form)
+
+
+def _info(levels: int = 4) -> str:
+    return vmcoreinfo(levels, **{"SYMBOL(init_uts_ns)": "ffffffff81001000"})
+
+
+def _made_up_memory() -> Memory:
+    memory = Memory()
+    memory.map(0xFFFFFFFF81000000, 0x1000000, 2)
+    names = (b"Linux", b"(none)", b"6.0.0-made-up", b"#1")
+    memory.write(0x1001000, b"".join(name.ljust(65, b"\0") for name in names))
+    memory.map(0xFFFF888000000000, 0, 3)
+    memory.map(0xFFFFC90000001000, 0x300000)
+    return memory
 
 
 def _made_up_file(info: Optional[str] = None) -> bytes:
-    memory = Memory()
-    memory.map(0xFFFFFFFF81000000, 0x200000, 2)
-    memory.map(0xFFFF888000000000, 0, 3)
-    memory.map(0xFFFFC90000001000, 0x300000)
+    memory = _made_up_memory()
     segments = [(START_KERNEL_MAP + at, at, bytes(data)) for at, data in sorted(memory.pages.items())]
-    text = info if info is not None else vmcoreinfo()
+    text = info if info is not None else _info()
     notes = [("VMCOREINFO", 0, text.encode("utf-8", "surrogateescape")), ("CORE", 1, bytes(336))]
     return elf_core(segments, notes)
 
@@ -289,15 +303,34 @@ class ElfFiles(_File):
 
 
 class Vmcoreinfo(_File):
-    """VMCOREINFO whose lines are damaged."""
+    """VMCOREINFO whose lines are damaged: the dump's note, or the file that a person names."""
 
     name = "VMCOREINFO"
     cases = 1500
 
     def run(self, chosen: random.Random) -> None:
-        lines = vmcoreinfo(chosen.choice((4, 5))).splitlines()
-        self.path.write_bytes(_made_up_file(damaged_text(chosen, lines)))
-        self.ask(chosen)
+        lines = _info(chosen.choice((4, 4, 4, 5))).splitlines()
+        text = damaged_text(chosen, lines)
+        way = chosen.random()
+        if way < 0.4:
+            # A program that somebody else opened: nothing compares the text with memory.
+            try:
+                kernel = _kernel(_made_up_memory().read, text)
+            except Exception as error:  # drgn's own
+                raise NotADump(str(error)) from error
+            ask_some(kernel, chosen, ["layout", "translate", "explain"], _ADDRESSES)
+            return
+        if way < 0.7:
+            self.path.write_bytes(_made_up_file(text))
+            self.ask(chosen)
+            return
+        self.path.write_bytes(_made_up_file(chosen.choice((None, ""))))
+        data = text.encode("utf-8", "surrogateescape")
+        if chosen.random() < 0.5:
+            data = chosen.choice((b"", b"\xef\xbb\xbf", b"\xff\xfe", b"\0")) + data.replace(b"\n", b"\r\n")
+        given = self.path.with_name("given")
+        given.write_bytes(data)
+        self.ask(chosen, "--vmcoreinfo", str(given))
 
 
 class CutElf(_File):
