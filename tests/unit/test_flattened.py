@@ -96,7 +96,7 @@ def test_cut_anywhere(tmp_path_factory: pytest.TempPathFactory, records: List[Re
 
 def memory_of_a_kernel() -> Memory:
     memory = Memory()
-    memory.map(0xFFFFFFFF81000000, 0x200000, 2)
+    memory.map(0xFFFFFFFF81000000, 0x1000000, 2)
     memory.map(0xFFFF888000000000, 0, 3)
     memory.map(0xFFFFC90000001000, 0x300000)
     memory.write(0x300000, bytes(range(256)) * 16)

@@ -350,7 +350,7 @@ def test_what_is_no_file_of_content(
 ) -> None:
     """Refused at once, in one line, however it is named: nothing waits, and nothing is read without end."""
     core = tmp_path / "core"
-    core.write_bytes(elf_core([(0, 0, bytes(4096))], note()))
+    core.write_bytes(elf_core([(0, 0, bytes(4096))], note(), left_out={0: 64 << 20}))
     path = special(kind, tmp_path)
     words = [{"FILE": path, "CORE": str(core)}.get(word, word) for word in NAMED[named]]
     with ended_within(seconds=60):
