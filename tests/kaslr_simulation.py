@@ -44,6 +44,7 @@ class Boot:
     :ivar output_len: bytes of the unpacked kernel (VO) and its relocations.
     :ivar total: ``kernel_total_size``, _end - _text of VO.
     :ivar taken: (start, size) of initrd, command line and boot_params.
+    :ivar immovable: (start, size) of memory that an SRAT does not call hot-pluggable.
     """
 
     e820: Sequence[Tuple[int, int, int]]
@@ -54,6 +55,7 @@ class Boot:
     output_len: int
     total: int
     taken: Sequence[Tuple[int, int]]
+    immovable: Sequence[Tuple[int, int]] = ()
     load_physical_addr: int = 16 * MB
     physical_align: int = 2 * MB
     mem_limit: int = 1 << 46
@@ -119,13 +121,18 @@ def store_slot_info(boot: Boot, start: int, size: int, image_size: int) -> None:
 
 
 def find_slots(boot: Boot) -> int:
-    """kaslr.c:choose_random_location and process_e820_entries; ``slot_max``."""
+    """kaslr.c:choose_random_location, process_e820_entries and process_mem_region; ``slot_max``."""
     min_addr = align(min(boot.output, 512 * MB), boot.physical_align)
     boot.slot_areas.clear()
     if min_addr + boot.needed_size <= boot.mem_limit:
         for start, size, kind in boot.e820:
-            if kind == E820_TYPE_RAM:
-                process_mem_region(boot, start, size, min_addr, boot.needed_size)
+            if kind != E820_TYPE_RAM:
+                continue
+            # process_mem_region(): entry by entry of the SRAT, if there is one.
+            for low, length in boot.immovable or [(start, size)]:
+                first, end = max(start, low), min(start + size, low + length)
+                if first < end:
+                    process_mem_region(boot, first, end - first, min_addr, boot.needed_size)
     return sum(num for _, num in boot.slot_areas)
 
 
@@ -309,6 +316,12 @@ def espfix_place(rand: int) -> int:
 
 
 # --- what a boot's own words say
+
+
+def srat_of(dmesg: str) -> List[Tuple[int, int]]:
+    """acpi.c:count_immovable_mem_regions, by what the kernel itself prints of the table."""
+    lines = re.findall(r"SRAT: Node \d+ PXM \d+ \[mem 0x(\w+)-0x(\w+)\](.*)", dmesg)
+    return [(int(a, 16), int(b, 16) + 1 - int(a, 16)) for a, b, more in lines if "hotplug" not in more]
 
 
 def e820_of(dmesg: str) -> List[Tuple[int, int, int]]:
