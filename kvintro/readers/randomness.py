@@ -198,7 +198,7 @@ def region_draw(kernel: Kernel, key: str, what: str) -> Randomised:
         return not_known(key, what, reason, default=default, actual=actual)
     index = keys.index(key)
     draw = x86_64_kaslr.region_draws(geometry, sizes, bases)[index]
-    given = f", given where {' and '.join(keys[:index])} came to lie" if index else ""
+    given = f", given where {' and '.join(keys[:index])} ended up" if index else ""
     return drawn(
         key,
         what,

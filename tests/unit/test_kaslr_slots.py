@@ -21,6 +21,7 @@ from kvintro.arch.x86_64_kaslr import (
     region_sizes,
     unpacked_at_most,
 )
+from tests import kaslr_simulation as sim
 
 MB = 1 << 20
 TB = 1 << 40
@@ -28,21 +29,11 @@ ALIGN = 2 * MB
 
 
 def randomize_memory(levels: int, direct_tb: int, page: int, rands: List[int]) -> Tuple[List[int], List[int]]:
-    """kernel_randomize_memory() as it is written: (sizes, bases)."""
-    vaddr = {4: 0xFFFF_8880_0000_0000, 5: 0xFF11_0000_0000_0000}[levels]
-    vmemmap = (direct_tb << (40 - 12)) * page
-    size_tb = [direct_tb, {4: 32, 5: 12800}[levels], -(-vmemmap // TB)]
-    remain = CPU_ENTRY_AREA_BASE - vaddr - sum(size << 40 for size in size_tb)
-    bases = []
-    for i, size in enumerate(size_tb):
-        entropy = remain // (3 - i)
-        entropy = (rands[i] % (entropy + 1)) & ~(REGION_ALIGN - 1)
-        vaddr += entropy
-        bases.append(vaddr)
-        vaddr += size << 40
-        vaddr = -(-(vaddr + 1) // REGION_ALIGN) * REGION_ALIGN
-        remain -= entropy
-    return [size << 40 for size in size_tb], bases
+    """kernel_randomize_memory() with a direct map of so many TB: (sizes, bases)."""
+    memory = sim.Memory(levels, direct_tb << (40 - 12), page, zone_device=False, padding=0)
+    source = iter(rands)
+    bases, _ = sim.kernel_randomize_memory(memory, lambda: next(source))
+    return [size << 40 for size in memory.size_tb], bases
 
 
 @given(
@@ -61,9 +52,28 @@ def test_every_draw_of_the_kernel_is_possible(
     assert all(draw.possible for draw in draws)
     for draw in draws:
         assert draw.earliest <= draw.base <= draw.earliest + (draw.slots - 1) * REGION_ALIGN
-    # Nothing overlaps, and everything lies below cpu_entry_area.
-    assert all(a.base + a.size <= b.base for a, b in zip(draws, draws[1:]))
-    assert draws[-1].base + draws[-1].size <= CPU_ENTRY_AREA_BASE
+    # Nothing overlaps, and everything lies below cpu_entry_area, but for the two gaps that are not counted.
+    assert all(a.base + a.size + REGION_ALIGN <= b.base for a, b in zip(draws, draws[1:]))
+    assert draws[-1].base + draws[-1].size <= CPU_ENTRY_AREA_BASE + 2 * REGION_ALIGN
+
+
+def test_the_last_region_may_pass_its_bound() -> None:
+    """The gaps behind the first two are not subtracted from what is shared out."""
+    top = CPU_ENTRY_AREA_BASE - 0xFFFF_8880_0000_0000 - 97 * TB
+    sizes, bases = randomize_memory(4, 64, 64, [0, 0, top])
+    assert bases[2] + sizes[2] == CPU_ENTRY_AREA_BASE + 2 * REGION_ALIGN
+
+
+@pytest.mark.parametrize(
+    ("zone_device", "padding", "ram", "direct"),
+    [(True, 10, 1, 64), (False, 10, 1, 11), (False, 0, 1, 1), (False, 10, 60, 64), (False, 0, 3, 3)],
+)
+def test_how_much_is_reserved(zone_device: bool, padding: int, ram: int, direct: int) -> None:
+    """In TB, with and without room for devices and for hot-plugged memory; vmemmap in whole TB."""
+    memory = sim.Memory(4, (ram << 28) - 5, 64, zone_device, padding)
+    assert memory.size_tb == [direct, 32, 1]
+    geometry = ARCHITECTURE.geometry(4, (1 << 52) - 1)
+    assert [size >> 40 for size in region_sizes(geometry, direct << 40, 64)] == memory.size_tb
 
 
 @given(st.integers(0, 2), st.integers(1, REGION_ALIGN - 1))
@@ -102,6 +112,25 @@ def test_the_size_of_real_images(release: str, init_size: int, output_len: int) 
     assert output_len <= most
     # Close enough that the number of slots comes out the same.
     assert image_slots(1 << 30, 16 * MB, most, ALIGN) == image_slots(1 << 30, 16 * MB, output_len, ALIGN)
+
+
+@pytest.mark.parametrize(
+    ("init_size", "payload_length", "output_len", "end"),
+    [
+        (0x2D5E000, 0xB881DF, 0x2CB9658, 0xBDF000),
+        (0x3378000, 0xD696CC, 0x32C6E34, 0xDC7000),
+        (0x37DC000, 0xAE1992, 0x36E87EC, 0xB7E000),
+        (0x3C39000, 0xD12FB7, 0x3B38430, 0xDB8000),
+    ],
+    ids=["5.10.251", "6.1.192", "6.12.117", "7.3.4"],
+)
+def test_the_simulation_knows_where_the_packed_kernel_ends(
+    init_size: int, payload_length: int, output_len: int, end: int
+) -> None:
+    """As startup_64 of real boot images has it, in the instruction that subtracts _end from init_size."""
+    boot = sim.Boot([], MB, init_size, 0x2CC, payload_length, output_len, 0, [])
+    assert boot.zo_end == end
+    assert boot.output + init_size - payload_length >= boot.input
 
 
 @given(st.integers(1, 900 * MB))
