@@ -32,6 +32,7 @@ from kvintro.model import Address, AddressRange, Batch, Displacement, Placement,
 from kvintro.paging import Walk
 from kvintro.regions import Region, Regions
 from kvintro.render import render, render_stream
+from kvintro.render.inert import inert
 from kvintro.render.values import value_text
 from kvintro.source import Request
 from kvintro.source.attached import attach
@@ -157,9 +158,10 @@ class Answer(Report):
         return document
 
     def _repr_html_(self) -> str:
-        parts = [f"<p>{escape(value_text(line))}</p>" for line in self.head]
-        parts += [_table_html(table) for table in self.tables]
-        parts += [f"<p>note: {escape(value_text(note))}</p>" for note in self.notes]
+        of = inert(self)
+        parts = [f"<p>{escape(line)}</p>" for line in of.head]
+        parts += [_table_html(table) for table in of.tables]
+        parts += [f"<p>note: {escape(note)}</p>" for note in of.notes]
         return "\n".join(parts)
 
 
@@ -174,7 +176,7 @@ def _table_html(table: Table) -> str:
         + "</tr>\n"
         for row in table.rows
     )
-    title = f"<caption>{escape(value_text(table.title))}</caption>" if table.title else ""
+    title = f"<caption>{escape(table.title)}</caption>" if table.title else ""
     return f"<table>{title}<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table>"
 
 
@@ -238,7 +240,7 @@ class Listing(Stream):
 
     def _repr_html_(self) -> str:
         keys = [field.key for field in self.fields]
-        head = "".join(f"<th>{escape(key)}</th>" for key in keys)
+        head = "".join(f"<th>{escape(inert(key))}</th>" for key in keys)
         body = "".join(
             "<tr>" + "".join(f"<td>{escape(value_text(row[key]))}</td>" for key in keys) + "</tr>\n"
             for row in self.rows

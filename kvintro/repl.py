@@ -17,6 +17,7 @@ from kvintro.commands import standard_input
 from kvintro.errors import KvintroError, NoSuchSource
 from kvintro.kernel import Kernel
 from kvintro.source.attached import adopt
+from kvintro.text import printable
 
 _BANNER = """
 >>> from kvintro import kernel
@@ -104,6 +105,11 @@ def _script(kernel: Kernel, path: str, arguments: "list[str]") -> int:
     return _guarded(lambda: exec(compile(code, path, "exec"), names))
 
 
+def _say(text: str) -> None:
+    """Lines for standard error; an exception's may have strings of the kernel in them."""
+    sys.stderr.write("".join(f"{printable(line)}\n" for line in text.split("\n")))
+
+
 def _guarded(run: Any) -> int:
     """Run it as python would: an exception is printed with its traceback, less our own part of that."""
     try:
@@ -114,11 +120,11 @@ def _guarded(run: Any) -> int:
         from drgn.commands import CommandError
 
         if isinstance(error, CommandError):
-            sys.stderr.write(f"kvintro: {error}\n")
+            _say(f"kvintro: {error}")
             return 1
         trace = error.__traceback__
         for _ in range(2):
             trace = trace.tb_next if trace is not None and trace.tb_next is not None else trace
-        traceback.print_exception(type(error), error, trace)
+        _say("".join(traceback.format_exception(type(error), error, trace)).rstrip("\n"))
         return 1
     return 0

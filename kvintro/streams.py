@@ -7,11 +7,13 @@ import codecs
 import contextlib
 import io
 import locale
+import logging
 import os
 import sys
 from typing import Any, List, TextIO, Tuple, Union
 
 from kvintro.errors import NotWritten
+from kvintro.text import printable
 
 _FALLBACK = "kvintro"
 # What is drawn with, in ASCII: a character for a character, so that columns stay where they are.
@@ -55,9 +57,18 @@ def prepare() -> None:
         sys.stdout = _Closed()
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_Inert())
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="ascii" if _wants_ascii() else None, errors=_FALLBACK)
+
+
+class _Inert(logging.Formatter):
+    """Libraries' messages may have strings of a kernel in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(printable, super().format(record).split("\n")))
 
 
 def let_go() -> None:

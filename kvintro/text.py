@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 _UNITS = ("B", "KB", "MB", "GB", "TB", "PB", "EB")
 
 
@@ -30,8 +32,43 @@ def displacement_text(value: int) -> str:
     return ("+" if value > 0 else "") + size_text(value)
 
 
+# Characters that show nothing or change the one before them, and are neither marks nor unprintable: Hangul
+# fillers, vowels and finals (which have no width of their own), blanks, U+FFFC, emoji modifiers.
+_INVISIBLE = (
+    (0x115F, 0x11FF),
+    (0x2800, 0x2800),
+    (0x3164, 0x3164),
+    (0xD7B0, 0xD7FF),
+    (0xFFA0, 0xFFA0),
+    (0xFFFC, 0xFFFC),
+    (0x13441, 0x13442),
+    (0x1D159, 0x1D159),
+    (0x1F3FB, 0x1F3FF),
+)
+
+
+@lru_cache(maxsize=1 << 12)
+def _escaped(char: str) -> str:
+    import unicodedata
+
+    code = ord(char)
+    if (
+        char.isprintable()
+        and unicodedata.category(char)[0] != "M"
+        and unicodedata.bidirectional(char) not in ("R", "AL", "AN")
+        and not any(first <= code <= last for first, last in _INVISIBLE)
+    ):
+        return char
+    return ascii(char)[1:-1]
+
+
 def printable(text: str) -> str:
-    """Text of unknown origin with all but printable characters escaped, so that no terminal obeys it."""
-    if text.isprintable():
+    """Text of unknown origin as characters that each take a place of their own, from left to right.
+
+    Everything else is escaped, so that no terminal obeys it and no reader is misled: control and format
+    characters, combining marks, variation selectors, fillers, letters that are written from right to left.
+    Letters that have their accent in them and those of East Asia stay. So does what is escaped already.
+    """
+    if text.isascii() and text.isprintable():
         return text
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return "".join(map(_escaped, text))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import unicodedata
 from typing import Any
 
 from kvintro.model import Address, Displacement, Report, Section, Size
@@ -12,6 +13,15 @@ HOSTILE = (
     "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
     "</script></style></title>]]>{{7*7}}{% raw %}\x1b[31m\x00\u202e&quot;'\"`"
 )
+
+
+def assert_inert(text: str) -> None:
+    """Lines of printable characters only, each of which takes a place of its own, from left to right."""
+    for char in set(text) - {"\n"}:
+        assert char.isprintable(), f"not printable: {char!r}"
+        assert unicodedata.category(char)[0] != "M", f"a mark: {ord(char):#x}"
+        assert unicodedata.bidirectional(char) not in ("R", "AL", "AN"), f"right to left: {ord(char):#x}"
+        assert char not in "\u115f\u1160\u2800\u3164\uffa0\U0001f3fb", f"a filler: {ord(char):#x}"
 
 
 def poisoned(value: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Iterator
 
 from kvintro.errors import UsageError
 from kvintro.model import Report, Stream
+from kvintro.render.inert import InertStream, inert
 
 FORMATS = ("text", "json", "csv", "svg", "html")
 
@@ -23,6 +24,7 @@ def render(report: Report, form: str, *, color: bool = False, width: int = 0) ->
         from kvintro.render.json import render_json
 
         return render_json(report)
+    report = inert(report)
     if form == "csv":
         if not report.tables:
             raise UsageError(f"{report.command} is more than one table", "choose json, html or text")
@@ -52,6 +54,8 @@ def render_stream(stream: Stream, form: str) -> Iterator[str]:
     """A stream in one of :data:`FORMATS`, a piece for each batch as it comes."""
     from kvintro.render.stream import stream_csv, stream_json, stream_text
 
+    if form != "json":
+        stream = InertStream(stream)
     if stream.command == "ptdump" and form == "text":
         from kvintro.render.ptdump import ptdump_text
 

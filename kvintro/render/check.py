@@ -8,7 +8,6 @@ from typing import Any, Dict, List
 from kvintro.model import Report
 from kvintro.render.text import BOLD, CYAN, DIM, GREEN, RED, YELLOW, paint
 from kvintro.render.values import value_text
-from kvintro.text import printable
 
 _SEVERITIES = {"defect": RED, "warning": YELLOW, "notice": CYAN}
 _STATES = {
@@ -48,13 +47,13 @@ def check_lines(report: Report, color: bool, width: int) -> List[str]:
     for row in tables["checks"]:
         word, style = _STATES[row.state]
         why = "not applicable: " if row.state == "not-applicable" else ""
-        detail = paint(f"({why}{printable(row.detail)})", DIM, color)
-        out.append(f"{paint(f'{word:7}', style, color)}  {printable(row.title)}  {detail}")
+        detail = paint(f"({why}{row.detail})", DIM, color)
+        out.append(f"{paint(f'{word:7}', style, color)}  {row.title}  {detail}")
     return out
 
 
 def _place(row: Any) -> str:
-    what = printable(row.what)
+    what: str = row.what
     if row.start is None:
         return what
     if row.end is None:

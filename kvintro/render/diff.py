@@ -8,7 +8,6 @@ from typing import List
 
 from kvintro.model import Report
 from kvintro.render.text import BOLD, YELLOW, lines_of, paint, table_text
-from kvintro.text import printable
 
 # What a narrow terminal can do without, least needed first.
 _SPARE = ("a_size", "b_size", "moved")
@@ -23,12 +22,12 @@ def diff_lines(report: Report, color: bool, width: int) -> List[str]:
     pad = max((len(row.kind) for row in findings.rows), default=0)
     for row in findings.rows:
         wide = max(width - pad - 2, 40) if width else 10000
-        first, *rest = textwrap.wrap(printable(row.text), wide, break_on_hyphens=False) or [""]
-        kind = paint(f"{printable(row.kind):{pad}}", YELLOW, color)
+        first, *rest = textwrap.wrap(row.text, wide, break_on_hyphens=False) or [""]
+        kind = paint(f"{row.kind:{pad}}", YELLOW, color)
         out.append(f"{kind}  {first}")
         out += [" " * (pad + 2) + line for line in rest]
     for table in tables:
         if table.rows:
-            out += ["", paint(printable(table.title), BOLD, color)]
+            out += ["", paint(table.title, BOLD, color)]
             out += table_text(table.columns, lines_of(table), color=color, width=width, spare=_SPARE)
     return out

@@ -8,7 +8,7 @@ from typing import Any, List, Sequence
 
 from kvintro.model import Report, Size
 from kvintro.render.text import BOLD, CYAN, DIM, GREEN, paint
-from kvintro.text import printable, size_text
+from kvintro.text import size_text
 
 _WIDEST = 100  # longer lines are hard to read
 _HEADINGS = (
@@ -45,7 +45,7 @@ def explain_lines(report: Report, color: bool, width: int) -> List[str]:
 
 
 def _title(row: Any, color: bool) -> List[str]:
-    text = paint(row.key, BOLD, color) + f"  {printable(row.name)}"
+    text = paint(row.key, BOLD, color) + f"  {row.name}"
     if row.start is not None:
         text += f"  {row.start:016x}-{row.end:016x}  {size_text(Size(row.size))}"
     elif row.state == "absent":
@@ -84,20 +84,20 @@ def _definitions(rows: Sequence[Any], color: bool, wide: int) -> List[str]:
     indent = 4 + kinds + 2 + names + 2
     for row in rows:
         head = f"    {row.kind:{kinds}}  {row.name:{names}}  "
-        body = textwrap.wrap(printable(row.what), max(wide - indent, 30)) or [""]
+        body = textwrap.wrap(row.what, max(wide - indent, 30)) or [""]
         if len(head) > indent:
             out.append(head.rstrip())
             head = " " * indent
         out.append(head + body[0])
         out += [" " * indent + line for line in body[1:]]
         if row.here is not None:
-            out.append(" " * indent + paint(f"here: {printable(row.here)}", GREEN, color))
+            out.append(" " * indent + paint(f"here: {row.here}", GREEN, color))
     return out
 
 
 def _wrapped(text: str, wide: int, indent: str) -> List[str]:
     return textwrap.wrap(
-        printable(text),
+        text,
         max(wide, 40),
         initial_indent=indent,
         subsequent_indent=indent,

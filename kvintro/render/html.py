@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """One self-contained page: any report as tables, ``kvintro report`` with the drawing and a search.
 
-Strings of a dump are never trusted: Jinja2 escapes all of them, control characters are written out
-(:func:`kvintro.text.printable`), and the page's own policy forbids any script but its own, whose hash it
+Strings of a dump are never trusted: they come here inert (:mod:`kvintro.render.inert`), Jinja2 escapes all of
+them, and the page's own policy forbids any script but its own, whose hash it
 has, and any request at all.
 """
 
@@ -22,7 +22,7 @@ from kvintro import __version__
 from kvintro.model import Address, Column, Displacement, Report, Section, Size, Table
 from kvintro.render.svg import color_of, layout_svg
 from kvintro.render.values import value_text
-from kvintro.text import printable, size_text
+from kvintro.text import size_text
 
 _MOST_ROWS = 1000  # of a table: a browser sorts and filters so many at once
 _MOST_PARTS = 20000  # that the address box knows
@@ -210,7 +210,7 @@ def _file(name: str) -> str:
 
 
 def _clean(text: Any) -> str:
-    return printable(str(text))
+    return str(text)
 
 
 def _lines(texts: Sequence[str]) -> Tuple[str, ...]:
@@ -478,7 +478,7 @@ def _cell(value: Any, *, key: str = "", link: str = "", share: str = "", right: 
         return _Cell("", "" if right else None)
     text = value_text(value)
     if isinstance(value, Mapping):
-        text = ", ".join(f"{value_text(v)} \u00d7 {printable(str(k))}" for k, v in value.items())
+        text = ", ".join(f"{value_text(v)} \u00d7 {k}" for k, v in value.items())
     style = ""
     if key in ("rights", "expected"):
         style = "mono rights-wx" if text.startswith("rwx") else "mono"

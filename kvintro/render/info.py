@@ -8,7 +8,6 @@ from typing import Any, List
 from kvintro.model import Report
 from kvintro.render.text import DIM, GREEN, RED, YELLOW, paint
 from kvintro.render.values import value_text
-from kvintro.text import printable
 
 _STATES = {"works": GREEN, "partly": YELLOW, "cannot": RED}
 _SWITCHES = ("kaslr", "pti")
@@ -21,17 +20,17 @@ def info_lines(report: Report, color: bool, width: int) -> List[str]:
     out: List[str] = []
     for row in facts.rows:
         if row.value is None:
-            text = paint(f"not known: {printable(row.reason or '')}", DIM, color)
+            text = paint(f"not known: {row.reason or ''}", DIM, color)
         else:
             text = _value(row)
             if row.provenance and row.key not in ("complete", "panic"):
-                text += paint(f"   ({printable(row.provenance)})", DIM, color)
+                text += paint(f"   ({row.provenance})", DIM, color)
         out.append(f"{row.title:{pad}}  {text}")
     out += ["", f"{commands.title}:"]
     pad = max(len(row.name) for row in commands.rows)
     for row in commands.rows:
         line = f"  {row.name:{pad}}  {paint(f'{row.state:6}', _STATES[row.state], color)}"
-        out.append((line + (f"  {printable(row.reason)}" if row.reason else "")).rstrip())
+        out.append((line + (f"  {row.reason}" if row.reason else "")).rstrip())
     return out
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any, Dict, Mapping
+from typing import Any, Dict, Mapping, Optional
 
 from kvintro.model import Address, Report, Section
 
@@ -48,7 +48,11 @@ def document(report: Report) -> Dict[str, Any]:
     }
 
 
+def ascii_json(value: Any, indent: Optional[int] = None) -> str:
+    """A value that :func:`plain` made as printable ASCII, so that nothing in it can reach a terminal."""
+    return json.dumps(value, indent=indent).replace("\x7f", "\\u007f")
+
+
 def render_json(report: Report) -> str:
     """The document as text."""
-    # ASCII only, so that nothing in a kernel's strings can reach a terminal.
-    return json.dumps(document(report), indent=2) + "\n"
+    return ascii_json(document(report), indent=2) + "\n"

@@ -8,7 +8,6 @@ from typing import Any, List, Sequence, Tuple
 from kvintro.model import Report
 from kvintro.render.text import BOLD, DIM, Line, paint, table_text
 from kvintro.render.values import value_text
-from kvintro.text import printable
 
 # What a narrow terminal can do without, least needed first.
 _SPARE = ("provenance", "granularity", "default")
@@ -19,7 +18,7 @@ def kaslr_lines(report: Report, color: bool, width: int) -> List[str]:
     """Whether it is on; a table; how each number of slots follows."""
     extra = report.extra
     if extra["enabled"] is None:
-        head = f"KASLR: not known ({printable(extra['enabled_reason'])})"
+        head = f"KASLR: not known ({extra['enabled_reason']})"
     else:
         head = f"KASLR {'on' if extra['enabled'] else 'off'} ({extra['enabled_provenance']})"
     (table,) = report.tables
@@ -42,7 +41,7 @@ def kaslr_lines(report: Report, color: bool, width: int) -> List[str]:
         pad = max(len(what) for what, _, _ in told)
         out.append("")
         for what, *texts in told:
-            out.append(f"  {what:{pad}}  {printable('; '.join(text for text in texts if text))}")
+            out.append(f"  {what:{pad}}  {'; '.join(text for text in texts if text)}")
     return out
 
 

@@ -8,7 +8,7 @@ from typing import Any, Dict, List
 from kvintro.model import Report
 from kvintro.render.text import CYAN, DIM, Line, paint, table_text
 from kvintro.render.values import value_text
-from kvintro.text import printable, size_text
+from kvintro.text import size_text
 
 # What a narrow terminal can do without, least needed first.
 _SPARE = ("offset", "provenance", "leaves", "slide")
@@ -27,11 +27,11 @@ def layout_lines(report: Report, color: bool, width: int) -> List[str]:
         if rows:
             out += ["", paint(f"{title}:", DIM, color)]
             pad = max(len(row.name) for row in rows)
-            out += [paint(f"  {row.name:{pad}}  {printable(row.reason)}", DIM, color) for row in rows]
+            out += [paint(f"  {row.name:{pad}}  {row.reason}", DIM, color) for row in rows]
     noted = [row for row in table.rows if row.state == "present" and row.reason]
     if noted:
         out.append("")
-        out += [f"{row.name}: {printable(row.reason)}" for row in noted]
+        out += [f"{row.name}: {row.reason}" for row in noted]
     return out
 
 
@@ -43,7 +43,7 @@ def _row_lines(row: Any) -> List[Line]:
         "offset": value_text(row.offset),
         "size": value_text(row.size),
         "name": ("· " if hole else "") + row.name,
-        "provenance": "" if row.provenance is None else printable(row.provenance),
+        "provenance": "" if row.provenance is None else row.provenance,
     }
     if row.note and hole:
         cells["name"] += f" ({row.note})"
@@ -60,7 +60,7 @@ def _row_lines(row: Any) -> List[Line]:
     lines = [Line(cells, DIM if hole else "")]
     below: Dict[str, str] = {}
     if row.note and not hole:
-        below["name"] = f"  {printable(row.note)}"
+        below["name"] = f"  {row.note}"
     if row.shared and row.shared * 2 > row.mapped:
         below["mapped"] = size_text(row.mapped - row.shared)
         below["leaves"] = "not shared"
@@ -71,7 +71,7 @@ def _row_lines(row: Any) -> List[Line]:
             "start": value_text(row.used_start),
             "end": value_text(row.used_end),
             "size": size_text(row.used_end - row.used_start + 1),
-            "name": f"  used: {printable(row.used_note)}" if row.used_note else "  used",
+            "name": f"  used: {row.used_note}" if row.used_note else "  used",
         }
         lines.append(Line(used, CYAN))
     return lines

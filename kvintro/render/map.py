@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Optional, Sequence
 from kvintro.model import Report
 from kvintro.render.drawing import Room, largest, placed_rows, rooms, weight
 from kvintro.render.text import BOLD, CYAN, DIM, paint
-from kvintro.text import displacement_text, printable, size_text
+from kvintro.text import displacement_text, size_text
 
 # Colours of the 256 that every terminal has, close to those of the picture.
 _COLORS: Dict[str, str] = {
@@ -75,11 +75,11 @@ def _box(row: Any, top: int, bars: int, color: bool, width: int) -> List[str]:
     blank = " " * 18
     room = _beside(width, bars) if width else None
     if row.kind == "hole":
-        text = f"{printable(row.name)} {size_text(row.size)}"
-        note = f"  {_cut(printable(row.note), room)}" if row.note and room != 0 else ""
+        text = f"{row.name} {size_text(row.size)}"
+        note = f"  {_cut(row.note, room)}" if row.note and room != 0 else ""
         return [f"{blank}╎{paint(_cut(text, _NAME).center(_NAME), DIM, color)}╎{paint(note, DIM, color)}"]
     size = size_text(row.size)
-    name = _cut(printable(row.name), _NAME - len(size) - 3)
+    name = _cut(row.name, _NAME - len(size) - 3)
     first = f" {name}{size:>{_NAME - len(name) - 2}} "
     said = ""
     if row.mapped is not None:
@@ -91,7 +91,7 @@ def _box(row: Any, top: int, bars: int, color: bool, width: int) -> List[str]:
         moved = f"{what}moved by {displacement_text(row.slide)}" if row.slide else f"{what}not moved by KASLR"
         below.append(f"{moved} ({default})" if default else moved)
     if row.note:
-        below.append(printable(row.note))
+        below.append(row.note)
     lines = [f"{blank}│{paint(first, style, color)}│"]
     # A line for every dozen powers of two: large regions look large.
     height = round(2 * weight(row.size))
@@ -135,7 +135,7 @@ def _room(room: Room, wide: int, color: bool) -> List[str]:
     for bar in room.bars:
         letter = paint(_letter(bar.key), _COLORS.get(bar.key, CYAN), color)
         moved = f"moved by {displacement_text(bar.slide)}" if bar.slide else "not moved"
-        out.append(f"           {letter} {printable(bar.name)}, {moved}")
+        out.append(f"           {letter} {bar.name}, {moved}")
     return out
 
 
@@ -161,9 +161,9 @@ def _letter(key: str) -> str:
 
 def map_text(report: Report, *, color: bool, width: int) -> str:
     """The whole drawing, with the report's head and notes."""
-    out = [paint(printable(text), BOLD if n == 0 else "", color) for n, text in enumerate(report.head)]
+    out = [paint(text, BOLD if n == 0 else "", color) for n, text in enumerate(report.head)]
     out += ["", *map_lines(report, color, width)]
-    out += [f"note: {printable(note)}" for note in report.notes]
+    out += [f"note: {note}" for note in report.notes]
     return "\n".join(out) + "\n"
 
 

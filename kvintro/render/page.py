@@ -8,7 +8,6 @@ from typing import Any, Iterator, List, Tuple
 from kvintro.model import Report
 from kvintro.render.text import BOLD, DIM, RED, YELLOW, paint
 from kvintro.render.values import value_text
-from kvintro.text import printable
 
 # Where the word is a count or an order that is said already.
 _COUNTED_ELSEWHERE = ("free", "slab", "pgtable", "hugetlb", "hugetlb_free")
@@ -32,16 +31,16 @@ def page_lines(report: Report, color: bool, width: int) -> List[str]:
 
 def _page(row: Any, color: bool) -> List[str]:
     if row.state != "page":
-        where = printable(row.input) if row.pfn is None else f"pfn {row.pfn:x}  physical {row.physical:016x}"
+        where = row.input if row.pfn is None else f"pfn {row.pfn:x}  physical {row.physical:016x}"
         lines = [paint(f"{where}  {_STATES[row.state]}", RED, color)]
-        return lines + [paint(f"  {printable(note)}", YELLOW, color) for note in row.notes]
+        return lines + [paint(f"  {note}", YELLOW, color) for note in row.notes]
     out = [paint(f"pfn {row.pfn:x}  physical {row.physical:016x}  {row.type}: {row.meaning}", BOLD, color)]
     out += [f"  {name:12}{text}" for name, text in _facts(row)]
     if row.mappings is not None:
         out += _mappings(row, color)
     if row.owner is not None:
         out += _owner(row.owner, color)
-    out += [paint(f"  note: {printable(note)}", YELLOW, color) for note in row.notes]
+    out += [paint(f"  note: {note}", YELLOW, color) for note in row.notes]
     return out
 
 
@@ -73,11 +72,10 @@ def _facts(row: Any) -> Iterator[Tuple[str, str]]:
         yield "KFENCE", _kfence(row.kfence)
     if row.file is not None:
         file = row.file
-        name = printable(file.path) if file.path else "no name"
+        name = file.path if file.path else "no name"
         yield (
             "file",
-            f"{name}  offset {file.offset:#x}  "
-            f"({printable(file.file_system)} {file.device}, inode {file.inode})",
+            f"{name}  offset {file.offset:#x}  ({file.file_system} {file.device}, inode {file.inode})",
         )
     elif row.mapping is not None:
         name = "anon_vma" if row.mapping & 3 == 1 else "mapping"
@@ -88,11 +86,11 @@ def _facts(row: Any) -> Iterator[Tuple[str, str]]:
         yield "private", f"{row.private:016x}"
     if row.memcg is not None:
         kind = ", memory of the kernel" if row.memcg.kernel else ""
-        yield "cgroup", f"{printable(row.memcg.path) if row.memcg.path else 'unknown'}{kind}"
+        yield "cgroup", f"{row.memcg.path if row.memcg.path else 'unknown'}{kind}"
 
 
 def _slab(slab: Any) -> Iterator[Tuple[str, str]]:
-    cache = printable(slab.cache) if slab.cache else "no name"
+    cache = slab.cache if slab.cache else "no name"
     count = f"{slab.in_use} of {slab.objects} objects of {value_text(slab.object_size)}"
     yield "slab", f"{cache}: {count} in use or kept for CPUs"
     if slab.object is not None:
@@ -105,7 +103,7 @@ def _kfence(fence: Any) -> str:
         return "guard page"
     if fence.address is None:
         return f"object {fence.object}, {fence.state}"
-    cache = printable(fence.cache) if fence.cache else "a cache without a name"
+    cache = fence.cache if fence.cache else "a cache without a name"
     return f"object {fence.object}, {fence.state}: {fence.address:016x}, {value_text(fence.size)} for {cache}"
 
 
@@ -121,21 +119,19 @@ def _mappings(row: Any, color: bool) -> List[str]:
     for found in row.mappings:
         state = "" if found.state == "mapped" else f"  {found.state}"
         out.append(
-            f"  {'':12}{found.pid:<8} {printable(found.comm):<16} {found.address:016x}  {found.rights:<6}"
+            f"  {'':12}{found.pid:<8} {found.comm:<16} {found.address:016x}  {found.rights:<6}"
             f"  {value_text(found.page_size)}{state}"
         )
     return out
 
 
 def _owner(owner: Any, color: bool) -> List[str]:
-    who = f"pid {owner.pid}" + (f" ({printable(owner.comm)})" if owner.comm else "")
+    who = f"pid {owner.pid}" + (f" ({owner.comm})" if owner.comm else "")
     when = f"{owner.nanoseconds // 10**9}.{owner.nanoseconds % 10**9 // 1000:06d} s"
     state = "allocated" if owner.allocated else "was last allocated"
     out = [f"  {'owner':12}{state} at order {owner.order} by {who} at {when}, gfp {owner.gfp:#x}"]
-    out += [paint(f"  {'':14}{printable(f.symbol or f'{f.address:016x}')}", DIM, color) for f in owner.stack]
+    out += [paint(f"  {'':14}{f.symbol or f'{f.address:016x}'}", DIM, color) for f in owner.stack]
     if owner.freed and not owner.allocated:
         out.append(f"  {'':12}freed by")
-        out += [
-            paint(f"  {'':14}{printable(f.symbol or f'{f.address:016x}')}", DIM, color) for f in owner.freed
-        ]
+        out += [paint(f"  {'':14}{f.symbol or f'{f.address:016x}'}", DIM, color) for f in owner.freed]
     return out

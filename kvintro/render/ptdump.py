@@ -7,7 +7,6 @@ from functools import lru_cache
 from typing import Iterator, List, Sequence
 
 from kvintro.model import Stream
-from kvintro.text import printable
 
 #: Lines that the kernel prints at most under a heading (arch/x86/mm/dump_pagetables.c:address_markers).
 _MAX_LINES = {"ESPfix Area": 16}
@@ -36,7 +35,7 @@ def ptdump_text(stream: Stream) -> Iterator[str]:
     if marker is not None:
         yield "".join(_skipped(marker, count))
     for note in stream.notes:
-        yield f"# {printable(note)}\n"
+        yield f"# {note}\n"
 
 
 @lru_cache(maxsize=1 << 12)

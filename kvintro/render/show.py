@@ -8,7 +8,6 @@ from typing import Any, Callable, Dict, List, Optional
 from kvintro.model import Report, Size, Table
 from kvintro.render.text import BOLD, DIM, Line, paint, table_text
 from kvintro.render.values import value_text
-from kvintro.text import printable
 
 #: Rows of a further table that are shown next to others; --table shows all.
 _BRIEF = 12
@@ -21,14 +20,14 @@ def show_lines(report: Report, color: bool, width: int) -> List[str]:
         return [line for table in report.tables for line in table_lines(table, color)]
     out = [paint(f"{region.name}   {_place(region)}", BOLD, color)]
     if region.note:
-        out.append(printable(region.note))
+        out.append(region.note)
     if region.reason:
-        out.append(printable(region.reason))
+        out.append(region.reason)
     out += totals_lines(report.extra["totals"])
     for number, table in enumerate(report.tables):
         out.append("")
         if table.title:
-            out.append(paint(printable(table.title), BOLD, color))
+            out.append(paint(table.title, BOLD, color))
         out += table_lines(table, color, None if number == 0 else _BRIEF)
     return out
 
@@ -37,7 +36,7 @@ def _place(region: Any) -> str:
     if region.state != "present":
         return {"absent": "not on this kernel", "unknown": "not known from this source"}[region.state]
     where = f"{region.start:016x}-{region.end:016x}   {value_text(region.size)}"
-    return f"{where}   ({printable(region.provenance)})"
+    return f"{where}   ({region.provenance})"
 
 
 def totals_lines(totals: Any) -> List[str]:
@@ -83,7 +82,7 @@ def area_line(row: Any) -> str:
         return f"{line} {row.kind}"
     parts = [line]
     if row.caller:
-        parts.append(printable(row.caller))
+        parts.append(row.caller)
     if row.pages:
         parts.append(f"pages={row.pages}")
     if row.physical is not None:

@@ -6,14 +6,11 @@ What costs here costs for every one of millions of results, so values are format
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from typing import Any, Iterator, List, Sequence
 
 from kvintro.model import Address, Batch, Stream
-from kvintro.render.json import plain
-from kvintro.text import printable
+from kvintro.render.csv import cell_text, csv_line
+from kvintro.render.json import ascii_json, plain
 
 
 def _texts(values: Sequence[Any], width: int) -> List[str]:
@@ -29,8 +26,8 @@ def _texts(values: Sequence[Any], width: int) -> List[str]:
         return [nothing if v is None else number % v for v in values]
     distinct = set(values)
     if 2 * len(distinct) > len(values):
-        return [form % ("-" if v is None else printable(v)) for v in values]
-    known = {v: form % ("-" if v is None else printable(v)) for v in distinct}
+        return [form % ("-" if v is None else v) for v in values]
+    known = {v: form % ("-" if v is None else v) for v in distinct}
     return [known[v] for v in values]
 
 
@@ -38,7 +35,7 @@ def stream_text(stream: Stream) -> Iterator[str]:
     """A line a result, no header; ``-`` for what there is not."""
     widths = {field.key: field.width for field in stream.fields}
     for note in stream.notes:
-        yield f"# {printable(note)}\n"
+        yield f"# {note}\n"
     for batch in stream:
         columns = [_texts(batch.values[key], widths[key]) for key in stream.text_keys]
         form = "  ".join(["%s"] * len(columns)) + "\n"
@@ -55,12 +52,12 @@ def _json_texts(values: Sequence[Any]) -> List[str]:
     if isinstance(sample, int) and not isinstance(sample, bool):
         return ["null" if v is None else str(v) for v in values]
     if isinstance(sample, str):
-        known = {v: json.dumps(v) for v in set(values)}
+        known = {v: ascii_json(v) for v in set(values)}
         return [known[v] for v in values]
     if isinstance(sample, tuple) and all(isinstance(part, str) for part in sample):
-        known = {v: json.dumps(plain(v)) for v in set(values)}
+        known = {v: ascii_json(plain(v)) for v in set(values)}
         return [known[v] for v in values]
-    return [json.dumps(plain(v)) for v in values]
+    return [ascii_json(plain(v)) for v in values]
 
 
 def _json_rows(stream: Stream, batch: Batch) -> str:
@@ -72,7 +69,7 @@ def _json_rows(stream: Stream, batch: Batch) -> str:
 def stream_json(stream: Stream) -> Iterator[str]:
     """One document, as of a report."""
     head = {"schema": f"kvintro.{stream.command}/1", "kernel": plain(stream.kernel)}
-    yield json.dumps(head, indent=2)[:-2] + f',\n  "{stream.key}": [\n'
+    yield ascii_json(head, indent=2)[:-2] + f',\n  "{stream.key}": [\n'
     first = True
     for batch in stream:
         rows = _json_rows(stream, batch)
@@ -80,31 +77,24 @@ def stream_json(stream: Stream) -> Iterator[str]:
             yield rows if first else ",\n" + rows
             first = False
     tail = {"notes": list(stream.notes), "partial": stream.partial}
-    yield "\n  ],\n" + json.dumps(tail, indent=2)[2:] + "\n"
+    yield "\n  ],\n" + ascii_json(tail, indent=2)[2:] + "\n"
 
 
 def stream_csv(stream: Stream) -> Iterator[str]:
     """A header, then a line a result."""
     keys = [field.key for field in stream.fields]
-    yield ",".join(keys) + "\n"
+    yield csv_line(keys)
+    form = csv_line(["%s"] * len(keys))
     for batch in stream:
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
         columns = [_csv_cells(batch.values[key]) for key in keys]
-        writer.writerows(zip(*columns))
-        yield out.getvalue()
+        yield "".join([form % line for line in zip(*columns)])
 
 
-def _csv_cells(values: Sequence[Any]) -> List[Any]:
-    if isinstance(next((v for v in values if v is not None), None), (str, tuple)):
-        known = {v: _csv_cell(v) for v in set(values)}
+def _csv_cells(values: Sequence[Any]) -> List[str]:
+    sample = next((v for v in values if v is not None), None)
+    if isinstance(sample, Address):
+        return ["" if v is None else "0x%016x" % v for v in values]  # noqa: UP031
+    if isinstance(sample, str) or (isinstance(sample, tuple) and all(isinstance(v, str) for v in sample)):
+        known = {v: cell_text(v) for v in set(values)}
         return [known[v] for v in values]
-    return [_csv_cell(v) for v in values]
-
-
-def _csv_cell(value: Any) -> Any:
-    if isinstance(value, Address):
-        return "0x%016x" % value  # noqa: UP031
-    if isinstance(value, (list, tuple)):
-        return " ".join(str(v) for v in value)
-    return printable(value) if isinstance(value, str) else value
+    return [cell_text(v) for v in values]

@@ -12,7 +12,7 @@ from typing import Any, List, Sequence
 
 from kvintro.model import Report
 from kvintro.render.drawing import Room, largest, placed_rows, rooms, spread, weight
-from kvintro.text import displacement_text, printable, size_text
+from kvintro.text import displacement_text, size_text
 
 _WIDTH = 1180
 _TOP = 66  # below the head of the columns
@@ -198,7 +198,7 @@ def _note(row: Any) -> str:
     if row.slide:
         of = "image " if row.key == "kernel_image" else ""
         return f"{of}moved by {displacement_text(row.slide)}"
-    return printable(row.note)[:46] if row.note and row.kind != "hole" else ""
+    return row.note[:46] if row.note and row.kind != "hole" else ""
 
 
 def _told(row: Any) -> str:
@@ -301,4 +301,4 @@ def _text(x: float, y: float, text: str, classes: str, anchor: str = "start") ->
 
 def _safe(text: str) -> str:
     """Text that is nothing but text in SVG: markup escaped, and no control characters, which XML forbids."""
-    return escape(printable(text), quote=True)
+    return escape(text, quote=True)

@@ -12,7 +12,6 @@ from tabulate import tabulate
 
 from kvintro.model import Column, Report, Table
 from kvintro.render.values import value_text
-from kvintro.text import printable
 
 BOLD = "1"
 DIM = "2"
@@ -45,7 +44,7 @@ def lines_of(table: Table) -> List[Line]:
 
 
 # Stands for a leading space, which tabulate would strip (only from 0.10 on can it be told not to). A private
-# character: printable() leaves none in a string of a kernel.
+# character: none is left in a string of a kernel.
 _INDENT = "\ue000"
 
 
@@ -87,7 +86,7 @@ def render_text(report: Report, *, color: bool, width: int) -> str:
     own = _own_renderer(report.command)
     out: List[str] = []
     for number, text in enumerate(report.head):
-        out.append(paint(printable(text), BOLD if number == 0 else "", color))
+        out.append(paint(text, BOLD if number == 0 else "", color))
     if report.head:
         out.append("")
     if own is not None:
@@ -95,14 +94,14 @@ def render_text(report: Report, *, color: bool, width: int) -> str:
     else:
         for table in report.tables:
             if table.title:
-                out.append(paint(printable(table.title), BOLD, color))
+                out.append(paint(table.title, BOLD, color))
             out.extend(table_text(table.columns, lines_of(table), color=color, width=width))
             out.append("")
         while out and not out[-1]:
             out.pop()
     if report.notes:
         out.append("")
-        out.extend(paint(f"note: {printable(note)}", YELLOW, color) for note in report.notes)
+        out.extend(paint(f"note: {note}", YELLOW, color) for note in report.notes)
     return "\n".join(out) + "\n"
 
 

@@ -7,7 +7,6 @@ from typing import Any, List
 
 from kvintro.model import Report
 from kvintro.render.show import table_lines, totals_lines
-from kvintro.text import printable
 
 
 def user_lines(report: Report, color: bool, width: int) -> List[str]:
@@ -22,4 +21,4 @@ def maps_line(row: Any) -> str:
     """A line of /proc/PID/maps (fs/proc/task_mmu.c:show_map_vma), whose ends are exclusive."""
     head = f"{row.start:08x}-{row.end + 1:08x} {row.permissions} {row.offset:08x} {row.device} {row.inode} "
     # The name starts at a fixed column; without one the line ends where the number does.
-    return f"{head:73}{printable(row.name)}" if row.name else head
+    return f"{head:73}{row.name}" if row.name else head

@@ -20,6 +20,8 @@ HOSTILE = (
     b"\xff\xfe\xf0\x9f",
     "\u202egnp.exe\u2066".encode(),
     b"=cmd|'/c calc'!A1",
+    b"\x1b]52;c;ZXZpbA==\x07",
+    "a\u0301\u0489\ufe0f\u3164\u05d0".encode(),
     b"A" * 300,
 )
 

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import random
+import re
 import struct
 import tempfile
 from pathlib import Path
@@ -30,6 +31,7 @@ from kvintro.source import Request, Source, debuginfo, parse_vmcoreinfo
 from kvintro.source.core import hide_null
 from tests.fuzz.damage import HOSTILE, damaged, damaged_text, some, word
 from tests.fuzz.harness import Target, next_question
+from tests.hostile import assert_inert
 from tests.regions import REGIONS
 from tests.synthetic import PAGE, START_KERNEL_MAP, Memory, elf_core, vmcoreinfo
 
@@ -93,21 +95,24 @@ def check_inert(text: str, form: str) -> None:
         assert text.isascii()
         json.loads(text)
         return
-    for line in text.split("\n"):
-        assert line.isprintable(), f"not printable: {line!r}"
+    assert_inert(text)
     if form == "html":
         for tag in ("<script>alert", "<img src=x"):
             assert tag not in text
 
 
 def ask_some(
-    kernel: Kernel, chosen: random.Random, commands: Iterable[str], addresses: Sequence[str]
+    kernel: Kernel,
+    chosen: random.Random,
+    commands: Iterable[str],
+    addresses: Sequence[str],
+    forms: Sequence[str] = (*FORMATS, "text"),
 ) -> None:
     """Ask for some commands, each in one format; a refusal is an answer."""
     for command in commands:
         question = chosen.choice(QUESTIONS[command])
         words = [chosen.choice(addresses) if w == "A" else w for w in question.split()]
-        form = chosen.choice([*FORMATS, "text"])
+        form = chosen.choice(forms)
         try:
             text = ask(kernel, " ".join([command, *words]), form)
         except KvintroError as error:
@@ -808,11 +813,34 @@ class Strings(Real):
             address = self.sound.find_symbol(name)
             if address is not None:
                 self.spots.append(address)
+        self.pages = [*self._name_files(), *self.addresses[:20]]
         # Names of symbols are made of these.
         tokens = parse_vmcoreinfo(self.base)["SYMBOL(kallsyms_token_table)"]
         self._tokens = int(tokens, 16)
         self.source = self.kernel().source
         self.commands = available()
+
+    def _name_files(self) -> List[str]:
+        """Pages of files that processes map, whose names are among the spots from here on."""
+        from drgn.helpers.linux import address_space_for_each_page, for_each_task, for_each_vma, page_to_pfn
+
+        found: List[str] = []
+        seen = set()
+        for task in for_each_task(self.base):
+            if not task.mm:
+                continue
+            for vma in for_each_vma(task.mm):
+                dentry = vma.vm_file.f_path.dentry.read_() if vma.vm_file else None
+                if not dentry or dentry.value_() in seen:
+                    continue
+                seen.add(dentry.value_())
+                self.spots += [dentry.d_name.name.value_()] * 3
+                for _, page in address_space_for_each_page(vma.vm_file.f_mapping):
+                    if not page.value_() & 1:  # else it is swapped out
+                        found.append(f"pfn:{page_to_pfn(page).value_():x}")
+                    if len(found) % 4 == 0:
+                        break
+        return found
 
     def run(self, chosen: random.Random) -> None:
         self.changes.clear()
@@ -828,6 +856,21 @@ class Strings(Real):
         else:
             kernel = Kernel(self.source)
         ask_some(kernel, chosen, chosen.sample(self.commands, 8), self.addresses)
+        # Where lists and tables are cells.
+        ask_some(kernel, chosen, ["page", "page", "user", "translate"], self.pages, ["csv"])
+        if chosen.random() < 0.2:
+            self._check_terminal(kernel, chosen)
+
+    def _check_terminal(self, kernel: Kernel, chosen: random.Random) -> None:
+        """What a terminal gets: colours are ours, the rest is inert."""
+        line = chosen.choice(
+            (f"page {chosen.choice(self.pages)}", "user --all", "layout --map", "show modules")
+        )
+        args = parse([*line.split(), "--color", "always"])
+        with contextlib.suppress(KvintroError):
+            found = load_command(args.command).run(kernel, args)
+            text = render(found, args.format, color=True, width=100)
+            assert_inert(re.sub(r"\x1b\[(?:[1247]|3\d|38;5;\d+|0)m", "", text))
 
 
 TARGETS: Sequence[Target] = (

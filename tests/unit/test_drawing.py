@@ -16,6 +16,7 @@ from kvintro.errors import UsageError
 from kvintro.model import Report
 from kvintro.render import render
 from kvintro.render.drawing import placed_rows, rooms, spread, weight
+from kvintro.render.inert import inert
 from kvintro.render.svg import layout_svg
 from kvintro.reports.explain import explain
 from kvintro.reports.layout import layout
@@ -79,7 +80,7 @@ def test_strings_stay_text(report: Report) -> None:
         kernel=dataclasses.replace(report.kernel, release=HOSTILE),
     )
     for links in ("", "#region-"):
-        root = ElementTree.fromstring(layout_svg(hostile, links=links))
+        root = ElementTree.fromstring(layout_svg(inert(hostile), links=links))
         assert not list(root.iter(f"{SVG}script"))
         assert not list(root.iter("script"))
     drawn = render(hostile, "map")

@@ -73,7 +73,7 @@ def test_every_character_of_ours_has_a_fallback() -> None:
         text = path.read_text(encoding="utf-8")
         escaped = [chr(int(digits, 16)) for digits in re.findall(r"\\u([0-9a-f]{4})", text)]
         for char in {c for c in (*text, *escaped) if c > "\x7f" and c.isprintable()}:
-            if path.name != "text.py":
+            if path.name not in ("text.py", "csv.py"):  # their characters are looked for, not written
                 assert char in streams._ASCII, f"{path}: {char}"
     assert all(len(char) == 1 and char.isascii() for char in streams._ASCII.values())
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvintro.text import displacement_text, printable, size_text
+from tests.hostile import assert_inert
 
 
 @pytest.mark.parametrize(
@@ -45,9 +46,45 @@ def test_a_size_is_right_to_one_in_twenty(size: int) -> None:
 
 @given(st.text())
 def test_nothing_but_printable_characters_comes_out(text: str) -> None:
-    assert printable(text).isprintable()
+    shown = printable(text)
+    assert_inert(shown)
+    assert "\n" not in shown
+    assert printable(shown) == shown
 
 
-def test_escapes_are_shown_not_obeyed() -> None:
-    assert printable("a\x1b]0;x\x07\u202eb\n") == "a\\x1b]0;x\\x07\\u202eb\\n"
-    assert printable("naïve") == "naïve"
+@given(st.text(st.characters(codec="ascii")))
+def test_printable_ascii_stays(text: str) -> None:
+    assert not text.isprintable() or printable(text) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["naïve", "Žluťoučký", "Ελλάδα", "Русский", "中文", "日本語カナ", "한국어", "x²≥½", "😀"]
+)
+def test_ordinary_text_stays(text: str) -> None:
+    assert printable(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\x1b]0;x\x07\u202eb\n", "a\\x1b]0;x\\x07\\u202eb\\n"),
+        ("e\u0301" + "\u0489" * 3, "e\\u0301" + "\\u0489" * 3),
+        ("a\ufe0fb\U000e0100", "a\\ufe0fb\\U000e0100"),
+        ("\u115f\u1160\u3164\uffa0\u2800", "\\u115f\\u1160\\u3164\\uffa0\\u2800"),
+        ("\u05d0\u0627\u0663\U0001e900", "\\u05d0\\u0627\\u0663\\U0001e900"),
+        ("\u17b4\u180b\u034f\u00ad\u200d\u2060", "\\u17b4\\u180b\\u034f\\xad\\u200d\\u2060"),
+        ("\U0001f44d\U0001f3fb", "\U0001f44d\\U0001f3fb"),
+    ],
+)
+def test_escapes_are_shown_not_obeyed(text: str, shown: str) -> None:
+    assert printable(text) == shown
+
+
+def test_nothing_ignorable_is_left() -> None:
+    """Unicode's Default_Ignorable_Code_Point (DerivedCoreProperties.txt of Unicode 15)."""
+    ranges = "ad 34f 61c 115f-1160 17b4-17b5 180b-180f 200b-200f 202a-202e 2060-206f 3164 fe00-fe0f feff ffa0"
+    ranges += " fff0-fff8 1bca0-1bca3 1d173-1d17a e0000-e0fff"
+    for text in ranges.split():
+        first, _, last = text.partition("-")
+        for code in range(int(first, 16), int(last or first, 16) + 1):
+            assert printable(chr(code)).isascii(), hex(code)

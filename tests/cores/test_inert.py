@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""No string of a kernel comes out so that a terminal obeys it, a reader is misled or a spreadsheet runs it.
+
+Every string of every report is made hostile, field by field, and written in every format.
+"""
+
+from __future__ import annotations
+
+import ast
+import csv
+import dataclasses
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any, Callable, Iterator, List, Mapping, Set, Tuple
+
+import pytest
+
+import kvintro
+from kvintro.cli import parse
+from kvintro.commands import load_command
+from kvintro.errors import KvintroError
+from kvintro.kernel import Kernel
+from kvintro.model import Address, Batch, Report, Stream, Table
+from kvintro.prompt import Answer, Listing
+from kvintro.render import FORMATS, render, render_stream
+from tests.cores.test_schema import LINES
+from tests.hostile import assert_inert
+
+#: Clipboard, title, clear screen, colours of a stranger's, C1, overrides, right-to-left, marks, fillers, DEL.
+HOSTILE = (
+    "\x1b]52;c;ZXZpbA==\x07\x1b]0;t\x1b\\\x1b[2J\x1b[31m\x9b1m\x7f\r\n\t\u202e\u2066"
+    "\u05d0\u0627\u0663a\u0301\u0489\ufe0f\U000e0100\u3164\u115f\u2800\U0001f3fb\xad\u200b\xa0"
+)
+FORMULA = "=2+5+cmd|'/c calc'!A1;=1; @x;\"+1\";\t-1"
+_OURS = re.compile(r"\x1b\[[0-9;]*m")
+_PAINT = re.compile(r"\x1b\[(?:[1247]|3[0-7]|38;5;\d+|0)m")
+
+
+def check_inert(text: str, *, color: bool) -> None:
+    """Only what is printable, one place for each character, from left to right; and our own colours."""
+    if color:
+        assert all(_PAINT.fullmatch(code) for code in _OURS.findall(text)), "a colour that is not ours"
+        text = _OURS.sub("", text)
+    assert_inert(text)
+
+
+def _poisoned(value: Any, bad: str, path: Tuple[Any, ...]) -> Any:
+    """The value with the string at ``path`` made bad."""
+    if not path:
+        return bad
+    first, *rest = path
+    if isinstance(value, Mapping):
+        return {
+            (bad if rest == ["key"] and k == first else k): _deeper(k, v, first, bad, rest)
+            for k, v in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return tuple(_deeper(i, v, first, bad, rest) for i, v in enumerate(value))
+    return _replaced(value, first, _poisoned(getattr(value, first), bad, tuple(rest)))
+
+
+def _deeper(at: Any, value: Any, first: Any, bad: str, rest: List[Any]) -> Any:
+    return _poisoned(value, bad, tuple(rest)) if at == first and rest != ["key"] else value
+
+
+def _replaced(value: Any, name: str, new: Any) -> Any:
+    import copy
+
+    found = copy.copy(value)
+    object.__setattr__(found, name, new)
+    return found
+
+
+def _strings(value: Any, path: Tuple[Any, ...] = ()) -> Iterator[Tuple[Any, ...]]:
+    """Where strings are in a value."""
+    if isinstance(value, str):
+        yield path
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield (*path, key, "key")
+            yield from _strings(item, (*path, key))
+    elif isinstance(value, (list, tuple)):
+        for number, item in enumerate(value):
+            yield from _strings(item, (*path, number))
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from _strings(getattr(value, field.name), (*path, field.name))
+
+
+def _short(report: Report) -> Report:
+    """A few rows of each table: those that have most in them."""
+    tables = []
+    for table in report.tables:
+        rows = sorted(table.rows, key=lambda row: -len(list(_strings(row))))[:2]
+        tables.append(dataclasses.replace(table, rows=rows))
+    extra = dict(report.extra)
+    if "sections" in extra:
+        extra["sections"] = [
+            dataclasses.replace(s, report=None if s.report is None else _short(s.report))
+            for s in extra["sections"]
+        ]
+    return dataclasses.replace(report, tables=tables, extra=extra, notes=("a note",))
+
+
+def _places(report: Report) -> Iterator[Tuple[Any, ...]]:
+    """A place of each kind: the same field of another row is the same code."""
+    seen: Set[Tuple[Any, ...]] = set()
+    for path in _strings(report):
+        kind = tuple("#" if isinstance(part, int) else part for part in path)
+        if kind not in seen and path[0] != "command":
+            seen.add(kind)
+            yield path
+
+
+def _written(report: Report) -> Iterator[Tuple[str, bool]]:
+    for form in (*FORMATS, "map"):
+        for color in (False, True) if form in ("text", "map") else (False,):
+            try:
+                text = render(report, form, color=color, width=0 if color else 90)
+            except KvintroError:
+                continue
+            except (KeyError, ValueError, AttributeError):
+                # A word of ours, which renderers look up or number by: with another there is no output.
+                continue
+            yield text, color
+            if form == "json":
+                assert text.isascii()
+
+
+LINES_ASKED = [line for line in LINES if line[0] != "report"]
+
+
+@pytest.mark.parametrize("line", LINES_ASKED, ids=" ".join)
+def test_every_string_of_every_report(kernel: Kernel, line: List[str]) -> None:
+    if kernel.source.types == "none":
+        pytest.skip("this kernel's VMCOREINFO does not lead to its types")
+    args = parse(["-c", "x", *line])
+    found = load_command(args.command).run(kernel, args)
+    if isinstance(found, Stream):
+        _check_stream(found)
+        return
+    report = _short(found)
+    checked = 0
+    for path in _places(report):
+        bad = _poisoned(report, HOSTILE, path)
+        for text, color in _written(bad):
+            check_inert(text, color=color)
+            checked += 1
+    assert checked > 20
+    everything = report
+    for path in _places(report):
+        if path[0] in ("head", "notes", "kernel"):
+            everything = _poisoned(everything, HOSTILE, path)
+    answer = Answer.of(everything)
+    check_inert(repr(answer), color=False)
+    check_inert(answer._repr_html_(), color=False)
+
+
+def _check_stream(stream: Stream) -> None:
+    listing = Listing.of(stream)
+    batches = [
+        Batch({k: [*map(_hostile_value, v[:3])] for k, v in batch.values.items()})
+        for batch in listing.batches[:1]
+    ]
+    hostile = Stream(
+        stream.command, stream.kernel, stream.key, stream.fields, stream.text_keys, batches, [HOSTILE]
+    )
+    for form in ("text", "csv", "json"):
+        check_inert("".join(render_stream(hostile, form)), color=False)
+    check_inert(Listing.of(hostile)._repr_html_(), color=False)
+
+
+def _hostile_value(value: Any) -> Any:
+    if isinstance(value, str):
+        return HOSTILE
+    if isinstance(value, tuple):
+        return tuple(map(_hostile_value, value))
+    return value
+
+
+@pytest.mark.parametrize("line", [["layout"], ["page", "init_task"], ["user", "--all"]], ids=" ".join)
+def test_no_cell_is_a_formula(kernel: Kernel, line: List[str]) -> None:
+    if kernel.source.types == "none":
+        pytest.skip("this kernel's VMCOREINFO does not lead to its types")
+    args = parse(["-c", "x", *line])
+    report = _short(load_command(args.command).run(kernel, args))
+    for path in _places(report):
+        if path[0] != "tables":
+            continue
+        text = render(_poisoned(report, FORMULA, path), "csv")
+        for delimiter in ",;\t":
+            for cells in list(csv.reader(io.StringIO(text), delimiter=delimiter))[1:]:
+                for cell in cells:
+                    assert not re.match(r"[\s\"]*[=+@]|[\s\"]*-[^-\d]", cell), cells
+
+
+def test_numbers_stay_numbers() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Row:
+        number: int = -1
+        share: float = -0.5
+        address: Any = dataclasses.field(default_factory=lambda: Address(4096))
+        flag: bool = True
+        nothing: Any = None
+        words: Tuple[str, ...] = ("RW", "NX")
+        names: Tuple[str, ...] = ("a b", "c")
+        counts: Any = dataclasses.field(default_factory=lambda: {"4K": 2})
+        text: str = '-1, "x"'
+
+    text = render(Report("x", None, [Table("rows", (), [Row()])]), "csv")
+    header, cells = csv.reader(io.StringIO(text))
+    assert dict(zip(header, cells)) == {
+        "number": "-1",
+        "share": "-0.5",
+        "address": "0x0000000000001000",
+        "flag": "true",
+        "nothing": "",
+        "words": "RW NX",
+        "names": '["a b", "c"]',
+        "counts": '{"4K": 2}',
+        "text": '\'-1, "x"',
+    }
+
+
+@pytest.mark.parametrize("line", LINES_ASKED, ids=" ".join)
+def test_no_cell_is_pythons(kernel: Kernel, line: List[str]) -> None:
+    """Cells are numbers, texts, words or JSON."""
+    if kernel.source.types == "none":
+        pytest.skip("this kernel's VMCOREINFO does not lead to its types")
+    args = parse(["-c", "x", "--csv", *line])
+    found = load_command(args.command).run(kernel, args)
+    try:
+        text = "".join(render_stream(found, "csv")) if isinstance(found, Stream) else render(found, "csv")
+    except KvintroError:
+        return
+    header, *rows = csv.reader(io.StringIO(text)) if text else [[]]
+    for cells in rows[:2000]:
+        assert len(cells) == len(header)
+        for cell in cells:
+            assert cell not in ("None", "True", "False")
+            assert not re.search(r"\bNone\b|object at 0x|\w+\(\w+=|[{\[(]'", cell), cell
+            if re.match(r'[{\[]["\d{\[]', cell):
+                json.loads(cell)
+
+
+def _renderers() -> Iterator[Tuple[Path, ast.Module]]:
+    for path in sorted((Path(kvintro.__file__).parent).rglob("*.py")):
+        yield path, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def test_there_is_one_way_to_a_renderer() -> None:
+    """Who renders goes through kvintro.render, which makes all strings inert first."""
+    allowed = {"kvintro.render", "kvintro.render.inert", "kvintro.render.values"}
+    for path, tree in _renderers():
+        if path.parent.name == "render":
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kvintro.render"):
+                assert node.module in allowed, f"{path} imports {node.module}"
+                if node.module == "kvintro.render":
+                    assert {a.name for a in node.names} <= {"FORMATS", "render", "render_stream"}, path
+            if isinstance(node, ast.Import):
+                assert not any(a.name.startswith("kvintro.render") for a in node.names), path
+
+
+def test_only_render_is_given_reports_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every form but JSON is made of what ``inert`` returned."""
+    import kvintro.render as module
+
+    seen: List[str] = []
+
+    def refuse(value: Any) -> Any:
+        seen.append(type(value).__name__)
+        raise InterruptedError
+
+    monkeypatch.setattr(module, "inert", refuse)
+    monkeypatch.setattr(module, "InertStream", refuse)
+    report = Report("layout", None, [])
+    stream = Stream("ptdump", None, "ranges", (), (), ())
+    asked: List[Callable[[], Any]] = [lambda form=form: render(report, form) for form in (*FORMATS, "map")]
+    asked += [lambda form=form: list(render_stream(stream, form)) for form in ("text", "csv", "json")]
+    refused = 0
+    for ask in asked:
+        try:
+            ask()
+        except InterruptedError:
+            refused += 1
+    assert refused == len(seen) == len(asked) - 2
