@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, List, Optional, Tuple
 from kvintro.arch import x86_64_kaslr
 from kvintro.arch.x86_64 import DEFAULT_TEXT, START_KERNEL_MAP
 from kvintro.errors import Unavailable
-from kvintro.readers.structures import TROUBLE, number, offset_of, size_of, struct_at, text_at
+from kvintro.readers.structures import TROUBLE, number, size_of, struct_at, text_at
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel
@@ -23,6 +23,11 @@ _GRUB, _QEMU, _KEXEC = 0x7, 0xB, 0xD
 # Options that shrink the memory that the image may go to (kaslr.c:handle_mem_options).
 _SHRINKING = ("mem", "memmap", "hugepages")
 _MAX_ACPI_TABLES = 1 << 10
+_MAX_SRAT = 1 << 20
+# struct acpi_table_srat is its header and 12 reserved bytes; struct acpi_srat_mem_affinity.
+_SRAT, _SRAT_HEAD, _MEMORY_AFFINITY, _HOT_PLUGGABLE = b"SRAT", 48, 1, 1 << 1
+_AFFINITY = struct.Struct("<8xQQ4xI8x")
+_FEW = 1 << 7
 _SETUP_DATA = struct.Struct("<QII")  # struct setup_data: next, type, len
 _SETUP_INDIRECT, _SETUP_INDIRECT_BODY = 1 << 31, struct.Struct("<IIQQ")
 _MAX_SETUP_DATA = 64
@@ -117,7 +122,7 @@ class Unpacking:
     """What the unpacker knew of physical memory when it chose a place for the image.
 
     :ivar load: where the image stays if no other place is found: ``output`` of ``choose_random_location``.
-    :ivar ram: (start, end) of RAM, ends exclusive.
+    :ivar ram: (start, end) of RAM that it could use, ends exclusive.
     :ivar taken: (start, end) of what must not be overwritten (``mem_avoid_init``).
     :ivar complete: whether that is all that kept it from places; otherwise there may have been fewer.
     """
@@ -151,6 +156,16 @@ def unpacking(kernel: Kernel) -> Unpacking:
     if line:
         # Its length is not kept, which does not matter: places are multiples of 2 MB.
         taken.append((line, line + 1))
+    ram = boot_ram(kernel)
+    immovable = _immovable(kernel)
+    if immovable:
+        # kaslr.c:process_mem_region
+        ram = [
+            (max(start, low), min(end, high))
+            for start, end in ram
+            for low, high in immovable
+            if max(start, low) < min(end, high)
+        ]
     setup_data = _setup_data(kernel)
     words = command_line_words(kernel)
     complete = (
@@ -159,9 +174,9 @@ def unpacking(kernel: Kernel) -> Unpacking:
         and setup_data is not None
         and words is not None
         and not any(word.split("=")[0] in _SHRINKING for word in words)
-        and _has_acpi_table(kernel, b"SRAT") is False
+        and immovable is not None
     )
-    return Unpacking(load, boot_ram(kernel), taken + (setup_data or []), complete)
+    return Unpacking(load, ram, taken + (setup_data or []), complete)
 
 
 def _setup_data(kernel: Kernel) -> Optional[List[Tuple[int, int]]]:
@@ -187,23 +202,45 @@ def _setup_data(kernel: Kernel) -> Optional[List[Tuple[int, int]]]:
     return taken
 
 
-def _has_acpi_table(kernel: Kernel, signature: bytes) -> Optional[bool]:
-    """Whether firmware brought a table; None if the source does not tell.
+def _immovable(kernel: Kernel) -> Optional[List[Tuple[int, int]]]:
+    """(start, end) of the memory that firmware's SRAT does not call hot-pluggable, in its order; empty if it
+    makes no difference, None if the source does not tell.
 
-    With an SRAT the unpacker uses only memory that the table does not call hot-pluggable, entry by entry
+    With such a table the unpacker uses no other memory, and looks at it entry by entry
     (arch/x86/boot/compressed/acpi.c:count_immovable_mem_regions).
     """
     try:
+        if not kernel.has_symbol("offline_pages", code=True):
+            return []  # Without CONFIG_MEMORY_HOTREMOVE.
         head = struct_at(kernel, "struct acpi_table_list", kernel.symbol("acpi_gbl_root_table_list"))
         count, tables = number(head, "current_table_count"), number(head, "tables")
-        if count > _MAX_ACPI_TABLES:
+        if not 0 < count <= _MAX_ACPI_TABLES:
             return None
         size = size_of(kernel, "struct acpi_table_desc")
-        at = offset_of(kernel, "struct acpi_table_desc", "signature")
-        found = [kernel.read(tables + n * size + at, len(signature)) for n in range(count)]
+        for at in range(tables, tables + count * size, size):
+            found = struct_at(kernel, "struct acpi_table_desc", at)
+            if found.signature.ascii.to_bytes_()[: len(_SRAT)] == _SRAT:
+                length = min(number(found, "length"), _MAX_SRAT)
+                return _memory_affinity(kernel.read_physical(number(found, "address"), length))
     except TROUBLE:
         return None
-    return signature in found
+    return []
+
+
+def _memory_affinity(table: bytes) -> Optional[List[Tuple[int, int]]]:
+    found: List[Tuple[int, int]] = []
+    at = _SRAT_HEAD
+    while at + 2 < len(table):
+        kind, length = table[at], table[at + 1]
+        if not length:
+            return []
+        if kind == _MEMORY_AFFINITY and at + _AFFINITY.size <= len(table):
+            start, size, flags = _AFFINITY.unpack_from(table, at)
+            if size and not flags & _HOT_PLUGGABLE:
+                found.append((start, start + size))
+        at += length
+    # The kernel gives up at MAX_NUMNODES * 2, which the build decides.
+    return found if len(found) < _FEW else None
 
 
 def command_line_words(kernel: Kernel) -> Optional[List[str]]:

@@ -70,6 +70,10 @@ def boot_of(core: Core, kernel: Kernel) -> sim.Boot:
     initrd = re.search(r"RAMDISK: \[mem 0x(\w+)-0x(\w+)\]", core.truth("dmesg"))
     assert initrd
     start, end = int(initrd[1], 16), int(initrd[2], 16) + 1
+    # kaslr.c:mem_avoid_memmap, of the one form that the lab uses.
+    memmap = [
+        (int(b) << 20, int(a) << 20) for a, b in re.findall(r"memmap=(\d+)M!(\d+)M", core.truth("cmdline"))
+    ]
     return sim.Boot(
         e820=sim.e820_of(core.truth("dmesg")),
         startup_32=word(0x214),
@@ -78,7 +82,7 @@ def boot_of(core: Core, kernel: Kernel) -> sim.Boot:
         payload_length=word(0x24C),
         output_len=output_len,
         total=kernel.symbol("_end") - kernel.symbol("_text"),
-        taken=[(start, end - start), (word(0x228), len(core.truth("cmdline")))],
+        taken=[(start, end - start), (word(0x228), len(core.truth("cmdline"))), *memmap],
         immovable=sim.srat_of(core.truth("dmesg")),
         mem_limit=1 << (52 if core.meta["levels"] == 5 else 46),
     )
