@@ -7,6 +7,9 @@
 A command's document is what :func:`kvintro.render.json.document` makes of its report: the rows of each
 table, which are dataclasses, and the report's extra values, which are listed here. With --check nothing is
 written, and the exit status is 1 if something would be.
+
+The schemas that are written accept what they do not know: members and values may be added within a version.
+The strict ones, which only tests use, refuse a member that is not declared.
 """
 
 from __future__ import annotations
@@ -213,7 +216,6 @@ DOCUMENTS: Dict[str, Document] = {
                         "problem": either(TEXT, NULL),
                         "report": either({"type": "object", "required": ["schema"]}, NULL),
                     },
-                    "additionalProperties": False,
                 },
             },
         },
@@ -227,14 +229,19 @@ PTDUMP = {
         "start": ADDRESS,
         "end": {**ADDRESS, "description": "inclusive"},
         "size": COUNT,
-        "level": {"enum": ["pte", "pmd", "pud", "p4d", "pgd"]},
-        "state": {"enum": ["present", "not-present", "not-in-dump", "over-limit"]},
+        "level": {**TEXT, "examples": ["pte", "pmd", "pud", "p4d", "pgd"]},
+        "state": {**TEXT, "examples": ["present", "not-present", "not-in-dump", "over-limit"]},
         "flags": {"type": "array", "items": TEXT},
         "effective": {"type": "array", "items": TEXT},
         "marker": TEXT,
     },
-    "additionalProperties": False,
 }
+
+
+def plain_text(text: str) -> str:
+    """A docstring's paragraph in one line, without marks for Sphinx."""
+    text = re.sub(r":[\w:]+:`(?:[^`<]*<)?[~!]?(?:[\w.]*\.)?([^`>]+)>?`", r"\1", " ".join(text.split()))
+    return re.sub(r"`+([^`]*)`+", r"\1", text)
 
 
 class Maker:
@@ -297,14 +304,13 @@ class Maker:
         for field in dataclasses.fields(row):
             schema = self.of(hints[field.name])
             if field.name in told:
-                schema["description"] = " ".join(told[field.name].split()).rstrip(".")
+                schema["description"] = plain_text(told[field.name]).rstrip(".")
             properties[field.name] = schema
         self.definitions[name] = {
             "type": "object",
-            "description": " ".join(about.split("\n\n")[0].split()),
+            "description": plain_text(about.split("\n\n")[0]),
             "required": list(properties),
             "properties": properties,
-            "additionalProperties": False,
         }
         return name
 
@@ -315,13 +321,29 @@ def load(path: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def schema_of(command: str, document: Optional[Document]) -> Dict[str, Any]:
-    """The schema of one command."""
+def closed(schema: Any) -> Any:
+    """A schema that refuses members which it does not declare."""
+    if isinstance(schema, list):
+        return [closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {key: closed(part) for key, part in schema.items()}
+    # Where a part of a schema says no more than what must be there, it is another that declares the rest.
+    if found.get("type") == "object" and set(found.get("required", ())) <= set(found.get("properties", ())):
+        found.setdefault("additionalProperties", "properties" not in found)
+    return found
+
+
+def schema_of(command: str, document: Optional[Document], *, strict: bool = False) -> Dict[str, Any]:
+    """The schema of one command.
+
+    :param strict: refuse members that are not declared.
+    """
     maker = Maker()
     maker.define(Identity)
     properties: Dict[str, Any] = {"schema": {"const": f"kvintro.{command}/1"}, "kernel": IDENTITY_OR_NULL}
     optional: Sequence[str] = ()
-    more: Union[bool, Dict[str, Any]] = False
+    more: Dict[str, Any] = {}
     about = "Page tables as ranges."
     if document is None:
         properties["ranges"] = {"type": "array", "items": PTDUMP}
@@ -333,10 +355,12 @@ def schema_of(command: str, document: Optional[Document]) -> Dict[str, Any]:
         for key, rows in document.tables.items():
             properties[key] = _rows(maker, rows)
         if document.more:
-            more = _rows(maker, document.more)
+            rows = _rows(maker, document.more)
+            kinds = "tables, whose rows are of the kinds below whose names end in Row"
+            more = {"additionalProperties": rows if strict else {"description": kinds}}
     properties["notes"] = {"type": "array", "items": TEXT}
     properties["partial"] = {**FLAG, "description": "something that should be here could not be read"}
-    return {
+    schema = {
         "$schema": DIALECT,
         "$id": f"kvintro.{command}/1",
         "title": f"kvintro {command} --json",
@@ -344,9 +368,10 @@ def schema_of(command: str, document: Optional[Document]) -> Dict[str, Any]:
         "type": "object",
         "required": [key for key in properties if key not in optional],
         "properties": properties,
-        "additionalProperties": more,
+        **more,
         "$defs": maker.definitions,
     }
+    return closed(schema) if strict else schema
 
 
 def _rows(maker: Maker, rows: Sequence[str]) -> Dict[str, Any]:
@@ -355,13 +380,15 @@ def _rows(maker: Maker, rows: Sequence[str]) -> Dict[str, Any]:
     return {"type": "array", "items": forms[0] if len(forms) == 1 else either(*forms)}
 
 
+def all_schemas(*, strict: bool = False) -> Dict[str, Dict[str, Any]]:
+    """The schema of each command."""
+    found: List[Tuple[str, Optional[Document]]] = [*DOCUMENTS.items(), ("ptdump", None)]
+    return {command: schema_of(command, document, strict=strict) for command, document in found}
+
+
 def schemas() -> Dict[str, str]:
     """The text of each file by its name."""
-    found: List[Tuple[str, Optional[Document]]] = [*DOCUMENTS.items(), ("ptdump", None)]
-    return {
-        f"{command}.json": json.dumps(schema_of(command, document), indent=2) + "\n"
-        for command, document in found
-    }
+    return {f"{command}.json": json.dumps(found, indent=2) + "\n" for command, found in all_schemas().items()}
 
 
 def main() -> int:

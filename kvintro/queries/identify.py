@@ -69,7 +69,7 @@ _SECONDS, _SECONDS_LIVE, _SECONDS_EACH = 3.0, 60.0, 0.02
 class Identity:
     """One thing that an address is.
 
-    :ivar kind: one of :data:`KINDS`.
+    :ivar kind: what it is: ``task``, ``symbol``, ``region`` and others (:data:`KINDS`).
     :ivar text: for people.
     :ivar start: where the thing begins, if it has a beginning.
     :ivar size: its bytes, if known.

@@ -50,7 +50,7 @@ class WalkStep:
     :ivar entry_address: physical address of the entry.
     :ivar value: the entry; None if it is not in the source.
     :ivar flags: its bits by the kernel's names.
-    :ivar kind: see :class:`kvintro.arch.x86_64_entry.Entry`.
+    :ivar kind: what the entry is: ``table``, ``page``, ``empty``, ``swap`` and others, as in ``kvintro pte``.
     """
 
     level: str

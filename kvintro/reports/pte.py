@@ -15,7 +15,7 @@ from kvintro.model import Address, Column, Report, Size, Table
 
 @dataclass(frozen=True)
 class SwapRow:
-    """A swap entry; the fields of :class:`kvintro.arch.x86_64_entry.Swap`."""
+    """What a swap entry says."""
 
     type: int
     kind: Optional[str]

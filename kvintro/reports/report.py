@@ -16,7 +16,11 @@ from kvintro.reports.layout import head, layout
 
 @dataclass(frozen=True)
 class RightsRow:
-    """See :class:`kvintro.queries.rights.Mapped`."""
+    """What a region maps with one page size, one set of rights and one memory type.
+
+    :ivar rights: those of all levels of page tables together.
+    :ivar ranges: number of stretches that are mapped alike.
+    """
 
     region: str
     page_size: str

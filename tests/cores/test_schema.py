@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 import subprocess
 import sys
 from functools import cache
 from importlib import resources
-from typing import Any, Dict, List
+from typing import Any, Dict, Iterator, List
 
 import pytest
 
@@ -58,10 +60,27 @@ NONE = {"shell"}
 
 @cache
 def validator(command: str) -> Any:
-    """What checks documents of a command."""
+    """What checks documents of a command, as users have it."""
     schema = json.loads((resources.files("kvintro") / "schema" / f"{command}.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
     return jsonschema.Draft202012Validator(schema)
+
+
+@cache
+def generator() -> Any:
+    """tools/gen_schemas.py."""
+    spec = importlib.util.spec_from_file_location("gen_schemas", ROOT / "tools" / "gen_schemas.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@cache
+def strict(command: str) -> Any:
+    """The same, which refuses every member that is not declared: none of ours may be forgotten."""
+    return jsonschema.Draft202012Validator(generator().all_schemas(strict=True)[command])
 
 
 def check(document: Dict[str, Any]) -> None:
@@ -69,7 +88,8 @@ def check(document: Dict[str, Any]) -> None:
     command = document["schema"].split(".")[1].split("/")[0]
     problems = [
         f"{'/'.join(map(str, error.absolute_path))}: {error.message[:300]}"
-        for error in validator(command).iter_errors(document)
+        for judge in (validator(command), strict(command))
+        for error in judge.iter_errors(document)
     ]
     assert not problems, problems[:5]
 
@@ -111,8 +131,82 @@ def test_diff_as_the_schema_says(kernel: Kernel) -> None:
 def test_a_schema_refuses(kernel: Kernel) -> None:
     """A document that is not as it should be is found out."""
     good = document(kernel, ["layout"])
-    for change in ({"partial": "no"}, {"regions": [{}]}, {"surprise": 1}, {"kernel": {"release": 3}}):
+    for change in ({"partial": "no"}, {"regions": [{}]}, {"kernel": {"release": 3}}):
         assert list(validator("layout").iter_errors({**good, **change}))
+
+
+def _with_news(value: Any) -> Iterator[Any]:
+    """The document with a member that no schema declares, in each object in turn; of a list in its first."""
+    if isinstance(value, dict):
+        yield {**value, "news": {"of": 1}}
+        yield {**value, "more_news": [1, "x"]}
+        for key, item in value.items():
+            for changed in _with_news(item):
+                yield {**value, key: changed}
+    elif isinstance(value, list):
+        for changed in _with_news(value[0]) if value else ():
+            yield [changed, *value[1:]]
+
+
+@pytest.mark.parametrize("line", LINES, ids=" ".join)
+def test_members_may_be_added_within_a_version(kernel: Kernel, line: List[str]) -> None:
+    """Who validates with today's schema must not refuse tomorrow's document."""
+    if kernel.source.types == "none" and line[0] not in ("layout", "explain", "check", "report"):
+        pytest.skip("this kernel's VMCOREINFO does not lead to its types")
+    good = document(kernel, line)
+    command = good["schema"].split(".")[1].split("/")[0]
+    small = {key: value[:1] if isinstance(value, list) else value for key, value in good.items()}
+    for changed in _with_news(small):
+        typed = [e for e in validator(command).iter_errors(changed) if not _is_of_counts(e)]
+        assert not typed, typed[0].message[:300]
+
+
+def _is_of_counts(error: Any) -> bool:
+    """Objects whose keys are data have values of one type (counts by name), and that stays."""
+    return (
+        "news" in str(error.absolute_path) and list(error.absolute_schema_path)[-2] == "additionalProperties"
+    )
+
+
+def test_strict_schemas_refuse_what_is_not_declared(kernel: Kernel) -> None:
+    good = document(kernel, ["layout"])
+    first, *rest = good["regions"]
+    for changed in (
+        {**good, "surprise": 1},
+        {**good, "regions": [{**first, "surprise": 1}, *rest]},
+        {**good, "kernel": {**good["kernel"], "surprise": None}},
+    ):
+        assert not list(validator("layout").iter_errors(changed))
+        assert list(strict("layout").iter_errors(changed))
+
+
+def test_schemas_are_open_and_plain() -> None:
+    """No object is closed, no value enumerated, and no mark of Sphinx's is in a description."""
+
+    def parts(schema: Any) -> Iterator[Dict[str, Any]]:
+        if isinstance(schema, dict):
+            yield schema
+        for part in (
+            schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ()
+        ):
+            yield from parts(part)
+
+    for path in (resources.files("kvintro") / "schema").iterdir():
+        for part in parts(json.loads(path.read_text())):
+            assert part.get("additionalProperties") is not False
+            assert not part.get("unevaluatedProperties") and "enum" not in part
+            text = part.get("description", "")
+            if isinstance(text, str):
+                assert not re.search(r"`|:\w+:|\*\w", text), text
+
+
+def test_plain_text() -> None:
+    plain_text = generator().plain_text
+    assert (
+        plain_text("See :class:`~kvintro.model.Absent`, ``a b`` and\n  :ivar:`size`.")
+        == "See Absent, a b and size."
+    )
+    assert plain_text(":py:func:`x.y.z` of :ref:`a title <there>`; 1:2:3") == "z of there; 1:2:3"
 
 
 def test_schemas_are_up_to_date() -> None:
