@@ -197,7 +197,13 @@ DOCUMENTS: Dict[str, Document] = {
             "regions": ["kvintro.reports.diff:RegionDiffRow"],
             **{key: ["kvintro.reports.diff:AmountRow"] for key in ("rights", "vmalloc", "modules", "types")},
         },
-        {"a": SIDE, "b": SIDE, "same": FLAG},
+        {
+            "a": SIDE,
+            "b": SIDE,
+            "same": {**either(FLAG, NULL), "description": "null: no difference, but not all was compared"},
+            "compared": COUNTS,
+            "not_compared": {"type": "array", "items": TEXT},
+        },
         ("rights", "vmalloc", "modules", "types"),
     ),
     "report": Document(

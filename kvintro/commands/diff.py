@@ -39,7 +39,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--all", action="store_true", dest="everything", help="tables also have what is the same"
     )
-    parser.add_argument("--exit-code", action="store_true", help="end with 1 if anything differs")
+    parser.add_argument(
+        "--exit-code",
+        action="store_true",
+        help="end with 1 if anything differs, with 4 if not all could be compared",
+    )
 
 
 def needs_source(args: argparse.Namespace) -> bool:
@@ -63,7 +67,9 @@ def run(kernel: Optional[Kernel], args: argparse.Namespace) -> Report:
         assert kernel is not None
         b = side_of_kernel(kernel, kernel.source.label, progress=_progress)
     report = diff(a, b, everything=args.everything)
-    return dataclasses.replace(report, negative=args.exit_code and not report.extra["same"])
+    negative = args.exit_code and report.extra["same"] is False
+    # A difference is an answer, whatever else could not be compared.
+    return dataclasses.replace(report, negative=negative, partial=report.partial and not negative)
 
 
 def _progress(parts: Sequence[str]) -> Iterator[str]:

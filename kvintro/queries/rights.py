@@ -8,8 +8,8 @@ from typing import Dict, List, Tuple
 
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
-from kvintro.model import Placement
-from kvintro.paging import LEVEL_MASK, LEVEL_SHIFT, MAPPED
+from kvintro.model import Placement, Unknown
+from kvintro.paging import LEVEL_MASK, LEVEL_SHIFT, MAPPED, OVER_LIMIT, UNREADABLE
 from kvintro.readers.mapped import PAGE_NAMES, caching_text, rights_text
 
 
@@ -34,7 +34,11 @@ def rights_of(kernel: Kernel) -> Tuple[List[Mapped], List[str]]:
     """Regions in the order of addresses, and what could not be looked at."""
     found: List[Mapped] = []
     problems: List[str] = []
-    placed = [(r, p) for r in kernel.regions for p in [kernel.locate(r)] if isinstance(p, Placement)]
+    located = [(region, kernel.locate(region)) for region in kernel.regions]
+    problems += [
+        f"{r.name}: where it lies is not known: {p.reason}" for r, p in located if isinstance(p, Unknown)
+    ]
+    placed = [(region, place) for region, place in located if isinstance(place, Placement)]
     for region, place in sorted(placed, key=lambda item: item[1].range.start):
         sums: Dict[Tuple[str, str, str], List[int]] = {}
         try:
@@ -50,6 +54,8 @@ def rights_of(kernel: Kernel) -> Tuple[List[Mapped], List[str]]:
                 ranges = kernel.kernel_ranges.clip(where.start, where.end)
             else:
                 ranges = kernel.tree(root.table).ranges(where.start, where.end)
+            if ranges.select(UNREADABLE | OVER_LIMIT):
+                problems.append(f"{region.name}: some page tables are not in this source")
             for low, high, key in ranges.select(MAPPED):
                 page = PAGE_NAMES[(key & LEVEL_MASK) >> LEVEL_SHIFT]
                 total = sums.setdefault((page, rights_text(key), caching_text(key)), [0, 0])
@@ -57,4 +63,4 @@ def rights_of(kernel: Kernel) -> Tuple[List[Mapped], List[str]]:
                 total[1] += high - low + 1
         for (page, rights, caching), (count, size) in sorted(sums.items(), key=lambda item: -item[1][1]):
             found.append(Mapped(region.key, page, rights, caching, count, size))
-    return found, problems
+    return found, list(dict.fromkeys(problems))

@@ -7,7 +7,7 @@ import textwrap
 from typing import List
 
 from kvintro.model import Report
-from kvintro.render.text import BOLD, YELLOW, lines_of, paint, table_text
+from kvintro.render.text import BOLD, DIM, YELLOW, lines_of, paint, table_text
 
 # What a narrow terminal can do without, least needed first.
 _SPARE = ("a_size", "b_size", "moved")
@@ -17,8 +17,8 @@ def diff_lines(report: Report, color: bool, width: int) -> List[str]:
     """Findings, and tables of what differs."""
     findings, *tables = report.tables
     out: List[str] = []
-    if report.extra["same"]:
-        out.append("nothing differs")
+    if report.extra["same"] is not False:
+        out.append("nothing differs" if report.extra["same"] else "nothing differs in what could be compared")
     pad = max((len(row.kind) for row in findings.rows), default=0)
     for row in findings.rows:
         wide = max(width - pad - 2, 40) if width else 10000
@@ -30,4 +30,5 @@ def diff_lines(report: Report, color: bool, width: int) -> List[str]:
         if table.rows:
             out += ["", paint(table.title, BOLD, color)]
             out += table_text(table.columns, lines_of(table), color=color, width=width, spare=_SPARE)
-    return out
+    counts = ", ".join(f"{count} {name}" for name, count in report.extra["compared"].items())
+    return [*out, "", paint(f"compared: {counts}", DIM, color)]

@@ -5,11 +5,24 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
-from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+)
 
 from kvintro.errors import KvintroError, NotADump, Unavailable
 from kvintro.kernel import Kernel
-from kvintro.model import Address, Column, Displacement, Identity, Report, Size, Table
+from kvintro.model import Absent, Address, Column, Displacement, Identity, Report, Size, Table
 from kvintro.queries.command_line import options, split_options
 from kvintro.queries.rights import rights_of
 from kvintro.regions import Asked
@@ -20,6 +33,8 @@ from kvintro.text import displacement_text, size_text
 
 # Of a saved layout or report. Real ones have about 1 MB; one of empty lists takes twenty times its size.
 _LARGEST_JSON = 32 << 20
+#: States of a rule that was applied.
+_JUDGED = ("ok", "failed", "warning", "notice")
 _TOLD = 5  # of many things of a kind, so many are findings of their own
 
 
@@ -37,6 +52,11 @@ class RegionFacts:
     mapped: Optional[int] = None
     reason: str = ""
 
+    @property
+    def lack(self) -> str:
+        """Why where it lies or how much of it is mapped is not known, or not in full; empty if it is."""
+        return self.reason if self.state in ("present", "unknown") else ""
+
 
 @dataclass(frozen=True)
 class Side:
@@ -52,7 +72,9 @@ class Side:
     :ivar options: boot options.
     :ivar rules: states of the rules that ``check`` looks at.
     :ivar config: ``on`` or ``off`` of the build options that ``explain`` can tell.
-    :ivar missing: what is not known, and why.
+    :ivar missing: why a part is not known, by the part's field.
+    :ivar incomplete: why a part is known, but not all of it, by the part's field.
+    :ivar saved_layout: nothing but regions was saved.
     """
 
     label: str
@@ -65,7 +87,9 @@ class Side:
     options: Optional[Tuple[str, ...]] = None
     rules: Optional[Mapping[str, Tuple[str, str]]] = None
     config: Optional[Mapping[str, str]] = None
-    missing: Sequence[str] = ()
+    missing: Mapping[str, str] = field(default_factory=dict)
+    incomplete: Mapping[str, str] = field(default_factory=dict)
+    saved_layout: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,7 +122,10 @@ class RegionDiffRow:
 
 @dataclass(frozen=True)
 class AmountRow:
-    """Bytes of something in both."""
+    """Bytes of something in both.
+
+    :ivar a: None if A has none of it.
+    """
 
     name: str
     a: Optional[Size]
@@ -129,20 +156,23 @@ def side_of_kernel(
 
     :param progress: is handed the names of what is read, and iterated over while that is done.
     """
-    missing: List[str] = []
+    missing: Dict[str, str] = {}
+    incomplete: Dict[str, str] = {}
     found: Dict[str, Any] = {}
     table = layout(kernel, holes=False)
     for key in progress(list(_PARTS)):
-        name, read = _PARTS[key]
         try:
-            found[key] = read(kernel)
+            found[key], lack = _PARTS[key].read(kernel)
+            if lack:
+                incomplete[key] = lack
         except KvintroError as error:
-            missing.append(f"{name}: {error.what}")
+            missing[key] = error.what
     return Side(
         label=label,
         identity=vars_of(kernel.identity),
         regions={row.key: _facts(row) for row in table.tables[0].rows},
         missing=missing,
+        incomplete=incomplete,
         **found,
     )
 
@@ -167,51 +197,80 @@ def _facts(row: Any) -> RegionFacts:
     )
 
 
-def _rights(kernel: Kernel) -> Mapping[Tuple[str, str, str, str], int]:
-    return {(m.region, m.page_size, m.rights, m.caching): m.size for m in rights_of(kernel)[0]}
+class _Part(NamedTuple):
+    """Something that is compared beside the regions.
+
+    :ivar name: what it is called.
+    :ivar read: gives it, and why it is not complete; an empty text if it is.
+    :ivar section: of a saved report, that has it.
+    """
+
+    name: str
+    read: Callable[[Kernel], Tuple[Any, str]]
+    section: str
 
 
-def _contents(kernel: Kernel, key: str) -> Mapping[str, Sequence[Any]]:
+def _rights(kernel: Kernel) -> Tuple[Mapping[Tuple[str, str, str, str], int], str]:
+    found, problems = rights_of(kernel)
+    return {(m.region, m.page_size, m.rights, m.caching): m.size for m in found}, "; ".join(problems)
+
+
+def _contents(kernel: Kernel, key: str, table: str) -> Tuple[Sequence[Any], str]:
     region = next((r for r in kernel.regions if r.key == key), None)
     if region is None:
         raise Unavailable(f"this architecture has no {key}")
-    return {table.key: table.rows for table in region.contents(kernel, Asked()).tables}
+    found = region.contents(kernel, Asked())
+    lack = _why(found.notes) if found.partial else ""
+    return next(t.rows for t in found.tables if t.key == table), lack
 
 
-def _callers(kernel: Kernel) -> Mapping[str, Tuple[int, int]]:
-    return {row.name: (row.areas, row.size) for row in _contents(kernel, "vmalloc")["by_caller"]}
+def _why(notes: Sequence[Any]) -> str:
+    return str(notes[0]) if notes else "not all of it could be read"
 
 
-def _modules(kernel: Kernel) -> Mapping[str, int]:
-    return {row.name: row.size for row in _contents(kernel, "modules")["modules"]}
+def _callers(kernel: Kernel) -> Tuple[Mapping[str, Tuple[int, int]], str]:
+    rows, lack = _contents(kernel, "vmalloc", "by_caller")
+    return {row.name: (row.areas, row.size) for row in rows}, lack
 
 
-def _types(kernel: Kernel) -> Mapping[str, int]:
+def _modules(kernel: Kernel) -> Tuple[Mapping[str, int], str]:
+    if isinstance(kernel.locate("modules"), Absent):
+        return {}, ""
+    rows, lack = _contents(kernel, "modules", "modules")
+    return {row.name: row.size for row in rows}, lack
+
+
+def _types(kernel: Kernel) -> Tuple[Mapping[str, int], str]:
     from kvintro.reports.pages import pages_report
 
-    return dict(pages_report(kernel).extra["by_type"])
+    report = pages_report(kernel)
+    own = [note for note in report.notes if note not in kernel.source.warnings]
+    return dict(report.extra["by_type"]), _why(own) if report.partial else ""
 
 
-def _rules(kernel: Kernel) -> Mapping[str, Tuple[str, str]]:
+def _options(kernel: Kernel) -> Tuple[Tuple[str, ...], str]:
+    return options(kernel), ""
+
+
+def _rules(kernel: Kernel) -> Tuple[Mapping[str, Tuple[str, str]], str]:
     from kvintro.reports.check import check
 
-    return {row.key: (row.state, row.title) for row in check(kernel).tables[1].rows}
+    return {row.key: (row.state, row.title) for row in check(kernel).tables[1].rows}, ""
 
 
-def _config(kernel: Kernel) -> Mapping[str, str]:
+def _config(kernel: Kernel) -> Tuple[Mapping[str, str], str]:
     rows = explain(kernel, everything=True).tables[0].rows
-    return {d.name: d.here for row in rows for d in row.definitions if d.kind == "config" and d.here}
+    return {d.name: d.here for row in rows for d in row.definitions if d.kind == "config" and d.here}, ""
 
 
-#: What is compared beside the regions: what it is called when it is missing, and how it is read.
-_PARTS: Mapping[str, Tuple[str, Callable[[Kernel], Any]]] = {
-    "rights": ("rights", _rights),
-    "callers": ("vmalloc areas", _callers),
-    "modules": ("modules", _modules),
-    "types": ("page types", _types),
-    "options": ("boot options", options),
-    "rules": ("rules", _rules),
-    "config": ("build options", _config),
+_PARTS: Mapping[str, _Part] = {
+    "rights": _Part("rights", _rights, "rights"),
+    "callers": _Part("vmalloc areas", _callers, "vmalloc"),
+    "modules": _Part("modules", _modules, "modules"),
+    "types": _Part("page types", _types, "pages"),
+    "options": _Part("boot options", _options, ""),
+    "rules": _Part("rules", _rules, "check"),
+    "config": _Part("build options", _config, "explain"),
 }
 
 
@@ -231,7 +290,9 @@ def side_of_json(path: str) -> Side:
             parts = {s["key"]: s["report"] for s in document["sections"] if s["report"] is not None}
             side = _saved(path, parts["layout"], parts)
             text = document["command_line"]
-            return replace(side, options=None if text is None else split_options(str(text)))
+            if text is not None:
+                return replace(side, options=split_options(str(text)))
+            return replace(side, missing={**side.missing, "options": "the report has no command line"})
         raise NotADump(f"{path} is {document['schema']}, which cannot be compared", remedy)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise NotADump(f"{path} is no layout or report of kvintro ({type(error).__name__})", remedy) from None
@@ -293,17 +354,35 @@ def _saved(path: str, table: Mapping[str, Any], parts: Mapping[str, Any]) -> Sid
             for d in r["definitions"]
             if d["kind"] == "config" and d["here"]
         },
-        missing=() if parts else ("a saved layout holds nothing but regions",),
+        missing={} if not parts else _missing(parts),
+        incomplete={
+            key: _why([str(note) for note in parts[part.section].get("notes", ())])
+            for key, part in _PARTS.items()
+            if key in ("rights", "callers", "modules", "types") and parts.get(part.section, {}).get("partial")
+        },
+        saved_layout=not parts,
     )
 
 
+def _missing(parts: Mapping[str, Any]) -> Dict[str, str]:
+    """The parts that a saved report has not."""
+    tables = {"callers": "by_caller", "modules": "modules", "types": "by_type"}
+    found = {}
+    for key, part in _PARTS.items():
+        table = parts.get(part.section)
+        if part.section and (not table or tables.get(key, "schema") not in table):
+            found[key] = "the report does not have it"
+    return found
+
+
 def diff(a: Side, b: Side, *, everything: bool = False) -> Report:
-    """Compare.
+    """Compare. What only one side tells is not compared, and makes the report partial.
 
     :param everything: tables also have what is the same in both.
     """
     teller = _Teller(a, b)
     findings = teller.findings()
+    lacks = _lacks(a, b)
     regions = [row for row in _region_rows(a, b) if everything or _differs(row)]
     tables = [
         Table("findings", (Column("kind", "about"), Column("text", "what differs")), findings, "findings"),
@@ -318,19 +397,90 @@ def diff(a: Side, b: Side, *, everything: bool = False) -> Report:
             Column("change", "change", "right"),
         )
         tables.append(Table(key, columns, rows, title))
-    notes = [f"{side}: {text}" for side, s in (("A", a), ("B", b)) for text in s.missing]
+    notes = [
+        f"{s}: a saved layout holds nothing but regions"
+        for s, side in (("A", a), ("B", b))
+        if side.saved_layout
+    ]
+    differs = any(row.kind != "same" for row in findings)
     return Report(
         command="diff",
         kernel=None,
         tables=[table for table in tables if table.rows or table.key in ("findings", "regions")],
         head=(f"A  {_who(a)}", f"B  {_who(b)}"),
-        notes=notes,
+        notes=[*notes, *(f"not compared: {lack}" for lack in lacks)],
+        partial=bool(lacks),
         extra={
             "a": {"label": a.label, **a.identity},
             "b": {"label": b.label, **b.identity},
-            "same": all(row.kind == "same" for row in findings),
+            "same": False if differs else None if lacks else True,
+            "compared": _compared(a, b),
+            "not_compared": lacks,
         },
     )
+
+
+def _compared(a: Side, b: Side) -> Dict[str, int]:
+    """How many things of each kind were compared, those among them that only one side has."""
+    counts = {"regions": sum(not (one.lack or two.lack) for one, two in _pairs(a, b))}
+    for key, part in _PARTS.items():
+        one, two = getattr(a, key), getattr(b, key)
+        if one is None or two is None:
+            continue
+        if key == "rules":
+            one, two = ([k for k, rule in side.items() if rule[0] in _JUDGED] for side in (one, two))
+        both = key in ("config", "rules") or key in a.incomplete or key in b.incomplete
+        counts[part.name] = len(set(one) & set(two) if both else set(one) | set(two))
+    return counts
+
+
+def _pairs(a: Side, b: Side) -> List[Tuple[RegionFacts, RegionFacts]]:
+    return [(one, b.regions[key]) for key, one in a.regions.items() if key in b.regions]
+
+
+def _lacks(a: Side, b: Side) -> List[str]:
+    """What of the two could not be compared, and why."""
+    found: Dict[str, List[str]] = {}
+    for name, side, other in (("A", a, b), ("B", b, a)):
+        for lack in (*_region_lacks(side, other), *_identity_lacks(side, other), *_part_lacks(side, other)):
+            found.setdefault(lack, []).append(name)
+    return [f"{lack} (in {' and '.join(names)})" for lack, names in found.items()]
+
+
+def _region_lacks(side: Side, other: Side) -> Iterator[str]:
+    for key, there in other.regions.items():
+        here = side.regions.get(key)
+        if here is None:
+            yield f"{there.name}: there is no row of it"
+        elif here.lack:
+            yield f"{here.name}: {here.lack}"
+
+
+def _identity_lacks(side: Side, other: Side) -> Iterator[str]:
+    names = {
+        "release": "release",
+        "paging_levels": "levels of paging",
+        "kaslr": "KASLR",
+        "pti": "page-table isolation",
+    }
+    if side.identity.get("release") == other.identity.get("release"):
+        names["build_id"] = "build id"
+    for key, name in names.items():
+        if side.identity.get(key) is None:
+            yield f"{name}: not known"
+
+
+def _part_lacks(side: Side, other: Side) -> Iterator[str]:
+    if side.saved_layout or other.saved_layout:
+        return  # which is said on its own
+    for key, part in _PARTS.items():
+        if key in side.missing:
+            yield f"{part.name}: {side.missing[key]}"
+        elif key in side.incomplete:
+            yield f"{part.name}: not all is known: {side.incomplete[key]}"
+    for key, (state, title) in (side.rules or {}).items():
+        if state == "unknown" and key in (other.rules or {}):
+            yield f"rule: {title}: unknown"
 
 
 def _who(side: Side) -> str:
@@ -420,7 +570,13 @@ class _Teller:
             ("types", "physical memory by type", "type", _frames(self.a.types), _frames(self.b.types)),
         ):
             if one is not None and two is not None:
-                found.append((key, title, name, one, two))
+                part = {"vmalloc": "callers"}.get(key, key)
+                if part in self.a.incomplete or part in self.b.incomplete:
+                    # What only one has, the other may have where it could not be read.
+                    both = set(one) & set(two)
+                    found.append((key, title, name, _only(one, both), _only(two, both)))
+                else:
+                    found.append((key, title, name, one, two))
         return found
 
     def _add(self, kind: str, text: str) -> None:
@@ -484,7 +640,9 @@ class _Teller:
         moving = [(one, two) for one, two in self._both() if one.slide is not None and two.slide is not None]
         drawn = [(one, two) for one, two in moving if one.slide or two.slide]
         if drawn and all(one.base == two.base for one, two in drawn):
-            self._add("same", "KASLR put everything at the same places: two moments of one boot")
+            hidden = [one.name for one, two in _pairs(self.a, self.b) if "unknown" in (one.state, two.state)]
+            what = "everything" if not hidden else f"{_few([one.name for one, _ in drawn])}"
+            self._add("same", f"KASLR put {what} at the same places: two moments of one boot")
             return
         for one, two in moving:
             if one.base is None or two.base is None or one.base == two.base:
@@ -516,7 +674,7 @@ class _Teller:
 
     def _rights(self) -> None:
         one, two = self.a.rights, self.b.rights
-        if one is None or two is None:
+        if one is None or two is None or "rights" in {*self.a.incomplete, *self.b.incomplete}:
             return
         for where, here, other in (("A", one, two), ("B", two, one)):
             others = {(key[0], key[2]) for key in other}
@@ -530,7 +688,10 @@ class _Teller:
         changes = [
             (abs((two.mapped or 0) - (one.mapped or 0)), one, two)
             for one, two in self._both()
-            if one.mapped is not None and two.mapped is not None and one.mapped != two.mapped
+            if not one.lack
+            and not two.lack
+            and None not in (one.mapped, two.mapped)
+            and one.mapped != two.mapped
         ]
         for _, one, two in sorted(changes, key=lambda item: -item[0]):
             change = displacement_text((two.mapped or 0) - (one.mapped or 0))
@@ -544,9 +705,9 @@ class _Teller:
         one, two = self.a.modules, self.b.modules
         if one is None or two is None:
             return
-        for where, here, other in (("A", one, two), ("B", two, one)):
+        for where, here, other, reader in (("A", one, two, self.b), ("B", two, one, self.a)):
             only = sorted(set(here) - set(other))
-            if only:
+            if only and "modules" not in reader.incomplete:
                 self._add("module", f"only in {where}: {_few(only)}")
         changed = sorted(name for name in one if name in two and one[name] != two[name])
         if changed:
@@ -562,6 +723,10 @@ class _Teller:
             self._add(kind, f"{row.name}: {before} in A, {after} in B ({displacement_text(row.change)})")
         if len(changed) > _TOLD:
             self._add(kind, f"and {len(changed) - _TOLD} more {title} differ")
+
+
+def _only(found: Mapping[str, int], names: Set[str]) -> Mapping[str, int]:
+    return {name: value for name, value in found.items() if name in names}
 
 
 def _on(value: Any) -> str:

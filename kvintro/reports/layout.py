@@ -100,9 +100,10 @@ def layout(kernel: Kernel, *, holes: bool = True, pid: Optional[int] = None) -> 
             damaged |= census is not None and census.limited
             if census is not None and census.unreadable:
                 partial = True
-                notes.append(
-                    f"{region.name}: page tables of {size_text(census.unreadable)} are not in this source"
-                )
+                reason = f"page tables of {size_text(census.unreadable)} are not in this source"
+                notes.append(f"{region.name}: {reason}")
+                if not census.mapped:
+                    census = None  # that nothing is mapped is not known
         except Unavailable as error:
             reason = f"what is mapped is not known: {error.what}"
             partial = True

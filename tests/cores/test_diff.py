@@ -9,15 +9,17 @@ import itertools
 import json
 import re
 from pathlib import Path
-from typing import Any, Dict, List, Set
+from typing import Any, Dict, List, Sequence, Set
 
 import pytest
 
+from kvintro.cli import main
 from kvintro.errors import NotADump
 from kvintro.kernel import Kernel
 from kvintro.model import Report
+from kvintro.queries.audit import CHECKS
 from kvintro.render import render
-from kvintro.reports.diff import Side, diff, side_of_json, side_of_kernel
+from kvintro.reports.diff import _PARTS, RegionFacts, Side, diff, side_of_json, side_of_kernel
 from kvintro.reports.layout import layout
 from kvintro.reports.report import full
 from tests.conftest import VMCORES, Core, _open
@@ -51,9 +53,16 @@ def test_a_kernel_and_itself(kernel: Kernel) -> None:
     moved = any(facts.slide for facts in one.regions.values())
     # Saying that it is one boot is all there is to say.
     assert list(kinds(report)) == (["same"] if moved else [])
-    assert report.extra["same"]
-    assert "nothing differs" in render(report, "text")
+    complete = not kernel.code_only
+    assert report.extra["same"] is (True if complete else None)
+    assert report.partial is not complete
+    text = render(report, "text")
+    assert ("nothing differs in what could be compared" if report.partial else "nothing differs\n") in text
     assert all(not table.rows for table in report.tables[1:])
+    if complete:
+        assert report.extra["not_compared"] == []
+        assert all(report.extra["compared"].values())
+        assert set(report.extra["compared"]) == {"regions", *(part.name for part in _PARTS.values())}
 
 
 def test_a_saved_report_is_as_good_as_the_dump(kernel: Kernel, tmp_path: Path) -> None:
@@ -71,6 +80,95 @@ def test_a_saved_layout(kernel: Kernel, tmp_path: Path) -> None:
     report = diff(side_of_json(str(path)), side_of_kernel(kernel, "B"))
     assert not set(kinds(report)) - {"same"}
     assert any("nothing but regions" in note for note in report.notes)
+    assert list(report.extra["compared"]) == ["regions"]
+
+
+# What one side does not tell is not equal
+
+
+@pytest.mark.parametrize("part", _PARTS)
+@pytest.mark.parametrize("how", ["missing", "incomplete"])
+def test_a_part_that_is_not_known(part: str, how: str) -> None:
+    """Of one or of both: no part may be taken for the same."""
+    whole = side(SHIPPED[0])
+    change: Dict[str, Any] = {how: {part: "it was not there"}}
+    if how == "missing":
+        change[part] = None
+    less = dataclasses.replace(whole, **change)
+    for one, two, where in ((whole, less, "B"), (less, whole, "A"), (less, less, "A and B")):
+        report = diff(one, two)
+        assert report.extra["same"] is None and report.partial
+        (lack,) = report.extra["not_compared"]
+        assert lack.startswith(_PARTS[part].name) and lack.endswith(f"it was not there (in {where})")
+        if how == "missing":
+            assert _PARTS[part].name not in report.extra["compared"]
+
+
+@pytest.mark.parametrize("key", ["release", "build_id", "paging_levels", "kaslr", "pti"])
+def test_an_identity_that_is_not_known(key: str) -> None:
+    whole = side(SHIPPED[0])
+    less = dataclasses.replace(whole, identity={**whole.identity, key: None})
+    for one, two in ((whole, less), (less, whole), (less, less)):
+        report = diff(one, two)
+        assert report.extra["same"] is not True and report.partial, key
+
+
+def test_every_field_of_a_side_is_compared_or_missed() -> None:
+    """A new field of :class:`Side` has to be one of those that these tests take away."""
+    told = {"label", "identity", "regions", "missing", "incomplete", "saved_layout", *_PARTS}
+    assert {field.name for field in dataclasses.fields(Side)} == told
+
+
+def test_a_region_that_is_not_known() -> None:
+    whole = side(SHIPPED[0])
+    for key, facts in whole.regions.items():
+        unknown = RegionFacts(facts.key, facts.name, "unknown", reason="its bounds cannot be read")
+        unread = dataclasses.replace(facts, mapped=None, reason="page tables of 4 KB are not in this source")
+        for changed in (unknown, unread) if facts.state == "present" else (unknown,):
+            less = dataclasses.replace(whole, regions={**whole.regions, key: changed})
+            for one, two in ((whole, less), (less, whole), (less, less)):
+                report = diff(one, two)
+                assert report.extra["same"] is not True and report.partial, key
+                assert any(lack.startswith(facts.name) for lack in report.extra["not_compared"]), key
+
+
+def test_what_only_one_has_is_no_difference_where_the_other_is_incomplete() -> None:
+    whole = side(SHIPPED[0])
+    assert whole.modules
+    gone = dict(whole.modules)
+    name, _ = gone.popitem()
+    less = dataclasses.replace(whole, modules=gone, incomplete={"modules": "the list is damaged"})
+    for one, two in ((whole, less), (less, whole)):
+        assert "module" not in kinds(diff(one, two))
+    complete = dataclasses.replace(less, incomplete={})
+    assert kinds(diff(whole, complete))["module"] == [f"only in A: {name}"]
+
+
+@pytest.mark.parametrize("rule", [rule.key for rule in CHECKS])
+def test_a_rule_that_is_unknown_is_not_compared(rule: str) -> None:
+    whole = side(SHIPPED[0])
+    assert whole.rules
+    less = dataclasses.replace(whole, rules={**whole.rules, rule: ("unknown", "a rule")})
+    report = diff(whole, less)
+    assert report.extra["same"] is None
+    assert report.extra["not_compared"] == ["rule: a rule: unknown (in B)"]
+
+
+@pytest.mark.parametrize(
+    ("types", "flags", "code"), [("auto", (), 0), ("none", (), 4), ("none", ("--exit-code",), 4)]
+)
+def test_exit_status(types: str, flags: Sequence[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(SHIPPED[0].path)
+    assert main(["--types", types, "diff", path, path, *flags]) == code
+    out = capsys.readouterr().out
+    assert ("not compared" in out or "differs in what could be compared" in out) is (code == 4)
+
+
+def test_exit_status_of_a_difference_that_was_found() -> None:
+    """It is an answer, whatever else could not be compared."""
+    one, two = (str(core.path) for core in SHIPPED[:2])
+    assert main(["--types", "none", "diff", one, two, "--exit-code"]) == 1
+    assert main(["--types", "none", "diff", one, two]) == 4
 
 
 @pytest.mark.parametrize(("a", "b"), list(itertools.combinations(SHIPPED, 2)), ids=lambda core: core.name)
