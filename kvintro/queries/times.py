@@ -47,9 +47,12 @@ def _clock(kernel: Kernel, name: str) -> Fact[int]:
     try:
         from drgn.helpers.linux import timekeeping
 
-        return Fact(int(getattr(timekeeping, name)(kernel.prog).value_()), "timekeeper")
+        seconds = int(getattr(timekeeping, name)(kernel.prog).value_())
     except (ImportError, *_TROUBLE) as error:
         raise Unavailable(f"the kernel's clock cannot be read: {kernel.why(error)}") from None
+    if seconds <= 0:
+        raise Unavailable("the kernel's clock was not set yet, or its memory reads as zeros")
+    return Fact(seconds, "timekeeper")
 
 
 def panicked(kernel: Kernel) -> Fact[bool]:

@@ -23,6 +23,7 @@ from kvintro.paging import (
     OVER_LIMIT,
     UNREADABLE,
 )
+from kvintro.text import size_text
 
 if TYPE_CHECKING:
     from kvintro.kernel import Kernel
@@ -55,6 +56,17 @@ def ranges_of(kernel: Kernel, start: int, end: int, root: Optional[int] = None) 
         if start >= first:
             return kernel.kernel_ranges.clip(start, end)
     return kernel.tree(root).ranges(start, end)
+
+
+def unread(kernel: Kernel, start: int, end: int, root: Optional[int] = None) -> str:
+    """Why it is not known what a root maps in a stretch, both ends inclusive; empty if it is known."""
+    missing = ranges_of(kernel, start, end, root).select(UNREADABLE | OVER_LIMIT)
+    if missing:
+        size = sum(high - low + 1 for low, high, _ in missing)
+        return f"page tables of {size_text(size)} are not in this source"
+    if root in (None, kernel.root.value) and not kernel.kernel_ranges.select(MAPPED):
+        return "the kernel's page tables map nothing at all: their memory was overwritten, or reads as zeros"
+    return ""
 
 
 @dataclass(frozen=True)

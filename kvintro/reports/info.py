@@ -5,17 +5,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Union
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Union
 
+from kvintro.arch.x86_64 import ALL, PAGE_SHIFT, START_KERNEL_MAP
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
-from kvintro.model import Column, Displacement, Fact, Report, Size, Table
+from kvintro.model import Column, Displacement, Fact, Placement, Report, Size, Table
 from kvintro.queries import times
 from kvintro.queries.command_line import command_line
 from kvintro.readers.randomness import bases_are_fixed
 from kvintro.types import Installed
 
 _BANNER = 512  # linux_banner is shorter
+_UTS_NAMESPACE = 64  # bytes of struct uts_namespace in which the first name begins
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,11 @@ _NO_SYMBOLS = "there are no symbols"
 _NO_TYPES = "there are no types"
 _ZERO_PAGES = "which pages are the zero pages is not known"
 _RESERVED = "the reserved end of the direct map"
+#: Memory that is looked at before anything is said to work; where each lies is read elsewhere.
+_TABLES, _DATA, _FRAMES = "page tables", "data", "struct pages"
+_NO_TABLES = "the kernel's page tables cannot be read"
+_NO_DATA = "the kernel's data cannot be read"
+_NO_FRAMES = "struct pages cannot be read"
 _CUT_OFF = "what the file has lost shows as not in the dump"
 #: By command: what it cannot do without symbols, without those of variables, without types. Those that have
 #: no entry work on any source. That a dump was filtered is none of these: page tables and the kernel's own
@@ -142,6 +149,49 @@ LACKS: Dict[str, Sequence[Lack]] = {
         Lack("types", "cannot", _NO_TYPES),
     ),
 }
+
+
+#: Commands that do not read the kernel's memory, and those that read struct pages.
+_WITHOUT_MEMORY = ("info", "pte")
+_OF_FRAMES = ("check", "diff", "page", "pages", "report")
+
+
+def _of_memory(name: str) -> Iterator[Lack]:
+    """What a command misses where memory cannot be read."""
+    if name in _WITHOUT_MEMORY or not LACKS[name]:
+        return
+    yield Lack(_TABLES, "partly", _NO_TABLES)
+    yield Lack(_DATA, "partly", _NO_DATA)
+    if name in _OF_FRAMES:
+        yield Lack(_FRAMES, "partly", _NO_FRAMES)
+
+
+def _readable(kernel: Kernel) -> Mapping[str, bool]:
+    """Whether memory is there, by a few places that every kernel has and uses."""
+
+    def found(way: Callable[[], bool]) -> bool:
+        try:
+            return way()
+        except Unavailable:
+            return False
+
+    def tables() -> bool:
+        return kernel.walk(kernel.text.value).state == "mapped"
+
+    def data() -> bool:
+        # Never zeros: the name of the system, "Linux", begins here.
+        return any(kernel.read(kernel.number("SYMBOL(init_uts_ns)").value, _UTS_NAMESPACE))
+
+    def frames() -> bool:
+        place = kernel.locate("vmemmap")
+        if not isinstance(place, Placement):
+            return False
+        size = kernel.page_struct_size.value
+        frame = kernel.text.value - START_KERNEL_MAP + kernel.phys_base.value & ALL
+        # The image's frames are reserved: their flags are not zero.
+        return any(kernel.read(place.range.start + (frame >> PAGE_SHIFT) * size, size))
+
+    return {_TABLES: found(tables), _DATA: found(data), _FRAMES: found(frames)}
 
 
 def info(kernel: Kernel) -> Report:
@@ -249,7 +299,10 @@ def _banner(kernel: Kernel) -> Fact[str]:
     data = kernel.read(address, min(_BANNER, 4096 - address % 4096))
     if b"\0" not in data and len(data) < _BANNER:
         data += kernel.read(address + len(data), _BANNER - len(data))
-    return Fact(data.split(b"\0")[0].decode("utf-8", "replace").strip(), "linux_banner")
+    text = data.split(b"\0")[0].decode("utf-8", "replace").strip()
+    if not text:
+        raise Unavailable("linux_banner is empty")
+    return Fact(text, "linux_banner")
 
 
 def _of_names_and_types(kernel: Kernel) -> Iterator[FactRow]:
@@ -286,13 +339,14 @@ def commands(kernel: Kernel) -> List[CommandRow]:
         "variables": not kernel.code_only,
         "types": source.types != "none",
         # Kernels before 6.12, and stable ones before its backport, forgot it (readers/randomness.py).
+        **_readable(kernel),
         _RESERVED: kernel.identity.kaslr is False
         or bases_are_fixed(kernel)
         or any(map(kernel.find_symbol, ("direct_map_physmem_end", "physmem_end"))),
     }
     rows: List[CommandRow] = []
     for name, lacks in LACKS.items():
-        missing = [lack for lack in lacks if not here[lack.of]]
+        missing = [lack for lack in (*lacks, *_of_memory(name)) if not here[lack.of]]
         state = "works"
         if missing:
             state = "cannot" if any(lack.state == "cannot" for lack in missing) else "partly"

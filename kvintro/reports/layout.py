@@ -24,6 +24,7 @@ from kvintro.model import (
 from kvintro.queries.census import Census, count
 from kvintro.queries.placements import place_regions
 from kvintro.queries.roots import process_root
+from kvintro.readers.mapped import unread
 from kvintro.regions import Region, Root
 from kvintro.text import size_text
 
@@ -98,11 +99,16 @@ def layout(kernel: Kernel, *, holes: bool = True, pid: Optional[int] = None) -> 
             census = _census(kernel, under, found.range)
             roots = len(under)
             damaged |= census is not None and census.limited
-            if census is not None and census.unreadable:
+            own = [root.table for root in under if root.table == kernel.root.value]
+            empty = census is not None and not census.mapped
+            if census is not None and (census.unreadable or (empty and own)):
+                tables = [root.table for root in under]
+                whys = [unread(kernel, found.range.start, found.range.end, table) for table in tables]
+                reason = next((why for why in whys if why), None)
+            if reason is not None:
                 partial = True
-                reason = f"page tables of {size_text(census.unreadable)} are not in this source"
                 notes.append(f"{region.name}: {reason}")
-                if not census.mapped:
+                if empty:
                     census = None  # that nothing is mapped is not known
         except Unavailable as error:
             reason = f"what is mapped is not known: {error.what}"

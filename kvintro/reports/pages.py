@@ -94,6 +94,7 @@ class CacheRow:
     """Slab pages of a cache.
 
     :ivar address: of the ``struct kmem_cache``.
+    :ivar objects: None where this kernel's slabs do not count them in struct page.
     :ivar in_use: objects not free by the slabs' own count; those kept ready for a CPU are among them.
     """
 
@@ -102,8 +103,8 @@ class CacheRow:
     slabs: int
     pages: int
     size: Size
-    objects: int
-    in_use: int
+    objects: Optional[int]
+    in_use: Optional[int]
     object_size: Optional[Size]
 
 
@@ -275,11 +276,13 @@ def pages_report(
     except Unavailable as error:
         facts = {}
         notes.append(f"zones: {error.what}")
+        partial = True
     if census.fenced:
         notes.append(f"{census.fenced} pages that look like slabs are KFENCE's, and no cache's")
     caches, nameless = _caches(kernel, census)
     if nameless:
         notes.append(f"{nameless} slab caches have no name in this source")
+        partial = True
     made: Dict[str, List[Any]] = {
         "type": _types(census),
         "zone": _zones(census, facts),
@@ -396,6 +399,8 @@ def _nodes(census: PageCensus) -> List[NodeRow]:
 
 
 def _orders(census: PageCensus) -> List[OrderRow]:
+    if all(group.type == "not_in_dump" for group in census.groups):
+        return []  # a row of zeros would say that nothing is free
     blocks: Counter[int] = Counter()
     compounds: Counter[int] = Counter()
     for group, pages in census.groups.items():
@@ -468,7 +473,14 @@ def _caches(kernel: Kernel, census: PageCensus) -> Tuple[List[CacheRow], int]:
             nameless += 1
         rows.append(
             CacheRow(
-                name, Address(address), use.slabs, use.pages, _size(use.pages), use.objects, use.in_use, size
+                name,
+                Address(address),
+                use.slabs,
+                use.pages,
+                _size(use.pages),
+                use.objects if census.counts_objects else None,
+                use.in_use if census.counts_objects else None,
+                size,
             )
         )
     rows.sort(key=lambda row: (-row.pages, row.name or ""))

@@ -17,11 +17,13 @@ from kvintro.paging import (
     EFFECTIVE_USER,
     LEVEL_MASK,
     LEVEL_SHIFT,
+    MAPPED,
     OVER_LIMIT,
     UNREADABLE,
     Tree,
 )
 from kvintro.queries.ptdump import Line, Markers, lines, pruned_tree, stretches
+from kvintro.readers.mapped import unread
 from kvintro.regions import Root
 
 FIELDS = ("start", "end", "size", "level", "state", "flags", "effective", "marker")
@@ -45,14 +47,25 @@ def ptdump(
         found = (line for line in found if line.writable_and_executable or _lost(line))
     notes = [*kernel.source.warnings]
     notes += [f"there is no heading for {missing}" for missing in markers.missing]
+    empty = "" if root.table != kernel.root.value else _empty(kernel)
+    if empty:
+        notes.append(empty)
     return Stream(
         "ptdump",
         kernel.identity,
         "ranges",
         [StreamField(key, 0) for key in FIELDS],
         FIELDS,
-        _batches(tree, kernel.geometry.levels, found),
+        _batches(tree, kernel.geometry.levels, found, bool(empty)),
         notes,
+    )
+
+
+def _empty(kernel: Kernel) -> str:
+    return (
+        unread(kernel, kernel.geometry.guard_hole.end + 1, ALL)
+        if not kernel.kernel_ranges.select(MAPPED)
+        else ""
     )
 
 
@@ -60,11 +73,13 @@ def _lost(line: Line) -> bool:
     return bool(line.key & (UNREADABLE | OVER_LIMIT))
 
 
-def _batches(tree: Tree, levels: int, found: Iterable[Line]) -> Iterator[Batch]:
+def _batches(tree: Tree, levels: int, found: Iterable[Line], empty: bool) -> Iterator[Batch]:
     source = iter(found)
     while True:
         part = list(islice(source, _BATCH))
         if not part:
+            if empty:
+                yield Batch(dict.fromkeys(FIELDS, ()), partial=True)
             return
         told = [_told(line.key, levels) for line in part]
         values: Dict[str, List[Any]] = {

@@ -14,6 +14,7 @@ from kvintro.model import (
     Absent,
     Address,
     AddressRange,
+    Located,
     NoRange,
     Placement,
     Report,
@@ -21,6 +22,7 @@ from kvintro.model import (
     Table,
     Unknown,
 )
+from kvintro.readers.mapped import unread
 from kvintro.regions import Asked, Contents, Region
 
 
@@ -92,7 +94,10 @@ def show(kernel: Kernel, key: str, asked: Asked, selection: Selection) -> Report
             reason = f"its contents cannot be read: {error.what}"
     else:
         reason = found.reason
-    unknown = isinstance(found, Unknown) or (isinstance(found, Placement) and reason is not None)
+    lacks = _unread(kernel, region, found) if reason is None else ()
+    unknown = (
+        bool(lacks) or isinstance(found, Unknown) or (isinstance(found, Placement) and reason is not None)
+    )
     state = "absent" if isinstance(found, Absent) else "unknown" if isinstance(found, Unknown) else "present"
     head = _head(region, found, state, reason)
     if contents.ranged:
@@ -104,11 +109,23 @@ def show(kernel: Kernel, key: str, asked: Asked, selection: Selection) -> Report
         command="show",
         kernel=kernel.identity,
         tables=select(contents.tables, selection) if contents.tables else (),
-        notes=tuple(dict.fromkeys((*kernel.source.warnings, *contents.notes))),
+        notes=tuple(dict.fromkeys((*kernel.source.warnings, *contents.notes, *lacks))),
         partial=contents.partial or unknown,
         negative=state == "absent",
         extra=extra,
     )
+
+
+def _unread(kernel: Kernel, region: Region, found: Located) -> Sequence[str]:
+    """Why what the page tables have of a region is not all known."""
+    if not isinstance(found, Placement):
+        return ()
+    try:
+        roots = region.roots(kernel)
+    except Unavailable as error:
+        return (f"what is mapped is not known: {error.what}",)
+    whys = (unread(kernel, found.range.start, found.range.end, root.table) for root in roots)
+    return [f"{region.name}: {why}" for why in whys if why]
 
 
 def _head(region: Region, found: Any, state: str, reason: Optional[str]) -> RegionHead:

@@ -6,20 +6,29 @@ The rules are those of :data:`CHECKS`, so that a new one is tried here, too.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from typing import Any, Dict, Iterator, List
 
 import pytest
 
-from kvintro.errors import Unavailable
+from kvintro.cli import exit_code, parse
+from kvintro.commands import load_command
+from kvintro.errors import KvintroError, Unavailable
 from kvintro.kernel import Kernel, open_kernel
+from kvintro.model import Stream
 from kvintro.queries import audit
 from kvintro.queries.audit import CHECKS, Verdict, running
+from kvintro.queries.pages.sections import Reader
+from kvintro.render import render_stream
 from kvintro.reports.check import check
+from kvintro.reports.info import LACKS, info
+from kvintro.reports.pages import pages_report
 from kvintro.source import Request
 from tests.codeonly import open_code_only
 from tests.conftest import Core
 from tests.cores.test_check_truth import BREAKS, ELSEWHERE, FILES, NAMELESS, RULES, Patched
+from tests.cores.test_info import PROBES
 from tests.unreliable import WAYS, Unreliable
 
 #: The files of /proc that rules compare with, as the boot of the core had them.
@@ -250,3 +259,77 @@ def test_what_raises_is_unknown(kernel: Kernel) -> None:
 
     verdict = audit.Check("new", "a new rule", refuse).verdict(kernel)
     assert (verdict.state, verdict.detail) == ("unknown", "it is not here")
+
+
+# Other commands: what was not read is not none, not 0, not "works"
+
+#: Facts of ``info`` that are of the file, of VMCOREINFO, or of the symbols and types that it came with.
+_NOT_OF_MEMORY = {
+    *("source", "format", "size", "memory", "complete", "left_out", "release", "build_id", "arch"),
+    *(
+        "paging_levels",
+        "kaslr",
+        "image_slide",
+        "vmcoreinfo",
+        "symbols",
+        "symbol_count",
+        "types",
+        "type_count",
+    ),
+}
+
+
+@pytest.mark.parametrize("way", ["faults", "zeros"])
+def test_info_without_memory(unreliable: Unreliable, way: str) -> None:
+    unreliable.way = way
+    facts, commands = info(unreliable.kernel()).tables
+    known = {row.key for row in facts.rows if row.value is not None}
+    assert known <= _NOT_OF_MEMORY, known - _NOT_OF_MEMORY
+    assert all(row.reason for row in facts.rows if row.value is None)
+    works = {row.name for row in commands.rows if row.state == "works"}
+    assert works <= {name for name, lacks in LACKS.items() if not lacks}
+    assert all(row.reason for row in commands.rows if row.state != "works")
+
+
+#: Asks no memory: an entry is given, and a file is described.
+_WITHOUT_MEMORY = {"info", "pte", "diff"}
+
+
+@pytest.mark.parametrize("way", ["faults", "zeros"])
+@pytest.mark.parametrize("command", sorted(set(PROBES) - _WITHOUT_MEMORY))
+def test_no_command_is_whole_without_memory(unreliable: Unreliable, way: str, command: str) -> None:
+    """Each is refused, or partial, or its answer is no: exit status 0 would say that all was found."""
+    unreliable.source.kind = "core"
+    unreliable.way = way
+    for words in PROBES[command]:
+        if "ffffffffff5ff000" in words:
+            continue
+        try:
+            result = load_command(command).run(unreliable.kernel(), parse([command, *words.split()]))
+            if isinstance(result, Stream):
+                "".join(render_stream(result, "json"))
+        except KvintroError:
+            continue
+        assert exit_code(result) != 0, (command, words, getattr(result, "notes", ()))
+
+
+def test_a_census_of_nothing_has_no_zeros(
+    core: Core, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Struct pages that are all left out: no row says that so many are free."""
+    if kernel.source.types == "none":
+        pytest.skip("struct pages need types")
+    read = Reader.pieces
+    monkeypatch.setattr(
+        Reader,
+        "pieces",
+        lambda self, sections: (
+            dataclasses.replace(piece, state="missing") for piece in read(self, sections)
+        ),
+    )
+    report = pages_report(kernel)
+    assert report.partial
+    assert set(report.extra["by_type"]) == {"not_in_dump"}
+    tables = {table.key: table.rows for table in report.tables}
+    for key in ("zones", "nodes", "orders", "caches", "flags", "free"):
+        assert not tables[key], key

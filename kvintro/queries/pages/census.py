@@ -83,6 +83,7 @@ class PageCensus:
     :ivar missing: of ``total``, those whose struct page is not in the dump.
     :ivar groups: pages by all that is counted.
     :ivar caches: by address of the struct kmem_cache.
+    :ivar counts_objects: whether slabs count their objects where this kernel's types say.
     :ivar fenced: slabs that are pages of KFENCE's, which are of no cache.
     :ivar cell_pages: page frames of a cell of the picture.
     :ivar cells: pages by cell and type, the latter by :data:`TYPES`' order; only cells that have any.
@@ -98,6 +99,7 @@ class PageCensus:
     cell_pages: int = 1
     cells: Dict[int, "NDArray[numpy.int64]"] = field(default_factory=dict)
     limited: bool = False
+    counts_objects: bool = True
 
     def by(self, key: Callable[[Group], Any]) -> Counter[Any]:
         """Page frames by whatever a group has."""
@@ -277,6 +279,7 @@ class _Counter:
         self._kinds = _Kinds(pages)
         self._counts = numpy.zeros(1024, numpy.int64)
         self._slab = _SlabFields.of(pages.kernel)
+        census.counts_objects = self._slab is not None
 
     def add(self, runs: Runs) -> None:
         """Count a block's runs."""
