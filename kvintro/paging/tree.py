@@ -87,16 +87,29 @@ class Ranges:
             starts[0] = max(start, int(starts[0]))
         return Ranges(starts, self.keys[max(first, 0) : last], end)
 
+    def any(self, mask: int) -> bool:
+        """Whether the key of any range has any bit of the mask."""
+        import numpy
+
+        return bool((self.keys & numpy.uint64(mask)).any())
+
+    def count(self, mask: int) -> int:
+        """How many ranges have any bit of the mask in their key."""
+        import numpy
+
+        return int(numpy.count_nonzero(self.keys & numpy.uint64(mask)))
+
+    def sizes(self) -> "NDArray[numpy.uint64]":
+        """Bytes of each range; 0 for one of 2^64."""
+        import numpy
+
+        return numpy.diff(self.starts, append=numpy.uint64(self.end + 1 & ALL))
+
     def select(self, mask: int) -> List[Tuple[int, int, int]]:
         """(start, end inclusive, key) of the ranges whose key has any bit of the mask."""
         import numpy
 
-        wanted = numpy.flatnonzero(self.keys & numpy.uint64(mask))
-        out = []
-        for i in wanted.tolist():
-            end = int(self.starts[i + 1]) - 1 if i + 1 < len(self.starts) else self.end
-            out.append((int(self.starts[i]), end, int(self.keys[i])))
-        return out
+        return self._at(numpy.flatnonzero(self.keys & numpy.uint64(mask)))
 
     def matching(self, patterns: Sequence[Tuple[int, int]], limit: int) -> List[Tuple[int, int, int]]:
         """(start, end inclusive, key) of the first ranges that match any (mask, value): key & mask == value.
@@ -108,11 +121,15 @@ class Ranges:
         wanted = numpy.zeros(len(self.keys), bool)
         for mask, value in patterns:
             wanted |= self.keys & numpy.uint64(mask) == numpy.uint64(value)
-        out = []
-        for i in numpy.flatnonzero(wanted)[:limit].tolist():
-            end = int(self.starts[i + 1]) - 1 if i + 1 < len(self.starts) else self.end
-            out.append((int(self.starts[i]), end, int(self.keys[i])))
-        return out
+        return self._at(numpy.flatnonzero(wanted)[:limit])
+
+    def _at(self, indices: "NDArray[numpy.intp]") -> List[Tuple[int, int, int]]:
+        import numpy
+
+        if not len(indices):
+            return []
+        following = numpy.append(self.starts[1:], numpy.uint64(self.end + 1 & ALL))[indices] - numpy.uint64(1)
+        return list(zip(self.starts[indices].tolist(), following.tolist(), self.keys[indices].tolist()))
 
     def masked(self, mask: int) -> Ranges:
         """The same stretch with only some bits of the keys, and cut only where those change."""

@@ -4,10 +4,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, Mapping
+from typing import TYPE_CHECKING, Dict, Mapping
 
 from kvintro.arch.x86_64 import X86Geometry
 from kvintro.paging import LEVEL_MASK, LEVEL_SHIFT, MAPPED, OVER_LIMIT, REPEATED, UNREADABLE, Ranges
+
+if TYPE_CHECKING:
+    import numpy
+    from numpy.typing import NDArray
 
 PAGE_NAMES = {1: "4K", 2: "2M", 3: "1G"}
 
@@ -32,19 +36,23 @@ class Census:
 
 def count(ranges: Ranges, geometry: X86Geometry, start: int, end: int) -> Census:
     """Count what is mapped from start to end, both inclusive and within the ranges."""
-    mapped = repeated = unreadable = 0
+    import numpy
+
+    part = ranges.clip(start, end)
+    sizes, keys = part.sizes(), part.keys
+
+    def total(chosen: "NDArray[numpy.bool_]") -> int:
+        return int(sizes[chosen].sum())
+
+    here = (keys & numpy.uint64(MAPPED)) != 0
+    repeated = here & ((keys & numpy.uint64(REPEATED)) != 0)
+    lost = ~here & ((keys & numpy.uint64(UNREADABLE | OVER_LIMIT)) != 0)
     leaves: Dict[str, int] = {}
-    for low, high, key in ranges.clip(start, end).select(MAPPED | UNREADABLE | OVER_LIMIT):
-        size = high - low + 1
-        if not key & MAPPED:
-            unreadable += size
-            continue
-        mapped += size
-        if key & REPEATED:
-            repeated += size
-        level = (key & LEVEL_MASK) >> LEVEL_SHIFT
-        name = PAGE_NAMES[level]
+    levels = (keys & numpy.uint64(LEVEL_MASK)) >> numpy.uint64(LEVEL_SHIFT)
+    for level, name in PAGE_NAMES.items():
+        shift = geometry.shift(level)
         # A page that sticks out of the stretch counts in it too.
-        leaves[name] = leaves.get(name, 0) + -(-size >> geometry.shift(level))
-    ordered = {name: leaves[name] for name in PAGE_NAMES.values() if name in leaves}
-    return Census(mapped, repeated, ordered, unreadable)
+        whole = sizes[here & (levels == level)] + numpy.uint64((1 << shift) - 1) >> numpy.uint64(shift)
+        if len(whole):
+            leaves[name] = int(whole.sum())
+    return Census(total(here), total(repeated), leaves, total(lost))

@@ -54,7 +54,7 @@ def rights_of(kernel: Kernel) -> Tuple[List[Mapped], List[str]]:
                 ranges = kernel.kernel_ranges.clip(where.start, where.end)
             else:
                 ranges = kernel.tree(root.table).ranges(where.start, where.end)
-            if ranges.select(UNREADABLE | OVER_LIMIT):
+            if ranges.any(UNREADABLE | OVER_LIMIT):
                 problems.append(f"{region.name}: some page tables are not in this source")
             for low, high, key in ranges.select(MAPPED):
                 page = PAGE_NAMES[(key & LEVEL_MASK) >> LEVEL_SHIFT]

@@ -64,7 +64,7 @@ def unread(kernel: Kernel, start: int, end: int, root: Optional[int] = None) -> 
     if missing:
         size = sum(high - low + 1 for low, high, _ in missing)
         return f"page tables of {size_text(size)} are not in this source"
-    if root in (None, kernel.root.value) and not kernel.kernel_ranges.select(MAPPED):
+    if root in (None, kernel.root.value) and not kernel.kernel_ranges.any(MAPPED):
         return "the kernel's page tables map nothing at all: their memory was overwritten, or reads as zeros"
     return ""
 

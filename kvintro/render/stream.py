@@ -94,6 +94,8 @@ def _csv_cells(values: Sequence[Any]) -> List[str]:
     sample = next((v for v in values if v is not None), None)
     if isinstance(sample, Address):
         return ["" if v is None else "0x%016x" % v for v in values]  # noqa: UP031
+    if isinstance(sample, int) and not isinstance(sample, bool):
+        return ["" if v is None else str(int(v)) for v in values]
     if isinstance(sample, str) or (isinstance(sample, tuple) and all(isinstance(v, str) for v in sample)):
         known = {v: cell_text(v) for v in set(values)}
         return [known[v] for v in values]

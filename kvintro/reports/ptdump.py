@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from itertools import islice
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterable, Iterator, Optional, Sequence, Tuple
 
 from kvintro.arch.x86_64 import ALL, GLOBAL, NX, PAT, PCD, PRESENT, PSE, PWT, RW, USER
 from kvintro.arch.x86_64_entry import level_name
@@ -64,7 +64,7 @@ def ptdump(
 def _empty(kernel: Kernel) -> str:
     return (
         unread(kernel, kernel.geometry.guard_hole.end + 1, ALL)
-        if not kernel.kernel_ranges.select(MAPPED)
+        if not kernel.kernel_ranges.any(MAPPED)
         else ""
     )
 
@@ -81,18 +81,18 @@ def _batches(tree: Tree, levels: int, found: Iterable[Line], empty: bool) -> Ite
             if empty:
                 yield Batch(dict.fromkeys(FIELDS, ()), partial=True)
             return
-        told = [_told(line.key, levels) for line in part]
-        values: Dict[str, List[Any]] = {
+        level, state, flags, effective = zip(*[_told(line.key, levels) for line in part])
+        values: Dict[str, Sequence[Any]] = {
             "start": [Address(line.start) for line in part],
             "end": [Address(line.end - 1 & ALL) for line in part],
             "size": [Size(line.size) for line in part],
-            "level": [t[0] for t in told],
-            "state": [t[1] for t in told],
-            "flags": [t[2] for t in told],
-            "effective": [t[3] for t in told],
+            "level": level,
+            "state": state,
+            "flags": flags,
+            "effective": effective,
             "marker": [line.marker for line in part],
         }
-        lost = any(state in ("not-in-dump", "over-limit") for state in values["state"])
+        lost = not {"not-in-dump", "over-limit"}.isdisjoint(state)
         yield Batch(values, partial=lost or tree.limited)
 
 

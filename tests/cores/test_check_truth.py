@@ -393,7 +393,7 @@ def test_segments_of_kcore(core: Core, kernel: Kernel, monkeypatch: pytest.Monke
     source = dataclasses.replace(kernel.source, segments=segments)
     assert states(Kernel(source), "proc_kcore", "vmcoreinfo") == {"proc_kcore": "ok", "vmcoreinfo": "ok"}
     wrong = dataclasses.replace(
-        kernel.source, segments=[dataclasses.replace(s, vaddr=s.vaddr + 0x1000 & ALL) for s in segments]
+        kernel.source, segments=[s._replace(vaddr=s.vaddr + 0x1000 & ALL) for s in segments]
     )
     found = states(Kernel(wrong), "proc_kcore", "vmcoreinfo")
     assert found == {"proc_kcore": "failed", "vmcoreinfo": "failed"}

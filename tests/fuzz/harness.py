@@ -25,9 +25,16 @@ from typing import Any, Dict, List, Optional, Sequence
 
 from kvintro.errors import KvintroError
 
+#: Of processor time for a question, on a machine as fast as the one of the figures in docs/untrusted.md.
 SECONDS = 5
 MEMORY = 1 << 30
+#: What :func:`reference` takes on that machine, in seconds of processor time.
+_REFERENCE = 0.14
+#: A slower machine has as much more time as it takes for the reference, up to so many times as much.
+_SLOWEST = 6
 _FAILURES_KEPT = 20
+#: Seconds by the clock without a word from a process: it sits in a library, where no signal reaches it.
+_SILENCE = 600
 
 
 class Hang(BaseException):
@@ -76,10 +83,58 @@ class Outcome:
         self.failures = self.failures or []
 
 
+def reference() -> float:
+    """Seconds of processor time for some work like kvintro's own: numbers, strings, dicts and arrays."""
+    import numpy
+
+    started = time.process_time()
+    known: Dict[int, str] = {}
+    for number in range(150_000):
+        known[number & 0xFFF] = f"{number:016x}"
+    array = numpy.arange(1 << 20, dtype=numpy.uint64)
+    for shift in range(6):
+        numpy.sort((array * numpy.uint64(0x9E3779B97F4A7C15)) >> numpy.uint64(shift), kind="stable")
+    return time.process_time() - started
+
+
+def allowed() -> float:
+    """Seconds of processor time that a question may take on this machine, as fast as it is right now."""
+    return SECONDS * min(max(reference() / _REFERENCE, 1), _SLOWEST)
+
+
+class _Clock:
+    """Times the questions of a case, of which each has its own limit."""
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        self._started = time.process_time()
+
+    def next(self) -> None:
+        """A question begins."""
+        self.stop()
+        # Of the processor, not of the clock: other processes are no fault of ours. This ends what has no end.
+        signal.setitimer(signal.ITIMER_PROF, SECONDS * _SLOWEST)
+
+    def stop(self) -> None:
+        """The last question has ended."""
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        now = time.process_time()
+        self.longest = max(self.longest, now - self._started)
+        self._started = now
+
+    def begin(self) -> None:
+        """A case begins."""
+        self._started = time.process_time()
+        self.longest = 0.0
+        self.next()
+
+
+_clock = _Clock()
+
+
 def next_question() -> None:
-    """Start the time over: a case may ask for more than one thing, and each has its own limit."""
-    # Of the processor, not of the clock: other processes are no fault of ours.
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    """Start the time over: a case may ask for more than one thing."""
+    _clock.next()
 
 
 def generator(target: Target, seed: int, number: int) -> random.Random:
@@ -101,7 +156,7 @@ def _run(target: Target, count: int, seed: int, workers: int) -> Outcome:
         ready, _, _ = select.select([w.file for w in running], [], [], 1)
         for worker in list(running):
             ended = worker.file in ready and worker.take(outcome)
-            if not ended and time.monotonic() - worker.heard > 24 * SECONDS + worker.grace:
+            if not ended and time.monotonic() - worker.heard > _SILENCE + worker.grace:
                 # The process sits in a library's code, where no signal of ours reaches it.
                 worker.kill()
                 ended = True
@@ -119,7 +174,7 @@ class _Worker:
 
     def __init__(self, target: Target, numbers: Sequence[int], seed: int) -> None:
         self.target, self.numbers, self.seed = target, list(numbers), seed
-        self.grace = 120  # until the first case: preparations
+        self.grace = 600  # until the first case: preparations
         self.heard = time.monotonic()
         self.fault: Optional[str] = None
         self._rest = b""
@@ -202,23 +257,28 @@ def _work(target: Target, numbers: Sequence[int], seed: int, sender: int) -> Non
         say(start=number)
         failure, refused = "", False
         started = time.process_time()
-        next_question()
+        _clock.begin()
         try:
             target.run(generator(target, seed, number))
         except KvintroError:
             refused = True
         except Hang:
-            failure = f"more than {SECONDS} s:\n{traceback.format_exc()[-2000:]}"
+            failure = f"no end after {SECONDS * _SLOWEST} s:\n{traceback.format_exc()[-2000:]}"
         except BaseException:
             failure = traceback.format_exc()[-3000:]
-        signal.setitimer(signal.ITIMER_PROF, 0)
+        _clock.stop()
+        seconds = time.process_time() - started
+        if _clock.longest > SECONDS and not failure:
+            limit = allowed()
+            if _clock.longest > limit:
+                failure = f"{_clock.longest:.1f} s for a question, more than {limit:.1f} s"
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         if memory > MEMORY:
             failure = failure or f"{memory >> 20} MB of memory"
         say(
             end=number,
             refused=refused,
-            seconds=time.process_time() - started,
+            seconds=seconds,
             memory=memory,
             failure=failure,
         )

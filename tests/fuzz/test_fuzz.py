@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from typing import Tuple
 
 import pytest
@@ -54,11 +55,11 @@ def _kind(failure: harness.Failure) -> Tuple[str, ...]:
 
 
 class _Bad(harness.Target):
-    name, cases = "bad", 4
+    name, cases = "bad", 5
 
     def run(self, chosen: random.Random) -> None:
         value = chosen.random()
-        number = next(n for n in range(4) if harness.generator(self, 0, n).random() == value)
+        number = next(n for n in range(5) if harness.generator(self, 0, n).random() == value)
         if number == 0:
             raise ZeroDivisionError
         if number == 1:
@@ -66,14 +67,37 @@ class _Bad(harness.Target):
         if number == 2:
             while True:
                 pass
+        if number == 3:
+            _spend(0.5)
+        if number == 4:
+            for _ in range(5):
+                harness.next_question()
+                _spend(0.1)
+
+
+def _spend(seconds: float) -> None:
+    """Processor time."""
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
 
 
 def test_the_harness_catches_what_it_should(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(harness, "SECONDS", 1)
-    outcome = harness.run(_Bad(), 4, 0, workers=1)
-    assert outcome.done == 4
+    monkeypatch.setattr(harness, "SECONDS", 0.3)
+    monkeypatch.setattr(harness, "reference", lambda: 0)
+    outcome = harness.run(_Bad(), 5, 0, workers=1)
+    assert outcome.done == 5
     found = {failure.number: failure.what for failure in outcome.failures}
     assert "ZeroDivisionError" in found[0]
     assert "SIGABRT" in found[1]
-    assert "more than 1 s" in found[2]
-    assert set(found) == {0, 1, 2}
+    assert "no end after" in found[2]
+    assert "for a question, more than 0.3 s" in found[3]
+    # The last one asks five questions, each within its time.
+    assert set(found) == {0, 1, 2, 3}
+
+
+def test_a_slower_machine_has_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit follows the reference, measured when a question took long; it does not fall below itself."""
+    for times, expected in ((0.5, 5), (1, 5), (3, 15), (100, 30)):
+        monkeypatch.setattr(harness, "reference", lambda times=times: times * harness._REFERENCE)
+        assert harness.allowed() == pytest.approx(expected)

@@ -157,7 +157,7 @@ def free_pages(kernel: Kernel) -> Verdict:
         own = root == kernel.root.value
         ranges = half if own else kernel.new_tree(root).ranges(where.start, where.end)
         ranges = ranges.clip(where.start, where.end)
-        if ranges.select(UNREADABLE | OVER_LIMIT):
+        if ranges.any(UNREADABLE | OVER_LIMIT):
             tally.lacks("some page tables are not in this source")
         for addresses in _addresses(ranges, mask):
             _free(types, name, addresses, kernel.bulk(root).translate(addresses), tally)

@@ -48,7 +48,7 @@ def _contents_of(kernel: Kernel, region: Region, where: AddressRange, tally: Tal
         tally.lacks(f"{region.name}: {found.notes[0] if found.notes else 'not all of it was read'}")
     for root in roots if rows else ():
         # A row whose tables are not there has no problem that anybody could see.
-        if ranges_of(kernel, where.start, where.end, root.table).select(UNREADABLE | OVER_LIMIT):
+        if ranges_of(kernel, where.start, where.end, root.table).any(UNREADABLE | OVER_LIMIT):
             tally.lacks(f"{region.name}: some page tables are not in this source")
 
 
@@ -118,7 +118,7 @@ def outside_areas(kernel: Kernel) -> Verdict:
         if isinstance(shadow, Placement) and part == shadow.range:
             continue  # most of it is there from boot on
         ranges = kernel.kernel_ranges.clip(part.start, part.end)
-        if ranges.select(UNREADABLE | OVER_LIMIT):
+        if ranges.any(UNREADABLE | OVER_LIMIT):
             tally.lacks("some page tables are not in this source")
         for low, high, key in ranges.select(MAPPED):
             count += 1

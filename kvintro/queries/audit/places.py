@@ -135,7 +135,7 @@ def linear(kernel: Kernel) -> Verdict:
         if not whole:
             tally.lacks(f"{region.name} is mapped by more pages than the {_MOST_PAGES} that are looked at")
         ranges = kernel.kernel_ranges.clip(rule.range.start, rule.range.end)
-        if (states > FOUND).any() or ranges.select(UNREADABLE | OVER_LIMIT):
+        if (states > FOUND).any() or ranges.any(UNREADABLE | OVER_LIMIT):
             tally.lacks("some page tables are not in this source")
         tally.compared(region.name, int((states == FOUND).sum()))
         wanted = addresses - numpy.uint64(rule.offset)
@@ -208,7 +208,7 @@ def strays(kernel: Kernel) -> Verdict:
         cursor = max(cursor, part.end + 1)
     if cursor <= half.end:
         _unclaimed(kernel, cursor, half.end, tally)
-    count = len(kernel.kernel_ranges.clip(half.start, half.end).select(MAPPED))
+    count = kernel.kernel_ranges.clip(half.start, half.end).count(MAPPED)
     tally.compared("the kernel half of init_top_pgt", count)
     return tally.verdict(f"the kernel half of init_top_pgt, {count} mapped ranges")
 
@@ -219,5 +219,5 @@ def _unclaimed(kernel: Kernel, start: int, end: int, tally: Tally) -> None:
     for low, high, key in ranges.select(MAPPED)[:MOST]:
         where = "in the image's window" if low >= START_KERNEL_MAP else "in no region"
         tally.findings.append(Finding(low, high, f"{rights_text(key & ~REPEATED)} {where}"))
-    if ranges.select(UNREADABLE | OVER_LIMIT):
+    if ranges.any(UNREADABLE | OVER_LIMIT):
         tally.lacks("some page tables are not in this source")

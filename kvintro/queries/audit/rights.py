@@ -70,8 +70,8 @@ def _where(ranges: Ranges, part: AddressRange, broken: Patterns) -> List[Finding
 def _look(tally: Tally, name: str, ranges: Ranges, part: AddressRange, *, may_be_empty: bool = False) -> None:
     """Count what is mapped in a part whose rights are judged, and say what cannot be."""
     found = ranges.clip(part.start, part.end)
-    tally.compared(name, len(found.select(MAPPED)), may_be_empty=may_be_empty)
-    if found.select(UNREADABLE | OVER_LIMIT):
+    tally.compared(name, found.count(MAPPED), may_be_empty=may_be_empty)
+    if found.any(UNREADABLE | OVER_LIMIT):
         tally.lacks("some page tables are not in this source")
 
 
