@@ -42,6 +42,7 @@ def machine() -> Memory:
     for page in range(16):
         memory.map(VMEMMAP + page * 4096, 0x40_0000 + page * 4096)
     memory.map(IMAGE, 0x100_0000, 2, 0x61)
+    memory.map(0xFFFFFE0000000000, 0x9000)  # cpu_entry_area, which every kernel has
     for physical in range(0, (1 << 20) + 0x2000, 4096):
         memory.pages.setdefault(physical, bytearray(4096))
     return memory
