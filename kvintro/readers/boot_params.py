@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, List, Optional, Tuple
+from typing import TYPE_CHECKING, List, Optional, Sequence, Tuple
 
 from kvintro.arch import x86_64_kaslr
 from kvintro.arch.x86_64 import DEFAULT_TEXT, START_KERNEL_MAP
@@ -20,8 +21,8 @@ _MAX_E820 = 128
 _EFI_SIGNATURES = (b"EL64", b"EL32")  # EFI64_LOADER_SIGNATURE, EFI32_LOADER_SIGNATURE
 # boot_params.hdr.type_of_loader >> 4, Documentation/arch/x86/boot.rst.
 _GRUB, _QEMU, _KEXEC = 0x7, 0xB, 0xD
-# Options that shrink the memory that the image may go to (kaslr.c:handle_mem_options).
-_SHRINKING = ("mem", "memmap", "hugepages")
+_SIZE = re.compile(r"(0x[0-9a-f]+|[0-9]+)([kmgtpe]?)", re.I)  # lib/cmdline.c:memparse
+_SUFFIXES = ("", "k", "m", "g", "t", "p", "e")
 _MAX_ACPI_TABLES = 1 << 10
 _MAX_SRAT = 1 << 20
 # struct acpi_table_srat is its header and 12 reserved bytes; struct acpi_srat_mem_affinity.
@@ -168,15 +169,68 @@ def unpacking(kernel: Kernel) -> Unpacking:
         ]
     setup_data = _setup_data(kernel)
     words = command_line_words(kernel)
+    options = None if words is None else _memory_options(words)
+    # The unpacker sees the boot loader's command line only; what is built in is not told apart here.
+    if options not in (None, (1 << 64, [])) and kernel.find_symbol("builtin_cmdline") is not None:
+        options = None
+    if options is not None:
+        limit, avoided = options
+        ram = [(start, min(end, limit)) for start, end in ram if start < limit]
+        taken += avoided
     complete = (
         loader in (_GRUB, _QEMU)  # they keep boot_params below 1 MB
         and load <= x86_64_kaslr.HIGHEST_MINIMUM
         and setup_data is not None
-        and words is not None
-        and not any(word.split("=")[0] in _SHRINKING for word in words)
+        and options is not None
         and immovable is not None
     )
     return Unpacking(load, ram, taken + (setup_data or []), complete)
+
+
+def _memory_options(words: Sequence[str]) -> Optional[Tuple[int, List[Tuple[int, int]]]]:
+    """What options take away from the unpacker (kaslr.c:handle_mem_options): the end of memory, and (start, end)
+    of what to avoid. None if there are others than are looked at here.
+    """
+    limit, avoided = 1 << 64, []
+    for word in words:
+        name, _, value = word.partition("=")
+        if name == "--":
+            break
+        if name == "hugepages":
+            return None
+        if name == "mem" and value != "nopentium":
+            size, _ = _memparse(value)
+            if not size:
+                break
+            limit = min(limit, size)
+        if name != "memmap":
+            continue
+        for part in value.split(","):
+            size, rest = _memparse(part)
+            if size is None or part.startswith("exactmap"):
+                break
+            if rest[:1] == "@":
+                continue
+            start = (_memparse(rest[1:])[0] or 0) if rest[:1] in ("#", "$", "!") else 0
+            if start:
+                avoided.append((start, start + size))
+            elif size:
+                limit = min(limit, size)
+    return limit, avoided
+
+
+def _memparse(text: str) -> Tuple[Optional[int], str]:
+    """lib/cmdline.c:memparse: a size, None if there is none, and what follows it."""
+    found = _SIZE.match(text)
+    if found is None:
+        return None, text
+    digits = found[1]
+    base = 16 if digits[:2].lower() == "0x" else 8 if digits[0] == "0" else 10
+    try:
+        number = int(digits, base)
+    except ValueError:
+        return None, text
+    return number << 10 * _SUFFIXES.index(found[2].lower()), text[found.end() :]
 
 
 def _setup_data(kernel: Kernel) -> Optional[List[Tuple[int, int]]]:

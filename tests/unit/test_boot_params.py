@@ -41,6 +41,9 @@ class Booted:
     def symbol(self, name: str) -> int:
         return {"boot_params": HERE, "_end": self.text.value + 40 * MB}[name]
 
+    def find_symbol(self, name: str) -> Optional[int]:
+        return None
+
     def value(self, name: str, size: int = 8) -> Fact[int]:
         if name != "saved_command_line" or self._line is None:
             raise Unavailable(name)
@@ -117,18 +120,38 @@ def test_other_loaders_may_have_taken_more() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "complete"),
+    ("line", "end", "avoided"),
     [
-        ("quiet", True),
-        ("mem=1G", False),
-        ("memmap=16M!160M quiet", False),
-        ("hugepagesz=1G hugepages=1", False),
-        ("membarrier=1", True),
-        (None, False),
+        ("quiet", 2048 * MB, []),
+        ("mem=1G", 1024 * MB, []),
+        ("mem=0x20000000 mem=1G", 512 * MB, []),
+        ("mem=nopentium", 2048 * MB, []),
+        ("memmap=16M!160M quiet", 2048 * MB, [(160 * MB, 176 * MB)]),
+        ("memmap=16M$160M,64k#0x1000000", 2048 * MB, [(160 * MB, 176 * MB), (16 * MB, 16 * MB + 65536)]),
+        ("memmap=exactmap memmap=1G@16M", 2048 * MB, []),
+        ("memmap=1G", 1024 * MB, []),
+        ("memmap=16M!160M -- mem=1M", 2048 * MB, [(160 * MB, 176 * MB)]),
+        ("membarrier=1", 2048 * MB, []),
+        ("mem=nonsense memmap=!,", 2048 * MB, []),
     ],
 )
-def test_options_that_shrink_memory(line: Optional[str], complete: bool) -> None:
-    assert told(header(), line=line).complete is complete
+def test_options_that_shrink_memory(line: str, end: int, avoided: List[Tuple[int, int]]) -> None:
+    found = told(header(), line=line)
+    assert found.ram == [(MB, end)]
+    assert found.taken[1:] == avoided
+    assert found.complete
+
+
+@pytest.mark.parametrize("line", ["hugepagesz=1G hugepages=1", None])
+def test_options_that_are_not_followed(line: Optional[str]) -> None:
+    assert not told(header(), line=line).complete
+
+
+def test_a_command_line_that_is_built_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The unpacker does not see it, and nothing tells which part of the whole it is."""
+    monkeypatch.setattr(Booted, "find_symbol", lambda self, name: name)
+    assert not told(header(), line="mem=1G").complete
+    assert told(header()).complete
 
 
 def test_an_srat_excludes_memory(monkeypatch: pytest.MonkeyPatch) -> None:
