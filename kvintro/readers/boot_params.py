@@ -188,8 +188,8 @@ def unpacking(kernel: Kernel) -> Unpacking:
 
 
 def _memory_options(words: Sequence[str]) -> Optional[Tuple[int, List[Tuple[int, int]]]]:
-    """What options take away from the unpacker (kaslr.c:handle_mem_options): the end of memory, and (start, end)
-    of what to avoid. None if there are others than are looked at here.
+    """What options take away from the unpacker (kaslr.c:handle_mem_options): the end of memory, and (start,
+    end) of what to avoid. None if there are others than are looked at here.
     """
     limit, avoided = 1 << 64, []
     for word in words:
