@@ -205,9 +205,7 @@ class _Replacement:
         self._created, self._old = _opened(path)
         self._directory: Optional[int] = None
         try:
-            # Behind all links: the new file goes where the old one is.
-            place = path if self._old is None else os.readlink(f"/proc/self/fd/{self._old}")
-            directory, self._name = os.path.split(place)
+            directory, self._name = os.path.split(path if self._old is None else _place(path, self._old))
             self._directory = os.open(directory or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except BaseException:
             self._forget()
@@ -228,7 +226,8 @@ class _Replacement:
         """A temporary file in the directory of the target; a name it gets only where it must have one."""
         flags = os.O_RDWR | os.O_CLOEXEC
         try:
-            return os.open(".", flags | os.O_TMPFILE, 0o666, dir_fd=self._directory)
+            if os.path.exists("/proc/self/fd"):  # by which it gets its name
+                return os.open(".", flags | os.O_TMPFILE, 0o666, dir_fd=self._directory)
         except OSError as error:
             if error.errno not in _NO_UNNAMED:
                 raise
@@ -312,6 +311,14 @@ class _Replacement:
                 os.close(descriptor)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+
+
+def _place(path: str, descriptor: int) -> str:
+    """Where an open file is, behind all links: the new one goes there."""
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}")
+    except OSError:  # /proc is not mounted here
+        return os.path.realpath(path)
 
 
 def _private_name() -> str:

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import argparse
+import filecmp
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -20,11 +22,13 @@ from kvintro.cli import main, make_parser
 from kvintro.commands import InputPath, command_names, load_command
 from kvintro.errors import NotWritten, UsageError
 from kvintro.output import written_file
+from tests.conftest import ROOT
 from tests.synthetic import START_KERNEL_MAP, Memory, elf_core, vmcoreinfo
 
 CONTENT = b"what cannot be taken again\n" * 1000
 PTE = ["pte", "8000000003a12163"]
 NOBODY = 65534
+SAMPLE = ROOT / "vmcores/debian-6.12/core.kdump"
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be other users")
 
@@ -253,6 +257,35 @@ def test_links_are_written_through(tmp_path: Path) -> None:
     loop.symlink_to("loop")
     with pytest.raises(OSError, match="symbolic link"), written_file(str(loop)):
         pass
+
+
+@needs_root
+def test_without_proc(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    link = tmp_path / "link"
+    link.symlink_to("target")
+    command = f"mount -t tmpfs none /proc && {sys.executable} -m kvintro {' '.join(PTE)} -o {link}"
+    for _ in range(2):
+        found = subprocess.run(
+            ["unshare", "-m", "sh", "-c", command], capture_output=True, text=True, check=False
+        )
+        if "unshare" in found.stderr or "mount:" in found.stderr:
+            pytest.skip("mounting is not allowed here")
+        assert found.returncode == 0, found.stderr
+        assert target.read_text().startswith("8000000003a12163")
+    assert sorted(os.listdir(tmp_path)) == ["link", "target"]
+
+
+@pytest.mark.skipif(not SAMPLE.exists(), reason="the sample dump is not there")
+def test_a_session_does_not_write_onto_its_dump(tmp_path: Path) -> None:
+    dump = tmp_path / "vmcore"
+    shutil.copy(SAMPLE, dump)
+    os.link(dump, tmp_path / "hard link")
+    for line in (f"%kvintro layout -o '{tmp_path}/hard link'", f"%kvintro layout >> {dump}"):
+        found = run("-c", str(dump), "shell", "-e", line)
+        assert found.returncode == 1
+        assert "which is read" in found.stderr
+        assert filecmp.cmp(SAMPLE, dump, shallow=False)
 
 
 def test_what_is_no_file_is_written_directly(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import pytest
 import kvintro
 from kvintro import streams
 from tests.conftest import ROOT
+from tests.hostile import assert_inert
 
 SAMPLE = ROOT / "vmcores/debian-6.12/core.kdump"
 #: How a user says that the terminal has no Unicode.
@@ -177,3 +178,31 @@ def test_progress_on_a_terminal_without_unicode() -> None:
     assert b"b\\x1b[2J" in shown
     assert shown.isascii()
     assert b"\x1b[2J" not in shown
+
+
+EVIL = "a\x1b]52;c;ZXZpbA==\x07\u202e\u05d0\u0301"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["shell", "-e", f"raise ValueError({EVIL!r})"],
+        ["shell", "-e", f"raise kernel.__globals__['UsageError']({EVIL!r})"],
+        ["shell", "-e", f"import logging; logging.getLogger('drgn').error({EVIL!r})"],
+        ["shell", "-e", f"%kvintro identify '{EVIL}'"],
+        ["identify", EVIL],
+        ["layout", "-o", f"/nowhere/{EVIL}"],
+        ["--btf", f"/nowhere/{EVIL}", "layout"],
+        ["--debug", "identify", EVIL],
+        [EVIL],
+        ["layout", f"--{EVIL}"],
+    ],
+    ids=lambda words: words[0] + str(len(words)),
+)
+def test_no_message_is_obeyed(words: List[str]) -> None:
+    found = subprocess.run(
+        [sys.executable, "-m", "kvintro", "-c", str(SAMPLE), *words], capture_output=True, check=False
+    )
+    said = (found.stdout + found.stderr).decode()
+    assert "x1b]52;c;ZXZpbA==" in said
+    assert_inert(said)
