@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import re
 import struct
 import zlib
 from importlib import import_module
 from pathlib import Path
 from typing import Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
-from kvintro.source import kdump
+from kvintro.source.content import Content
 from kvintro.source.core import examine
 from kvintro.source.elf import parse_notes
+from kvintro.source.kdump import Kdump
 from tests.synthetic import elf_core, packed_notes
 
 #: (first address, content)
@@ -42,8 +44,15 @@ def dumped_ranges(path: Path) -> List[Tuple[int, int]]:
         ranges = [(s.paddr, s.paddr + s.filesz) for s in dump.headers.segments]
     else:
         assert dump.kdump is not None
-        ranges = list(kdump.dumped_ranges(dump.content, dump.kdump))
+        ranges = bitmap_ranges(dump.content, dump.kdump)
     return [(start, end) for start, end in ranges if not 0xC0000000 <= start < 1 << 32]
+
+
+def bitmap_ranges(content: Content, kdump: Kdump) -> List[Tuple[int, int]]:
+    """The same of a kdump, in steps of eight pages."""
+    assert kdump.layout is not None
+    data = content.at(kdump.layout.dumped, kdump.layout.bitmap_size)
+    return [(match.start() << 15, match.end() << 15) for match in re.finditer(rb"[^\0]+", data)]
 
 
 def raw(path: Path, ranges: Iterable[Range]) -> None:

@@ -27,7 +27,7 @@ from kvintro.source.files import keep
 from kvintro.source.flattened import Flattened
 from kvintro.source.formats import READS, recognise
 from kvintro.source.kallsyms import READ_ERRORS, Kallsyms, KallsymsError, vmcoreinfo_symbols
-from kvintro.source.kdump import PAGE, Kdump, dumped_ranges, examine_kdump, has_frame
+from kvintro.source.kdump import PAGE, Kdump, examine_kdump, has_frame, worth_a_look
 from kvintro.source.physical import (
     AvmlFile,
     Extent,
@@ -128,6 +128,12 @@ def _examined(content: Content, path: str, form: Optional[str]) -> DumpFile:
         raise NotADump(f"{path} does not begin as {form} does", "leave --format-in away: the content tells")
     if found.form == "elf":
         headers = read_headers(content)
+        if not whole and not headers.segments:
+            raise NotADump(
+                f"{path}: the flattened dump is truncated before its program headers, which come last, and "
+                "nothing else says where its memory was",
+                _COPY_AGAIN,
+            )
         left_out = sum(last - first + 1 for first, last in headers.left_out())
         return DumpFile(prefix + "ELF", size, content, whole and not headers.truncated, left_out, headers)
     if found.form == "kdump":
@@ -221,7 +227,7 @@ def _open_kdump(part: _Part, kdump: Kdump, wanted: Wanted, search: Search) -> So
     file, path, dump = part
     by_machine(kdump.machine)
     prog, note = _with_its_note(part)
-    of_program = _OfProgram(prog, kdump.memory or 0, dumped_ranges(dump.content, kdump))
+    of_program = _OfProgram(prog, kdump.memory or 0, worth_a_look(dump.content, kdump))
     memory = MemorySearch(
         [of_program],
         watch=search,

@@ -129,8 +129,12 @@ def _empty(content: Content, head: bytes) -> bool:
     return content.size == 0
 
 
-def _hole(content: Content, head: bytes) -> bool:
-    return content.size > 0 and not any(True for _ in content.stretches(0, content.size))
+def _zeros(content: Content, head: bytes) -> bool:
+    """One hole; or a small file of zeros."""
+    if any(head):
+        return False
+    small = content.size < _MIN_RAW and not any(content.at(0, content.size))
+    return small or not any(True for _ in content.stretches(0, content.size))
 
 
 def _text(content: Content, head: bytes) -> bool:
@@ -337,8 +341,8 @@ FORMATS: Tuple[Format, ...] = (
         f"{READS}; vmcore-dmesg.txt is the log, and the dump is beside it",
     ),
     Format(
-        "a hole from beginning to end: it has no data",
-        _hole,
+        "nothing but zeros",
+        _zeros,
         "take or copy the dump again; check the disk it was written to",
     ),
 )

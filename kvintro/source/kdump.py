@@ -47,6 +47,8 @@ _RUN_TO_FILE = 1 << 10
 _STEP = 1 << 20  # bytes of a bitmap, or descriptors, that are looked at at once
 _DESCRIPTOR_SIZE = 24  # struct page_desc: offset, size, flags, page_flags
 _LAST_DESCRIPTORS = 1 << 16
+_FEW_PAGES = 1 << 17
+_LEAST_PAGE = 1 << 10  # what a page that is not all zeros takes with its descriptor, on the average
 
 
 class Layout(NamedTuple):
@@ -103,13 +105,13 @@ def examine_kdump(content: Content) -> Kdump:
     (version,) = struct.unpack_from("<i", head, _VERSION)
     part, frames = _sub_header(content, version, frames) if version > 0 else (None, frames)
     layout = _layout(content, sub_blocks, bitmap_blocks, frames)
-    if not content.has_all(0, layout.dumped):
+    if not content.has_all(layout.dumped, 1):
         return Kdump(False, part=part, frames=frames, machine=machine)
     existing = _count(content, layout.exist, layout.bitmap_size, part)
     dumped = _count(content, layout.dumped, layout.bitmap_size, part)
     if dumped.runs > _FREE_RUNS + content.real // _RUN_TO_FILE:
         raise NotADump("its page bitmap has more gaps than a real one", "copy or take the dump again")
-    there = content.has_all(layout.dumped, layout.bitmap_size)
+    there = content.has_all(layout.exist, layout.table - layout.exist)
     complete = not status & _INCOMPLETE and there and _is_whole(content, layout.table, dumped.bits)
     left_out = max(0, existing.bits - dumped.bits) * PAGE if there else None
     memory = dumped.bits * PAGE if there else None
@@ -217,20 +219,6 @@ def _count(content: Content, start: int, size: int, part: Optional[Tuple[int, in
     return _Count(bits, runs)
 
 
-def dumped_ranges(content: Content, kdump: Kdump) -> Iterator[Tuple[int, int]]:
-    """Physical addresses (start, end exclusive) outside of which no page was dumped, in ascending order."""
-    import numpy
-
-    if kdump.layout is None:
-        return
-    unit = 8 * PAGE
-    for number, data in bitmap(content, kdump.layout.dumped, kdump.layout.bitmap_size, kdump.part):
-        full = numpy.concatenate(([False], data != 0, [False]))
-        edges = numpy.flatnonzero(full[1:] != full[:-1]).tolist()
-        for low, high in zip(edges[::2], edges[1::2]):
-            yield (number + low) * unit, (number + high) * unit
-
-
 def has_frame(content: Content, kdump: Kdump, frame: int) -> Optional[bool]:
     """Whether the machine has a page frame; None if the file does not say."""
     if kdump.layout is None:
@@ -270,3 +258,47 @@ def _is_whole(content: Content, table: int, count: int) -> bool:
     looked_at = min(count, _LAST_DESCRIPTORS)
     found = descriptors(content, table, count - looked_at, looked_at)
     return len(found) == looked_at and not len(lost(content, table, found))
+
+
+# Looking through the pages
+
+
+def worth_a_look(content: Content, kdump: Kdump) -> Iterator[Tuple[int, int]]:
+    """Physical addresses (start, end exclusive) of pages that have data of their own, in ascending order.
+
+    Pages with the same content share their data, as those of zeros do. So a few bytes can stand for all of
+    memory, and looking at every page could take for ever. There are no more pages here than the file can
+    have data for.
+    """
+    import numpy
+
+    if kdump.layout is None:
+        return
+    first, left, data_left = 0, _FEW_PAGES + content.real // _LEAST_PAGE, content.real
+    for number, piece in bitmap(content, kdump.layout.dumped, kdump.layout.bitmap_size, kdump.part):
+        frames = numpy.flatnonzero(numpy.unpackbits(piece, bitorder="little")) + 8 * number
+        for at in range(0, len(frames), _STEP):
+            found = descriptors(content, kdump.layout.table, first + at, len(frames) - at)
+            own = numpy.sort(numpy.unique(found["offset"], return_index=True)[1])
+            own = own[
+                : int(numpy.searchsorted(numpy.cumsum(found["size"][own], dtype="int64"), data_left, "right"))
+            ]
+            own = own[:left]
+            left -= len(own)
+            data_left -= int(found["size"][own].sum(dtype="int64"))
+            yield from _runs(frames[at : at + _STEP][own])
+            if not len(found) or left <= 0 or data_left <= 0:
+                return
+        first += len(frames)
+
+
+def _runs(frames: NDArray[numpy.int64]) -> Iterator[Tuple[int, int]]:
+    """Page frames as ranges of physical addresses."""
+    import numpy
+
+    if not len(frames):
+        return
+    apart = frames[1:] != frames[:-1] + 1
+    starts, ends = frames[numpy.r_[True, apart]], frames[numpy.r_[apart, True]]
+    for start, end in zip(starts.tolist(), ends.tolist()):
+        yield start * PAGE, (end + 1) * PAGE

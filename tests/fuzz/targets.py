@@ -283,7 +283,8 @@ def _made_up_memory() -> Memory:
     return memory
 
 
-def _made_up_file(info: Optional[str] = None) -> bytes:
+def made_up_file(info: Optional[str] = None) -> bytes:
+    """An ELF core of a made-up kernel."""
     memory = _made_up_memory()
     segments = [(START_KERNEL_MAP + at, at, bytes(data)) for at, data in sorted(memory.pages.items())]
     text = info if info is not None else _info()
@@ -299,7 +300,7 @@ class ElfFiles(_File):
 
     def prepare(self) -> None:
         super().prepare()
-        self._data = _made_up_file()
+        self._data = made_up_file()
 
     def run(self, chosen: random.Random) -> None:
         head = 64 + 56 * 12 + 1200 if chosen.random() < 0.8 else len(self._data)
@@ -326,10 +327,10 @@ class Vmcoreinfo(_File):
             ask_some(kernel, chosen, ["layout", "translate", "explain"], _ADDRESSES)
             return
         if way < 0.7:
-            self.path.write_bytes(_made_up_file(text))
+            self.path.write_bytes(made_up_file(text))
             self.ask(chosen)
             return
-        self.path.write_bytes(_made_up_file(chosen.choice((None, ""))))
+        self.path.write_bytes(made_up_file(chosen.choice((None, ""))))
         data = text.encode("utf-8", "surrogateescape")
         if chosen.random() < 0.5:
             data = chosen.choice((b"", b"\xef\xbb\xbf", b"\xff\xfe", b"\0")) + data.replace(b"\n", b"\r\n")
@@ -346,7 +347,7 @@ class CutElf(_File):
 
     def prepare(self) -> None:
         super().prepare()
-        self._data = _made_up_file()
+        self._data = made_up_file()
 
     def run(self, chosen: random.Random) -> None:
         self.path.write_bytes(self._data[: chosen.randrange(chosen.choice((2000, len(self._data))))])

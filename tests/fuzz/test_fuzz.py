@@ -15,10 +15,13 @@ import pytest
 
 from kvintro.commands import command_names
 from tests.fuzz import harness
-from tests.fuzz.targets import NOT_ASKED, QUESTIONS, SAMPLE, TARGETS, Real
+from tests.fuzz.sizes import FlattenedRecords, LyingSizes, StandardInput
+from tests.fuzz.targets import NOT_ASKED, QUESTIONS, SAMPLE, Real
+from tests.fuzz.targets import TARGETS as ON_KERNELS
 
 TIMES = int(os.environ.get("KVINTRO_FUZZ", "1"))
 SEED = int(os.environ.get("KVINTRO_FUZZ_SEED", "0"))
+TARGETS = (*ON_KERNELS, LyingSizes(), FlattenedRecords(), StandardInput())
 WORKERS = min(os.cpu_count() or 1, 8)
 
 

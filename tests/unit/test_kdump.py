@@ -17,7 +17,7 @@ from kvintro.errors import NotADump
 from kvintro.source.content import Content, FileContent
 from kvintro.source.core import examine
 from kvintro.source.flattened import MAGIC, Flattened
-from kvintro.source.kdump import Kdump, dumped_ranges, examine_kdump
+from kvintro.source.kdump import Kdump, examine_kdump, worth_a_look
 from tests.memory_files import flattened
 
 BLOCK = 4096
@@ -57,7 +57,7 @@ def examined(tmp_path: Path, data: bytes) -> Kdump:
 
 def ranges(tmp_path: Path, data: bytes) -> List[Tuple[int, int]]:
     content = content_of(tmp_path, data)
-    return list(dumped_ranges(content, examine_kdump(content)))
+    return list(worth_a_look(content, examine_kdump(content)))
 
 
 @pytest.mark.parametrize("flat", [False, True])
@@ -69,12 +69,9 @@ def test_what_headers_say(tmp_path: Path, flat: bool) -> None:
     assert (found.complete, found.part, found.frames) == (True, None, 16)
     assert found.left_out == (12 - 7) * BLOCK
     assert found.memory == 7 * BLOCK
-    assert ranges(tmp_path, shape(kdump())) == [(0, 16 * BLOCK)]
+    assert ranges(tmp_path, shape(kdump())) == [(0, BLOCK), (2 * BLOCK, 3 * BLOCK), (4 * BLOCK, 9 * BLOCK)]
     assert not examined(tmp_path, shape(kdump(status=8))).complete
-    assert ranges(tmp_path, shape(kdump(dumped=b"\1\0\0\x80"))) == [
-        (0, 8 * BLOCK),
-        (24 * BLOCK, 32 * BLOCK),
-    ]
+    assert ranges(tmp_path, shape(kdump(dumped=b"\1\0\0\x80"))) == [(0, BLOCK), (31 * BLOCK, 32 * BLOCK)]
 
 
 def test_a_part_has_the_pages_of_its_range_only(tmp_path: Path) -> None:
@@ -87,6 +84,28 @@ def test_a_part_has_the_pages_of_its_range_only(tmp_path: Path) -> None:
     assert (first.memory, first.left_out, first.complete) == (2 * BLOCK, 1 * BLOCK, True)
     nothing = examined(tmp_path, kdump(split=(16, 16)))
     assert (nothing.memory, nothing.left_out) == (0, 0)
+
+
+@pytest.mark.parametrize("step", [1, 3, 1 << 20])
+def test_pages_that_share_their_data_are_looked_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """The search sees each content, however many pages have it; and no more than fits."""
+    monkeypatch.setattr("kvintro.source.kdump._STEP", step)
+    data = bytearray(kdump(dumped=b"\xf5\x01"))  # frames 0, 2, 4 to 8
+    table, first = 4 * BLOCK, 4 * BLOCK + 24 * 7
+    for rank, page in enumerate((0, 0, 1, 0, 1, 2, 0)):
+        struct.pack_into("<q", data, table + 24 * rank, first + 8 * page)
+    # The step is in bytes of the bitmaps, and in descriptors; what is the same in two steps may come twice.
+    found = {
+        frame for start, end in ranges(tmp_path, bytes(data)) for frame in range(start // BLOCK, end // BLOCK)
+    }
+    assert {0, 4, 7} <= found
+    if step > 16:
+        assert found == {0, 4, 7}
+    monkeypatch.setattr("kvintro.source.kdump._FEW_PAGES", 1)
+    monkeypatch.setattr("kvintro.source.kdump._LEAST_PAGE", 1 << 40)
+    assert ranges(tmp_path, bytes(data)) == [(0, BLOCK)]
 
 
 def test_the_last_pages_are_zeros(tmp_path: Path) -> None:
@@ -185,4 +204,4 @@ def test_damage(tmp_path_factory: pytest.TempPathFactory, flat: bool, at: int, j
         found = examine_kdump(content)
     except NotADump:
         return
-    assert all(start < end for start, end in dumped_ranges(content, found))
+    assert all(start < end for start, end in worth_a_look(content, found))
