@@ -353,11 +353,15 @@ class _Part(NamedTuple):
 
 
 class _OfParts(PhysicalMemory):
-    """The memory of several programs; an extent's ``offset`` says of which."""
+    """The memory of several programs; an extent's ``offset`` says of which.
 
-    def __init__(self, progs: Sequence[drgn.Program], extents: List[Extent]) -> None:
+    :param parts: the files that they read.
+    """
+
+    def __init__(self, progs: Sequence[drgn.Program], parts: Sequence[_Part], extents: List[Extent]) -> None:
         super().__init__(extents)
         self._progs = progs
+        self._parts = parts
 
     def _read(self, extent: Extent, address: int, size: int) -> bytes:
         try:
@@ -371,7 +375,10 @@ class _OfParts(PhysicalMemory):
             return segment(self)(address, size, 0, True)
 
         for extent in self.extents:
-            yield from pieces(read, extent.address, extent.address + extent.size)
+            dump = self._parts[extent.offset].dump
+            assert dump.kdump is not None
+            for start, end in worth_a_look(dump.content, dump.kdump):
+                yield from pieces(read, start, end)
 
 
 def _open_split(parts: Sequence[_Part], wanted: Wanted, search: Search) -> Source:
@@ -412,7 +419,7 @@ def _open_split(parts: Sequence[_Part], wanted: Wanted, search: Search) -> Sourc
             raise NotADump(
                 f"{part.path} is not of the dump that {parts[0].path} is of", "name one dump's parts"
             )
-    of_parts = _OfParts(progs, extents)
+    of_parts = _OfParts(progs, parts, extents)
     real = sum(part.dump.content.real for part in parts)
     memory = MemorySearch([of_parts], watch=search, limit=_FREE_SEARCH + _PACKED_SEARCH_TO_FILE * real)
     chosen = _choose(memory, parts[0].path, wanted, notes[0])
