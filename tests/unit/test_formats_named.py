@@ -27,10 +27,11 @@ from kvintro.cli import main
 from kvintro.kernel import open_kernel
 from kvintro.source import Request
 from tests.memory_files import lime
-from tests.synthetic import elf_core, vmcoreinfo
+from tests.synthetic import vmcoreinfo
+from tests.unit.test_flattened import elf
 
 MB = 1 << 20
-CORE = elf_core([(0xFFFFFFFF81000000, 0x1000000, bytes(4096))], [("VMCOREINFO", 0, vmcoreinfo().encode())])
+CORE = elf()
 
 
 @pytest.fixture
