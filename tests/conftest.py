@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, Dict, List, Set
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from kvintro.kernel import Kernel, open_kernel
 from kvintro.source import Request
 
 # How long an example takes says more about the machine than about the code.
-settings.register_profile("kvintro", deadline=None)
+settings.register_profile("kvintro", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("kvintro")
 
 ROOT = Path(__file__).resolve().parent.parent

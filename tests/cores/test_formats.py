@@ -39,6 +39,7 @@ from tests.memory_files import (
     snappy,
     split,
 )
+from tests.timing import allowed
 
 Range = Tuple[int, bytes]
 
@@ -301,7 +302,7 @@ def test_the_symbol_table_without_being_led_to_it(core: Core, kernel: Kernel) ->
     }
     started = time.process_time()
     table = find_kallsyms(kernel.prog.read, symbols)
-    assert time.process_time() - started < 2  # 0.1 to 0.3 s where nothing else runs
+    assert time.process_time() - started < allowed(2)  # 0.1 to 0.3 s where nothing else runs
     found = [(symbol.name, symbol.address, symbol.type) for symbol in table]
     said = list(said_by_the_kernel(core))
     if core.meta["kallsyms_sampled"]:

@@ -153,7 +153,7 @@ def test_a_session_of_stock_drgn(core: Core, k: PromptKernel, tmp_path: Path) ->
         while part := os.read(ours, 1 << 16):
             said += part
     os.close(ours)
-    assert session.wait(timeout=60) == 0
+    assert session.wait(timeout=600) == 0
     text = said.decode()
     row = k.translate("init_task")[0]
     assert f"{row.virtual:016x}  {row.physical:016x}" in text

@@ -24,14 +24,11 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 from kvintro.errors import KvintroError
+from tests import timing
 
 #: Of processor time for a question, on a machine as fast as the one of the figures in docs/untrusted.md.
 SECONDS = 5
 MEMORY = 1 << 30
-#: What :func:`reference` takes on that machine, in seconds of processor time.
-_REFERENCE = 0.14
-#: A slower machine has as much more time as it takes for the reference, up to so many times as much.
-_SLOWEST = 6
 _FAILURES_KEPT = 20
 #: Seconds by the clock without a word from a process: it sits in a library, where no signal reaches it.
 _SILENCE = 600
@@ -83,25 +80,6 @@ class Outcome:
         self.failures = self.failures or []
 
 
-def reference() -> float:
-    """Seconds of processor time for some work like kvintro's own: numbers, strings, dicts and arrays."""
-    import numpy
-
-    started = time.process_time()
-    known: Dict[int, str] = {}
-    for number in range(150_000):
-        known[number & 0xFFF] = f"{number:016x}"
-    array = numpy.arange(1 << 20, dtype=numpy.uint64)
-    for shift in range(6):
-        numpy.sort((array * numpy.uint64(0x9E3779B97F4A7C15)) >> numpy.uint64(shift), kind="stable")
-    return time.process_time() - started
-
-
-def allowed() -> float:
-    """Seconds of processor time that a question may take on this machine, as fast as it is right now."""
-    return SECONDS * min(max(reference() / _REFERENCE, 1), _SLOWEST)
-
-
 class _Clock:
     """Times the questions of a case, of which each has its own limit."""
 
@@ -113,7 +91,7 @@ class _Clock:
         """A question begins."""
         self.stop()
         # Of the processor, not of the clock: other processes are no fault of ours. This ends what has no end.
-        signal.setitimer(signal.ITIMER_PROF, SECONDS * _SLOWEST)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS * timing.SLOWEST)
 
     def stop(self) -> None:
         """The last question has ended."""
@@ -263,13 +241,13 @@ def _work(target: Target, numbers: Sequence[int], seed: int, sender: int) -> Non
         except KvintroError:
             refused = True
         except Hang:
-            failure = f"no end after {SECONDS * _SLOWEST} s:\n{traceback.format_exc()[-2000:]}"
+            failure = f"no end after {SECONDS * timing.SLOWEST} s:\n{traceback.format_exc()[-2000:]}"
         except BaseException:
             failure = traceback.format_exc()[-3000:]
         _clock.stop()
         seconds = time.process_time() - started
         if _clock.longest > SECONDS and not failure:
-            limit = allowed()
+            limit = timing.allowed(SECONDS)
             if _clock.longest > limit:
                 failure = f"{_clock.longest:.1f} s for a question, more than {limit:.1f} s"
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -14,6 +14,7 @@ from typing import Tuple
 import pytest
 
 from kvintro.commands import command_names
+from tests import timing
 from tests.fuzz import harness
 from tests.fuzz.sizes import FlattenedRecords, LyingSizes, StandardInput
 from tests.fuzz.targets import NOT_ASKED, QUESTIONS, SAMPLE, Real
@@ -87,7 +88,7 @@ def _spend(seconds: float) -> None:
 
 def test_the_harness_catches_what_it_should(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness, "SECONDS", 0.3)
-    monkeypatch.setattr(harness, "reference", lambda: 0)
+    monkeypatch.setattr(timing, "reference", lambda: 0)
     outcome = harness.run(_Bad(), 5, 0, workers=1)
     assert outcome.done == 5
     found = {failure.number: failure.what for failure in outcome.failures}
@@ -102,5 +103,5 @@ def test_the_harness_catches_what_it_should(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_slower_machine_has_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """The limit follows the reference, measured when a question took long; it does not fall below itself."""
     for times, expected in ((0.5, 5), (1, 5), (3, 15), (100, 30)):
-        monkeypatch.setattr(harness, "reference", lambda times=times: times * harness._REFERENCE)
-        assert harness.allowed() == pytest.approx(expected)
+        monkeypatch.setattr(timing, "reference", lambda times=times: times * timing.REFERENCE)
+        assert timing.allowed(5) == pytest.approx(expected)

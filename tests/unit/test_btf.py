@@ -6,7 +6,6 @@ from __future__ import annotations
 import random
 import struct
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Callable, Iterator, List, Optional, Tuple
 
 import drgn
@@ -553,7 +552,7 @@ def test_the_small_blob_is_sound() -> None:
             use(types.make(type_id))
 
 
-@settings(max_examples=300, deadline=2000, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(
         st.tuples(
@@ -572,7 +571,7 @@ def test_a_damaged_blob_is_an_error_and_no_more(changes: List[Tuple[int, int]], 
     use_all_of_it(bytes(data[:cut]))
 
 
-@settings(max_examples=200, deadline=2000)
+@settings(max_examples=200)
 @given(st.binary(max_size=400), st.binary(max_size=60))
 def test_a_blob_of_noise_is_an_error_and_no_more(types: bytes, strings: bytes) -> None:
     types = types[: len(types) & ~3]
@@ -582,15 +581,14 @@ def test_a_blob_of_noise_is_an_error_and_no_more(types: bytes, strings: bytes) -
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_a_damaged_real_blob(seed: int) -> None:
-    path = Path("/sys/kernel/btf/vmlinux")
-    if not path.exists():
-        pytest.skip("this kernel has no BTF")
-    data = bytearray(path.read_bytes())
+def test_a_damaged_blob(seed: int) -> None:
+    """Of every kind of type; a kernel's own is damaged by the fuzz tests."""
+    whole = small_blob()
     generator = random.Random(seed)
     for _ in range(20):
-        struct.pack_into(
-            "<I", data, generator.randrange(24, len(data) - 4) & ~3, generator.randrange(200_000)
-        )
-    use_all_of_it(bytes(data))
-    use_all_of_it(bytes(data[: generator.randrange(len(data))]))
+        data = bytearray(whole)
+        for _ in range(5):
+            at = generator.randrange(24, len(data) - 4) & ~3
+            struct.pack_into("<I", data, at, generator.randrange(200_000))
+        use_all_of_it(bytes(data))
+        use_all_of_it(bytes(data[: generator.randrange(len(data))]))

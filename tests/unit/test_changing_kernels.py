@@ -18,6 +18,7 @@ from kvintro.cli import main
 from kvintro.errors import NotInDump, Unavailable, UsageError
 from kvintro.model import Report
 from kvintro.readers.structures import Budget, bounded
+from tests.timing import allowed
 
 ARGS = argparse.Namespace(command="layout")
 WHOLE = Report("layout", None, ())
@@ -44,7 +45,7 @@ def _run(monkeypatch: pytest.MonkeyPatch, *answers: Any, live: bool = True) -> "
         return answer
 
     monkeypatch.setattr(commands, "load_command", lambda name: SimpleNamespace(run=run))
-    kernel: Any = _Kernel(SimpleNamespace(live=live))
+    kernel: Any = _Kernel(SimpleNamespace(live=live, check_size=lambda: None))
     return commands.run_command(kernel, ARGS), seen
 
 
@@ -76,7 +77,10 @@ def test_the_command_line_asks_again_too(
     """A running kernel that is in order at the second look, and one that never is."""
     answers = [PARTIAL] * partial + [WHOLE]
     monkeypatch.setattr("kvintro.commands.layout.run", lambda kernel, args: answers.pop(0))
-    monkeypatch.setattr("kvintro.kernel.open_kernel", lambda request: _Kernel(SimpleNamespace(live=True)))
+    monkeypatch.setattr(
+        "kvintro.kernel.open_kernel",
+        lambda request: _Kernel(SimpleNamespace(live=True, check_size=lambda: None)),
+    )
     assert main(["layout", "--json"]) == code
     assert ("asked for again" in capsys.readouterr().out) is (code == 4)
     assert len(answers) == (0 if partial == 1 else partial + 1 - commands.ATTEMPTS)
@@ -142,7 +146,7 @@ def test_a_budget_is_for_all_questions_together() -> None:
         with pytest.raises(Unavailable), budget.bounded():
             while True:
                 time.thread_time()
-    assert 0.3 <= time.thread_time() - started < 1
+    assert 0.3 <= time.thread_time() - started < allowed(1)
 
 
 def test_a_budget_is_not_used_up_by_honest_questions() -> None:

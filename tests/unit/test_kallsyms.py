@@ -154,7 +154,7 @@ def test_wrong_addresses(name: str, address: int) -> None:
 PRISTINE = Tables(all_symbols("absolute_percpu"))
 
 
-@settings(max_examples=300, deadline=2000)
+@settings(max_examples=300)
 @given(
     st.lists(
         st.tuples(st.integers(0, len(PRISTINE.data) - 1), st.binary(min_size=1, max_size=4)), max_size=8

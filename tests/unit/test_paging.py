@@ -33,6 +33,7 @@ from kvintro.paging import (
 )
 from kvintro.paging.bulk import STATES
 from tests.synthetic import Memory
+from tests.timing import allowed
 
 MASK = (1 << 52) - 1
 GEOMETRY = {levels: ARCHITECTURE.geometry(levels, MASK) for levels in (4, 5)}
@@ -247,7 +248,7 @@ def test_a_table_that_refers_to_itself_ends(levels: int) -> None:
     started = time.process_time()
     tree = Tree(memory.read, GEOMETRY[levels], memory.root)
     ranges = tree.ranges(GEOMETRY[levels].guard_hole.start, ALL)
-    assert time.process_time() - started < 5
+    assert time.process_time() - started < allowed(5)
     assert len(ranges) <= 2 * tree.REPEATED_LIMIT
     # One table is every table: all addresses map it.
     assert walk(memory.read, GEOMETRY[levels], memory.root, ALL).physical == memory.root | 0xFFF
@@ -269,7 +270,7 @@ def test_wild_sharing_of_varied_tables_ends() -> None:
     started = time.process_time()
     tree = Tree(memory.read, GEOMETRY[4], memory.root)
     ranges = tree.ranges(GEOMETRY[4].guard_hole.start, ALL)
-    assert time.process_time() - started < 20
+    assert time.process_time() - started < allowed(20)
     assert tree.limited
     assert len(ranges) < 2 * tree.REPEATED_LIMIT
     assert any(key & OVER_LIMIT for _, _, key in ranges)

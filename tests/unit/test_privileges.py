@@ -217,7 +217,7 @@ def test_root_reads_no_catalogue_that_the_environment_names(tmp_path: Path, vari
         [sys.executable, "-m", "kvintro", "--help"],
         env={**clean, variable: str(tmp_path)},
         capture_output=True,
-        timeout=60,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,11 +39,16 @@ def test_displacements_have_a_sign() -> None:
 
 
 @given(st.integers(-(1 << 64), 1 << 64))
-def test_a_size_is_right_to_one_in_twenty(size: int) -> None:
+def test_a_size_is_right_to_the_digits_that_it_shows(size: int) -> None:
+    """What is written is the nearest number of its digits: at most half of the last one away."""
     number, unit = size_text(size).split(" ")
     scale = 1 << 10 * ("B", "KB", "MB", "GB", "TB", "PB", "EB").index(unit)
-    assert abs(float(number) * scale - size) <= abs(size) * 0.05
+    # Exactly, in integers: a double has no room for 2^64 bytes and their tenths.
+    step = Fraction(scale, 100 if abs(size) < 10 * scale else 10)
+    assert abs(Fraction(number) * scale - size) <= step / 2 + Fraction(scale, 1 << 44)
+    assert abs(Fraction(number) * scale - size) <= Fraction(abs(size), 200)  # 0.5 %
     assert abs(float(number)) < 1024
+    assert len(number.lstrip("-").replace(".", "")) <= 5
 
 
 @given(st.text())
