@@ -252,7 +252,8 @@ def test_pages_are_charged_to_the_cgroup_that_kpagecgroup_names(
             continue
         named.update(filter(None, (path,)))
     assert len(tails) < 2
-    assert moved <= len(flags) // 1000
+    # Each CPU frees some pages together (PAGEVEC_SIZE, include/linux/pagevec.h).
+    assert moved <= 31 * len(re.findall(r"^processor", core.truth("cpuinfo"), re.M))
     assert "/kvintro/work" in named
     for _, _, _, pfn in truth.of("anon"):
         assert lookup.group(lookup.state(pfn)).path == "/kvintro/work"  # type: ignore[union-attr]
@@ -308,7 +309,7 @@ def test_owners_are_those_of_page_owner(core: Core, kernel: Kernel, lookup: Page
             # Of a function's several names the kernel takes the first and we the first that is global.
             ours, our_into = str(frame.symbol).split(" ")[0].rsplit("+", 1)
             assert our_into == into and start in addresses[ours], (frame.symbol, line)
-    assert same > len(records) / 5 * 0.8
+    assert same > len(records) / 5 * 0.95, (same, len(records))
     # And so it is printed: who, and below that the calls, the innermost first.
     owner, pfn = last
     printed = render(page_report(kernel, [f"pfn:{int(pfn, 0):x}"]), "text").partition("  owner")[2]
