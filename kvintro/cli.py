@@ -38,6 +38,20 @@ exit status: 0 fine, 1 the answer is no, 2 usage, 3 the source cannot be opened,
 """
 
 
+def physical_address(text: str) -> int:
+    """An address as ``info`` writes it: hex with or without 0x.
+
+    :raises argparse.ArgumentTypeError: it is none.
+    """
+    try:
+        value = int(text, 16) if not text.startswith(("-", "+")) else -1
+    except ValueError:
+        value = -1
+    if not 0 <= value < 1 << 52:
+        raise argparse.ArgumentTypeError(f"invalid physical address: {text}")
+    return value
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, f"{self.prog} --help")
@@ -125,6 +139,14 @@ def _add_common(parser: argparse.ArgumentParser, default: Optional[str] = None) 
         type=InputPath,
         metavar="FILE",
         help="VMCOREINFO text, for dumps without the note",
+    )
+    option(
+        source,
+        "--vmcoreinfo-at",
+        dest="vmcoreinfo_at",
+        metavar="ADDR",
+        type=physical_address,
+        help="of several kernels in the memory the one whose VMCOREINFO is there (info lists them)",
     )
     option(
         source,
@@ -314,6 +336,7 @@ def _run(arguments: List[str]) -> int:
                 btf=args.btf,
                 types=args.types,
                 vmcoreinfo=args.vmcoreinfo,
+                vmcoreinfo_at=args.vmcoreinfo_at,
                 form=args.format_in,
                 debuginfod=args.debuginfod,
                 sudo=args.sudo,

@@ -42,7 +42,17 @@ __all__ = ("Answer", "BoundRegion", "Listing", "PromptKernel", "kernel", "run_co
 
 # Commands that are not for a prompt: it is one.
 _NOT_METHODS = {"shell"}
-_SOURCE_OPTIONS = ("core", "qemu", "symbols", "btf", "vmcoreinfo", "debuginfod", "sudo", "keep_root")
+_SOURCE_OPTIONS = (
+    "core",
+    "qemu",
+    "symbols",
+    "btf",
+    "vmcoreinfo",
+    "vmcoreinfo_at",
+    "debuginfod",
+    "sudo",
+    "keep_root",
+)
 
 
 def kernel(

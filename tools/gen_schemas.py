@@ -96,7 +96,11 @@ DOCUMENTS: Dict[str, Document] = {
     ),
     "info": Document(
         "Which dump this is, and what each command can do with it.",
-        {"facts": ["kvintro.reports.info:FactRow"], "commands": ["kvintro.reports.info:CommandRow"]},
+        {
+            "facts": ["kvintro.reports.info:FactRow"],
+            "kernels": ["kvintro.reports.info:KernelRow"],
+            "commands": ["kvintro.reports.info:CommandRow"],
+        },
     ),
     "explain": Document(
         "What regions are for, with this kernel's values.",

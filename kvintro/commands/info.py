@@ -25,6 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(kernel: Kernel, args: argparse.Namespace) -> Report:
     """The report."""
+    from kvintro.commands import searched
     from kvintro.reports.info import info
 
-    return info(kernel)
+    return info(kernel, searched)

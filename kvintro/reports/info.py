@@ -10,10 +10,12 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Opt
 from kvintro.arch.x86_64 import ALL, PAGE_SHIFT, START_KERNEL_MAP
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
-from kvintro.model import Column, Displacement, Fact, Placement, Report, Size, Table
+from kvintro.model import Address, Column, Displacement, Fact, Placement, Report, Size, Table
 from kvintro.queries import times
 from kvintro.queries.command_line import command_line
 from kvintro.readers.randomness import bases_are_fixed
+from kvintro.source.vmcoreinfo import Kernels, Search, identity_of, in_silence
+from kvintro.text import size_text
 from kvintro.types import Installed
 
 _BANNER = 512  # linux_banner is shorter
@@ -37,6 +39,22 @@ class FactRow:
 
 
 @dataclass(frozen=True)
+class KernelRow:
+    """A kernel in the source's memory, by a VMCOREINFO that fits it.
+
+    :ivar vmcoreinfo_at: its physical address, for ``--vmcoreinfo-at``; None if it was not found in memory.
+    :ivar moved_by: how far KASLR moved the image, by its KERNELOFFSET.
+    :ivar shown: whether it is the one that reports are about.
+    """
+
+    vmcoreinfo_at: Optional[Address]
+    release: str
+    moved_by: Optional[Displacement]
+    paging_levels: int
+    shown: bool
+
+
+@dataclass(frozen=True)
 class CommandRow:
     """What a command can do with this source.
 
@@ -49,6 +67,13 @@ class CommandRow:
 
 
 FACT_COLUMNS = (Column("title", "fact"), Column("value", "value"), Column("provenance", "read from"))
+KERNEL_COLUMNS = (
+    Column("vmcoreinfo_at", "VMCOREINFO at"),
+    Column("release", "release"),
+    Column("moved_by", "image moved by"),
+    Column("paging_levels", "paging levels"),
+    Column("shown", "shown"),
+)
 COMMAND_COLUMNS = (Column("name", "command"), Column("state", "state"), Column("reason", "because"))
 
 
@@ -194,18 +219,52 @@ def _readable(kernel: Kernel) -> Mapping[str, bool]:
     return {_TABLES: found(tables), _DATA: found(data), _FRAMES: found(frames)}
 
 
-def info(kernel: Kernel) -> Report:
-    """All that can be said without looking far; nothing here makes a report partial."""
-    facts = [*_of_the_dump(kernel), *_of_the_kernel(kernel), *_of_names_and_types(kernel)]
+def info(kernel: Kernel, search: Search = in_silence) -> Report:
+    """All that can be said without looking far; nothing here makes a report partial.
+
+    :param search: watches the search for other kernels in the source's memory.
+    """
+    looked = kernel.source.kernels(search) if kernel.source.kernels is not None else None
+    rows = _kernel_rows(kernel, looked) if looked is not None else []
+    facts = [
+        *_of_the_dump(kernel),
+        *_of_the_kernel(kernel),
+        *_of_names_and_types(kernel, looked, len(rows)),
+    ]
+    notes = list(kernel.source.warnings)
+    if len(rows) > 1:
+        notes.append(f"{len(rows)} kernels are in this memory; --vmcoreinfo-at ADDR shows another one")
     return Report(
         command="info",
         kernel=kernel.identity,
         tables=(
             Table("facts", FACT_COLUMNS, facts),
+            Table("kernels", KERNEL_COLUMNS, rows, "kernels in this memory"),
             Table("commands", COMMAND_COLUMNS, commands(kernel), "what the commands can do with it"),
         ),
-        notes=tuple(kernel.source.warnings),
+        notes=tuple(notes),
     )
+
+
+def _kernel_rows(kernel: Kernel, looked: Kernels) -> List[KernelRow]:
+    """Those that were found, and the one that is shown if it was not among them."""
+    shown = identity_of(kernel.source.vmcoreinfo)
+    rows = [
+        _kernel_row(found.lines, Address(found.address), identity_of(found.lines) == shown)
+        for found in looked.found
+    ]
+    if not any(row.shown for row in rows):
+        rows.insert(0, _kernel_row(kernel.source.vmcoreinfo, None, True))
+    return rows
+
+
+def _kernel_row(lines: Mapping[str, str], address: Optional[Address], shown: bool) -> KernelRow:
+    levels = 5 if lines.get("NUMBER(pgtable_l5_enabled)") == "1" else 4
+    try:
+        moved = Displacement(int(lines.get("KERNELOFFSET", ""), 16))
+    except ValueError:
+        moved = None
+    return KernelRow(address, lines.get("OSRELEASE", ""), moved, levels, shown)
 
 
 def _known(
@@ -305,9 +364,12 @@ def _banner(kernel: Kernel) -> Fact[str]:
     return Fact(text, "linux_banner")
 
 
-def _of_names_and_types(kernel: Kernel) -> Iterator[FactRow]:
+def _of_names_and_types(kernel: Kernel, looked: Optional[Kernels], count: int) -> Iterator[FactRow]:
     source = kernel.source
     yield _known("vmcoreinfo", "VMCOREINFO", source.vmcoreinfo_origin or None, reason="there is none")
+    if looked is not None:
+        how = "all of it was" if looked.whole else f"{size_text(looked.looked_at)} of it were"
+        yield _known("kernel_count", "kernels in the memory", count, f"{how} looked through")
     yield _known(
         "symbols",
         "symbols",

@@ -20,7 +20,7 @@ from kvintro.source.elf import Segment
 from kvintro.source.files import Kept, open_file, read_small_file
 from kvintro.source.note import parse, text_from_file, text_of
 from kvintro.source.privileges import hold_kernel_files
-from kvintro.source.vmcoreinfo import Search, Wanted, in_silence
+from kvintro.source.vmcoreinfo import Kernels, Search, Wanted, in_silence
 
 if TYPE_CHECKING:
     from kvintro.source.kallsyms import Kallsyms
@@ -36,6 +36,7 @@ class Request:
     :ivar btf: path of a file of BTF, or of an ELF file with a .BTF section.
     :ivar types: ``auto`` is ``dwarf`` with a vmlinux, else ``btf``.
     :ivar vmcoreinfo: path of a file with the text of VMCOREINFO, for dumps without the note.
+    :ivar vmcoreinfo_at: physical address in the source of the VMCOREINFO to use, where it has several.
     :ivar form: what the dump is, one of :data:`kvintro.model.DUMP_FORMATS`; None to tell from its content.
     :ivar debuginfod: let drgn look for debuginfo on the system and download it.
     :ivar sudo: have sudo open /proc/kcore, and nothing else. From then on no other process of this user can
@@ -51,6 +52,7 @@ class Request:
     btf: Optional[str] = None
     types: str = "auto"
     vmcoreinfo: Optional[str] = None
+    vmcoreinfo_at: Optional[int] = None
     form: Optional[str] = None
     debuginfod: bool = False
     sudo: bool = False
@@ -80,6 +82,7 @@ class Source:
     :ivar memory: bytes of the machine's memory that the file has, None if that is not known.
     :ivar vmcoreinfo: VMCOREINFO's lines as keys and values.
     :ivar vmcoreinfo_origin: where those come from, for people.
+    :ivar kernels: looks through memory for the VMCOREINFO of all kernels in it; None where that is not done.
     :ivar segments: the PT_LOADs of an ELF file or of /proc/kcore; the ranges of a file of physical memory.
     :ivar symbols: where symbols come from, ``none`` if from nowhere.
     :ivar types: where types come from, ``none`` if from nowhere.
@@ -100,6 +103,7 @@ class Source:
     memory: Optional[int] = None
     vmcoreinfo: Dict[str, str] = field(default_factory=dict)
     vmcoreinfo_origin: str = ""
+    kernels: Optional[Callable[[Search], Kernels]] = field(default=None, repr=False, compare=False)
     segments: Tuple[Segment, ...] = ()
     symbols: str = "none"
     types: str = "none"
@@ -134,6 +138,12 @@ def open_source(request: Request) -> Source:
 
     if request.core is not None and request.qemu is not None:
         raise UsageError("-c and --qemu name two different sources", "give one of them")
+    if request.vmcoreinfo is not None and request.vmcoreinfo_at is not None:
+        raise UsageError(
+            "--vmcoreinfo and --vmcoreinfo-at both say which VMCOREINFO to use", "give one of them"
+        )
+    if request.vmcoreinfo_at is not None and request.core is None and request.qemu is None:
+        raise UsageError("the running kernel is the one that runs", "--vmcoreinfo-at goes with -c or --qemu")
     if request.types == "dwarf" and request.vmlinux is None and not request.debuginfod:
         raise UsageError("--types dwarf needs debuginfo", "name it with -s VMLINUX, or allow --debuginfod")
     try:
@@ -177,7 +187,7 @@ def _open(request: Request, stack: ExitStack) -> Source:
 def _wanted(request: Request) -> Wanted:
     """Which VMCOREINFO the user wants."""
     if request.vmcoreinfo is None:
-        return Wanted()
+        return Wanted(address=request.vmcoreinfo_at)
     data = read_small_file(request.vmcoreinfo, "--vmcoreinfo")
     return Wanted(text_from_file(data, request.vmcoreinfo), request.vmcoreinfo)
 

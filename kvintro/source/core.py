@@ -12,7 +12,18 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import ExitStack
-from typing import BinaryIO, Callable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import (
+    BinaryIO,
+    Callable,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 import drgn
 
@@ -42,6 +53,7 @@ from kvintro.source.spool import spooled
 from kvintro.source.translation import prepare
 from kvintro.source.vmcoreinfo import (
     Chosen,
+    Kernels,
     MemorySearch,
     NotBelieved,
     Search,
@@ -66,6 +78,7 @@ NOTHING_WANTED = Wanted()
 # up to some thirty times as much memory, and a hostile one would have any number.
 _FREE_SEARCH = 256 << 20
 _SEARCH_TO_FILE, _PACKED_SEARCH_TO_FILE = 2, 32
+_LOOK, _PACKED_LOOK = 4 << 30, 256 << 20
 # Enough for drgn and libkdumpfile (which wants a number) to read physical memory.
 _MINIMAL = (
     b"OSRELEASE=5.4.0\nPAGESIZE=4096\nKERNELOFFSET=0\n"
@@ -219,7 +232,7 @@ def _open_elf(part: _Part, headers: ElfHeaders, wanted: Wanted, search: Search) 
     if dump.left_out:
         _hide_left_out(prog, headers)
     hide_null(prog)
-    return _source(prog, part, chosen, headers.segments)
+    return _source(prog, part, chosen, memory, headers.segments)
 
 
 def _open_kdump(part: _Part, kdump: Kdump, wanted: Wanted, search: Search) -> Source:
@@ -227,7 +240,7 @@ def _open_kdump(part: _Part, kdump: Kdump, wanted: Wanted, search: Search) -> So
     file, path, dump = part
     by_machine(kdump.machine)
     prog, note = _with_its_note(part)
-    of_program = _OfProgram(prog, kdump.memory or 0, worth_a_look(dump.content, kdump))
+    of_program = _OfProgram(prog, kdump.memory or 0, lambda: worth_a_look(dump.content, kdump))
     memory = MemorySearch(
         [of_program],
         watch=search,
@@ -238,7 +251,7 @@ def _open_kdump(part: _Part, kdump: Kdump, wanted: Wanted, search: Search) -> So
     if chosen.text != note:
         prog = _program(file, path, dump, chosen.text)
     hide_null(prog)
-    return _source(prog, part, chosen)
+    return _source(prog, part, chosen, memory)
 
 
 def _with_its_note(part: _Part) -> Tuple[drgn.Program, Optional[bytes]]:
@@ -267,7 +280,13 @@ def _choose(memory: MemorySearch, path: str, wanted: Wanted, note: Optional[byte
         raise NotADump(f"{path} has no VMCOREINFO note, and {error.what}", error.remedy) from None
 
 
-def _source(prog: drgn.Program, part: _Part, chosen: Chosen, segments: Tuple[Segment, ...] = ()) -> Source:
+def _source(
+    prog: drgn.Program,
+    part: _Part,
+    chosen: Chosen,
+    memory: MemorySearch,
+    segments: Tuple[Segment, ...] = (),
+) -> Source:
     _, path, dump = part
     return Source(
         prog,
@@ -280,8 +299,19 @@ def _source(prog: drgn.Program, part: _Part, chosen: Chosen, segments: Tuple[Seg
         _memory_in(dump),
         segments=segments,
         vmcoreinfo_origin=chosen.origin,
+        kernels=_kernels_in(memory, chosen, dump.format),
         warnings=[*chosen.warnings, *([] if dump.complete else [_TRUNCATED])],
     )
+
+
+def _kernels_in(memory: MemorySearch, chosen: Chosen, form: str) -> Callable[[Search], Kernels]:
+    """What looks for all kernels in a dump. Where the dump's note was taken, opening it took no search,
+    and this one ends early; compressed memory takes ten times as long to look through.
+    """
+    limit = None
+    if chosen.address is None:
+        limit = _PACKED_LOOK if form.endswith("kdump") else _LOOK
+    return lambda watch: memory.kernels(watch, limit)
 
 
 def _memory_in(dump: DumpFile) -> Optional[int]:
@@ -436,6 +466,7 @@ def _open_split(parts: Sequence[_Part], wanted: Wanted, search: Search) -> Sourc
         _sum([part.dump.left_out for part in parts]),
         _sum([part.dump.kdump.memory for part in parts if part.dump.kdump is not None]),
         vmcoreinfo_origin=chosen.origin,
+        kernels=_kernels_in(memory, chosen, "split kdump"),
         warnings=[*chosen.warnings, *warnings, *([] if complete else [_TRUNCATED])],
     )
 
@@ -450,10 +481,12 @@ class _OfProgram(PhysicalMemory):
     """What a program has of physical memory.
 
     :param size: bytes of it.
-    :param ranges: where it is, at most; read once.
+    :param ranges: where it is, at most.
     """
 
-    def __init__(self, prog: drgn.Program, size: int, ranges: Iterator[Tuple[int, int]]) -> None:
+    def __init__(
+        self, prog: drgn.Program, size: int, ranges: Callable[[], Iterable[Tuple[int, int]]]
+    ) -> None:
         super().__init__([Extent(0, size, 0)])
         self._prog = prog
         self._ranges = ranges
@@ -466,7 +499,7 @@ class _OfProgram(PhysicalMemory):
             raise NotInDump(address, size, physical=True) from error
 
     def pieces(self) -> Iterator[Tuple[int, bytes]]:
-        for start, end in self._ranges:
+        for start, end in self._ranges():
             yield from pieces(lambda address, size: self._prog.read(address, size, True), start, end)
 
 
@@ -523,6 +556,7 @@ def _open_memory(path: str, dump: DumpFile, wanted: Wanted, search: Search, *, f
         memory=sum(extent.size for extent in right.extents),
         segments=tuple(Segment(e.offset, 0, e.address, e.size, e.size) for e in right.extents),
         vmcoreinfo_origin=chosen.origin,
+        kernels=_kernels_in(memory, chosen, dump.format),
         warnings=warnings,
     )
 

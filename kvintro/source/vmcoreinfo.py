@@ -13,7 +13,7 @@ have its build id.
 from __future__ import annotations
 
 import struct
-from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
 from kvintro.arch import x86_64
 from kvintro.errors import KvintroError, NotADump, WrongVmcoreinfo
@@ -334,6 +334,33 @@ class Found(NamedTuple):
     layouts: Tuple[int, ...]
 
 
+class KernelFound(NamedTuple):
+    """A kernel whose VMCOREINFO is in memory and fits.
+
+    :ivar lines: of its VMCOREINFO.
+    :ivar address: where in physical memory that is.
+    """
+
+    lines: Dict[str, str]
+    address: int
+
+
+class Kernels(NamedTuple):
+    """The kernels in memory.
+
+    :ivar looked_at: bytes that were looked through; ``whole`` if that was all.
+    """
+
+    found: List[KernelFound]
+    looked_at: int
+    whole: bool
+
+
+def identity_of(lines: Dict[str, str]) -> Tuple[Optional[str], ...]:
+    """What tells two kernels in one memory apart: their page tables."""
+    return tuple(lines.get(key) for key in ("SYMBOL(swapper_pg_dir)", "NUMBER(phys_base)"))
+
+
 class NotBelieved(NotADump):
     """There is VMCOREINFO in memory, and the memory says otherwise or is not all there."""
 
@@ -387,6 +414,7 @@ class MemorySearch:
         self.layouts = layouts
         self.size = sum(extent.size for extent in layouts[0].extents)
         self.looked_at = 0
+        self.given_up = False
         self._watch = watch
         self._limit = limit
         budget = _BUILD_ID_BUDGET // len(layouts)
@@ -397,7 +425,8 @@ class MemorySearch:
     @property
     def whole(self) -> bool:
         """Whether all was looked through, once :meth:`found` has ended."""
-        return self._limit is None or self.looked_at < self._limit or self.size <= self._limit
+        cut = self._limit is not None and self.looked_at >= self._limit and self.size > self._limit
+        return not cut and not self.given_up
 
     def judge(self, text: bytes, *, with_build_id: bool = True) -> Tuple[Verdict, Tuple[int, ...]]:
         """The best verdict by any layout, and the indices of the layouts that have it."""
@@ -418,15 +447,15 @@ class MemorySearch:
         :param rejected: is given the texts that do not fit, with the reason.
         """
         rejected = {} if rejected is None else rejected
-        known = set()
+        known: Set[Tuple[Optional[str], ...]] = set()
         for number, address in enumerate(candidates(self._pieces())):
-            if number >= _MAX_PAGES or len(rejected) >= _MAX_CANDIDATES:
+            if number >= _MAX_PAGES or len(rejected) + len(known) >= _MAX_CANDIDATES:
+                self.given_up = True
                 break
             text = self.text_at(address)
             if text is None or text in rejected:
                 continue
-            lines = parse(text)
-            kernel = tuple(lines.get(key) for key in ("SYMBOL(swapper_pg_dir)", "NUMBER(phys_base)"))
+            kernel = identity_of(parse(text))
             if kernel in known:
                 continue
             verdict, which = self.judge(text)
@@ -435,6 +464,18 @@ class MemorySearch:
                 yield Found(text, address, which)
             else:
                 rejected[text] = verdict.reason
+
+    def kernels(self, watch: Search = in_silence, limit: Optional[int] = None) -> Kernels:
+        """All kernels in memory.
+
+        :param limit: bytes that are looked through at most, where that is less than the search's own limit.
+        """
+        self._watch = watch
+        if limit is not None:
+            self._limit = limit if self._limit is None else min(limit, self._limit)
+        self.looked_at, self.given_up = 0, False
+        found = [KernelFound(parse(found.text), found.address) for found in self.found()]
+        return Kernels(found, self.looked_at, self.whole)
 
     def first(self, what: str) -> Found:
         """The first that fits. What comes behind it is not read.
