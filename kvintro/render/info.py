@@ -39,7 +39,7 @@ def info_lines(report: Report, color: bool, width: int) -> List[str]:
 def _kernel_lines(kernels: Table, color: bool) -> List[str]:
     return [
         f"  VMCOREINFO at {'?' if row.vmcoreinfo_at is None else f'{row.vmcoreinfo_at:#x}':<12}  "
-        f"{printable(row.release)}, {row.paging_levels} levels, "
+        f"{row.release}, {row.paging_levels} levels, "
         f"image moved by {'?' if row.moved_by is None else value_text(row.moved_by)}"
         + (paint("  (shown)", GREEN, color) if row.shown else "")
         for row in kernels.rows

@@ -162,6 +162,7 @@ def open_source(request: Request) -> Source:
     debuginfo.load(source, request)
     translation.prepare_with_symbols(source)
     core.check_end(source)
+    core.check_build_id(source)
     return source
 
 
@@ -177,7 +178,7 @@ def _open(request: Request, stack: ExitStack) -> Source:
         return core.open_core(files, paths, _wanted(request), form=request.form, search=request.search)
     if request.qemu is not None:
         connection = stack.enter_context(live.connect(request.qemu, opened=request.opened))
-        return live.open_qemu(request.qemu, connection, _wanted(request).text)
+        return live.open_qemu(request.qemu, connection, _wanted(request), request.search)
     file = stack.enter_context(live.open_kcore(sudo=request.sudo))
     hold_kernel_files()
     request.opened()

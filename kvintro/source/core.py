@@ -58,6 +58,7 @@ from kvintro.source.vmcoreinfo import (
     NotBelieved,
     Search,
     Wanted,
+    build_ids_in,
     choose,
     found_at,
     in_silence,
@@ -78,9 +79,10 @@ NOTHING_WANTED = Wanted()
 # up to some thirty times as much memory, and a hostile one would have any number.
 _FREE_SEARCH = 256 << 20
 _SEARCH_TO_FILE, _PACKED_SEARCH_TO_FILE = 2, 32
+_MAX_NOTES = 64 << 10
 _LOOK, _PACKED_LOOK = 4 << 30, 256 << 20
 # Enough for drgn and libkdumpfile (which wants a number) to read physical memory.
-_MINIMAL = (
+MINIMAL_VMCOREINFO = (
     b"OSRELEASE=5.4.0\nPAGESIZE=4096\nKERNELOFFSET=0\n"
     b"NUMBER(pgtable_l5_enabled)=0\nSYMBOL(swapper_pg_dir)=ffffffff81000000\n"
 )
@@ -262,7 +264,7 @@ def _with_its_note(part: _Part) -> Tuple[drgn.Program, Optional[bytes]]:
     except (NotADump, LookupError):
         # libkdumpfile has no notion of a kdump without the note. To read physical memory none is needed, but
         # drgn wants one.
-        return _program(*part, _MINIMAL), None
+        return _program(*part, MINIMAL_VMCOREINFO), None
 
 
 def _outside(ranges: Sequence[Tuple[int, int]], known: Optional[bool]) -> Callable[[int], bool]:
@@ -345,7 +347,7 @@ def _program(file: BinaryIO, path: str, dump: DumpFile, vmcoreinfo: Optional[byt
         # drgn does not know flattened ELF. And a machine whose RAM is one piece from 0 on, as QEMU writes it,
         # it takes for a file without physical addresses.
         assert vmcoreinfo is not None
-        return _program_of(_memory_of_elf(dump), vmcoreinfo)
+        return program_of(_memory_of_elf(dump), vmcoreinfo)
     # Its advice on flattened files would stand above every report; what matters raises an exception anyway.
     logging.getLogger("drgn").setLevel(logging.ERROR)
     prog = _with_vmcoreinfo(vmcoreinfo)
@@ -457,7 +459,7 @@ def _open_split(parts: Sequence[_Part], wanted: Wanted, search: Search) -> Sourc
     warnings = [] if whole else [PARTS_MISSING]
     more = f" and {len(parts) - 1} more" if len(parts) > 1 else ""
     return Source(
-        _program_of(of_parts, chosen.text),
+        program_of(of_parts, chosen.text),
         "core",
         parts[0].path + more,
         "split kdump",
@@ -545,7 +547,7 @@ def _open_memory(path: str, dump: DumpFile, wanted: Wanted, search: Search, *, f
     warnings += [_TRUNCATED] if not right.complete else []
     warnings += [_GAP] if nameless else []
     return Source(
-        _program_of(right, chosen.text),
+        program_of(right, chosen.text),
         "core",
         path,
         dump.format,
@@ -602,7 +604,30 @@ def _with_vmcoreinfo(text: Optional[bytes]) -> drgn.Program:
         ) from error
 
 
-def _program_of(memory: PhysicalMemory, vmcoreinfo: bytes) -> drgn.Program:
+def check_build_id(source: Source) -> None:
+    """Whether the image has VMCOREINFO's build id, where symbols lead to it.
+
+    VMCOREINFO that was given or found is compared before. For the dump's note this is cheaper than to look
+    through the image.
+    """
+    said = source.vmcoreinfo.get("BUILD-ID")
+    if said is None or source.kallsyms is None or source.kind == "live":
+        return
+    start, stop = (source.kallsyms.lookup(name) for name in ("__start_notes", "__stop_notes"))
+    if start is None or stop is None or not 0 < stop - start <= _MAX_NOTES:
+        return
+    try:
+        found = [data.hex() for _, data in build_ids_in(start, source.prog.read(start, stop - start))]
+    except READ_ERRORS:
+        return
+    if found and said not in found:
+        source.warnings.append(
+            f"VMCOREINFO is of another build: its BUILD-ID is {said}, and the image in memory has {found[0]}"
+        )
+
+
+def program_of(memory: PhysicalMemory, vmcoreinfo: bytes, *, live: bool = False) -> drgn.Program:
+    """A program of a kernel that reads its memory through us."""
     prog = _with_vmcoreinfo(vmcoreinfo)
     read = segment(memory)
     start = end = 0
@@ -613,7 +638,7 @@ def _program_of(memory: PhysicalMemory, vmcoreinfo: bytes) -> drgn.Program:
                 prog.add_memory_segment(start, end - start, read, True)
             start = extent.address
         end = extent.address + extent.size
-    prog.set_linux_kernel_custom("", False)  # the text is the program's already
+    prog.set_linux_kernel_custom("", live)  # the text is the program's already
     hide_null(prog)
     return prog
 
@@ -628,7 +653,7 @@ def _by_max_pfn(layouts: Sequence[PhysicalMemory], vmcoreinfo: bytes) -> Tuple[P
     nameless = False
     symbols = vmcoreinfo_symbols(vmcoreinfo.decode("ascii", "replace"))
     for layout in layouts if len(layouts) > 1 else ():
-        prog = _program_of(layout, vmcoreinfo)
+        prog = program_of(layout, vmcoreinfo)
         prepare(Source(prog, "core", "", "raw memory", vmcoreinfo=parse_vmcoreinfo(prog)))
         try:
             if "kallsyms_names" in symbols:

@@ -4,25 +4,38 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import platform
+import re
 import socket
 import stat
 import struct
-from typing import BinaryIO, Callable, Optional, Tuple
+from io import BufferedRWPair
+from typing import BinaryIO, Callable, Dict, Iterator, List, Optional, Tuple
 
 import drgn
 
-from kvintro.errors import NoSuchSource, NotADump, NotPermitted, SourceError, WrongArchitecture
+from kvintro.errors import NoSuchSource, NotADump, NotInDump, NotPermitted, SourceError, WrongArchitecture
+from kvintro.paging.step import ReadPhysical
 from kvintro.source import Source
-from kvintro.source.core import one_line
+from kvintro.source.core import MINIMAL_VMCOREINFO, NOTHING_WANTED, one_line, program_of
 from kvintro.source.elf import read_headers
+from kvintro.source.kallsyms import READ_ERRORS
+from kvintro.source.physical import Extent, PhysicalMemory
 from kvintro.source.privileges import invoker, open_by_sudo, peer_uid
+from kvintro.source.scan import pieces
+from kvintro.source.vmcoreinfo import Judge, MemorySearch, Search, Wanted, choose, in_silence
 
 KCORE = "/proc/kcore"
 _LOCKDOWN = "/sys/kernel/security/lockdown"
 _USE_DUMP = "use -c with a dump of it, or with a sample core"
 _ON_THE_HOST = "run it on the host, or in a container with --privileged (CAP_SYS_RAWIO), or " + _USE_DUMP
+_NOTE_REMEDY = (
+    "start QEMU with -device vmcoreinfo and load qemu_fw_cfg in the guest, or use --vmcoreinfo FILE"
+)
+_RAM = re.compile(r"^ *([0-9a-f]{16})-([0-9a-f]{16}) \(prio -?[0-9]{1,6}, ram\):", re.M)
+_MAX_ANSWER, _MAX_EVENTS = 4 << 20, 1000
 _ANSWER = 10  # seconds; QEMU's monitor answers at once
 
 
@@ -128,13 +141,63 @@ def _busy(address: str) -> SourceError:
     )
 
 
-def open_qemu(address: str, connection: socket.socket, vmcoreinfo: Optional[bytes]) -> Source:
+def open_qemu(
+    address: str, connection: socket.socket, wanted: Wanted = NOTHING_WANTED, search: Search = in_silence
+) -> Source:
     """A running QEMU guest.
 
-    :param address: how people call it.
+    :param address: how people call it. Where the guest does not say which kernel it is, this is connected to
+        again.
     :param connection: a new one to its QMP socket. The program keeps it.
+    :param wanted: which VMCOREINFO to use, if the user says.
+    :param search: watches the search for VMCOREINFO, see :class:`~kvintro.source.vmcoreinfo.MemorySearch`.
     :raises SourceError: nothing answers there, or the guest is no Linux kernel that can be identified.
     """
+    prog = _listen(address, connection, None)
+    note: Optional[bytes] = None
+    if prog.flags & drgn.ProgramFlags.IS_LINUX_KERNEL:
+        note = prog["VMCOREINFO"].string_()
+        if wanted == NOTHING_WANTED:
+            verdict = Judge(_physical(prog))(note, with_build_id=False)
+            if verdict.state == "fits":
+                return Source(prog, "qemu", address, "QMP", complete=True)
+    del prog  # QEMU talks to one client at a time
+    with connect(address) as other:
+        ram = _ram(address, other)
+    prog = _listen(address, connect(address), MINIMAL_VMCOREINFO)
+    guest = _Guest(prog, ram)
+    memory = MemorySearch([guest], watch=search, lacks=lambda at: guest.extent_of(at) is None)
+    try:
+        chosen = choose(memory, address, wanted, note, "its memory")
+    except NotADump as error:
+        what = error.what if note is not None else f"the guest at {address}: {error.what}"
+        raise NotADump(what, _NOTE_REMEDY) from None
+    return Source(
+        program_of(guest, chosen.text, live=True),
+        "qemu",
+        address,
+        "QMP",
+        complete=True,
+        vmcoreinfo_origin=chosen.origin,
+        kernels=memory.kernels,
+        warnings=list(chosen.warnings),
+    )
+
+
+def _listen(address: str, connection: socket.socket, vmcoreinfo: Optional[bytes]) -> drgn.Program:
+    """A program that reads a guest's memory."""
+    _await_greeting(address, connection)
+    connection.settimeout(None)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", _ANSWER, 0))
+    prog = drgn.Program(vmcoreinfo=vmcoreinfo)
+    try:
+        prog.set_qemu_qmp(connection.detach())
+    except Exception as error:
+        raise NotADump(f"the guest at {address} cannot be read: {one_line(error)}", _NOTE_REMEDY) from error
+    return prog
+
+
+def _await_greeting(address: str, connection: socket.socket) -> None:
     try:
         connection.recv(1, socket.MSG_PEEK)  # QEMU greets whom it listens to
     except socket.timeout:  # TimeoutError since Python 3.10
@@ -143,22 +206,73 @@ def open_qemu(address: str, connection: socket.socket, vmcoreinfo: Optional[byte
         raise NoSuchSource(
             f"no QEMU answers at {address}: {one_line(error)}", "is the guest running?"
         ) from None
-    connection.settimeout(None)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", _ANSWER, 0))
-    prog = drgn.Program(vmcoreinfo=vmcoreinfo)
+
+
+def _ram(address: str, connection: socket.socket) -> List[Extent]:
+    """Where the guest has RAM, by QEMU's monitor. What else has addresses are devices, which act when they
+    are read."""
+    _await_greeting(address, connection)
     try:
-        prog.set_qemu_qmp(connection.detach())
-    except Exception as error:
-        raise NotADump(
-            f"the guest at {address} cannot be read: {one_line(error)}",
-            "start QEMU with -device vmcoreinfo and load qemu_fw_cfg in the guest, or use --vmcoreinfo",
-        ) from error
-    if not prog.flags & drgn.ProgramFlags.IS_LINUX_KERNEL:
-        raise NotADump(
-            f"the guest at {address} has not said which kernel it is",
-            "start QEMU with -device vmcoreinfo and load qemu_fw_cfg in the guest, or use --vmcoreinfo",
-        )
-    return Source(prog, "qemu", address, "QMP", complete=True)
+        with connection.makefile("rwb") as stream:
+            stream.readline(_MAX_ANSWER)
+            _ask(stream, "qmp_capabilities")
+            text = str(_ask(stream, "human-monitor-command", {"command-line": "info mtree -f"}))
+    except (OSError, ValueError, KeyError) as error:
+        raise NotADump(f"QEMU at {address} does not say where its guest has RAM: {one_line(error)}") from None
+    found = [(int(first, 16), int(last, 16) + 1) for first, last in _RAM.findall(text)]
+    extents: List[Extent] = []
+    end = 0
+    for first, behind in sorted(found):
+        start = max(first, end)
+        if behind > start:
+            extents.append(Extent(start, behind - start, 0))
+            end = behind
+    if not extents:
+        raise NotADump(f"QEMU at {address} names no RAM of its guest", _NOTE_REMEDY)
+    return extents
+
+
+def _ask(stream: BufferedRWPair, command: str, arguments: Optional[Dict[str, str]] = None) -> object:
+    """One QMP command's answer.
+
+    :raises ValueError: QEMU says no, or nonsense.
+    """
+    stream.write(json.dumps({"execute": command, "arguments": arguments or {}}).encode() + b"\r\n")
+    stream.flush()
+    for _ in range(_MAX_EVENTS):
+        answer = json.loads(stream.readline(_MAX_ANSWER))
+        if "return" in answer:
+            return answer["return"]
+        if "error" in answer:
+            raise ValueError(str(answer["error"]))
+    raise ValueError(f"no answer to {command}")
+
+
+def _physical(prog: drgn.Program) -> ReadPhysical:
+    def read(address: int, size: int) -> bytes:
+        try:
+            data: bytes = prog.read(address, size, True)
+            return data
+        except READ_ERRORS as error:
+            raise NotInDump(address, size, physical=True) from error
+
+    return read
+
+
+class _Guest(PhysicalMemory):
+    """The RAM of a running guest."""
+
+    def __init__(self, prog: drgn.Program, ram: List[Extent]) -> None:
+        super().__init__(ram)
+        self._prog = prog
+
+    def _read(self, extent: Extent, address: int, size: int) -> bytes:
+        return _physical(self._prog)(address, size)
+
+    def pieces(self) -> Iterator[Tuple[int, bytes]]:
+        for extent in self.extents:
+            end = extent.address + extent.size
+            yield from pieces(lambda at, size: self._prog.read(at, size, True), extent.address, end)
 
 
 def _why_not(error: OSError, *, as_root: bool) -> SourceError:

@@ -36,6 +36,8 @@ _MAX_UTS_OFFSET = 64
 _UTS_FIELD = 65
 _BUILD_ID_BUDGET = 256 << 20  # bytes of images that are looked through for build ids
 _NOTE_ORIGIN = "the dump's note"
+_BUILD_ID_HEAD = struct.pack("<I", 3) + b"GNU\0"  # type and name; the name's and the id's sizes are before
+_LONGEST_ID = 64
 _NO_TEXT_REMEDY = "give its text with --vmcoreinfo FILE; for QEMU guests use -device vmcoreinfo"
 
 Piece = Tuple[int, Union[bytes, bytearray, memoryview]]
@@ -252,6 +254,17 @@ class _Stretch(NamedTuple):
     ids: List[Tuple[int, bytes]]
 
 
+def build_ids_in(address: int, data: bytes) -> Iterator[Tuple[int, bytes]]:
+    """The build ids in some memory, each with the address of its note."""
+    at = data.find(_BUILD_ID_HEAD)
+    while at >= 0:
+        if at >= 8:
+            name_size, size = struct.unpack_from("<II", data, at - 8)
+            if name_size == 4 and 0 < size <= _LONGEST_ID and at + 8 + size <= len(data):
+                yield address + at - 8, bytes(data[at + 8 : at + 8 + size])
+        at = data.find(_BUILD_ID_HEAD, at + 1)
+
+
 class BuildIds:
     """The build ids in physical memory: looked for once, and remembered.
 
@@ -260,8 +273,6 @@ class BuildIds:
     """
 
     _STEP = 1 << 20
-    _LONGEST = 64
-    _HEAD = struct.pack("<I", 3) + b"GNU\0"  # type and name; the name's and the id's sizes are before
 
     def __init__(self, read: ReadPhysical, budget: int = _BUILD_ID_BUDGET) -> None:
         self._read = read
@@ -288,9 +299,9 @@ class BuildIds:
         return False if whole else None
 
     def _look(self, address: int) -> _Stretch:
-        behind = 16 + self._LONGEST  # of a note that begins just before the end
+        behind = 16 + _LONGEST_ID  # of a note that begins just before the end
         try:
-            return _Stretch([], self._notes(address, self._read(address, self._STEP + behind)))
+            return _Stretch([], list(build_ids_in(address, self._read(address, self._STEP + behind))))
         except KvintroError:
             pass
         stretch = _Stretch([], [])
@@ -301,21 +312,10 @@ class BuildIds:
                 continue
             except KvintroError:
                 stretch.missing.append(at)
-            stretch.ids.extend(self._notes(first, data))
+            stretch.ids.extend(build_ids_in(first, data))
             data, first = b"", at + _PAGE
-        stretch.ids.extend(self._notes(first, data))
+        stretch.ids.extend(build_ids_in(first, data))
         return stretch
-
-    def _notes(self, address: int, data: bytes) -> List[Tuple[int, bytes]]:
-        found = []
-        at = data.find(self._HEAD)
-        while at >= 0:
-            if at >= 8:
-                name_size, size = struct.unpack_from("<II", data, at - 8)
-                if name_size == 4 and 0 < size <= self._LONGEST and at + 8 + size <= len(data):
-                    found.append((address + at - 8, bytes(data[at + 8 : at + 8 + size])))
-            at = data.find(self._HEAD, at + 1)
-        return found
 
 
 # In memory
@@ -513,13 +513,11 @@ class Wanted(NamedTuple):
 
     :ivar text: this one, of the file ``name``.
     :ivar address: the one that is there in physical memory.
-    :ivar distrusted: why the dump's note is not to be believed, empty if it may be.
     """
 
     text: Optional[bytes] = None
     name: str = ""
     address: Optional[int] = None
-    distrusted: str = ""
 
 
 class Chosen(NamedTuple):
@@ -555,14 +553,12 @@ def choose(memory: MemorySearch, path: str, wanted: Wanted, note: Optional[bytes
         return _chosen_by_file(memory, path, wanted.text, wanted.name, note)
     if note is None:
         return _found(memory.first(what))
-    return _note_or_better(memory, path, wanted.distrusted, note, what)
+    return _note_or_better(memory, path, note, what)
 
 
-def _note_or_better(memory: MemorySearch, path: str, distrusted: str, note: bytes, what: str) -> Chosen:
-    verdict, which = Verdict("wrong", distrusted), tuple(range(len(memory.layouts)))
-    if not distrusted:
-        # The image's build id is compared later, when a symbol leads to it.
-        verdict, which = memory.judge(note, with_build_id=False)
+def _note_or_better(memory: MemorySearch, path: str, note: bytes, what: str) -> Chosen:
+    # The image's build id is compared when a symbol leads to it: see check_build_id().
+    verdict, which = memory.judge(note, with_build_id=False)
     if verdict.state == "fits":
         return Chosen(note, _NOTE_ORIGIN, which)
     try:

@@ -486,7 +486,7 @@ def test_a_monitor_that_is_in_use(place: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(live, "_ANSWER", 0.2)
     with _listening(place, stranger=False, backlog=1), connect(str(place)) as first, connect(str(place)):
         with pytest.raises(SourceError) as caught:  # it is in line, and hears nothing
-            open_qemu(str(place), first, None)
+            open_qemu(str(place), first)
         assert "one client at a time" in caught.value.what
         with pytest.raises(SourceError) as caught:  # the line is full
             connect(str(place))
