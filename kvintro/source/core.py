@@ -38,7 +38,7 @@ from kvintro.source.files import keep
 from kvintro.source.flattened import Flattened
 from kvintro.source.formats import READS, recognise
 from kvintro.source.kallsyms import READ_ERRORS, Kallsyms, KallsymsError, vmcoreinfo_symbols
-from kvintro.source.kdump import PAGE, Kdump, examine_kdump, has_frame, worth_a_look
+from kvintro.source.kdump import PAGE, Kdump, examine_kdump, has_frame, vmcoreinfo_of, worth_a_look
 from kvintro.source.physical import (
     AvmlFile,
     Extent,
@@ -250,7 +250,7 @@ def _open_kdump(part: _Part, kdump: Kdump, wanted: Wanted, search: Search) -> So
         limit=_FREE_SEARCH + _PACKED_SEARCH_TO_FILE * dump.content.real,
     )
     chosen = _choose(memory, path, wanted, note)
-    if chosen.text != note:
+    if chosen.text != prog["VMCOREINFO"].string_():
         prog = _program(file, path, dump, chosen.text)
     hide_null(prog)
     return _source(prog, part, chosen, memory)
@@ -262,9 +262,9 @@ def _with_its_note(part: _Part) -> Tuple[drgn.Program, Optional[bytes]]:
         prog = _program(*part, None)
         return prog, prog["VMCOREINFO"].string_()
     except (NotADump, LookupError):
-        # libkdumpfile has no notion of a kdump without the note. To read physical memory none is needed, but
-        # drgn wants one.
-        return _program(*part, MINIMAL_VMCOREINFO), None
+        # libkdumpfile refuses kdumps without the note, and those whose note does not fit. To read physical
+        # memory none is needed, but drgn wants one.
+        return _program(*part, MINIMAL_VMCOREINFO), vmcoreinfo_of(part.dump.content)
 
 
 def _outside(ranges: Sequence[Tuple[int, int]], known: Optional[bool]) -> Callable[[int], bool]:

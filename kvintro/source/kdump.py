@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Iterator, NamedTuple, Optional, Tuple
 
 from kvintro.errors import NotADump
 from kvintro.source.content import Content
+from kvintro.source.note import MAX_TEXT
 from kvintro.text import size_text
 
 if TYPE_CHECKING:
@@ -158,6 +159,17 @@ def _layout(content: Content, sub_blocks: int, bitmap_blocks: int, frames: int) 
     # One bitmap is enough where nothing is left out; libkdumpfile tells it by this.
     half = size // 2 if frames <= 4 * size else 0
     return Layout(start, start + half, size - half, start + size)
+
+
+def vmcoreinfo_of(content: Content) -> Optional[bytes]:
+    """The text of VMCOREINFO that the sub-header leads to; None if there is none, or it is too long."""
+    (version,) = struct.unpack_from("<i", content.at(_VERSION, 4).ljust(4, b"\0"))
+    data = content.at(PAGE, _SUB_HEADER.size)
+    if version < 3 or len(data) < _SUB_HEADER.size:
+        return None
+    at, size = _SUB_HEADER.unpack(data)[5:7]
+    text = content.at(at, size) if 0 < size <= MAX_TEXT else b""
+    return text or None
 
 
 # Bitmaps

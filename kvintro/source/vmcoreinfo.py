@@ -108,10 +108,14 @@ class Judge:
         verdicts = [self._release(info), self._tables(info)]
         if with_build_id and not any(verdict.state == "wrong" for verdict in verdicts):
             verdicts.append(self._build_id(info))
-        for state in ("wrong", "unknown"):
-            for verdict in verdicts:
-                if verdict.state == state:
-                    return verdict
+        states = [verdict.state for verdict in verdicts]
+        for state in ("wrong", "absent", "unknown"):
+            if state in states:
+                reason = verdicts[states.index(state)].reason
+                # A page that is in no range of a dump may have been left out. Where all is missing that would
+                # tell, the text is of another machine or boot.
+                wrong = state == "wrong" or (state == "absent" and FITS not in verdicts[:2])
+                return Verdict("wrong" if wrong else "unknown", reason)
         return FITS
 
     def _release(self, info: _Info) -> Verdict:
@@ -124,7 +128,7 @@ class Judge:
         except KvintroError:
             where = f"physical {address:#x}, where init_uts_ns would be"
             if self._lacks(address):
-                return _wrong(f"the machine has no memory at {where}")
+                return Verdict("absent", f"the machine has no memory at {where}")
             return _unknown(f"{where}, is not in this source")
         wanted = info.release.encode("ascii", "replace") + b"\0"
         if any(
@@ -140,7 +144,7 @@ class Judge:
         One symbol that is decides: all of the image lies in one piece. But that one is not mapped may be a
         damaged table's fault.
         """
-        agreed = missing = False
+        agreed = missing = absent = False
         for name in ("init_uts_ns", "_stext", "swapper_pg_dir"):
             address = info.symbols.get(name)
             if address is None:
@@ -154,10 +158,11 @@ class Judge:
             agreed |= found.physical is not None
             if found.state == "not-in-dump":
                 missing = True
-                if self._lacks(found.steps[-1].entry_address):
-                    return _wrong("the machine has no memory where its page tables would be")
+                absent |= self._lacks(found.steps[-1].entry_address)
         if agreed:
             return FITS
+        if absent:
+            return Verdict("absent", "the machine has no memory where its page tables would be")
         if missing:
             return _unknown("its page tables are not in this source")
         if self._image_is_mapped(info):

@@ -21,6 +21,7 @@ from typing import Any, Dict, List, Set
 
 import pytest
 
+from kvintro.errors import WrongVmcoreinfo
 from kvintro.kernel import open_kernel
 from kvintro.prompt import PromptKernel
 from kvintro.source import Request
@@ -285,9 +286,10 @@ def test_privileges() -> None:
 
 
 @needs_lab
+@pytest.mark.parametrize("device", [True, False], ids=["vmcoreinfo device", "no device"])
 @pytest.mark.parametrize("entry", ENTRIES[:1] + ENTRIES[2:3], ids=lambda entry: entry.name)
-def test_from_outside(entry: Any) -> None:
-    """Over QMP, while the guest runs."""
+def test_from_outside(entry: Any, device: bool) -> None:
+    """Over QMP, while the guest runs, and whether it has said which kernel it is or not."""
     from lab import boot, initramfs, qemu
     from lab.packages import Archive
 
@@ -300,12 +302,47 @@ def test_from_outside(entry: Any) -> None:
             ramdisk = initramfs.build("init", kernel.modules, boot.MODULES, ("workload", "probe"))
             (work / "initramfs").write_bytes(ramdisk)
             options = [*boot.guest_options(replace(entry, memory_mb=256)), "-initrd", "initramfs"]
+            if not device:
+                at = options.index("vmcoreinfo")
+                del options[at - 1 : at + 1]
             with qemu.Qemu(work, [*options, "-qmp", "unix:second,server=on,wait=off"]) as guest:
                 guest.wait_for(boot.READY, boot.BOOT_TIMEOUT)
                 _look_from_outside(work)
+                _choose_from_outside(work, device)
 
     # A guest that dies while it boots says nothing about kvintro; a wrong answer is not asked for again.
     qemu.persistently(attempt)
+
+
+def _choose_from_outside(work: Path, device: bool) -> None:
+    """VMCOREINFO is where the kernel says that it is; what is given is compared with the guest."""
+    from lab import qemu
+
+    where = int(qemu.read_stream(work / "stream")["vmcoreinfo"].split()[0], 16)
+    address = str(work / "second")
+    source = open_kernel(Request(qemu=address)).source
+    origin = f"the note of {address}" if device else f"found in memory at physical {where:#x}"
+    assert source.vmcoreinfo_origin == origin
+    right, wrong = work / "right", work / "wrong"
+    right.write_text("".join(f"{key}={value}\r\n" for key, value in source.vmcoreinfo.items()))
+    wrong.write_text(_earlier_note())
+    expected = source.vmcoreinfo
+    del source  # QEMU talks to one client at a time
+    for request in (
+        Request(qemu=address, vmcoreinfo=str(right)),
+        Request(qemu=address, vmcoreinfo_at=where),
+    ):
+        assert open_kernel(request).source.vmcoreinfo == expected
+    with pytest.raises(WrongVmcoreinfo) as caught:
+        open_kernel(Request(qemu=address, vmcoreinfo=str(wrong)))
+    assert "leave --vmcoreinfo away" in caught.value.remedy
+    with pytest.raises(WrongVmcoreinfo):
+        open_kernel(Request(qemu=address, vmcoreinfo_at=where + 0x1000))
+
+
+def _earlier_note() -> str:
+    lines = open_kernel(Request(core=str(EARLIER / "core.kdump"), types="none")).source.vmcoreinfo
+    return "".join(f"{key}={value}\n" for key, value in lines.items())
 
 
 def _look_from_outside(work: Path) -> None:
