@@ -13,13 +13,14 @@ drgn is getting a reader of its own (``Module.load_btf()``). When it has one, th
 from __future__ import annotations
 
 import math
+import re
 import struct
 import sys
 from array import array
-from bisect import bisect_right
 from functools import cached_property
-from itertools import chain
 from typing import (
+    TYPE_CHECKING,
+    Any,
     Callable,
     Dict,
     Iterator,
@@ -39,15 +40,25 @@ from drgn import Qualifiers, TypeEnumerator, TypeKind, TypeMember, TypeParameter
 from kvintro.errors import KvintroError
 from kvintro.source._variable_table import SHAPES
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Numbers = NDArray[Any]
+
 __all__ = ("MAX_BTF_SIZE", "Btf", "BtfError", "BtfTypes", "Member")
 
 MAX_BTF_SIZE = 64 << 20
 """A bigger blob is refused; the biggest known (an allyesconfig kernel's) has under 20 MB."""
+_MAX_STRINGS = 16 << 20  # Debian's kernels have 2 MB of them
 _MAX_NESTING = 64  # pointers to arrays of typedefs of ...: C code reaches about 8
 _MAX_NAME = 1024  # KSYM_NAME_LEN is 512
 _MAX_MEMBERS = 1 << 16  # of one type; BTF_MAX_VLEN until the field was widened
 _MAX_STRUCT_SIZE = 1 << 28
 _MAX_DUPLICATES = 64  # of one name; real ones have up to four
+_MAX_CANDIDATES = 4096  # structures without a name and with as many members; real ones are some hundred
+# A C identifier, or the words of an integer's name. Compilers add dots (foo.isra.0) and allow dollars, as
+# __btf_name_char_ok() of kernel/bpf/btf.c does in part.
+_IDENTIFIER = re.compile(r"[A-Za-z_.$][\w.$]*(?: [A-Za-z_][\w]*)*", re.ASCII)
 
 INT, PTR, ARRAY, STRUCT, UNION, ENUM, FWD, TYPEDEF, VOLATILE, CONST = range(1, 11)
 RESTRICT, FUNC, FUNC_PROTO, VAR, DATASEC, FLOAT, DECL_TAG, TYPE_TAG, ENUM64 = range(11, 20)
@@ -56,9 +67,8 @@ RESTRICT, FUNC, FUNC_PROTO, VAR, DATASEC, FLOAT, DECL_TAG, TYPE_TAG, ENUM64 = ra
 _FIXED_WORDS = dict.fromkeys(range(1, 20), 3)
 _FIXED_WORDS.update({INT: 4, ARRAY: 6, VAR: 4, DECL_TAG: 4})
 _ELEMENT_WORDS = {STRUCT: 3, UNION: 3, ENUM: 2, FUNC_PROTO: 2, DATASEC: 3, ENUM64: 3}
-# These can be looked up by name in a dictionary. Functions are more than half of all types and seldom
-# asked for; they are searched for in the blob, which takes two milliseconds.
-_INDEXED = frozenset((INT, STRUCT, UNION, ENUM, FWD, TYPEDEF, VAR, FLOAT, ENUM64))
+# A function's linkage is where others have the number of their elements; the rest have none.
+_MAX_LINKAGE = 2
 _QUALIFIERS = {
     CONST: Qualifiers.CONST,
     VOLATILE: Qualifiers.VOLATILE,
@@ -75,7 +85,7 @@ class BtfError(KvintroError):
 
 
 class _Steps(Dict[int, int]):
-    """info word -> words of the whole type; negative if the type belongs into the name index.
+    """info word -> words of the whole type.
 
     There are some 2,000 different info words among the 100,000 types of a kernel, so nearly every
     look-up is a hit.
@@ -89,9 +99,11 @@ class _Steps(Dict[int, int]):
                 f"BTF type of unknown kind {kind}",
                 "this kernel's BTF is newer than kvintro, or damaged",
             )
-        step += _ELEMENT_WORDS.get(kind, 0) * (info & 0xFFFFFF)
-        if kind in _INDEXED:
-            step = -step
+        count = info & 0xFFFFFF
+        if count > (_MAX_LINKAGE if kind == FUNC else 0) and kind not in _ELEMENT_WORDS:
+            # As btf_check_meta() has it. Otherwise there would be as many info words as types.
+            raise BtfError(f"BTF type of kind {kind} has {count} elements", "this kernel's BTF is damaged")
+        step += _ELEMENT_WORDS.get(kind, 0) * count
         self[info] = step
         return step
 
@@ -103,6 +115,22 @@ class Member(NamedTuple):
     type_id: int
     bit_offset: int
     bit_field_size: int  # 0: not a bit-field
+
+
+class _Places:
+    """Where each value of an array stands in it."""
+
+    def __init__(self, values: Numbers) -> None:
+        import numpy
+
+        self._order = numpy.argsort(values, kind="stable")
+        self._values = values[self._order]
+
+    def of(self, value: int) -> Numbers:
+        """The indices of a value, ascending."""
+        first, behind = self._values.searchsorted((value, value + 1))
+        found: Numbers = self._order[first:behind]
+        return found
 
 
 class Btf:
@@ -135,14 +163,12 @@ class Btf:
             types = swapped.tobytes()
         self._types = types
         self._words = memoryview(types).cast("I")
-        self._starts, self._first, self._more = self._index()
+        self._starts = self._index()
         self.end_id: int = self.first_id + len(self._starts)
         self._spreads: Dict[int, int] = {}
         self._spellings: Dict[int, int] = {}
         # Modules ask the kernel's blob for one name after the other.
         self._last_string: Tuple[str, List[int]] = ("", [])
-        self._enumerators: Optional[Dict[int, int]] = None  # name -> enumeration
-        self._signed_enums: Optional[bool] = None
 
     def _sections(self, data: bytes) -> Tuple[bytes, bytes]:
         """The types and the strings (btf_parse_hdr() of kernel/bpf/btf.c)."""
@@ -165,38 +191,94 @@ class Btf:
             raise BtfError(f"BTF of {self.name}: sections lie outside of it (cut off?)")
         types = data[header_size + type_start : header_size + type_start + type_size]
         strings = data[header_size + string_start : header_size + string_start + string_size]
+        if string_size > _MAX_STRINGS:
+            raise BtfError(f"BTF of {self.name}: {string_size} bytes of names are more than any kernel has")
         # Offset 0 is the empty string, but a module's strings continue the kernel's, and may be none.
         if not (strings.endswith(b"\0") or (self.base and not strings)) or (not self.base and strings[0]):
             raise BtfError(f"BTF of {self.name}: the strings do not begin and end as they should")
         return types, strings
 
-    def _index(self) -> Tuple[array[int], Dict[int, int], Dict[int, List[int]]]:
-        """Where each type starts; the first type of each name; and the others of that name."""
+    def _index(self) -> array[int]:
+        """Where each type starts."""
         words = self._words
         starts = array("I")
-        first: Dict[int, int] = {}
-        more: Dict[int, List[int]] = {}
         append = starts.append
         steps = _Steps()
-        position, end, type_id = 0, len(words), self.first_id
+        position, end = 0, len(words)
         try:
             while position < end:
                 append(position)
-                step = steps[words[position + 1]]
-                if step < 0:
-                    step = -step
-                    name = words[position]
-                    if name in first:
-                        more.setdefault(name, []).append(type_id)
-                    else:
-                        first[name] = type_id
-                position += step
-                type_id += 1
+                position += steps[words[position + 1]]
         except IndexError:
             position = end + 1
         if position != end:
             raise BtfError(f"BTF of {self.name}: the last type is cut off")
-        return starts, first, more
+        return starts
+
+    # Look-ups go through arrays of all types. A blob that was made to be slow takes them no longer than
+    # another of its size; loops over its types in Python would take a minute.
+
+    @cached_property
+    def _all_words(self) -> Numbers:
+        import numpy
+
+        return numpy.frombuffer(self._types, numpy.uint32)
+
+    @cached_property
+    def _all_starts(self) -> Numbers:
+        import numpy
+
+        return numpy.frombuffer(self._starts, numpy.uint32)
+
+    @cached_property
+    def _infos(self) -> Numbers:
+        """Kind, number of elements and kind flag of each type, as they are stored."""
+        infos: Numbers = self._all_words[self._all_starts + 1]
+        return infos
+
+    @cached_property
+    def _kinds(self) -> Numbers:
+        import numpy
+
+        return (self._infos >> 24 & 0x7F).astype(numpy.uint8)
+
+    @cached_property
+    def _names(self) -> _Places:
+        """The types of each name offset."""
+        return _Places(self._all_words[self._all_starts])
+
+    @cached_property
+    def _enumerators(self) -> Tuple[Numbers, _Places]:
+        """The words that have the names of enumerators, in the order of their types; where each name is."""
+        import numpy
+
+        words = numpy.sort(numpy.concatenate([self._elements(ENUM), self._elements(ENUM64)]))
+        return words, _Places(self._all_words[words])
+
+    def _elements(self, kind: int) -> Numbers:
+        """The first words of all elements (members, parameters, enumerators) of all types of a kind."""
+        import numpy
+
+        of_kind = numpy.flatnonzero(self._kinds == kind)
+        counts = (self._infos[of_kind] & 0xFFFFFF).astype(numpy.int64)
+        # Each type's elements begin behind its three fixed words, and the next ones follow.
+        firsts = self._all_starts[of_kind] + 3 - (numpy.cumsum(counts) - counts) * _ELEMENT_WORDS[kind]
+        within = numpy.arange(int(counts.sum())) * _ELEMENT_WORDS[kind]
+        return (numpy.repeat(firsts, counts) + within).astype(numpy.uint32)
+
+    @cached_property
+    def _references(self) -> Numbers:
+        """How many members, parameters, pointers and the like are of each type of this blob."""
+        import numpy
+
+        words, starts, kinds = self._all_words, self._all_starts, self._kinds
+        no_target = (INT, ARRAY, STRUCT, UNION, ENUM, FLOAT, DATASEC, ENUM64)
+        targets = [words[self._elements(kind) + 1] for kind in (STRUCT, UNION, FUNC_PROTO)]
+        targets.append(words[starts[~numpy.isin(kinds, no_target)] + 2])
+        targets.append(words[starts[kinds == ARRAY] + 3])
+        ids = numpy.concatenate(targets)
+        ids = ids[(ids >= self.first_id) & (ids < self.end_id)] - self.first_id
+        return numpy.bincount(ids, minlength=len(starts))
 
     # -- raw access, ids in, plain values out
 
@@ -235,7 +317,7 @@ class Btf:
     def string(self, offset: int) -> Optional[str]:
         """The string at an offset; None if it is empty.
 
-        :raises BtfError: the offset is outside, or the string far too long.
+        :raises BtfError: the offset is outside, the string is far too long, or no compiler makes such a name.
         """
         btf = self
         while offset < btf._first_string and btf.base is not None:
@@ -244,7 +326,12 @@ class Btf:
         end = btf._strings.find(b"\0", start, start + _MAX_NAME) if start >= 0 else -1
         if end < 0:
             raise BtfError(f"BTF of {self.name}: no string at {offset}")
-        return btf._strings[start:end].decode("ascii", "backslashreplace") or None
+        text = btf._strings[start:end].decode("ascii", "backslashreplace")
+        if not text:
+            return None
+        if not _IDENTIFIER.fullmatch(text):
+            raise BtfError(f"BTF of {self.name}: the string at {offset} is no name")
+        return text
 
     def name_of(self, type_id: int) -> Optional[str]:
         """Name of a type; None if it has none."""
@@ -269,80 +356,47 @@ class Btf:
         self._last_string = (name, found)
         return found
 
-    def _find_words(self, value: int) -> Iterator[Tuple[int, int]]:
-        """(type id, word within the type) of every place in this blob that holds a value."""
-        pattern = value.to_bytes(4, sys.byteorder)
-        position = self._types.find(pattern)
-        while position >= 0:
-            if position % 4 == 0:
-                index = bisect_right(self._starts, position // 4) - 1
-                yield index + self.first_id, position // 4 - self._starts[index]
-            position = self._types.find(pattern, position + 1)
-
     # -- look-up by name, in this blob only
 
     def find(self, kind: int, name: str) -> List[int]:
         """Ids of the types of this kind and name in this blob, the most referenced first.
 
         More than one means that translation units disagree about the type (or that there really are
-        two of that name): the one that other types use is most likely the one meant.
+        two of that name): the one that other types use is most likely the one meant. Of more than 64 the
+        first are taken.
         """
         found: List[int] = []
         for offset in self._string_offsets(name):
-            if kind in _INDEXED:
-                if offset in self._first:
-                    same_name = (self._first[offset], *self._more.get(offset, ()))
-                    found += [type_id for type_id in same_name if self.kind(type_id) == kind]
-            else:
-                for type_id, word in self._find_words(offset):
-                    if word == 0 and self.kind(type_id) == kind:
-                        found.append(type_id)
-        del found[_MAX_DUPLICATES:]
+            same_name = self._names.of(offset)
+            of_kind = same_name[self._kinds[same_name] == kind]
+            found += [int(index) + self.first_id for index in of_kind[: _MAX_DUPLICATES - len(found)]]
         if len(found) > 1:
-            references = {type_id: self._count_references(type_id) for type_id in found}
-            found.sort(key=lambda type_id: -references[type_id])
+            found.sort(key=lambda type_id: -self._references[type_id - self.first_id])
         return found
 
-    def anonymous(self) -> Iterator[int]:
-        """Ids of the structures, unions and enumerations that have no name."""
-        return chain((self._first[0],) if 0 in self._first else (), self._more.get(0, ()))
+    def anonymous(self, kind: int, count: int) -> Iterator[int]:
+        """Ids of the types of a kind that have no name and this many elements. Of very many the first."""
+        nameless = self._names.of(0)
+        nameless = nameless[(self._kinds[nameless] == kind) & (self._infos[nameless] & 0xFFFFFF == count)]
+        return (int(index) + self.first_id for index in nameless[:_MAX_CANDIDATES])
 
     def names(self, kind: int) -> Iterator[str]:
         """Names of all types of a kind that can be had by name, each once."""
-        for offset, type_id in self._first.items():
-            if any(self.kind(i) == kind for i in (type_id, *self._more.get(offset, ()))):
-                name = self.string(offset)
-                if name:
-                    yield name
-
-    def _count_references(self, type_id: int) -> int:
-        count = 0
-        for user, word in self._find_words(type_id):
-            kind = self.kind(user)
-            if kind in (STRUCT, UNION, FUNC_PROTO):
-                # members are (name, type, offset), parameters (name, type)
-                is_type = word > 2 and (word - 3) % _ELEMENT_WORDS[kind] == 1
-                is_type = is_type or (word == 2 and kind == FUNC_PROTO)
-            elif kind == ARRAY:
-                is_type = word == 3
-            else:
-                is_type = word == 2 and kind not in (INT, ENUM, ENUM64, FLOAT, DATASEC)
-            count += is_type
-        return count
+        starts = self._all_starts[self._kinds == kind]
+        for offset in dict.fromkeys(self._all_words[starts].tolist()):
+            name = self.string(offset)
+            if name:
+                yield name
 
     def find_enumerator(self, name: str) -> Optional[Tuple[int, int]]:
         """(id of the enumeration, value) of an enumerator in this blob; None if there is none."""
-        if self._enumerators is None:
-            self._enumerators = {}
-            for type_id in (*self._first.values(), *chain.from_iterable(self._more.values())):
-                kind = self.kind(type_id)
-                if kind in (ENUM, ENUM64):
-                    for offset in self._tail(type_id)[:: _ELEMENT_WORDS[kind]]:
-                        self._enumerators.setdefault(offset, type_id)
+        words, places = self._enumerators
         for offset in self._string_offsets(name):
-            found = self._enumerators.get(offset)
-            if found is not None:
-                return found, dict(self.enumerators(found))[offset]
+            found = places.of(offset)
+            if len(found):
+                index = int(self._all_starts.searchsorted(words[found[0]], side="right")) - 1
+                type_id = index + self.first_id
+                return type_id, dict(self.enumerators(type_id))[offset]
         return None
 
     # -- the parts of a type
@@ -392,7 +446,7 @@ class Btf:
         self._spread(type_id)
         tail = self._tail(type_id)
         result = []
-        seen: Set[int] = set()
+        of_its_size = []
         for index in range(0, 3 * vlen, 3):
             name, member_id, offset = tail[index : index + 3]
             bits = 0
@@ -408,12 +462,14 @@ class Btf:
             member_size = self.size_of(member_id)
             if member_size is None or bits > 8 * member_size or offset + (bits or 8 * member_size) > 8 * size:
                 raise BtfError(f"BTF of {self.name}: a member of type {type_id} lies outside of it")
-            if member_size == size and self._contains(member_id, type_id, seen):
-                raise BtfError(f"BTF of {self.name}: type {type_id} contains itself")
+            if member_size == size:
+                of_its_size.append(member_id)
             text = self.string(name)
             if text is None and name:
                 raise BtfError(f"BTF of {self.name}: a member of type {type_id} has an empty name")
             result.append(Member(text, member_id, offset, bits))
+        if self._contains(of_its_size, type_id):
+            raise BtfError(f"BTF of {self.name}: type {type_id} contains itself")
         return result
 
     def _spread(self, type_id: int, depth: int = 0) -> int:
@@ -446,16 +502,18 @@ class Btf:
             type_id = self.record(type_id)[2]
         raise BtfError(f"BTF of {self.name}: type {type_id} refers to itself")
 
-    def _contains(self, outer: int, inner: int, seen: Set[int]) -> bool:
-        """Whether a type lies in another of the same size by value, at any depth.
+    def _contains(self, outer: Sequence[int], inner: int) -> bool:
+        """Whether a type lies by value, at any depth, in one of others that have its size.
 
         What contains itself does so through members of its own size only, as no member may be bigger
         than the whole.
 
-        :param seen: types that are known not to contain it; is added to.
+        :raises BtfError: more members would have to be looked at than any type has.
         """
         size = self.size_of(inner)
-        todo = [outer]
+        todo = list(outer)
+        seen: Set[int] = set()
+        looked_at = 0
         while todo:
             type_id = self._strip(todo.pop())
             while self.kind(type_id) == ARRAY:  # size_of() has seen the end of this
@@ -465,7 +523,11 @@ class Btf:
                 return True
             if kind in (STRUCT, UNION) and type_id not in seen:
                 seen.add(type_id)
-                todo += [i for i in self._tail(type_id)[1::3] if self.size_of(i) == size]
+                tail = self._tail(type_id)
+                looked_at += len(tail)
+                if looked_at > 3 * _MAX_MEMBERS:
+                    raise BtfError(f"BTF of {self.name}: type {inner} has more members than any")
+                todo += [i for i in tail[1::3] if self.size_of(i) == size]
         return False
 
     def enumerators(self, type_id: int) -> List[Tuple[int, int]]:
@@ -495,10 +557,12 @@ class Btf:
         tail = btf._tail(type_id)
         if not any(value >> 31 for value in tail[1::2]):
             return False
-        if btf._signed_enums is None:
-            words = btf._words
-            btf._signed_enums = not any(words[start + 1] >> 24 == 0x80 | ENUM for start in btf._starts)
-        return btf._signed_enums
+        return not btf._flags_enums
+
+    @cached_property
+    def _flags_enums(self) -> bool:
+        """Whether an enumeration is marked as signed."""
+        return bool((self._infos >> 24 == 0x80 | ENUM).any())
 
     def _words_to_spell(self, type_id: int, depth: int = 0) -> int:
         """How many words C takes for a type, about.
@@ -604,9 +668,8 @@ class BtfTypes:
         """The structure without a name that has members of these names, in this order; None if none has."""
         btf = self.btf
         wanted = list(members)
-        for type_id in btf.anonymous():
-            kind, _, _, count, _ = btf.record(type_id)
-            if (kind, count) == (STRUCT, len(wanted)) and wanted == [m.name for m in btf.members(type_id)]:
+        for type_id in btf.anonymous(STRUCT, len(wanted)):
+            if wanted == [member.name for member in btf.members(type_id)]:
                 return self.make(type_id)
         return None
 

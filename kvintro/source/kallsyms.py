@@ -38,10 +38,12 @@ from kvintro.source.privileges import open_kernel_file
 
 __all__ = ("READ_ERRORS", "Kallsyms", "KallsymsError", "KallsymsSymbol", "vmcoreinfo_symbols")
 
-_MAX_SYMBOLS = 1 << 21  # Debian's kernels have 150,000 to 250,000
+_MAX_SYMBOLS = 1 << 20  # Debian's kernels have 150,000 to 250,000
 _MAX_NAMES_SIZE = 64 << 20
 _MAX_NAME = 1024  # KSYM_NAME_LEN is 512
 _MAX_TOKEN = 256
+_MAX_EXPANDED = 64 << 20  # bytes of all names together; Debian's kernels have 6 MB
+_MAX_SUFFIXED = 1 << 14  # symbols with one name, or with it and a suffix (foo.llvm.123)
 # The table knows no sizes: a symbol reaches to the next one. Between sections there are gaps, and in .rodata
 # megabytes of strings without symbols, so what seems long has no known size (drgn has the same limit). Not so
 # in .data and .bss.
@@ -257,12 +259,19 @@ class Kallsyms:
 
 
 class _Names:
-    """Indices by name, where the kernel has no such table itself. Few names are there more than once."""
+    """Indices by name, where the kernel has no such table itself. Few names are there more than once.
+
+    :raises KallsymsError: there is more of them than any kernel has.
+    """
 
     def __init__(self, names: Iterable[bytes]) -> None:
         first: Dict[bytes, int] = {}
         more: Dict[bytes, List[int]] = {}
+        size = 0
         for index, name in enumerate(names):
+            size += len(name)
+            if size > _MAX_EXPANDED:
+                raise KallsymsError(f"the symbols' names have more than {_MAX_EXPANDED >> 20} MB")
             if name in first:
                 more.setdefault(name, []).append(index)
             else:
@@ -431,9 +440,11 @@ class _MemoryTable:
         if length & 0x80:
             length = length & 0x7F | self._names[start] << 7
             start += 1
-        if length > _MAX_NAME:
-            raise KallsymsError("kallsyms_names has a name longer than any")
-        return b"".join([self._tokens[token] for token in self._names[start : start + length]])[:_MAX_NAME]
+        if length <= _MAX_NAME:  # a token is at least a byte
+            name = b"".join([self._tokens[token] for token in self._names[start : start + length]])
+            if len(name) <= _MAX_NAME:
+                return name
+        raise KallsymsError("kallsyms_names has a name longer than any")
 
     def name(self, index: int) -> Tuple[str, str]:
         text = self._name(index).decode("ascii", "backslashreplace")
@@ -457,13 +468,12 @@ class _MemoryTable:
             else:
                 high = middle
         found = []
-        while low < count:
-            candidate = self._sorted_name(low)
+        for place in range(low, min(count, low + _MAX_SUFFIXED)):
+            candidate = self._sorted_name(place)
             if candidate == wanted:
-                found.append(self._big24(sequence, low))
+                found.append(self._big24(sequence, place))
             elif not candidate.startswith(wanted + b"."):
                 break
-            low += 1
         return sorted(found)
 
     def _sorted_name(self, position: int) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 import struct
+import sys
 from contextlib import contextmanager
 from typing import Callable, Iterator, List, Optional, Tuple
 
@@ -458,6 +459,135 @@ def test_types_that_cannot_be(make: Callable[[BtfBuilder], int]) -> None:
     type_id = make(b)
     with pytest.raises(BtfError):
         types_of(b).make(type_id)
+
+
+NO_NAMES = ["\x1b[31m", "\x1b]52;c;eA==\x07", "a\nb", "\x7f", "\u202e", "caf\u00e9"]
+NO_NAMES += ["=2+5", "1st", "a-b", "a/b", " a", "a ", "a  b", "<b>"]
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
+@pytest.mark.parametrize("where", ["type", "member", "enumerator", "parameter", "typedef", "int"])
+def test_names_are_what_compilers_make(name: str, where: str) -> None:
+    """A name that is none damages what has it, and nothing else."""
+    b = BtfBuilder()
+    int_ = b.int(name if where == "int" else "int", 4, SIGNED)
+    other = b.struct("other", 4, [("a", int_ if where != "int" else b.int("long", 4, SIGNED), 0)])
+    made = {
+        "type": lambda: b.struct(name, 4, [("a", int_, 0)]),
+        "member": lambda: b.struct("s", 4, [(name, int_, 0)]),
+        "enumerator": lambda: b.enum("e", {name: 1}),
+        "parameter": lambda: b.prototype(0, [(name, int_)]),
+        "typedef": lambda: b.add(made_up.TYPEDEF, name, int_),
+        "int": lambda: int_,
+    }[where]()
+    types = types_of(b)
+    with pytest.raises(BtfError, match="is no name"):
+        types.make(made)
+    assert [member.name for member in types.make(other).members or ()] == ["a"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a", "_", "A9", "foo.isra.0", "foo.llvm.123", "__pfx_x", "a$b", ".data..percpu", "_Z3fooPi", "a" * 511],
+)
+def test_names_that_compilers_make(name: str) -> None:
+    b = BtfBuilder()
+    b.struct(name, 4, [(name, b.int("long unsigned int", 4), 0)])
+    assert [member.name for member in struct_of(types_of(b), name).members or ()] == [name]
+
+
+@contextmanager
+def calls_at_most(limit: int) -> Iterator[None]:
+    """Counts calls of Python functions: how long it takes, whatever the machine."""
+    count = 0
+
+    def counted(frame: object, event: str, argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(counted)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)
+    assert count <= limit
+
+
+@pytest.mark.parametrize("what", ["types of one name", "pointers to it", "members", "strings", "enumerators"])
+def test_a_look_up_does_not_take_longer_on_a_blob_made_for_that(what: str) -> None:
+    b = BtfBuilder()
+    number = 20_000
+    int_ = b.int("int", 4, SIGNED)
+    victim = b.struct("victim", 4, [("a", int_, 0)])
+    b.struct("victim", 8, [("a", int_, 0)])
+    b.enum("e", {"CONSTANT": 1})
+    offset = b.string("victim")
+    if what == "types of one name":
+        b.types += struct.pack("<3I", offset, made_up.STRUCT << 24, 8) * number
+    elif what == "pointers to it":
+        b.types += struct.pack("<3I", 0, made_up.PTR << 24, victim) * number
+    elif what == "members":
+        b.types += struct.pack("<3I", 0, made_up.STRUCT << 24 | number, 4)
+        b.types += struct.pack("<3I", offset, victim, 0) * number
+    elif what == "strings":
+        b.strings += b"victim\0" * number
+    else:
+        b.types += struct.pack("<3I", 0, made_up.ENUM << 24 | number, 4)
+        b.types += struct.pack("<2I", offset, 1) * number
+    btf = Btf(b.build())
+    with calls_at_most(2000):
+        found = btf.find(made_up.STRUCT, "victim")
+        assert btf.find(made_up.FUNC, "victim") == []
+        assert btf.find_enumerator("CONSTANT") is not None
+    assert victim in found[:2]
+
+
+def test_a_structure_among_many_of_its_size() -> None:
+    """The search for a structure that contains itself has an end, however many there are to look into."""
+    b = BtfBuilder()
+    last = b.struct("deepest", 8, [])
+    for index in range(4):
+        last = b.struct(f"s{index}", 8, [(f"m{n}", last, 0) for n in range(1 << 15)])
+    with pytest.raises(BtfError, match="more members than any"):
+        types_of(b).make(last)
+
+
+def test_references_are_counted_as_one_by_one() -> None:
+    """By another way to count: through the types, one at a time."""
+    btf = Btf(small_blob())
+    counts = dict.fromkeys(range(1, btf.end_id), 0)
+    for type_id in range(1, btf.end_id):
+        kind, _, target, _, _ = btf.record(type_id)
+        tail = btf._tail(type_id)
+        targets = []
+        if kind in (made_up.STRUCT, made_up.UNION):
+            targets = list(tail[1::3])
+        elif kind == made_up.FUNC_PROTO:
+            targets = [target, *tail[1::2]]
+        elif kind == made_up.ARRAY:
+            targets = [tail[0]]
+        elif kind not in (made_up.INT, made_up.ENUM, made_up.ENUM64, made_up.FLOAT, made_up.DATASEC):
+            targets = [target]
+        for other in targets:
+            counts[other] = counts.get(other, 0) + 1
+    counts.pop(0)  # void
+    assert list(counts.values()) == btf._references.tolist()
+    assert sum(counts.values()) > 10
+
+
+@pytest.mark.parametrize("kind", [made_up.PTR, made_up.TYPEDEF, made_up.INT, made_up.FLOAT, made_up.FUNC])
+def test_elements_where_there_can_be_none(kind: int) -> None:
+    b = BtfBuilder()
+    b.add(kind, "x", 4, *([0] if kind == made_up.INT else []), vlen=3)
+    with pytest.raises(BtfError, match="elements"):
+        Btf(b.build())
+
+
+def test_more_strings_than_any_kernel_has() -> None:
+    b = BtfBuilder()
+    b.strings += b"a" * (17 << 20) + b"\0"
+    with pytest.raises(BtfError, match="names are more than"):
+        Btf(b.build())
 
 
 def test_a_thousand_types_of_one_name_end_soon() -> None:

@@ -12,7 +12,9 @@ from drgn import SymbolBinding, SymbolKind
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvintro.source import kallsyms as kallsyms_module
 from kvintro.source.kallsyms import Kallsyms, KallsymsError, vmcoreinfo_symbols
+from tests import made_up_kernel
 from tests.made_up_kernel import TABLES, TEXT, Symbol, Tables
 
 LONG = "x" * 300
@@ -183,6 +185,49 @@ def test_a_damaged_table_is_an_error_and_no_more(changes: List[object], address:
 def test_many_symbols_at_one_address_do_not_take_for_ever() -> None:
     tables = Tables([Symbol("_stext", TEXT, "T"), *(Symbol(f"s{i}", TEXT + 16) for i in range(20_000))])
     assert len(list(Kallsyms.from_memory(tables.read, tables.symbols))) == 20_001
+
+
+@pytest.mark.parametrize("sequence", [True, False])
+@pytest.mark.parametrize("token", [b"init", b"y" * 250])
+@pytest.mark.parametrize("length", [511, 1000, 1500, 5000])
+def test_a_name_longer_than_any(
+    length: int, token: bytes, sequence: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However it is compressed, nothing is cut off it, as a part of a name is another name."""
+    tokens = list(made_up_kernel.TOKENS)
+    tokens[0x80] = token
+    monkeypatch.setattr(made_up_kernel, "TOKENS", tokens)
+    name = "y" * length
+    tables = Tables([Symbol("_stext", TEXT, "T"), Symbol(name, TEXT + 16, "T")], sequence=sequence)
+    if length <= 1000:
+        assert Kallsyms.from_memory(tables.read, tables.symbols).lookup(name) == TEXT + 16
+    else:
+        with pytest.raises(KallsymsError):
+            Kallsyms.from_memory(tables.read, tables.symbols).lookup(name)
+
+
+def test_all_names_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few bytes stand for long names: what all of them take is bounded, not what they take compressed."""
+    monkeypatch.setattr(kallsyms_module, "_MAX_EXPANDED", 10_000)
+    few = [Symbol("_stext", TEXT, "T"), *(Symbol(f"s{i:0>99}", TEXT + 16 * i) for i in range(1, 101))]
+    tables = Tables(few, sequence=False)
+    with pytest.raises(KallsymsError, match="names have more than"):
+        Kallsyms.from_memory(tables.read, tables.symbols)
+    fewer = Tables(few[:90], sequence=False)
+    assert len(Kallsyms.from_memory(fewer.read, fewer.symbols)) == 90
+
+
+def test_many_symbols_of_one_name_and_a_suffix() -> None:
+    """A look-up passes those of its name with a suffix, up to a bound."""
+    number = 40_000
+    many = [Symbol("_stext", TEXT, "T"), *(Symbol(f"a.{i}", TEXT + 16 * i) for i in range(1, number))]
+    tables = Tables(many)
+    table = Kallsyms.from_memory(tables.read, tables.symbols)
+    seen = []
+    name = table._table._sorted_name  # type: ignore[attr-defined]
+    table._table._sorted_name = lambda place: seen.append(place) or name(place)  # type: ignore[attr-defined]
+    assert table.lookup("a") is None
+    assert len(seen) < number / 2
 
 
 def write(path: Path, lines: Dict[str, str]) -> str:
