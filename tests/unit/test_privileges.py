@@ -221,3 +221,31 @@ def test_root_reads_no_catalogue_that_the_environment_names(tmp_path: Path, vari
         check=False,
     )
     assert done.returncode == 0
+
+
+@needs_root
+@pytest.mark.parametrize("option", ["--vmcoreinfo", "--btf", "-s", "diff A", "diff B", "-o"])
+def test_root_reads_no_file_that_who_called_sudo_may_not(tmp_path: Path, option: str) -> None:
+    """What a file of root's says must not come out, in no message either."""
+    core = Path(__file__).parents[2] / "vmcores/debian-6.12/core.kdump"
+    if not core.exists():
+        pytest.skip("the sample dump is not there")
+    secret = tmp_path / "secret"
+    secret.write_text("OSRELEASE=SECRET\n{}")
+    secret.chmod(0o600)
+    for parent in (*list(tmp_path.parents)[:2], tmp_path):
+        parent.chmod(parent.stat().st_mode | 0o711)
+    words = {"diff A": ["diff", str(secret), str(core)], "diff B": ["diff", str(core), str(secret)]}
+    done = subprocess.run(
+        [sys.executable, "-m", "kvintro", *words.get(option, ["-c", str(core), option, str(secret), "info"])],
+        env={**os.environ, "SUDO_UID": str(NOBODY), "SUDO_GID": str(NOBODY)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "may not read" in done.stderr:
+        pytest.skip("the interpreter of this test lies where nobody may not read")
+    assert done.returncode == 3
+    assert "permission denied" in done.stderr.lower()
+    assert "SECRET" not in done.stderr + done.stdout
+    assert secret.read_text() == "OSRELEASE=SECRET\n{}"

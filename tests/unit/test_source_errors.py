@@ -217,6 +217,60 @@ def test_kcore_that_may_not_be_read(
     assert hint in remedy
 
 
+@pytest.mark.parametrize("what", ["/dev/null", "an empty file", "a file that ends at once"])
+def test_kcore_that_is_masked(
+    complaint: Complaint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """As container runtimes mask it: /dev/null or an empty file is mounted over it."""
+    path = what if what.startswith("/") else str(tmp_path / "kcore")
+    if path != what:
+        Path(path).write_bytes(b"")
+    monkeypatch.setattr(live, "KCORE", path)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    code, said, remedy = complaint()
+    assert (code, said) == (3, f"{path} is masked, as in a container")
+    assert "on the host" in remedy
+    assert "--privileged" in remedy
+
+
+@pytest.mark.parametrize(("there", "what"), [("none", "not mounted"), ("self", "subset=pid")])
+def test_a_proc_without_kcore(
+    complaint: Complaint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: str, what: str
+) -> None:
+    exists = os.path.exists
+
+    def found(path: Any) -> bool:
+        if str(path) in ("/proc/self", "/proc/kallsyms"):
+            return str(path).endswith(there)
+        return exists(path)
+
+    monkeypatch.setattr(live, "KCORE", str(tmp_path / "kcore"))
+    monkeypatch.setattr(live.os.path, "exists", found)
+    code, said, _ = complaint()
+    assert (code, what in said) == (3, True)
+
+
+@pytest.mark.parametrize("locked", [True, False])
+def test_what_root_may_not_do_sudo_may_not_either(
+    complaint: Complaint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locked: bool
+) -> None:
+    """Lockdown and containers, with --sudo: not "run it with --sudo"."""
+
+    def refuse(path: str) -> Any:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    (tmp_path / "lockdown").write_text("none integrity [confidentiality]" if locked else "[none] integrity")
+    (tmp_path / "kcore").write_text("x")
+    monkeypatch.setattr(live, "KCORE", str(tmp_path / "kcore"))
+    monkeypatch.setattr(live, "_LOCKDOWN", str(tmp_path / "lockdown"))
+    monkeypatch.setattr(live.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(live, "open_by_sudo", refuse)
+    code, said, remedy = complaint("--sudo")
+    assert code == 3
+    assert ("lockdown" if locked else "a container") in said
+    assert "--sudo" not in remedy
+
+
 def test_sudo_is_not_asked_for_what_is_not_there(
     complaint: Complaint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
