@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from typing import TYPE_CHECKING, Optional
 
 if TYPE_CHECKING:
@@ -36,7 +35,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def needs_source(args: argparse.Namespace) -> bool:
     """The texts can be read without a kernel, so the running one is only asked if that needs no privilege."""
-    return bool(args.core or args.qemu) or os.access("/proc/kcore", os.R_OK)
+    return bool(args.core or args.qemu) or _kcore_can_be_read()
+
+
+def _kcore_can_be_read() -> bool:
+    """Not where it is masked, as in containers (an empty file, /dev/null), nor where lockdown forbids it."""
+    try:
+        with open("/proc/kcore", "rb") as file:
+            return file.read(1) != b""
+    except OSError:
+        return False
 
 
 def run(kernel: Optional[Kernel], args: argparse.Namespace) -> Report:

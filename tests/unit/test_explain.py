@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Dict
+from pathlib import Path
+from typing import Any, Dict
 
 import pytest
 from hypothesis import given as generate
 from hypothesis import strategies as st
 
 from kvintro.arch.x86_64 import ARCHITECTURE
+from kvintro.cli import parse
+from kvintro.commands import load_command
 from kvintro.errors import UsageError
 from kvintro.queries.command_line import given, split_options
 from kvintro.regions import regions_of
@@ -161,3 +164,22 @@ def test_boot_options_by_name() -> None:
     assert given(found, "mem=") == ["mem=1G"]
     assert given(found, "init=") == ["init=/sbin/init -x"]
     assert given(found, "nopti") == []
+
+
+@pytest.mark.parametrize("masked", ["/dev/null", "an empty file", "none at all", "what is readable"])
+def test_the_texts_are_there_where_the_kernel_cannot_be_read(
+    masked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container /proc/kcore is there, may be read, and has nothing."""
+    path = tmp_path / "kcore"
+    if masked in ("an empty file", "what is readable"):
+        path.write_bytes(b"\x7fELF" if masked == "what is readable" else b"")
+    opened = open
+
+    def instead(name: Any, *rest: Any, **more: Any) -> Any:
+        place = masked if masked.startswith("/") else path
+        return opened(place if name == "/proc/kcore" else name, *rest, **more)
+
+    monkeypatch.setattr("builtins.open", instead)
+    args = parse(["explain", "vmalloc"])
+    assert load_command("explain").needs_source(args) is (masked == "what is readable")
