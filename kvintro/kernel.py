@@ -23,7 +23,7 @@ from kvintro.arch.x86_64 import ALL, SECTION_SIZE_BITS, START_KERNEL_MAP, X86Geo
 from kvintro.arch.x86_64_entry import SWP_TYPE_BITS, Dialect, SpecialSwapTypes
 from kvintro.errors import NotInDump, Unavailable
 from kvintro.model import Fact, Identity, Located
-from kvintro.paging import Bulk, BulkWalk, Ranges, Tree, Walk, walk
+from kvintro.paging import LEVEL_SHIFT, UNREADABLE, Bulk, BulkWalk, Ranges, Tree, Walk, walk
 from kvintro.source import Request, Source, open_source
 
 if TYPE_CHECKING:
@@ -143,8 +143,11 @@ class Kernel:
         :param size: bytes.
         :raises Unavailable: no such symbol, or its memory is not in the source.
         """
-        data = self.read(self.symbol(name), size)
-        return Fact(int.from_bytes(data, "little", signed=signed), name)
+        address = self.symbol(name)
+        data = self.read(address, size)
+        # Where the page tables do not lead to it, that is said.
+        by = self.source.translation.arithmetic(address) if self.source.translation else ""
+        return Fact(int.from_bytes(data, "little", signed=signed), f"{name} (by {by})" if by else name)
 
     def number_of(self, name: str, size: int = 8) -> int:
         """As :meth:`value`; also of a variable whose value is known, and where it lies is not.
@@ -415,6 +418,8 @@ class Kernel:
             self.geometry,
             root,
             table_limit=self.table_limit,
+            memory_end=self._memory_end,
+            unusable=[broken.table for broken in self.source.broken_tables if broken.whole],
             prune=prune,
             prune_as=prune_as,
         )
@@ -428,9 +433,23 @@ class Kernel:
             return 1 << 24
 
     @cached_property
+    def _memory_end(self) -> Optional[int]:
+        """Physical address behind the last RAM, where all page tables lie."""
+        try:
+            return self.max_pfn.value << x86_64.PAGE_SHIFT if self.max_pfn.value < 1 << 40 else None
+        except Unavailable:
+            return None
+
+    @cached_property
     def kernel_ranges(self) -> Ranges:
-        """The kernel half of the kernel's own tables, above the guard hole."""
-        return self.tree().ranges(self.geometry.guard_hole.end + 1, ALL)
+        """The kernel half of the kernel's own tables, above the guard hole.
+
+        What broken tables translate is unreadable here, whatever they say.
+        """
+        ranges = self.tree().ranges(self.geometry.guard_hole.end + 1, ALL)
+        for broken in self.source.broken_tables:
+            ranges = ranges.replaced(broken.start, broken.end, UNREADABLE | broken.level << LEVEL_SHIFT)
+        return ranges
 
     def walk(self, address: int, root: Optional[int] = None) -> Walk:
         """Translate one address step by step, by the kernel's own root unless another is given."""
@@ -438,9 +457,13 @@ class Kernel:
             root = self.root.value
         return walk(self.read_physical, self.geometry, root, address)
 
-    def bulk(self, root: Optional[int] = None) -> Bulk:
-        """Translates arrays of addresses by a root (physical address), by default the kernel's own."""
-        return Bulk(self.read_physical, self.geometry, self.root.value if root is None else root)
+    def bulk(self, root: Optional[int] = None, *, sound: bool = False) -> Bulk:
+        """Translates arrays of addresses by a root (physical address), by default the kernel's own.
+
+        :param sound: take what broken tables translate for not in the dump.
+        """
+        broken = [(table.start, table.end) for table in self.source.broken_tables] if sound else []
+        return Bulk(self.read_physical, self.geometry, self.root.value if root is None else root, broken)
 
     def translate_array(
         self, addresses: NDArray[numpy.uint64], root: Optional[int] = None

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import List, Optional, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from kvintro.arch.x86_64 import ALL, PRESENT, PTRS_PER_TABLE, X86Geometry
 from kvintro.errors import NotInDump
@@ -20,6 +20,7 @@ from kvintro.paging.step import TABLE_SIZE, ReadPhysical
 
 #: Why a table cannot be used.
 MISSING, ZERO, OVERWRITTEN = "is not in the dump", "is all zeros", "is overwritten"
+EMPTY, CYCLE = "has no entry for it", "is used at two levels"
 _TABLE = struct.Struct(f"<{PTRS_PER_TABLE}Q")
 _SAMPLE = PTRS_PER_TABLE // 8
 _MOST = 1 << 12  # broken tables reported
@@ -33,6 +34,8 @@ class Window:
     :ivar end: last address.
     :ivar offset: physical = virtual - offset, modulo 2^64; None where only the page tables tell.
     :ivar by: where the offset was read.
+    :ivar memory_end: physical address behind the last RAM, where tables lie, and all that a window without an
+        offset maps; None if not known.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Window:
     end: int
     offset: Optional[int] = None
     by: str = ""
+    memory_end: Optional[int] = None
 
     def __contains__(self, address: object) -> bool:
         return isinstance(address, int) and self.start <= address <= self.end
@@ -54,7 +58,7 @@ class BrokenTable:
     :ivar end: last address.
     :ivar level: 1 for a table of 4K pages.
     :ivar table: physical address.
-    :ivar why: one of :data:`MISSING`, :data:`ZERO`, :data:`OVERWRITTEN`.
+    :ivar why: one of :data:`MISSING`, :data:`ZERO`, :data:`OVERWRITTEN`, :data:`EMPTY`, :data:`CYCLE`.
     """
 
     window: str
@@ -63,6 +67,29 @@ class BrokenTable:
     level: int
     table: int
     why: str
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing that the table says can be believed."""
+        return self.why in (ZERO, OVERWRITTEN)
+
+    @property
+    def text(self) -> str:
+        """What is wrong, in words."""
+        return f"the level {self.level} page table at physical {self.table:#x} {self.why}"
+
+
+class Judged(NamedTuple):
+    """What :func:`find_broken` found.
+
+    :ivar broken: the highest broken table of each branch, in the order of addresses.
+    :ivar looked: how many tables were looked at.
+    :ivar left: how many were met and not looked at.
+    """
+
+    broken: Tuple[BrokenTable, ...]
+    looked: int
+    left: int
 
 
 def entries_of(data: bytes) -> Tuple[int, ...]:
@@ -80,7 +107,7 @@ def judge(
     """
     first, last = _span(geometry, window, level, base)
     if not any(entries[first : last + 1]):
-        return ZERO
+        return EMPTY if any(entries) else ZERO
     bad = good = 0
     for index in range(first, last + 1):
         entry = entries[index]
@@ -89,13 +116,12 @@ def judge(
                 good += 1
             else:
                 bad += 1
-    return OVERWRITTEN if bad > good else None
+    # Only pages of 4K are taken out one by one (memfd_secret, KFENCE), and keep the rest of their entry.
+    return OVERWRITTEN if bad > good or (level > 1 and not good) else None
 
 
-def find_broken(
-    read: ReadPhysical, geometry: X86Geometry, root: int, window: Window, limit: int
-) -> List[BrokenTable]:
-    """The tables of a window that cannot be used, the highest of each branch, in the order of addresses.
+def find_broken(read: ReadPhysical, geometry: X86Geometry, root: int, window: Window, limit: int) -> Judged:
+    """The tables of a window that cannot be used.
 
     :param root: physical address of the root table.
     :param limit: how many tables are read at most, upper levels first; the others are not looked at.
@@ -103,38 +129,51 @@ def find_broken(
     broken: List[BrokenTable] = []
     span = 1 << geometry.shift(geometry.levels) + 9
     todo = [(root, window.start & -span & ALL)]
+    levels: Dict[int, int] = {}
+    looked = left = 0
     for level in range(geometry.levels, 0, -1):
         below: List[Tuple[int, int]] = []
         for table, base in todo[: max(limit, 0)]:
-            try:
-                data = read(table, TABLE_SIZE)
-            except NotInDump:
-                why: Optional[str] = MISSING
-            else:
-                entries = entries_of(data)
-                why = None
-                if not _looks_sound(geometry, window, entries, level, base):
-                    why = judge(geometry, window, entries, level, base)
+            entries: Sequence[int] = ()
+            why: Optional[str] = CYCLE
+            if levels.setdefault(table, level) == level:
+                entries, why = _examine(read, geometry, window, table, level, base)
             if why is None:
-                if level > 1:
-                    below += _below(geometry, window, entries, level, base)
+                below += _below(geometry, window, entries, level, base)
             elif len(broken) < _MOST:
                 start, end = _bounds(geometry, window, level, base)
                 broken.append(BrokenTable(window.name, start, end, level, table, why))
+        looked += min(len(todo), max(limit, 0))
+        left += len(todo) - min(len(todo), max(limit, 0))
         limit -= len(todo)
         todo = below
-    return sorted(broken, key=lambda found: found.start)
+    return Judged(tuple(sorted(broken, key=lambda found: found.start)), looked, left)
+
+
+def _examine(
+    read: ReadPhysical, geometry: X86Geometry, window: Window, table: int, level: int, base: int
+) -> Tuple[Sequence[int], Optional[str]]:
+    """A table's entries, and what is wrong with them."""
+    try:
+        entries = entries_of(read(table, TABLE_SIZE))
+    except NotInDump:
+        return (), MISSING
+    if _looks_sound(geometry, window, entries, level, base):
+        return entries, None
+    return entries, judge(geometry, window, entries, level, base)
 
 
 def _fits(geometry: X86Geometry, window: Window, entry: int, level: int, address: int) -> bool:
     """Whether a present entry can be the kernel's."""
-    large = bool(entry & geometry.large_bit())
-    if level > 1 and not large:
-        return True
+    end = window.memory_end
+    if level > 1 and not entry & geometry.large_bit():
+        return end is None or entry & geometry.pfn_mask < end
     if entry & geometry.reserved_bits(level):
         return False
-    mask = geometry.pfn_mask & ~((1 << geometry.shift(level)) - 1)
-    return window.offset is None or entry & mask == address - window.offset & ALL
+    physical = entry & geometry.pfn_mask & ~((1 << geometry.shift(level)) - 1)
+    if window.offset is None:
+        return end is None or physical < end
+    return physical == address - window.offset & ALL
 
 
 def _looks_sound(
@@ -153,6 +192,8 @@ def _below(
     geometry: X86Geometry, window: Window, entries: Sequence[int], level: int, base: int
 ) -> List[Tuple[int, int]]:
     """The tables that a table points to within the window, and the first address that each translates."""
+    if level == 1:
+        return []
     first, last = _span(geometry, window, level, base)
     bits = PRESENT | geometry.large_bit()
     return [

@@ -9,7 +9,7 @@ not depend on how the addresses are ordered.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, List
+from typing import TYPE_CHECKING, List, Sequence, Tuple
 
 from kvintro.arch.x86_64 import PRESENT, PTRS_PER_TABLE, X86Geometry
 from kvintro.paging.step import ReadPhysical
@@ -63,10 +63,18 @@ class Bulk:
 
     :param read: reads physical memory.
     :param root: physical address of the root table.
+    :param broken: addresses (first, last) whose tables are broken: they count as not in the dump.
     """
 
-    def __init__(self, read: ReadPhysical, geometry: X86Geometry, root: int) -> None:
+    def __init__(
+        self,
+        read: ReadPhysical,
+        geometry: X86Geometry,
+        root: int,
+        broken: Sequence[Tuple[int, int]] = (),
+    ) -> None:
         self._read = read
+        self._broken = broken
         self._geometry = geometry
         self._root = root
 
@@ -84,6 +92,9 @@ class Bulk:
             self._translate(
                 addresses[part], result.physical[part], result.states[part], result.page_shifts[part], None
             )
+        for start, end in self._broken:
+            inside = (addresses >= numpy.uint64(start)) & (addresses <= numpy.uint64(end))
+            result.states[inside], result.physical[inside], result.page_shifts[inside] = NOT_IN_DUMP, 0, 0
         return result
 
     def walk(self, addresses: U64) -> BulkWalk:

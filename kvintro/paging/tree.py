@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Collection, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from kvintro.arch.x86_64 import (
     ACCESSED,
@@ -131,6 +131,24 @@ class Ranges:
         following = numpy.append(self.starts[1:], numpy.uint64(self.end + 1 & ALL))[indices] - numpy.uint64(1)
         return list(zip(self.starts[indices].tolist(), following.tolist(), self.keys[indices].tolist()))
 
+    def replaced(self, start: int, end: int, key: int) -> Ranges:
+        """The same stretch with another key between two addresses, both inclusive and within it."""
+        import numpy
+
+        u = numpy.uint64
+        first = int(numpy.searchsorted(self.starts, u(start), side="left"))
+        last = int(numpy.searchsorted(self.starts, u(end), side="right"))
+        starts = [self.starts[:first], numpy.array([start], u)]
+        keys = [self.keys[:first], numpy.array([key], u)]
+        if end < self.end and (last == len(self.starts) or int(self.starts[last]) != end + 1):
+            starts.append(numpy.array([end + 1], u))
+            keys.append(self.keys[last - 1 : last])
+        return Ranges(
+            numpy.concatenate([*starts, self.starts[last:]]),
+            numpy.concatenate([*keys, self.keys[last:]]),
+            self.end,
+        )
+
     def masked(self, mask: int) -> Ranges:
         """The same stretch with only some bits of the keys, and cut only where those change."""
         import numpy
@@ -148,6 +166,8 @@ class Tree:
     :param root: physical address of the root table.
     :param table_limit: how many tables of 4K pages may be expanded in all; a kernel cannot have more than
         its memory has pages.
+    :param memory_end: physical address behind the last RAM, where all tables lie; None if not known.
+    :param unusable: physical addresses of tables that are known to hold nonsense.
     :param prune: tables of KASAN's early shadow by the level of the entries that point to them; such an entry
         counts as ``prune_as``, an entry of level 1, for all it spans. The kernel's own ptdump does this.
     """
@@ -169,10 +189,16 @@ class Tree:
         root: int,
         *,
         table_limit: int = 1 << 24,
+        memory_end: Optional[int] = None,
+        unusable: Collection[int] = (),
         prune: Optional[Mapping[int, int]] = None,
         prune_as: int = 0,
     ) -> None:
         self._read = read
+        self._memory_end = memory_end
+        self._unusable = frozenset(unusable)
+        # Tables on the way to where the walk is.
+        self._path: List[int] = []
         self._geometry = geometry
         self._root = root
         self._table_limit = table_limit
@@ -183,6 +209,8 @@ class Tree:
         self._flag_bits = FLAG_BITS | self._encryption
         self.limited = False
         self.unreadable_tables = 0
+        #: Tables that are nonsense: they refer to themselves, or most of their entries to what is no RAM.
+        self.nonsense_tables = 0
 
     def _begin(self) -> None:
         """What is counted is counted for one answer: of a tree that is asked again all was met before."""
@@ -231,6 +259,9 @@ class Tree:
     def _read_table(self, address: int) -> Optional[U64]:
         import numpy
 
+        if address in self._unusable:
+            self.nonsense_tables += 1
+            return None
         try:
             return numpy.frombuffer(self._read(address, TABLE_SIZE), dtype="<u8")
         except NotInDump:
@@ -261,7 +292,7 @@ class Tree:
             return self._one(OVER_LIMIT | level << LEVEL_SHIFT)
         self._upper_left -= 1
         entries = self._read_table(table)
-        if entries is None:
+        if entries is None or self._is_nonsense(table, entries, level):
             return self._one(UNREADABLE | level << LEVEL_SHIFT)
         entries = entries[first : last + 1]
         if level == 1:
@@ -269,11 +300,29 @@ class Tree:
             entries = self._select(entries, 1)
             starts = numpy.arange(len(entries), dtype=numpy.uint64) << numpy.uint64(12)
             return coalesce(starts, self._keys(entries, 1, numpy.uint64(effective)))
+        self._path.append(table)
         result = self._expand_entries(entries, level, effective)
+        self._path.pop()
         self._ranges_used += len(result[0])
         if whole:
             self._known[table, level, effective] = result
         return result
+
+    def _is_nonsense(self, table: int, entries: U64, level: int) -> bool:
+        """Whether a table refers to itself on some way, or most of its entries cannot be a kernel's."""
+        import numpy
+
+        u = numpy.uint64
+        nonsense = table in self._path
+        if level > 1 and not nonsense and self._memory_end is not None:
+            present = entries & u(PRESENT) != u(0)
+            large = entries & u(PSE) != u(0)
+            far = entries & u(self._geometry.pfn_mask) >= u(self._memory_end)
+            reserved = entries & u(self._geometry.reserved_bits(level)) != u(0)
+            bad = numpy.count_nonzero(present & numpy.where(large, reserved, far))
+            nonsense = 2 * int(bad) > int(numpy.count_nonzero(present))
+        self.nonsense_tables += nonsense
+        return nonsense
 
     def _room(self) -> int:
         """How many more ranges there may be. One counts at each level that it is handed up through."""
@@ -427,9 +476,14 @@ class Tree:
 
     def _read_tables(self, tables: U64) -> "Tuple[U64, NDArray[numpy.bool_]]":
         """Contents of tables at ascending physical addresses, neighbours in one read."""
+        import numpy
+
         data, missing = read_tables(self._read, tables)
         self.unreadable_tables += int(missing.sum())
-        return data, missing
+        known = numpy.array([*self._path, *self._unusable], numpy.uint64)
+        nonsense = numpy.isin(tables, known) & ~missing
+        self.nonsense_tables += int(nonsense.sum())
+        return data, missing | nonsense
 
 
 def read_tables(read: ReadPhysical, tables: U64) -> "Tuple[U64, NDArray[numpy.bool_]]":

@@ -4,10 +4,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Dict, Mapping
+from typing import TYPE_CHECKING, Dict, List, Mapping, Optional
 
-from kvintro.arch.x86_64 import X86Geometry
-from kvintro.paging import LEVEL_MASK, LEVEL_SHIFT, MAPPED, OVER_LIMIT, REPEATED, UNREADABLE, Ranges
+from kvintro.arch.x86_64 import PAGE_SHIFT, X86Geometry
+from kvintro.errors import Unavailable
+from kvintro.kernel import Kernel
+from kvintro.paging import (
+    LEVEL_MASK,
+    LEVEL_SHIFT,
+    MAPPED,
+    NONZERO,
+    OVER_LIMIT,
+    REPEATED,
+    UNREADABLE,
+    Ranges,
+)
+from kvintro.regions.vmemmap import REGION as VMEMMAP
+from kvintro.regions.vmemmap import section_is_online
+
+_MOST_SECTIONS = 1 << 12  # looked up for one region; of 128 MB each
 
 if TYPE_CHECKING:
     import numpy
@@ -56,3 +71,48 @@ def count(ranges: Ranges, geometry: X86Geometry, start: int, end: int) -> Census
         if len(whole):
             leaves[name] = int(whole.sum())
     return Census(total(here), total(repeated), leaves, total(lost))
+
+
+def contradiction(kernel: Kernel, key: str, mapped: int) -> Optional[str]:
+    """Why so much cannot be all that a region maps; None if nothing is known to be missing.
+
+    Every section of memory that is online is in the direct map and has its struct pages
+    (mm/memory_hotplug.c:add_pages, mm/sparse.c).
+    """
+    try:
+        if key == "direct_map":
+            base, size = kernel.page_offset_base.value, 1 << kernel.section_size_bits.value
+        elif key == "vmemmap":
+            base, page, _ = VMEMMAP.pages(kernel)
+            size = page << kernel.section_size_bits.value - PAGE_SHIFT
+        else:
+            return None
+        frames = kernel.max_pfn.value
+        if not mapped:
+            return f"nothing is mapped, and there is RAM up to {frames << PAGE_SHIFT:#x} ({frames:#x} pages)"
+        end = base + -(-(frames << PAGE_SHIFT) >> kernel.section_size_bits.value) * size
+        lost = lost_sections(kernel, base, size, end)
+    except (Unavailable, ValueError):
+        return None
+    if not lost:
+        return None
+    return f"nothing is mapped for {len(lost)} sections of memory that are online, the first is {lost[0]}"
+
+
+def lost_sections(kernel: Kernel, base: int, size: int, end: int) -> List[int]:
+    """Numbers of the sections that are online, and for which nothing is mapped and no entry is kept.
+
+    :param base: where the first section's part of a region begins.
+    :param size: bytes of each section's part.
+    :param end: address behind the last section's part.
+    """
+    lost: List[int] = []
+    left = _MOST_SECTIONS
+    ranges = kernel.kernel_ranges.clip(base, end - 1)
+    for low, high, _ in ranges.matching([(MAPPED | NONZERO | UNREADABLE | OVER_LIMIT, 0)], _MOST_SECTIONS):
+        first, behind = -(-(low - base) // size), (high + 1 - base) // size
+        for index in range(first, min(behind, first + left)):
+            left -= 1
+            if section_is_online(kernel, index):
+                lost.append(index)
+    return lost

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Dict, Iterator, List, Mapping, Optional, Tuple
+from typing import TYPE_CHECKING, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from kvintro.arch.x86_64 import PAT, PAT_LARGE, PCD, PWT
 from kvintro.arch.x86_64_entry import MEMORY_TYPES
@@ -23,6 +23,7 @@ from kvintro.paging import (
     OVER_LIMIT,
     UNREADABLE,
 )
+from kvintro.paging.broken import MISSING
 from kvintro.text import size_text
 
 if TYPE_CHECKING:
@@ -63,10 +64,20 @@ def unread(kernel: Kernel, start: int, end: int, root: Optional[int] = None) -> 
     missing = ranges_of(kernel, start, end, root).select(UNREADABLE | OVER_LIMIT)
     if missing:
         size = sum(high - low + 1 for low, high, _ in missing)
-        return f"page tables of {size_text(size)} are not in this source"
+        what = "are damaged" if _is_damaged(kernel, missing, root) else "are not in this source"
+        return f"page tables of {size_text(size)} {what}"
     if root in (None, kernel.root.value) and not kernel.kernel_ranges.any(MAPPED):
         return "the kernel's page tables map nothing at all: their memory was overwritten, or reads as zeros"
     return ""
+
+
+def _is_damaged(kernel: Kernel, missing: Sequence[Tuple[int, int, int]], root: Optional[int]) -> bool:
+    """Whether tables that cannot be used are in the source."""
+    for broken in kernel.source.broken_tables:
+        if any(low <= broken.end and broken.start <= high for low, high, _ in missing):
+            return broken.why != MISSING
+    tree = kernel.tree(root)
+    return tree.nonsense_tables > 0 and not tree.unreadable_tables
 
 
 @dataclass(frozen=True)

@@ -131,5 +131,10 @@ def physical_of(kernel: Kernel, address: int) -> int:
 
 
 def mapped_physical(kernel: Kernel, address: int) -> Optional[int]:
-    """What the kernel's page tables map an address to, None for nothing."""
-    return kernel.walk(address & ALL).physical
+    """What the kernel's page tables map an address to, None for nothing and where they are broken."""
+    return None if is_behind_broken_table(kernel, address) else kernel.walk(address & ALL).physical
+
+
+def is_behind_broken_table(kernel: Kernel, address: int) -> bool:
+    """Whether what maps an address is not known, as a page table on the way is broken."""
+    return any(broken.start <= address & ALL <= broken.end for broken in kernel.source.broken_tables)

@@ -10,7 +10,7 @@ from kvintro.arch.x86_64 import ESPFIX_BASE, P4D_SHIFT, PAGE_SIZE
 from kvintro.errors import Unavailable
 from kvintro.model import Absent, Address, AddressRange, Column, Located, Placement, Size, Table
 from kvintro.readers.mapped import View
-from kvintro.readers.processes import mapped_physical
+from kvintro.readers.processes import is_behind_broken_table, mapped_physical
 from kvintro.readers.randomness import Randomised, drawn, not_known
 from kvintro.readers.structures import Damage, per_cpu_address, pointer_at, possible_cpus
 from kvintro.regions import Asked, Contents, Region, fixed_place
@@ -148,7 +148,7 @@ def _stack(kernel: Kernel, view: View, cpu: int, start: int, writable: int, clon
         problem = "nothing is mapped"
     elif found.rights != ("r--",):
         problem = f"mapped {' '.join(found.rights)}, should be r--"
-    elif here != there:
+    elif here != there and not is_behind_broken_table(kernel, writable):
         problem = f"{writable:016x} is not the same memory"
     elif (
         mapped_physical(

@@ -357,6 +357,23 @@ def _section_structs(kernel: Kernel, damage: Damage) -> Iterator[Tuple[int, int]
                 yield root * per_root + index, pointer + index * size
 
 
+def section_is_online(kernel: Kernel, index: int) -> bool:
+    """Whether a section of memory is present and online, by what VMCOREINFO says of ``mem_section``.
+
+    :raises Unavailable: the source does not tell.
+    """
+    size = kernel.number("SIZE(mem_section)").value
+    offset = kernel.number("OFFSET(mem_section.section_mem_map)").value
+    if not 0 < size <= PAGE_SIZE or not kernel.number("LENGTH(mem_section)").value:
+        raise Unavailable("mem_section is empty")
+    root, within = divmod(index, PAGE_SIZE // size)
+    pointer = pointer_at(kernel, kernel.number("SYMBOL(mem_section)").value + 8 * root)
+    if not pointer:
+        return False
+    value = int.from_bytes(kernel.read(pointer + within * size + offset, 8), "little")
+    return value & (_PRESENT | _ONLINE) == _PRESENT | _ONLINE
+
+
 def _zones(kernel: Kernel, page: int, damage: Damage) -> Iterator[ZoneRow]:
     """Every node's zones that have memory."""
     try:

@@ -28,11 +28,18 @@ def layout_lines(report: Report, color: bool, width: int) -> List[str]:
             out += ["", paint(f"{title}:", DIM, color)]
             pad = max(len(row.name) for row in rows)
             out += [paint(f"  {row.name:{pad}}  {row.reason}", DIM, color) for row in rows]
-    noted = [row for row in table.rows if row.state == "present" and row.reason]
+    noted = [row for row in table.rows if row.state == "present" and row.reason and not row.at_least]
     if noted:
         out.append("")
         out += [f"{row.name}: {row.reason}" for row in noted]
     return out
+
+
+def mapped_text(row: Any) -> str:
+    """How much of a region is mapped; ``row.mapped`` is known."""
+    if not row.mapped:
+        return "nothing"
+    return f"≥ {size_text(row.mapped)}" if row.at_least else size_text(row.mapped)
 
 
 def _row_lines(row: Any) -> List[Line]:
@@ -48,10 +55,12 @@ def _row_lines(row: Any) -> List[Line]:
     if row.note and hole:
         cells["name"] += f" ({row.note})"
     if row.mapped is not None:
-        cells["mapped"] = size_text(row.mapped) if row.mapped else "nothing"
+        cells["mapped"] = mapped_text(row)
         cells["leaves"] = " ".join(row.leaves)
         if row.root_noun.startswith("process"):
             cells["leaves"] = f"in {row.roots} {row.root_noun}"
+    elif row.unreadable is not None:
+        cells["mapped"] = "not known"
     elif row.roots == 0 and row.root_noun.startswith("process"):
         cells["mapped"] = "nothing"
         cells["leaves"] = "in no process"

@@ -8,6 +8,7 @@ from typing import Any, Dict, List, Optional, Sequence
 
 from kvintro.model import Report
 from kvintro.render.drawing import Room, largest, placed_rows, rooms, weight
+from kvintro.render.layout import mapped_text
 from kvintro.render.text import BOLD, CYAN, DIM, paint
 from kvintro.text import displacement_text, size_text
 
@@ -83,7 +84,7 @@ def _box(row: Any, top: int, bars: int, color: bool, width: int) -> List[str]:
     first = f" {name}{size:>{_NAME - len(name) - 2}} "
     said = ""
     if row.mapped is not None:
-        said = f"{size_text(row.mapped)} mapped, {' '.join(row.leaves)}" if row.mapped else "nothing mapped"
+        said = f"{mapped_text(row)} mapped" + (f", {' '.join(row.leaves)}" if row.mapped else "")
     below: List[str] = []
     default = f"default {row.default_start:016x}" if row.slide else ""
     if row.slide is not None:

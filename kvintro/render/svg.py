@@ -12,6 +12,7 @@ from typing import Any, List, Sequence
 
 from kvintro.model import Report
 from kvintro.render.drawing import Room, largest, placed_rows, rooms, spread, weight
+from kvintro.render.layout import mapped_text
 from kvintro.text import displacement_text, size_text
 
 _WIDTH = 1180
@@ -188,7 +189,7 @@ def _bars(row: Any, middle: float, axis: _Axis) -> List[str]:
     if row.mapped is not None:
         text = "nothing mapped"
         if row.mapped:
-            text = " \u00b7 ".join((f"{size_text(row.mapped)} mapped", " ".join(row.leaves)))
+            text = " \u00b7 ".join((f"{mapped_text(row)} mapped", " ".join(row.leaves)))
     # Above the bar, so that no bar is ever too long for its text.
     out.append(_text(_BAR_LEFT + _BAR_WIDTH, middle - 9, text, "small", "end"))
     return out
@@ -205,7 +206,7 @@ def _told(row: Any) -> str:
     """The row as a sentence, for tooltips and screen readers."""
     parts = [f"{row.name}: {row.start:016x} to {row.end:016x}, {size_text(row.size)}"]
     if row.mapped is not None:
-        parts.append(f"{size_text(row.mapped)} mapped" if row.mapped else "nothing mapped")
+        parts.append(f"{mapped_text(row)} mapped")
     if row.slide is not None:
         parts.append(f"moved by {displacement_text(row.slide)}" if row.slide else "not moved by KASLR")
     return ", ".join(parts)

@@ -21,7 +21,7 @@ from kvintro.model import (
     Table,
     Unknown,
 )
-from kvintro.queries.census import Census, count
+from kvintro.queries.census import Census, contradiction, count
 from kvintro.queries.placements import place_regions
 from kvintro.queries.roots import process_root
 from kvintro.readers.mapped import unread
@@ -31,7 +31,12 @@ from kvintro.text import size_text
 
 @dataclass(frozen=True)
 class RegionRow:
-    """One row of the map; the JSON object of the same fields is described in docs/layout.md."""
+    """One row of the map; the JSON object of the same fields is described in docs/layout.md.
+
+    :ivar mapped: bytes; None where nothing was found mapped and some of it cannot be read.
+    :ivar at_least: more may be mapped than ``mapped``, and in more pages than ``leaves`` has.
+    :ivar unreadable: bytes of which it is not known whether they are mapped.
+    """
 
     key: str
     name: str
@@ -50,6 +55,8 @@ class RegionRow:
     provenance: Optional[str]
     mapped: Optional[Size]
     shared: Optional[Size]
+    at_least: bool
+    unreadable: Optional[Size]
     leaves: Mapping[str, int]
     roots: Optional[int]
     root_noun: str
@@ -99,17 +106,11 @@ def layout(kernel: Kernel, *, holes: bool = True, pid: Optional[int] = None) -> 
             census = _census(kernel, under, found.range)
             roots = len(under)
             damaged |= census is not None and census.limited
-            own = [root.table for root in under if root.table == kernel.root.value]
-            empty = census is not None and not census.mapped
-            if census is not None and (census.unreadable or (empty and own)):
-                tables = [root.table for root in under]
-                whys = [unread(kernel, found.range.start, found.range.end, table) for table in tables]
-                reason = next((why for why in whys if why), None)
+            if census is not None:
+                reason = _not_seen(kernel, region, found.range, under, census)
             if reason is not None:
                 partial = True
                 notes.append(f"{region.name}: {reason}")
-                if empty:
-                    census = None  # that nothing is mapped is not known
         except Unavailable as error:
             reason = f"what is mapped is not known: {error.what}"
             partial = True
@@ -175,6 +176,19 @@ def _census(kernel: Kernel, roots: Sequence[Root], where: AddressRange) -> Optio
     return Census(mapped, repeated, total, unreadable, limited)
 
 
+def _not_seen(
+    kernel: Kernel, region: Region, where: AddressRange, roots: Sequence[Root], census: Census
+) -> Optional[str]:
+    """Why more than was counted may be mapped in a region; None if that is all."""
+    own = [root.table for root in roots if root.table == kernel.root.value]
+    if census.unreadable or (own and not census.mapped):
+        whys = (unread(kernel, where.start, where.end, root.table) for root in roots)
+        why = next(filter(None, whys), None)
+        if why is not None:
+            return why
+    return contradiction(kernel, region.key, census.mapped)
+
+
 def _offset(start: int) -> Displacement:
     return Displacement(start if start >> 63 == 0 else start - (1 << 64))
 
@@ -187,6 +201,8 @@ def _present(
     region: Region, found: Placement, census: Optional[Census], roots: Optional[int], reason: Optional[str]
 ) -> RegionRow:
     noun = region.root_noun[0] if roots == 1 else region.root_noun[1]
+    # "Nothing" is a claim, too.
+    unknown = census is None or bool(reason and not census.mapped)
     return RegionRow(
         key=region.key,
         name=region.name,
@@ -203,8 +219,10 @@ def _present(
         used_note=found.used_note,
         macro=region.macro,
         provenance=found.provenance,
-        mapped=None if census is None else Size(census.mapped),
-        shared=None if census is None else Size(census.repeated),
+        mapped=None if census is None or unknown else Size(census.mapped),
+        shared=None if census is None or unknown else Size(census.repeated),
+        at_least=not unknown and bool(reason),
+        unreadable=None if census is None else Size(census.unreadable),
         leaves={} if census is None else census.leaves,
         roots=roots,
         root_noun=noun,
@@ -241,6 +259,8 @@ def _bare(
         provenance=None,
         mapped=None,
         shared=None,
+        at_least=False,
+        unreadable=None,
         leaves={},
         roots=None,
         root_noun="",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Protocol, Sequ
 import drgn
 
 from kvintro.errors import SourceError, UsageError
-from kvintro.paging.broken import BrokenTable
+from kvintro.paging.broken import BrokenTable, Judged
 from kvintro.source.elf import Segment
 from kvintro.source.files import Kept, open_file, read_small_file
 from kvintro.source.note import parse, text_from_file, text_of
@@ -61,7 +61,12 @@ class Request:
 
 
 class Translation(Protocol):
-    """How a source's addresses translate."""
+    """How a source's addresses translate.
+
+    :ivar judged: what is known of the page tables of the image, the direct map and the memory map, by name.
+    """
+
+    judged: Dict[str, Judged]
 
     def arithmetic(self, address: int) -> str:
         """By what a kernel address is read whose page table is broken; empty for others."""

@@ -20,7 +20,7 @@ import drgn
 
 from kvintro.arch.x86_64 import ALL, ARCHITECTURE, PRESENT, START_KERNEL_MAP, X86Geometry
 from kvintro.errors import NotInDump
-from kvintro.paging.broken import MISSING, BrokenTable, Window, entries_of, find_broken, judge
+from kvintro.paging.broken import MISSING, BrokenTable, Judged, Window, entries_of, find_broken, judge
 from kvintro.paging.step import TABLE_SIZE, ReadPhysical
 from kvintro.source import Source
 from kvintro.source.kallsyms import READ_ERRORS
@@ -43,7 +43,7 @@ def prepare(source: Source) -> None:
     base = START_KERNEL_MAP - state.phys_base
     size = _number(source, "NUMBER(KERNEL_IMAGE_SIZE)") or _DEFAULT_IMAGE_WINDOW
     end = min(START_KERNEL_MAP + size - 1, ALL)
-    state.add(Window("kernel image", START_KERNEL_MAP, end, base, "phys_base"))
+    state.add(Window("kernel image", START_KERNEL_MAP, end, base, "phys_base", state.memory_end))
     state.register_if_needed()
     source.translation = state
 
@@ -60,10 +60,10 @@ def prepare_with_symbols(source: Source) -> None:
     if offset is not None and frames is not None and offset >> 63 and 0 < frames < 1 << 40:
         end = min(offset + (frames << 12) - 1, START_KERNEL_MAP - 1)
         if end > offset:
-            state.add(Window("direct map", offset, end, offset, "page_offset_base"))
+            state.add(Window("direct map", offset, end, offset, "page_offset_base", frames << 12))
         pages, size = state.variable("vmemmap_base"), _number(source, "SIZE(page)")
         if pages is not None and size and pages >> 63 and pages + frames * size <= START_KERNEL_MAP:
-            state.add(Window("memory map", pages, pages + frames * size - 1))
+            state.add(Window("memory map", pages, pages + frames * size - 1, memory_end=frames << 12))
     state.register_if_needed()
     source.broken_tables = tuple(state.broken)
     source.warnings += state.notes()
@@ -77,6 +77,8 @@ class _State:
         self.phys_base = phys_base
         self.windows: List[Window] = []
         self.broken: List[BrokenTable] = []
+        self.judged: Dict[str, Judged] = {}
+        self.memory_end = max((s.paddr + s.memsz for s in source.segments), default=None)
         self._root = root
         self._levels = levels
         self._mask = mask
@@ -102,20 +104,22 @@ class _State:
         # The tables of a guest that runs change while they are looked at.
         if not self.source.live:
             read = _physical(self.source.prog)
-            self.broken += find_broken(read, self._geometry, self._root, window, _MOST_TABLES)
+            found = find_broken(read, self._geometry, self._root, window, _MOST_TABLES)
+            self.judged[window.name] = found
+            self.broken += found.broken
 
     def take_mask(self, mask: int) -> None:
         """Take another mask for the right one, as the kernel's own variable has it."""
         if mask != self._mask:
             self._mask = mask
             self._translator = None
-            windows, self.windows, self.broken = self.windows, [], []
+            windows, self.windows, self.broken, self.judged = self.windows, [], [], {}
             for window in windows:
                 self.add(window)
 
     def register_if_needed(self) -> None:
         """Register a translator, if drgn's own reads would go wrong."""
-        if self._mask == _WHOLE_MASK and not any(self._by_rule(found) for found in self.broken):
+        if self._mask == _WHOLE_MASK and not self.broken:
             return
         if self._translator is None:
             self._translator = Translator(
@@ -124,6 +128,7 @@ class _State:
             for start, end in self._gaps():
                 self.source.prog.add_memory_segment(start, end - start + 1, self._translator.segment, False)
         self._translator.windows = tuple(self.windows)
+        self._translator.broken = tuple(self.broken)
 
     def variable(self, name: str) -> Optional[int]:
         """The value of a variable of 64 bits, None if it cannot be read."""
@@ -140,17 +145,14 @@ class _State:
             if not found:
                 continue
             first = found[0]
-            more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+            more = f", and {len(found) - 1} more" if len(found) > 1 else ""
             if window.offset is None:
-                what = "what lies there cannot be read"
+                what = "what is mapped there cannot be read"
             elif self._by_rule(first):
                 what = f"the kernel's data there is read by arithmetic ({window.by})"
             else:
-                what = "the kernel's data there is read by the dump's segments"
-            yield (
-                f"the page table of {window.name} {first.start:016x}-{first.end:016x} {first.why}"
-                f"{more}; {what}"
-            )
+                what = "the kernel's data there is read by the addresses of the dump's segments"
+            yield f"{window.name} {first.start:016x}-{first.end:016x}: {first.text}{more}; {what}"
 
     def arithmetic(self, address: int) -> str:
         """By what an address is read whose table is broken; empty for others."""
@@ -183,10 +185,12 @@ class Translator:
 
     :param keep: whether translations may be kept: the source does not change.
     :ivar windows: addresses of which is known what tables have to say.
+    :ivar broken: tables that are known to be broken.
     """
 
     def __init__(self, prog: drgn.Program, geometry: X86Geometry, root: int, *, keep: bool) -> None:
         self.windows: Sequence[Window] = ()
+        self.broken: Sequence[BrokenTable] = ()
         self._prog = prog
         self._geometry = geometry
         self._root = root
@@ -237,13 +241,14 @@ class Translator:
     def _translate(self, address: int) -> int:
         geometry = self._geometry
         window = next((window for window in self.windows if address in window), None)
+        for broken in self.broken:
+            if broken.start <= address <= broken.end:
+                return _by_rule(address, window, broken.why)
         table = self._root
         for level in range(geometry.levels, 0, -1):
             found = self._table(table, level, address, window)
             if isinstance(found, str):
-                if window is not None and window.offset is not None:
-                    return address - window.offset & ALL
-                raise drgn.FaultError(f"a page table on the way {found}", address)
+                return _by_rule(address, window, found)
             entry: int = _ENTRY.unpack_from(found, 8 * geometry.index(address, level))[0]
             large = level > 1 and entry & geometry.large_bit()
             leaf = level == 1 or large
@@ -275,6 +280,13 @@ class Translator:
                 self._tables.clear()
             self._tables[key] = found
         return found
+
+
+def _by_rule(address: int, window: Optional[Window], why: str) -> int:
+    """The physical address that a window's rule gives where a table cannot be used."""
+    if window is None or window.offset is None:
+        raise drgn.FaultError(f"a page table on the way {why}", address)
+    return address - window.offset & ALL
 
 
 def _physical(prog: drgn.Program) -> ReadPhysical:

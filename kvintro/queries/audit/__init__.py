@@ -20,6 +20,7 @@ __all__ = ("CHECKS", "SEVERITIES", "Check", "Finding", "Verdict", "audit")
 CHECKS: Tuple[Check, ...] = (
     Check("kaslr", "KASLR moved the image and the memory regions", protections.kaslr),
     Check("pti", "user mode runs on page tables of its own", protections.pti),
+    Check("tables", "page tables of image, direct map and memory map can be used", places.tables),
     Check("overlap", "no two regions overlap", places.overlap),
     Check("vmcoreinfo", "bounds are what VMCOREINFO and the source's segments say", places.vmcoreinfo),
     Check("linear", "the direct map and the image are mapped where their bases say", places.linear),

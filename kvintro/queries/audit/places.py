@@ -10,8 +10,10 @@ from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
 from kvintro.model import AddressRange, Placement, Unknown
 from kvintro.paging import LEVEL_MASK, LEVEL_SHIFT, MAPPED, OVER_LIMIT, REPEATED, UNREADABLE
+from kvintro.paging.broken import MISSING
 from kvintro.paging.bulk import MAPPED as FOUND
 from kvintro.queries.audit.verdict import MOST, Finding, Tally, Verdict
+from kvintro.queries.census import contradiction
 from kvintro.readers.mapped import rights_text
 
 if TYPE_CHECKING:
@@ -20,6 +22,39 @@ if TYPE_CHECKING:
 
 #: Mapped pages looked up in each region, of whatever size: 32 GB of pages of 4K, 16 TB of 2M.
 _MOST_PAGES = 1 << 23
+
+
+def tables(kernel: Kernel) -> Verdict:
+    """Page tables that the kernel cannot have run on, and sections of memory that no table leads to.
+
+    A table that is missing from the dump is no defect of the kernel's.
+    """
+    translation = kernel.source.translation
+    if translation is None or not translation.judged:
+        raise Unavailable("the page tables of a kernel that runs change while they are looked at")
+    tally = Tally("tables")
+    for name, judged in translation.judged.items():
+        tally.compared(name, judged.looked)
+        missing = [broken for broken in judged.broken if broken.why == MISSING]
+        if missing:
+            tally.lacks(f"not in this source: {len(missing)} tables of {name}")
+        if judged.left:
+            tally.lacks(f"there are too many: {judged.left} tables of {name} were not looked at")
+        tally.findings += [
+            Finding(broken.start, broken.end, f"{name}: {broken.text}")
+            for broken in judged.broken
+            if broken.why != MISSING
+        ]
+    for region in kernel.regions:
+        found = kernel.locate(region)
+        if isinstance(found, Placement) and region.key in ("direct_map", "vmemmap"):
+            if any(broken.start in found.range for broken in kernel.source.broken_tables):
+                continue  # that says it
+            mapped = kernel.kernel_ranges.clip(found.range.start, found.range.end).select(MAPPED)
+            lost = contradiction(kernel, region.key, sum(high - low + 1 for low, high, _ in mapped))
+            if lost:
+                tally.findings.append(Finding(found.range.start, found.range.end, f"{region.name}: {lost}"))
+    return tally.verdict()
 
 
 def overlap(kernel: Kernel) -> Verdict:

@@ -209,7 +209,7 @@ class Reader:
     def __init__(self, kernel: Kernel, form: PageFormat) -> None:
         self._kernel = kernel
         self._form = form
-        self._bulk = kernel.bulk()
+        self._bulk = kernel.bulk(sound=True)
 
     def pieces(self, sections: Sections) -> Iterator[Piece]:
         """All struct pages of the sections, in order."""

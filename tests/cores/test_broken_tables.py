@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Page tables of the image, the direct map and the memory map that are missing, zero or overwritten.
+
+The kernel's data is read all the same, and is what it was. What only the tables tell is not known, and
+nothing is made up for it.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import struct
+from pathlib import Path
+from typing import Any, Dict, NamedTuple, Sequence, Tuple
+
+import pytest
+
+from kvintro.cli import exit_code
+from kvintro.errors import NotInDump
+from kvintro.kernel import Kernel, open_kernel
+from kvintro.model import Report
+from kvintro.queries.translate import Input, Translator
+from kvintro.regions import Asked
+from kvintro.render import render
+from kvintro.reports.check import check
+from kvintro.reports.info import info
+from kvintro.reports.layout import layout
+from kvintro.reports.show import Selection, show
+from kvintro.source import Request
+from tests.conftest import Core
+from tests.memory_files import dumped_ranges
+from tests.remade import PAGE, Remade
+
+_FORMS = {"qemu": Remade.as_qemu, "raw": Remade.as_raw, "kdump": Remade.as_kdump, "vmcore": Remade.as_vmcore}
+
+
+class Case(NamedTuple):
+    """A table that is broken: of which window, at which level (0: the root), how, in which form of dump."""
+
+    window: str
+    level: int
+    how: str
+    form: str
+
+
+CASES = [
+    Case("kernel_image", 2, "zero", "qemu"),
+    Case("kernel_image", 3, "gone", "qemu"),
+    Case("kernel_image", 2, "junk", "kdump"),
+    Case("kernel_image", 2, "gone", "vmcore"),
+    Case("kernel_image", 0, "gone", "qemu"),
+    Case("kernel_image", 3, "zero", "kdump"),
+    Case("direct_map", 2, "zero", "qemu"),
+    Case("direct_map", 3, "text", "kdump"),
+    Case("direct_map", 2, "self", "qemu"),
+    Case("direct_map", 0, "entry", "qemu"),
+    Case("vmemmap", 2, "zero", "kdump"),
+    Case("vmemmap", 2, "self", "qemu"),
+    Case("vmemmap", 0, "entry", "vmcore"),
+]
+
+
+def address_in(kernel: Kernel, window: str) -> int:
+    """An address that the window maps."""
+    if window == "kernel_image":
+        return kernel.symbol("__start_BTF")
+    if window == "direct_map":
+        return kernel.page_offset_base.value + (32 << 20)
+    return kernel.value("vmemmap_base").value
+
+
+def break_table(remade: Remade, case: Case) -> Tuple[int, int]:
+    """Break it; returns the physical address of the table and the level that it is of."""
+    kernel = remade.kernel
+    level = case.level or kernel.levels.value
+    steps = kernel.walk(address_in(kernel, case.window)).steps
+    step = next(step for step in steps if step.level == level)
+    table = step.entry_address & -PAGE
+    content = {
+        "zero": bytes(PAGE),
+        "junk": random.Random(1).randbytes(PAGE),
+        "text": (b"the quick brown fox jumps over the lazy dog; " * 99)[:PAGE],
+        "self": struct.pack("<Q", table | 0x63) * 512,
+    }
+    if case.how == "gone":
+        remade.leave_out(table)
+    elif case.how == "entry":
+        remade.write(step.entry_address, bytes(8))
+    else:
+        remade.write(table, content[case.how])
+    return table, level
+
+
+def by_key(report: Report, by: str = "key") -> Dict[str, Any]:
+    return {getattr(row, by): row for row in report.tables[0].rows if getattr(row, by) != "hole"}
+
+
+def modules_of(kernel: Kernel) -> Sequence[Any]:
+    report = show(kernel, "modules", Asked(), Selection())
+    return next(table.rows for table in report.tables if table.key == "modules")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+def test_the_data_is_read_and_the_rest_is_not_known(
+    core: Core, kernel: Kernel, tmp_path: Path, case: Case
+) -> None:
+    if case.form == "kdump" and not (core.directory / "core.kdump").exists():
+        pytest.skip("this core has no kdump")
+    remade = Remade(core, kernel)
+    _, level = break_table(remade, case)
+    broken = open_kernel(Request(core=str(_FORMS[case.form](remade, tmp_path / "vmcore"))))
+    assert broken.source.types == "BTF"
+    report = info(broken)
+    assert exit_code(report) == 0
+    assert any("page table at physical" in note for note in report.notes)
+    if case.window != "kernel_image" or level == 2:  # above it lie the tables of modules, too
+        assert modules_of(broken) == modules_of(kernel)
+
+    report = layout(broken)
+    assert exit_code(report) == 4
+    before = by_key(layout(kernel))
+    for key, row in by_key(report).items():
+        if case.level == 0 and key == "ldt_remap":
+            continue  # it is there under page-table isolation, which the root tells
+        assert (row.start, row.end, row.state, row.slide) == (
+            before[key].start,
+            before[key].end,
+            before[key].state,
+            before[key].slide,
+        )
+        if key == case.window:
+            assert row.mapped is None
+            assert row.unreadable > 0
+            assert "page tables of" in row.reason
+        elif level == 2 and case.how != "self":
+            assert row.mapped == before[key].mapped, key
+    assert "not known" in render(report, "text")
+    assert json.loads(render(report, "json"))["partial"]
+
+    states = {row.key: row.state for row in check(broken).tables[1].rows}
+    assert states["tables"] == ("unknown" if case.how == "gone" else "failed")
+    # Processes have a copy of the root's entries: that the two differ is true.
+    assert {key for key, state in states.items() if state == "failed"} <= {"tables", "process_roots"}
+
+    answer = Translator(broken).translate(Input("", address_in(kernel, case.window), "virtual"))
+    if case.how != "self":  # which does map it, to itself
+        assert answer.state in ("unmapped", "not-in-dump")
+        assert answer.physical is None
+
+
+def test_what_usable_tables_do_not_map_is_not_read(core: Core, kernel: Kernel, tmp_path: Path) -> None:
+    """With a table of the image broken, pages that memfd_secret took out of the direct map stay out of it."""
+    match = re.search(r"^(\d+) \S+ secret ([0-9a-f]+) [0-9a-f]+ ", core.truth("workload"), re.M)
+    if match is None or not int(match[2], 16):
+        pytest.skip(f"{core.name} was taken without memfd_secret")
+    entry = re.search(rf"^{match[1]} {match[2]} (\w+)$", core.truth("pagemap"), re.M)
+    assert entry is not None
+    physical = (int(entry[1], 16) & (1 << 55) - 1) << 12
+    remade = Remade(core, kernel)
+    break_table(remade, Case("kernel_image", 2, "zero", "qemu"))
+    broken = open_kernel(Request(core=str(remade.as_qemu(tmp_path / "vmcore"))))
+    base = broken.page_offset_base
+    assert base.provenance == "page_offset_base (by phys_base)"
+    assert base.value == kernel.page_offset_base.value
+    assert broken.read_physical(physical, 8)
+    with pytest.raises(NotInDump):
+        broken.read(base.value + physical, 8)
+
+
+def test_a_table_of_4k_pages_alone(core: Core, kernel: Kernel, tmp_path: Path) -> None:
+    """What one table of the direct map translates is read by arithmetic."""
+    base = kernel.page_offset_base.value
+    ram = dumped_ranges(core.path)
+    tables = (
+        (at, kernel.walk(at).steps[-1].entry_address & -PAGE)
+        for at in range(base + (16 << 20), base + (64 << 20), 2 << 20)
+        if kernel.walk(at).page_size == PAGE
+        and any(start <= at - base and at - base + 8192 <= end for start, end in ram)
+    )
+    found = next(tables, None)
+    if found is None:
+        pytest.skip(f"{core.name} maps all of it by large pages")
+    at, table = found
+    for how in ("zero", "gone"):
+        remade = Remade(core, kernel)
+        remade.leave_out(table) if how == "gone" else remade.write(table, bytes(PAGE))
+        broken = open_kernel(Request(core=str(remade.as_qemu(tmp_path / "vmcore"))))
+        (found_broken,) = broken.source.broken_tables
+        assert (found_broken.start, found_broken.end) == (at, at + (2 << 20) - 1)
+        assert broken.read(at, 8192) == kernel.read_physical(at - base, 8192)
+        assert broken.walk(at).physical is None
