@@ -258,7 +258,7 @@ def with_pages(kdump: bytes, pages: Mapping[int, Optional[bytes]], vmcoreinfo: b
         data[start:end] = data[start + _DESCRIPTOR.size : end] + bytes(_DESCRIPTOR.size)
     _, _, at, size = _NOTES.unpack_from(kdump, block + _NOTES_AT)
     notes = [
-        (name, kind, vmcoreinfo if name == "VMCOREINFO" else content)
+        (name, kind, vmcoreinfo if name == "VMCOREINFO" else bytes(content))
         for name, kind, content in parse_notes(kdump[at : at + size])
     ]
     packed = packed_notes(notes)

@@ -177,7 +177,7 @@ class Judge:
         return _unknown("its page tables map no image")
 
     def _image_is_mapped(self, info: _Info) -> bool:
-        """Whether the tables have anything where images are."""
+        """Whether the tables have something where images are, and that makes sense."""
         steps = walk(self._read, info.geometry, info.root, _START_KERNEL_MAP).steps
         if not steps or steps[-1].level > 2:
             return False
@@ -186,7 +186,16 @@ class Judge:
             entries = struct.unpack("<512Q", self._read(table, _PAGE))
         except KvintroError:
             return False
-        return any(entry & _PRESENT for entry in entries)
+        present = [entry for entry in entries if entry & _PRESENT]
+        return 2 * sum(self._is_sane(info, entry) for entry in present) > len(present)
+
+    def _is_sane(self, info: _Info, entry: int) -> bool:
+        """Whether an entry can be a kernel's and not what a table was overwritten with."""
+        geometry = info.geometry
+        physical = entry & geometry.pfn_mask
+        if entry & geometry.large_bit() and entry & geometry.reserved_bits(2):
+            return False
+        return physical >> geometry.max_physmem_bits == 0 and not self._lacks(physical)
 
     def _build_id(self, info: _Info) -> Verdict:
         start, namespace = info.symbols.get("_stext"), info.symbols.get("init_uts_ns")
