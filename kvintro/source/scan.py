@@ -39,6 +39,8 @@ _MARKERS = re.compile(rb"\0\0\0\0(?=.[\2-\xff]\0\0|..[\1\2]\0)", re.DOTALL)
 _REMEDY = "name the vmlinux with -s"
 
 _BTF_HEADER = b"\x9f\xeb\x01\x00\x18\0\0\0\0\0\0\0"  # magic, version 1, no flags, hdr_len, type_off
+# Both end with a zero, for which bytes.find() takes ten times as long in memory of zeros.
+_DIGITS_PATTERN, _BTF_PATTERN = re.compile(re.escape(_DIGITS)), re.compile(re.escape(_BTF_HEADER))
 _MIN_BTF = 1 << 16  # the kernel's own has megabytes; what is smaller belongs to a BPF program
 _MAX_BTF = 64 << 20
 
@@ -167,15 +169,15 @@ def _candidates(read: Reader, start: int, end: int) -> Iterator[_Tokens]:
     left = _MAX_CANDIDATES
     seen = 0
     for address, data in pieces(read, start, end, overlap=len(_DIGITS) - 1):
-        at = data.find(_DIGITS)
-        while at >= 0 and left:
-            if address + at > seen:
-                seen = address + at
+        for found in _DIGITS_PATTERN.finditer(data):
+            if not left:
+                break
+            if address + found.start() > seen:
+                seen = address + found.start()
                 left -= 1
                 tokens = _tokens_around(read, seen)
                 if tokens is not None:
                     yield tokens
-            at = data.find(_DIGITS, at + 1)
 
 
 def _tokens_around(read: Reader, zero: int) -> Optional[_Tokens]:
@@ -358,13 +360,13 @@ def find_btf(read: Reader, start: int, end: int) -> Iterator[bytes]:
     """
     left = _MAX_CANDIDATES
     for address, data in pieces(read, start, end, overlap=len(_BTF_HEADER) - 1):
-        at = data.find(_BTF_HEADER)
-        while at >= 0 and left:
+        for found in _BTF_PATTERN.finditer(data):
+            if not left:
+                break
             left -= 1
-            blob = _btf_at(read, address + at)
+            blob = _btf_at(read, address + found.start())
             if blob is not None:
                 yield blob
-            at = data.find(_BTF_HEADER, at + 1)
 
 
 def _btf_at(read: Reader, address: int) -> Optional[bytes]:

@@ -12,6 +12,7 @@ have its build id.
 
 from __future__ import annotations
 
+import re
 import struct
 from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
@@ -36,7 +37,8 @@ _MAX_UTS_OFFSET = 64
 _UTS_FIELD = 65
 _BUILD_ID_BUDGET = 256 << 20  # bytes of images that are looked through for build ids
 _NOTE_ORIGIN = "the dump's note"
-_BUILD_ID_HEAD = struct.pack("<I", 3) + b"GNU\0"  # type and name; the name's and the id's sizes are before
+# A note: sizes of the name and the id, type, name. bytes.find() takes ten times as long in memory of zeros.
+_BUILD_ID = re.compile(rb"\x04\0\0\0(....)\x03\0\0\0GNU\0", re.DOTALL)
 _LONGEST_ID = 64
 _NO_TEXT_REMEDY = "give its text with --vmcoreinfo FILE; for QEMU guests use -device vmcoreinfo"
 
@@ -205,8 +207,11 @@ class Judge:
             wanted = bytes.fromhex(info.build_id)
         except ValueError:
             return _wrong("its BUILD-ID is no number")
-        if self._build_ids.has(info.physical(start), info.physical(namespace), wanted) is False:
+        found = self._build_ids.has(info.physical(start), info.physical(namespace), wanted)
+        if found is False:
             return _wrong(f"the image in memory does not have the build id {info.build_id}")
+        if found is None and self._build_ids.exhausted:
+            return _unknown("too many texts ask for build ids in too much memory")
         return FITS  # two other things agree; what is not in the dump cannot contradict
 
 
@@ -270,13 +275,10 @@ class _Stretch(NamedTuple):
 
 def build_ids_in(address: int, data: bytes) -> Iterator[Tuple[int, bytes]]:
     """The build ids in some memory, each with the address of its note."""
-    at = data.find(_BUILD_ID_HEAD)
-    while at >= 0:
-        if at >= 8:
-            name_size, size = struct.unpack_from("<II", data, at - 8)
-            if name_size == 4 and 0 < size <= _LONGEST_ID and at + 8 + size <= len(data):
-                yield address + at - 8, bytes(data[at + 8 : at + 8 + size])
-        at = data.find(_BUILD_ID_HEAD, at + 1)
+    for found in _BUILD_ID.finditer(data):
+        size = int.from_bytes(found[1], "little")
+        if 0 < size <= min(_LONGEST_ID, len(data) - found.end()):
+            yield address + found.start(), bytes(data[found.end() : found.end() + size])
 
 
 class BuildIds:
@@ -292,6 +294,7 @@ class BuildIds:
         self._read = read
         self._left = budget
         self._known: Dict[int, _Stretch] = {}
+        self.exhausted = False
 
     def has(self, start: int, end: int, build_id: bytes) -> Optional[bool]:
         """Whether an image (physical, end exclusive) has a build id; None if it was not all to be looked at.
@@ -303,6 +306,7 @@ class BuildIds:
         for step in range(end // self._STEP, start // self._STEP - 1, -1):
             if step not in self._known:
                 if self._left < self._STEP:
+                    self.exhausted = True
                     return None
                 self._left -= self._STEP
                 self._known[step] = self._look(step * self._STEP)
