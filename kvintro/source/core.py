@@ -53,6 +53,7 @@ from kvintro.source.spool import spooled
 from kvintro.source.translation import prepare
 from kvintro.source.vmcoreinfo import (
     Chosen,
+    Encrypted,
     Kernels,
     MemorySearch,
     NotBelieved,
@@ -532,7 +533,11 @@ def _open_memory(path: str, dump: DumpFile, wanted: Wanted, search: Search, *, f
         chosen = choose(memory, path, wanted, None, "it")
     except NotADump as error:
         what, remedy = f"{path}: {error.what}", error.remedy
-        if not first.complete:
+        if isinstance(error, Encrypted):
+            what = error.what
+            if dump.format == "raw memory" and not forced:
+                what = f"{path} is not a kernel dump, or {what[len(path) + 2 :]}"
+        elif not first.complete:
             remedy = "the dump is truncated; copy it again whole"
         elif isinstance(error, NotBelieved):
             remedy = "is it whole? copy or take it again"

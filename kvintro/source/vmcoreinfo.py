@@ -19,6 +19,7 @@ from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optiona
 from kvintro.arch import x86_64
 from kvintro.errors import KvintroError, NotADump, WrongVmcoreinfo
 from kvintro.paging.step import ReadPhysical, walk
+from kvintro.source.encrypted import REMEDY, why_unreadable
 from kvintro.source.note import MAX_TEXT, parse, what_is_missing
 from kvintro.source.physical import PhysicalMemory
 
@@ -383,6 +384,10 @@ class NotBelieved(NotADump):
     """There is VMCOREINFO in memory, and the memory says otherwise or is not all there."""
 
 
+class Encrypted(NotADump):
+    """The memory of a guest that its host cannot read."""
+
+
 def candidates(pieces: Iterable[Piece]) -> Iterator[int]:
     """Physical addresses of pages that begin with a note of VMCOREINFO.
 
@@ -563,8 +568,19 @@ def choose(memory: MemorySearch, path: str, wanted: Wanted, note: Optional[bytes
     :param path: how people call the source; ``what`` is what they call its memory.
     :param note: the text of the dump's note.
     :raises WrongVmcoreinfo: what the user says does not fit.
+    :raises Encrypted: there is nothing to take, as the memory is encrypted.
     :raises NotADump: there is nothing to take.
     """
+    try:
+        return _choose(memory, path, wanted, note, what)
+    except (NotADump, WrongVmcoreinfo) as error:
+        why = why_unreadable(memory.layouts[0])
+        if why is None:
+            raise
+        raise Encrypted(f"{path}: {why}", REMEDY) from error
+
+
+def _choose(memory: MemorySearch, path: str, wanted: Wanted, note: Optional[bytes], what: str) -> Chosen:
     if wanted.address is not None:
         return _chosen_by_address(memory, path, wanted.address)
     if wanted.text is not None:

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Memory that its host cannot read: of guests with AMD SEV or Intel TDX.
+
+The host has what the processor wrote to the memory chips. Each block is encrypted with its address, so each
+page has all byte values. In plain memory a good part is zeros, text and code.
+Where the host may not even read that (TDX, SEV-SNP with guest_memfd), all that is private reads as zeros.
+"""
+
+from __future__ import annotations
+
+from typing import Iterator, Optional
+
+from kvintro.errors import NotInDump
+from kvintro.source.physical import PhysicalMemory
+
+_PAGE = 4096
+_SAMPLE = 512  # pages, evenly spread
+_FEWEST = 64
+_VALUES = 250  # different bytes of a page; 4096 random ones have all 256, text and code far fewer
+
+REMEDY = "take the dump inside the guest (kdump); a guest's memory is plain there"
+
+
+def why_unreadable(memory: PhysicalMemory) -> Optional[str]:
+    """What is said of memory that is encrypted; None if it is not, as far as can be told."""
+    random = zero = other = 0
+    for page in _sample(memory):
+        if page.count(0) == len(page):
+            zero += 1
+        elif len(set(page)) >= _VALUES:
+            random += 1
+        else:
+            other += 1
+    if random >= _FEWEST and random > 9 * other:
+        return "its memory is encrypted: this is the host's view of a guest with SEV"
+    if zero >= _FEWEST and not random and not other:
+        return "all of its memory reads as zeros: a guest with TDX or SEV-SNP does not show it to the host"
+    return None
+
+
+def _sample(memory: PhysicalMemory) -> Iterator[bytes]:
+    total = sum(extent.size // _PAGE for extent in memory.extents)
+    step = max(total // _SAMPLE, 1)
+    skip = 0
+    for extent in memory.extents:
+        pages = extent.size // _PAGE
+        for index in range(skip, pages, step):
+            try:
+                yield memory.read(extent.address + index * _PAGE, _PAGE)
+            except NotInDump:
+                continue
+        skip = (skip - pages) % step
