@@ -121,6 +121,18 @@ class Judge:
                 return Verdict("wrong" if wrong else "unknown", reason)
         return FITS
 
+    def recognises(self, text: bytes) -> bool:
+        """Whether the image that the text describes is where it says, by its release and its build id."""
+        try:
+            info = _Info(parse(text))
+            wanted = bytes.fromhex(info.build_id or "")
+        except (KeyError, ValueError):
+            return False
+        start, namespace = info.symbols.get("_stext"), info.symbols.get("init_uts_ns")
+        if not wanted or start is None or namespace is None or self._release(info).state != "fits":
+            return False
+        return self._build_ids.has(info.physical(start), info.physical(namespace), wanted) is True
+
     def _release(self, info: _Info) -> Verdict:
         namespace = info.symbols.get("init_uts_ns")
         if namespace is None:
@@ -437,6 +449,8 @@ class MemorySearch:
         self.layouts = layouts
         self.size = sum(extent.size for extent in layouts[0].extents)
         self.looked_at = 0
+        #: What did not fit, but whose image is where it says: its page tables are damaged or missing.
+        self.unsure: List[Tuple[Verdict, Found]] = []
         self.given_up = False
         self._watch = watch
         self._limit = limit
@@ -485,8 +499,10 @@ class MemorySearch:
             if verdict.state == "fits":
                 known.add(kernel)
                 yield Found(text, address, which)
-            else:
-                rejected[text] = verdict.reason
+                continue
+            rejected[text] = verdict.reason
+            if verdict.state == "unknown" and self._judges[which[0]].recognises(text):
+                self.unsure.append((verdict, Found(text, address, which)))
 
     def kernels(self, watch: Search = in_silence, limit: Optional[int] = None) -> Kernels:
         """All kernels in memory.
@@ -586,8 +602,19 @@ def _choose(memory: MemorySearch, path: str, wanted: Wanted, note: Optional[byte
     if wanted.text is not None:
         return _chosen_by_file(memory, path, wanted.text, wanted.name, note)
     if note is None:
-        return _found(memory.first(what))
+        return _first(memory, what)
     return _note_or_better(memory, path, note, what)
+
+
+def _first(memory: MemorySearch, what: str) -> Chosen:
+    try:
+        return _found(memory.first(what))
+    except NotBelieved:
+        if len(memory.unsure) != 1:
+            raise
+        verdict, found = memory.unsure[0]
+        origin = found_at(found.address)
+        return _not_verified(verdict, found.text, origin, found.layouts)._replace(address=found.address)
 
 
 def _note_or_better(memory: MemorySearch, path: str, note: bytes, what: str) -> Chosen:

@@ -51,6 +51,7 @@ CASES = [
     Case("kernel_image", 2, "gone", "vmcore"),
     Case("kernel_image", 0, "gone", "qemu"),
     Case("kernel_image", 3, "zero", "kdump"),
+    Case("kernel_image", 2, "zero", "raw"),
     Case("direct_map", 2, "zero", "qemu"),
     Case("direct_map", 3, "text", "kdump"),
     Case("direct_map", 2, "self", "qemu"),
