@@ -12,7 +12,6 @@ import importlib
 import re
 import sys
 from functools import cached_property
-from itertools import islice
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple, Union
 
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 
 #: Arrays of pointers, one for each type of swap space.
 _BY_SWAP_TYPE = ("swap_info", "swapper_spaces")
+_MAX_NODES = 1 << 10  # with CONFIG_NODES_SHIFT=10, its largest value
 
 
 def open_kernel(request: Request) -> Kernel:
@@ -167,7 +167,7 @@ class Kernel:
         for name in names:
             if self.find_symbol(name) is not None:
                 return self.value(name, size)
-        if self.code_only:
+        if self.code_only or self.source.symbols == "none":
             raise self.nameless(" or ".join(names))
         raise Unavailable(f"this kernel has none of the symbols {', '.join(names)}")
 
@@ -278,21 +278,32 @@ class Kernel:
         """One more than the highest page frame number of RAM."""
         return self.first_fact(lambda: self.value("max_pfn"), self._end_of_nodes)
 
+    def node_addresses(self) -> List[int]:
+        """Address of the ``struct pglist_data`` of each node; no types are needed.
+
+        :raises Unavailable: the source does not tell.
+        """
+        try:
+            # Without CONFIG_NUMA there is one, and VMCOREINFO names it.
+            return [self.number("SYMBOL(contig_page_data)").value]
+        except Unavailable:
+            pass
+        table = self.first_fact(
+            lambda: self.number("SYMBOL(node_data)"), lambda: Fact(self.symbol("node_data"), "node_data")
+        )
+        count = min(max(self.number("LENGTH(node_data)").value, 0), _MAX_NODES)
+        data = self.read(table.value, 8 * count)
+        found = [int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data), 8)]
+        return [address for address in found if address]
+
     def nodes(self) -> Iterator[drgn.Object]:
         """The ``struct pglist_data`` of each node, not read yet.
 
         :raises Unavailable: the source does not tell.
         """
         try:
-            if self.find_symbol("contig_page_data") is not None:
-                yield self.prog["contig_page_data"]
-                return
-            self.symbol("node_data")
-            count = self.number("LENGTH(node_data)").value
-            # With CONFIG_NODES_SHIFT=10, its largest value, there are so many.
-            for pointer in islice(self.prog["node_data"], min(count, 1 << 10)):
-                if pointer:
-                    yield pointer[0]
+            for address in self.node_addresses():
+                yield drgn.Object(self.prog, "struct pglist_data", address=address)
         except (LookupError, TypeError, ValueError, drgn.FaultError) as error:
             raise Unavailable(f"the nodes of memory cannot be read: {error}") from error
 
@@ -301,14 +312,27 @@ class Kernel:
 
         Memory that was plugged in and never put online is in no zone, and so behind the end of its node.
         """
-        ends = [0]
-        try:
-            ends += [int(n.node_start_pfn + n.node_spanned_pages) for n in self.nodes()]
-        except (AttributeError, drgn.FaultError) as error:
-            raise Unavailable(f"the nodes of memory cannot be read: {error}") from error
+        ends = [0, *(end for _, end in self.node_spans())]
         if not 0 < max(ends) < 1 << 52:
             raise Unavailable("the nodes of memory say nothing of its end")
         return Fact(max(ends), "the end of its nodes")
+
+    def node_spans(self) -> List[Tuple[int, int]]:
+        """(first page frame, one more than the last) of each node; no types are needed.
+
+        :raises Unavailable: the source does not tell.
+        """
+        start, spanned = (
+            self.number(f"OFFSET(pglist_data.{member})").value
+            for member in ("node_start_pfn", "node_spanned_pages")
+        )
+        spans = []
+        for node in self.node_addresses():
+            first, count = (
+                int.from_bytes(self.read(node + at & ALL, 8), "little") for at in (start, spanned)
+            )
+            spans.append((first, first + count))
+        return spans
 
     @cached_property
     def page_struct_size(self) -> Fact[int]:

@@ -178,6 +178,7 @@ DOCUMENTS: Dict[str, Document] = {
             "seconds": {"type": "number"},
             "rate": either(COUNT, NULL),
             "by": either(TEXT, NULL),
+            "unknown_flags": {"type": "array", "items": TEXT},
             **dict.fromkeys(("by_type", "by_zone", "by_node"), COUNTS),
         },
     ),

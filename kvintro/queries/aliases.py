@@ -9,7 +9,7 @@ from typing import Iterator, List, Tuple
 from kvintro.arch.x86_64 import ALL, PAGE_SIZE
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
-from kvintro.model import AddressRange, Placement
+from kvintro.model import AddressRange, Placement, Unknown
 from kvintro.paging import LEVEL_MASK, LEVEL_SHIFT, MAPPED, FrameTree
 from kvintro.queries.roots import kernel_root
 from kvintro.regions import Root
@@ -86,6 +86,8 @@ def _roots(kernel: Kernel, problems: List[str]) -> Iterator[Tuple[Root, List[Add
     yield kernel_root(kernel), [kernel_half]
     for region in kernel.regions:
         place = kernel.locate(region)
+        if isinstance(place, Unknown):
+            problems.append(f"{region.name}: {place.reason}")
         if (
             not isinstance(place, Placement)
             or region.kind == "hole"

@@ -20,12 +20,13 @@ import drgn
 from kvintro.arch.x86_64 import ALL, CPU_ENTRY_AREA_BASE, FIXADDR_TOP, PAGE_SHIFT, PAGE_SIZE
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
-from kvintro.model import Address
+from kvintro.model import Address, Placement
 from kvintro.queries.modules import ModuleMemory, module_memory, module_sections
 from kvintro.queries.translate import Input, Translation, Translator
 from kvintro.readers.kfence import KfencePool, cache_name, known_pool
 from kvintro.readers.structures import Budget, Damage
 from kvintro.regions.cpu_entry_area import areas_of, member_at
+from kvintro.regions.vmalloc import bare_areas
 from kvintro.regions.vmemmap import REGION as VMEMMAP
 
 # What helpers raise on memory that is damaged, missing or laid out in a way they do not know.
@@ -140,6 +141,7 @@ class Identifier:
         if symbol is not None:
             yield symbol
         if self.kernel.source.types == "none":
+            yield from self._bare_area(address, found)
             raise Unavailable("no types here: tasks, slab objects and vmalloc areas cannot be looked up")
         if address <= self.kernel.geometry.user.end or found.region == "vmemmap":
             return
@@ -225,6 +227,18 @@ class Identifier:
             area = find_vmap_area(self.kernel.prog, address)
             if area and area.vm:
                 yield _vmap(IdentifiedVmap(address, area, area.vm.read_()))
+
+    def _bare_area(self, address: int, found: Translation) -> Iterator[Identity]:
+        """The bounds of the vmalloc area, where there are no types."""
+        place = self.kernel.locate("vmalloc")
+        if found.region not in ("vmalloc", "modules") or not isinstance(place, Placement):
+            return
+        with contextlib.suppress(Unavailable):
+            for row in bare_areas(self.kernel, place.range, Damage()):
+                if row.start <= address <= row.end:
+                    text = f"vmap: {row.start:#x}-{row.end + 1:#x}"
+                    details = {"caller": None, "offset": address - row.start}
+                    yield Identity("vmap_area", text, row.start, row.size, details)
 
     def _variable(self, address: int, found: Translation) -> Iterator[Identity]:
         """That one is not known where variables have no names; those that have, are symbols."""

@@ -15,6 +15,8 @@ from kvintro.arch.x86_64 import (
     CPU_ENTRY_AREA_BASE,
     EFI_VA_END,
     ESPFIX_BASE,
+    FIXADDR_TOP,
+    PAGE_SHIFT,
     PRESENT,
     PSE,
     START_KERNEL_MAP,
@@ -38,6 +40,7 @@ from kvintro.paging import (
     Tree,
 )
 from kvintro.regions import Root
+from kvintro.regions.fixmap import REGION as FIXMAP
 from kvintro.regions.ldt_remap import table_of
 from kvintro.types import KASAN
 
@@ -97,7 +100,11 @@ class Markers:
         modules = self._region("modules", "Modules")
         if modules is not None:
             self.found.append((modules.end + 1, "End Modules"))
-        self._region("fixmap", "Fixmap Area")
+        try:
+            slots = FIXMAP.permanent_slots(kernel)
+            self.found.append((FIXADDR_TOP - (slots << PAGE_SHIFT), "Fixmap Area"))
+        except Unavailable as error:
+            self.missing.append(f"Fixmap Area: {error.what}")
 
     def _built_with(self, symbol: str, name: str) -> bool:
         try:

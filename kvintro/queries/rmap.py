@@ -129,6 +129,9 @@ class ReverseMap:
             return UserMappings((), None, 0)
         notes: List[str] = []
         by_mm, process_damage = self._processes
+        offset = page.offset
+        if offset is None:
+            raise Unavailable("nothing says where in its file or memory the page belongs")
         try:
             if low == _KSM:
                 way, areas = "ksm", self._ksm(mapping & ~3, damage)
@@ -136,13 +139,13 @@ class ReverseMap:
                 way = "anon_vma"
                 areas = self._anonymous(
                     mapping & ~3,
-                    page.offset,
-                    page.offset,
+                    offset,
+                    offset,
                     damage,
-                    lambda a: self._anon_address(a, page.offset),
+                    lambda a: self._anon_address(a, offset),
                 )
             else:
-                way, areas = "i_mmap", self._file(mapping, page.offset, damage)
+                way, areas = "i_mmap", self._file(mapping, offset, damage)
             found: List[UserMapping] = []
             candidates = 0
             for area, address in areas:
@@ -504,7 +507,7 @@ def user_mappings(kernel: Kernel, pfn: int) -> UserMappings:
 
     page = PageLookup(kernel).state(pfn)
     found = ReverseMap(kernel).mappings(page)
-    if found.way is None and page.mapcount > 0:
+    if found.way is None and (page.mapcount or 0) > 0:
         note = "processes map the page, but nothing leads from it to who does"
         return dataclasses.replace(found, notes=(*found.notes, note))
     return found

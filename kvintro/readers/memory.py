@@ -37,7 +37,8 @@ def resources(kernel: Kernel, damage: Damage) -> List[Resource]:
     try:
         child = number(struct_at(kernel, "struct resource", kernel.symbol("iomem_resource")), "child")
     except TROUBLE as error:
-        raise Unavailable(f"the tree of memory resources cannot be read: {error}") from error
+        why = error.what if isinstance(error, Unavailable) else error
+        raise Unavailable(f"the tree of memory resources cannot be read: {why}") from error
     out: List[Resource] = []
     seen: Set[int] = set()
     waiting: List[Tuple[int, int]] = [(child, 0)]
@@ -81,14 +82,17 @@ class Physical:
     Never raises; what cannot be told is None.
 
     :param damage: told of what is wrong with the tree of resources.
+    :ivar problem: why there is no such tree, "" if there is one.
     """
 
     def __init__(self, kernel: Kernel, damage: Optional[Damage] = None) -> None:
         self._kernel = kernel
+        self.problem = ""
         try:
             self.resources = resources(kernel, Damage() if damage is None else damage)
-        except Unavailable:
+        except Unavailable as error:
             self.resources = []
+            self.problem = error.what
         self._top = sorted((r for r in self.resources if not r.depth), key=lambda r: r.start)
         self._top_starts = [resource.start for resource in self._top]
         # Leaves of the tree say most; a child starts where or behind its parent does, and comes later.

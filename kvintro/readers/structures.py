@@ -36,6 +36,9 @@ TROUBLE = (
 
 #: Entries of one list or tree; a machine with a million vmalloc areas would be the first.
 LIMIT = 1 << 20
+#: What helps where there are no types.
+USE_TYPES = "give -s VMLINUX or --btf FILE"
+_LARGEST_STRUCT = 1 << 24  # struct pglist_data takes some hundreds of KB
 _KERNEL_HALF = 1 << 63
 _MAX_CPUS = 8192  # NR_CPUS_RANGE_END with MAXSMP
 _WAITING = 10  # seconds of the clock for one of the processor's
@@ -150,7 +153,7 @@ def need_types(kernel: Kernel, what: str) -> None:
     :raises Unavailable: the source has none.
     """
     if kernel.source.types == "none":
-        raise Unavailable(f"{what} cannot be read without types", "give -s VMLINUX or --btf FILE")
+        raise Unavailable(f"{what} cannot be read without types", USE_TYPES)
 
 
 def type_of(kernel: Kernel, name: str) -> drgn.Type:
@@ -158,6 +161,7 @@ def type_of(kernel: Kernel, name: str) -> drgn.Type:
 
     :raises Unavailable: the source does not have it.
     """
+    need_types(kernel, name)
     try:
         return kernel.prog.type(name)
     except (LookupError, ValueError) as error:
@@ -220,10 +224,12 @@ def number(obj: drgn.Object, member: str, default: int = 0) -> int:
 
 
 def offset_of(kernel: Kernel, type_name: str, member: str) -> int:
-    """offsetof().
+    """offsetof(). Without types, what VMCOREINFO says of it.
 
     :raises Unavailable: no such type or member.
     """
+    if kernel.source.types == "none":
+        return _said(kernel, "OFFSET", type_name, member)
     try:
         return int(drgn.offsetof(type_of(kernel, type_name), member))
     except (LookupError, TypeError) as error:
@@ -231,14 +237,31 @@ def offset_of(kernel: Kernel, type_name: str, member: str) -> int:
 
 
 def size_of(kernel: Kernel, type_name: str) -> int:
-    """sizeof().
+    """sizeof(). Without types, what VMCOREINFO says of it.
 
     :raises Unavailable: no such type.
     """
+    if kernel.source.types == "none":
+        return _said(kernel, "SIZE", type_name)
     try:
         return int(drgn.sizeof(type_of(kernel, type_name)))
     except TypeError as error:
         raise Unavailable(f"{type_name} is incomplete here") from error
+
+
+def _said(kernel: Kernel, what: str, type_name: str, member: str = "") -> int:
+    """A size or an offset as VMCOREINFO has it.
+
+    :raises Unavailable: it has none, or one that no structure has.
+    """
+    name = ".".join(filter(None, (type_name.split()[-1], member)))
+    try:
+        found = kernel.number(f"{what}({name})").value
+    except Unavailable as error:
+        raise Unavailable(f"there are no types, and {error.what}", USE_TYPES) from error
+    if not 0 <= found < _LARGEST_STRUCT:
+        raise Unavailable(f"VMCOREINFO's {what}({name}) is {found}, which makes no sense")
+    return found
 
 
 def is_table(kernel: Kernel, address: int, name: str, type_name: str, member: str, function: str) -> bool:
@@ -307,6 +330,30 @@ def list_entries(
             if node == head or way == "prev":
                 return
             damage.add(f"{what} runs in a circle", f"after {count} entries back to {node:016x}")
+
+
+def list_nodes(kernel: Kernel, head: int, damage: Damage, what: str, *, limit: int = LIMIT) -> Iterator[int]:
+    """Addresses of the links of a ``struct list_head`` list; no types are needed.
+
+    :param head: address of the list's head.
+    :param what: what the list is, for notes.
+    """
+    following = offset_of(kernel, "struct list_head", "next")
+    seen: Set[int] = {head}
+    try:
+        node = pointer_at(kernel, head + following)
+        while node != head:
+            if node in seen or node < _KERNEL_HALF:
+                damage.add(f"{what} is damaged", f"after {len(seen) - 1} entries it leads to {node:016x}")
+                return
+            if len(seen) > limit:
+                damage.add(f"{what} does not end", f"given up after {limit} entries")
+                return
+            seen.add(node)
+            yield node
+            node = pointer_at(kernel, node + following)
+    except Unavailable as error:
+        damage.add(f"{what} breaks off", f"after {len(seen) - 1} entries: {error.what}")
 
 
 def chain_entries(
@@ -541,6 +588,11 @@ def possible_cpus(kernel: Kernel) -> List[int]:
         count = kernel.value("nr_cpu_ids", 4).value
         if not 0 < count <= _MAX_CPUS:
             raise Unavailable(f"which CPUs there are cannot be read: nr_cpu_ids is {count}")
+        mask = kernel.find_symbol("__cpu_possible_mask")
+        if mask is not None:
+            # No types are needed for a bit each.
+            bits = int.from_bytes(kernel.read(mask, -(-count // 64) * 8), "little")
+            return [cpu for cpu in range(count) if bits >> cpu & 1]
     try:
         found = [int(cpu) for cpu in for_each_possible_cpu(kernel.prog)]
     except TROUBLE as error:

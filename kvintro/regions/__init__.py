@@ -152,6 +152,13 @@ class Region:
 
         :raises Unavailable: the source does not tell.
         """
+        return self.mapped(kernel)
+
+    def mapped(self, kernel: Kernel) -> Contents:
+        """What the page tables map in it.
+
+        :raises Unavailable: where it lies, or under which roots it is mapped, is not known.
+        """
         found = kernel.locate(self)
         if not isinstance(found, Placement):
             raise Unavailable(found.reason)

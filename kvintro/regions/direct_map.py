@@ -190,9 +190,8 @@ class DirectMap(Region):
         view = View.of(kernel, base, last)
         physical = Physical(kernel, damage)
         if not physical.resources:
-            damage.add(
-                "what is RAM and what is not is unknown", "the tree of memory resources cannot be read"
-            )
+            why = physical.problem or "the tree of memory resources is empty"
+            damage.add("what is RAM and what is not is unknown", why)
         runs: List[RunRow] = []
         blocks: Dict[int, _Block] = {}
         holes: List[Tuple[int, int, bool]] = []

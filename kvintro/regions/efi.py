@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Iterator, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Iterator, Optional, Sequence, Tuple
 
-from kvintro.arch.x86_64 import ALL, EFI_VA_END, EFI_VA_START, PAGE_SHIFT
+from kvintro.arch.x86_64 import ALL, EFI_VA_END, EFI_VA_START, PAGE_SHIFT, PAGE_SIZE
 from kvintro.errors import Unavailable
 from kvintro.model import Absent, Address, AddressRange, Column, Located, Size, Table
 from kvintro.readers.mapped import View
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from kvintro.kernel import Kernel
 
 
+_EFI_INFO = 0x1C0
+_MM_SIZE = 512  # of a struct mm_struct: that much has pgd in it
 _MAX_DESCRIPTORS = 1 << 14
 _RUNTIME = 1 << 63
 # UEFI specification, 7.2.3 (EFI_MEMORY_TYPE) and include/linux/efi.h.
@@ -119,12 +121,16 @@ class Efi(Region):
         damage = Damage()
         (root,) = self.roots(kernel)
         where = AddressRange(EFI_VA_END, EFI_VA_START - 1)
-        rows: List[DescriptorRow] = []
+        ranges = mapped_ranges(kernel, root, where)
         try:
             rows = list(_descriptors(kernel, root, damage))
         except Unavailable as error:
-            damage.add("EFI's memory map cannot be read", error.what)
-        ranges = mapped_ranges(kernel, root, where)
+            return Contents(
+                (Table("ranges", RANGE_COLUMNS, ranges, "mapped by efi_mm"),),
+                {"mapped": Size(sum(row.size for row in ranges))},
+                (*damage.notes, f"EFI's memory map cannot be read: {error.what}"),
+                partial=True,
+            )
         covered = sum(row.mapped for row in rows if row.start is not None and row.start in where)
         mapped = sum(row.size for row in ranges)
         notes = [*damage.notes]
@@ -151,12 +157,58 @@ class Efi(Region):
         )
 
     def _pgd(self, kernel: Kernel) -> int:
+        """Address of ``efi_mm``'s root table, 0 if there is none.
+
+        :raises Unavailable: the source does not tell.
+        """
         if kernel.source.types == "none":
-            raise Unavailable("efi_mm cannot be read without types")
+            return _root_by_content(kernel)
         try:
             return int(kernel.prog["efi_mm"].pgd.value_())
         except TROUBLE as error:
+            if not _booted_by_efi(kernel):
+                return 0
             raise Unavailable(f"efi_mm cannot be read: {kernel.why(error)}") from error
+
+
+def _booted_by_efi(kernel: Kernel) -> bool:
+    """Whether firmware's signature is in what the boot loader handed over.
+
+    :raises Unavailable: the source does not tell.
+    """
+    # Documentation/arch/x86/zero-page.rst: efi_info, of which the first member is the signature.
+    return kernel.read(kernel.symbol("boot_params") + _EFI_INFO, 4) in (b"EL32", b"EL64")
+
+
+def _root_by_content(kernel: Kernel) -> int:
+    """Address of the root table that ``efi_mm`` points to, told by what it maps; 0 if EFI did not boot this.
+
+    The kernel's half of it is that of ``init_top_pgt`` (efi_sync_low_kernel_mappings), but for what it maps
+    for firmware. No other table is like that, and the other pointers of an mm lead to no table.
+
+    :raises Unavailable: the source does not tell.
+    """
+    if not _booted_by_efi(kernel):
+        return 0
+    start = kernel.symbol("efi_mm")
+    data = kernel.read(start, _MM_SIZE)
+    own = kernel.read_physical(kernel.root.value, PAGE_SIZE)
+    base = kernel.page_offset_base.value
+    first, last = (8 * kernel.geometry.index(at, kernel.geometry.levels) for at in (base, EFI_VA_END))
+    where = AddressRange(EFI_VA_END, EFI_VA_START - 1)
+    for at in range(0, len(data), 8):
+        pointer = int.from_bytes(data[at : at + 8], "little")
+        if pointer % PAGE_SIZE or not 0 <= pointer - base < 1 << kernel.geometry.max_physmem_bits:
+            continue
+        try:
+            table = kernel.read(pointer, PAGE_SIZE)
+            if not any(table[first:last]) or table[first:last] != own[first:last]:
+                continue
+            if mapped_ranges(kernel, Root(table_of(kernel, pointer), "efi_mm"), where):
+                return pointer
+        except Unavailable:
+            continue
+    raise Unavailable("efi_mm cannot be read without types, and nothing in it leads to its page tables")
 
 
 def _descriptors(kernel: Kernel, root: Root, damage: Damage) -> Iterator[DescriptorRow]:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from kvintro.kernel import Kernel
 
 _MAX_SLOTS = 1 << 16
+# arch/x86/include/asm/fixmap.h:FIXMAP_PMD_NUM, arch/x86/kernel/head_64.S: the slots have two tables since
+# "x86/mm: Expand static page table for fixmap space" (05ab1d8a4b36, 4.20).
+_ROOM = FIXADDR_TOP + PAGE_SIZE - (2 << 21) & -(1 << 21)
 _PERMANENT_END = "__end_of_permanent_fixed_addresses"
 _END = "__end_of_fixed_addresses"
 
@@ -70,12 +73,9 @@ class Fixmap(Region):
     macro = "FIXADDR_START"
 
     def locate(self, kernel: Kernel) -> Located:
-        try:
-            slots = int(kernel.prog.constant(_PERMANENT_END).value_())
-        except LookupError:
-            raise Unavailable("its slots are an enum, which cannot be read without types") from None
-        if not 0 < slots < _MAX_SLOTS:
-            raise Unavailable(f"enum fixed_addresses has {slots} slots, which makes no sense")
+        if kernel.source.types == "none":
+            return _room(kernel)
+        slots = self.permanent_slots(kernel)
         start = FIXADDR_TOP - (slots << PAGE_SHIFT)
         # Without CONFIG_X86_VSYSCALL_EMULATION the first slots start where the vsyscall page's number was.
         try:
@@ -85,6 +85,19 @@ class Fixmap(Region):
             first, end = 0, FIXADDR_TOP + PAGE_SIZE - 1
         note = f"slots {first} to {slots - 1}, and the page below them"
         return Placement(AddressRange(start, end), "enum fixed_addresses", note=note)
+
+    def permanent_slots(self, kernel: Kernel) -> int:
+        """How many slots outlive early boot: FIXADDR_START is so many pages below FIXADDR_TOP.
+
+        :raises Unavailable: there are no types, or they make no sense.
+        """
+        try:
+            slots = int(kernel.prog.constant(_PERMANENT_END).value_())
+        except LookupError:
+            raise Unavailable("its slots are an enum, which cannot be read without types") from None
+        if not 0 < slots < _MAX_SLOTS:
+            raise Unavailable(f"enum fixed_addresses has {slots} slots, which makes no sense")
+        return slots
 
     def contents(self, kernel: Kernel, asked: Asked) -> Contents:
         """Every slot that has a name, early boot's among them, and any other that something is mapped in."""
@@ -137,6 +150,35 @@ class Fixmap(Region):
             totals,
             notes,
         )
+
+
+def has_kmap_slots(kernel: Kernel) -> bool:
+    """Whether CONFIG_DEBUG_KMAP_LOCAL_FORCE_MAP gives the fixmap another 16 MB."""
+    try:
+        kernel.prog.constant("FIX_KMAP_BEGIN")
+        return True
+    except LookupError:
+        # mm/highmem.c, which 64-bit kernels have for this alone.
+        return kernel.find_symbol("__kmap_local_pfn_prot") is not None
+
+
+def _room(kernel: Kernel) -> Placement:
+    """What the page tables leave room for, where the number of slots is not known.
+
+    :raises Unavailable: the tables are not the kernel's two, or nothing tells whether the vsyscall page is.
+    """
+    if has_kmap_slots(kernel):
+        raise Unavailable("its slots are an enum, which cannot be read without types")
+    for address in (_ROOM, _ROOM + (1 << 21)):
+        steps = kernel.walk(address).steps
+        if not steps or steps[-1].level != 1:
+            raise Unavailable("its slots are an enum, and its page tables are not those that kernels have")
+    emulated = kernel.has_symbol("map_vsyscall", code=True)
+    return Placement(
+        AddressRange(_ROOM, VSYSCALL_ADDR - 1 if emulated else FIXADDR_TOP + PAGE_SIZE - 1),
+        "page tables",
+        note="the room of its page tables; how many slots it has cannot be read without types",
+    )
 
 
 def _slots(kernel: Kernel) -> Tuple[Dict[int, str], int, int]:

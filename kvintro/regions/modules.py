@@ -37,6 +37,7 @@ from kvintro.readers.structures import (
     text_of,
 )
 from kvintro.regions import Asked, Contents, Region
+from kvintro.regions.fixmap import has_kmap_slots
 from kvintro.text import size_text
 from kvintro.types import KASAN
 
@@ -193,12 +194,8 @@ class Modules(Region):
         window = kernel.image_window
         start = START_KERNEL_MAP + window.value
         end, provenance = MODULES_END, "MODULES_END"
-        try:
-            # CONFIG_DEBUG_KMAP_LOCAL_FORCE_MAP gives fixmap another 16 MB.
-            kernel.prog.constant("FIX_KMAP_BEGIN")
+        if has_kmap_slots(kernel):
             end = MODULES_END - (16 << 20)
-        except LookupError:
-            pass
         return Placement(AddressRange(start, end - 1), f"{window.provenance}, {provenance}", start)
 
     def randomised(self, kernel: Kernel) -> Sequence[Randomised]:

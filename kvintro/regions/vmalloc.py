@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Mapping, 
 
 from kvintro.arch.x86_64 import ALL, PAGE_SHIFT, PAGE_SIZE
 from kvintro.errors import Unavailable
-from kvintro.model import Address, AddressRange, Column, Located, Placement, Size, Table
+from kvintro.model import Address, AddressRange, Column, Fact, Located, Placement, Size, Table
 from kvintro.paging.bulk import MAPPED
 from kvintro.readers.mapped import View
 from kvintro.readers.names import Names
 from kvintro.readers.randomness import Randomised, region_draw
 from kvintro.readers.structures import (
+    USE_TYPES,
     Damage,
     chain_entries,
     has_member,
     list_entries,
-    need_types,
+    list_nodes,
     number,
     offset_of,
     pointer_at,
@@ -160,11 +161,12 @@ class Vmalloc(Region):
 
         Areas of modules are among them, since the same allocator hands out both regions.
         """
-        need_types(kernel, "vmalloc areas")
         found = kernel.locate(self)
         if not isinstance(found, Placement):
             raise Unavailable(found.reason)
         damage = Damage()
+        if kernel.source.types == "none":
+            return self._bounds(kernel, found.range, damage)
         reader = Areas(kernel, found.range, damage)
         rows = reader.rows()
         gaps = gaps_between(found.range, rows)
@@ -209,6 +211,70 @@ class Vmalloc(Region):
             (*damage.notes, *notes),
             partial=bool(damage),
         )
+
+    def _bounds(self, kernel: Kernel, where: AddressRange, damage: Damage) -> Contents:
+        """Bounds of the areas in use, which is what VMCOREINFO leads to (up to 6.8)."""
+        rows = _checked(kernel, bare_areas(kernel, where, damage), None)
+        totals: Dict[str, Any] = {
+            "areas": len(rows),
+            "size": Size(sum(row.size for row in rows)),
+            "mapped": Size(sum(row.mapped for row in rows)),
+            "in_region": Size(sum(row.size for row in rows if row.region == self.key)),
+        }
+        note = (
+            "there are no types: the list of areas has their bounds; what they are for, who made them and "
+            f"which were freed lately is not known; {USE_TYPES}"
+        )
+        return Contents((Table("areas", AREA_COLUMNS, rows),), totals, (note, *damage.notes), partial=True)
+
+
+def bare_areas(kernel: Kernel, where: AddressRange, damage: Damage) -> List[AreaRow]:
+    """Areas in use by ``vmap_area_list``, of which VMCOREINFO has the members ``va_start`` and ``list``.
+
+    ``va_end`` has always been the word behind ``va_start``. That is believed if it holds for all areas of the
+    list, which is sorted: each ends on a page, behind its start and not behind the next one's.
+
+    :param where: the region.
+    :raises Unavailable: VMCOREINFO does not have the list (since 6.9), or the words are no ends.
+    """
+    links = offset_of(kernel, "struct vmap_area", "list")
+    at = offset_of(kernel, "struct vmap_area", "va_start")
+    head = kernel.first_fact(
+        lambda: kernel.number("SYMBOL(vmap_area_list)"),
+        lambda: Fact(kernel.symbol("vmap_area_list"), "vmap_area_list"),
+    ).value
+    bounds: List[Tuple[int, int]] = []
+    for node in list_nodes(kernel, head, damage, "vmap_area_list"):
+        start, end = (pointer_at(kernel, node - links + at + word & ALL) for word in (0, 8))
+        bounds.append((start, end))
+    following = [start for start, _ in bounds[1:]] + [ALL]
+    for (start, end), limit in zip(bounds, following):
+        if not 1 << 63 <= start < end <= limit or start % PAGE_SIZE or end % PAGE_SIZE:
+            raise Unavailable(f"the areas' ends cannot be read without types: {start:#x}-{end:#x} is none")
+    return [_bare_row(where, start, end, "unknown") for start, end in bounds]
+
+
+def _bare_row(where: AddressRange, start: int, end: int, kind: str) -> AreaRow:
+    """An area of which no more than its bounds are known."""
+    return AreaRow(
+        start=Address(start),
+        end=Address(end - 1),
+        size=Size(end - start),
+        caller=None,
+        pages=0,
+        physical=None,
+        kind=kind,
+        flags=(),
+        nodes={},
+        guard=Size(0),
+        requested=None,
+        region="vmalloc" if where.start <= start <= where.end else "modules",
+        mapped=Size(0),
+        page_sizes={},
+        rights=(),
+        caching=(),
+        problem=None,
+    )
 
 
 class Areas:
@@ -387,26 +453,7 @@ class Areas:
         if not 1 << 63 <= start < end <= ALL or start % PAGE_SIZE or end % PAGE_SIZE:
             self._damage.add("an area's bounds make no sense", f"{start:#x}-{end:#x}")
             return None
-        inside = self._where.start <= start <= self._where.end
-        return AreaRow(
-            start=Address(start),
-            end=Address(end - 1),
-            size=Size(end - start),
-            caller=None,
-            pages=0,
-            physical=None,
-            kind=kind,
-            flags=(),
-            nodes={},
-            guard=Size(0),
-            requested=None,
-            region="vmalloc" if inside else "modules",
-            mapped=Size(0),
-            page_sizes={},
-            rights=(),
-            caching=(),
-            problem=None,
-        )
+        return _bare_row(self._where, start, end, kind)
 
     def _node_counts(self, pages: int, count: int, order: int) -> Mapping[str, int]:
         """Pages by NUMA node (mm/vmalloc.c:show_numa_info)."""
@@ -465,7 +512,7 @@ class _Nodes:
         return {str(node): counts[node] for node in sorted(counts)}
 
 
-def _checked(kernel: Kernel, rows: Sequence[AreaRow], reader: Areas) -> List[AreaRow]:
+def _checked(kernel: Kernel, rows: Sequence[AreaRow], reader: Optional[Areas]) -> List[AreaRow]:
     """The rows with what the page tables say, and where that is not what the area says."""
     if not rows:
         return []
@@ -481,7 +528,9 @@ def _checked(kernel: Kernel, rows: Sequence[AreaRow], reader: Areas) -> List[Are
                 page_sizes=found.pages,
                 rights=found.rights,
                 caching=found.caching,
-                problem=None if found.unreadable else _problem(row, found.mapped, frames, reader),
+                problem=None
+                if found.unreadable or reader is None
+                else _problem(row, found.mapped, frames, reader),
             )
         )
     return out

@@ -12,14 +12,13 @@ from kvintro.model import Address, AddressRange, Column, Fact, Located, Placemen
 from kvintro.paging import LEVEL_MASK, LEVEL_SHIFT, MAPPED
 from kvintro.readers.mapped import View, rights_text
 from kvintro.readers.randomness import Randomised, region_draw
+from kvintro.readers.sections import SUBSECTION_SHIFT, SectionForm, section_form, section_table
 from kvintro.readers.structures import (
     TROUBLE,
     Damage,
     need_types,
     number,
-    offset_of,
     pointer_at,
-    size_of,
     text_at,
 )
 from kvintro.regions import Asked, Contents, Region
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
 # of a section is aligned to far more.
 _SECTION_FLAGS = 0xFFF
 
-
-_SUBSECTION_SHIFT = 21
 _MAX_SECTIONS = 1 << 25  # MAX_PHYSMEM_BITS - SECTION_SIZE_BITS with 5 levels
 # include/linux/mmzone.h: bits 0 to 3 have been these since 5.3; the next one is there only with ZONE_DEVICE,
 # so it is looked for by its name.
@@ -167,16 +164,18 @@ class Vmemmap(Region):
 
     def contents(self, kernel: Kernel, asked: Asked) -> Contents:
         """Sections of memory, whose struct pages these are, and what they cost."""
-        need_types(kernel, "sections of memory")
         found = kernel.locate(self)
         if not isinstance(found, Placement):
             raise Unavailable(found.reason)
         damage = Damage()
         base, page, _ = self.pages(kernel)
+        form = section_form(kernel)
+        if form.bitmap is None:
+            damage.add(form.lack)
         zones = list(_zones(kernel, page, damage))
         view = View.of(kernel, found.range.start, found.range.end)
         rows: List[SectionRow] = []
-        for row in _sections(kernel, view, base, page, zones, damage):
+        for row in _sections(kernel, form, view, base, page, zones, damage):
             last = rows[-1] if rows else None
             alike = last and (last.flags, last.zones, last.problem, row.problem) == (
                 row.flags,
@@ -250,24 +249,29 @@ class Vmemmap(Region):
 
 
 def _sections(
-    kernel: Kernel, view: View, base: int, page: int, zones: Sequence[ZoneRow], damage: Damage
+    kernel: Kernel,
+    form: SectionForm,
+    view: View,
+    base: int,
+    page: int,
+    zones: Sequence[ZoneRow],
+    damage: Damage,
 ) -> Iterator[SectionRow]:
     """Sections that are present (mm/sparse.c), each alone."""
     shift = kernel.section_size_bits.value
-    if not _SUBSECTION_SHIFT <= shift < 48:
+    if not SUBSECTION_SHIFT <= shift < 48:
         raise Unavailable(f"sections of 2^{shift} bytes make no sense")
-    pages, possible = 1 << shift - PAGE_SHIFT, 1 << shift - _SUBSECTION_SHIFT
+    pages, possible = 1 << shift - PAGE_SHIFT, 1 << shift - SUBSECTION_SHIFT
     try:
         device: Optional[int] = int(kernel.prog.constant(_DEVICE).value_())
     except LookupError:
         device = None
-    for index, address in _section_structs(kernel, damage):
+    for index, address in _section_structs(kernel, form, damage):
         try:
-            data = kernel.read(address, 16)
+            value, usage = (pointer_at(kernel, address + at) for at in (form.map, form.usage))
         except Unavailable as error:
             damage.add("a section cannot be read", error.what)
             continue
-        value, usage = (int.from_bytes(data[at : at + 8], "little") for at in (0, 8))
         if not value & _PRESENT:
             continue
         flags = [name for bit, name in _FLAGS if value >> bit & 1]
@@ -276,11 +280,9 @@ def _sections(
         first = index * pages
         bitmap = (1 << possible) - 1
         try:
-            if usage:
-                at = usage + offset_of(kernel, "struct mem_section_usage", "subsection_map")
-                bitmap = (
-                    int.from_bytes(kernel.read(at, -(-possible // 64) * 8), "little") & (1 << possible) - 1
-                )
+            if usage and form.bitmap is not None:
+                data = kernel.read(usage + form.bitmap, -(-possible // 64) * 8)
+                bitmap = int.from_bytes(data, "little") & (1 << possible) - 1
         except Unavailable as error:
             damage.add("the subsections of a section cannot be read", error.what)
         start, size = base + first * page, pages * page
@@ -316,7 +318,7 @@ def _sections(
 
 def _missing(view: View, start: int, page: int, bitmap: int, possible: int) -> Optional[str]:
     """Subsections that should have struct pages, and whose are not all mapped."""
-    each = (1 << _SUBSECTION_SHIFT - PAGE_SHIFT) * page
+    each = (1 << SUBSECTION_SHIFT - PAGE_SHIFT) * page
     missing = [
         index
         for index in range(possible)
@@ -326,9 +328,9 @@ def _missing(view: View, start: int, page: int, bitmap: int, possible: int) -> O
     return f"struct pages of subsections {missing[:8]} are not mapped" if missing else None
 
 
-def _section_structs(kernel: Kernel, damage: Damage) -> Iterator[Tuple[int, int]]:
+def _section_structs(kernel: Kernel, form: SectionForm, damage: Damage) -> Iterator[Tuple[int, int]]:
     """(number, address of the struct) of all sections up to the highest present one."""
-    size = size_of(kernel, "struct mem_section")
+    size = form.size
     try:
         last = kernel.value("__highest_present_section_nr").value
     except Unavailable:
@@ -339,10 +341,7 @@ def _section_structs(kernel: Kernel, damage: Damage) -> Iterator[Tuple[int, int]
         last = 0
     if kernel.number("LENGTH(mem_section)").value == 0 or not size:
         raise Unavailable("mem_section is empty")
-    # SPARSEMEM_EXTREME, as always on x86-64: an array of pointers to pages full of sections.
-    table = kernel.first_fact(
-        lambda: kernel.number("SYMBOL(mem_section)"), lambda: kernel.value("mem_section")
-    ).value
+    table = section_table(kernel)
     per_root = PAGE_SIZE // size
     for root in range(last // per_root + 1):
         try:
@@ -377,6 +376,7 @@ def section_is_online(kernel: Kernel, index: int) -> bool:
 def _zones(kernel: Kernel, page: int, damage: Damage) -> Iterator[ZoneRow]:
     """Every node's zones that have memory."""
     try:
+        need_types(kernel, "members of struct zone")
         for pgdat in kernel.nodes():
             node = int(pgdat.node_id.value_())
             for zone in pgdat.node_zones.read_():
@@ -394,7 +394,7 @@ def _zones(kernel: Kernel, page: int, damage: Damage) -> Iterator[ZoneRow]:
                     struct_pages=Size(present * page),
                 )
     except TROUBLE as error:
-        damage.add("zones cannot be read", error)
+        damage.add("zones cannot be read", error.what if isinstance(error, Unavailable) else error)
 
 
 REGION = Vmemmap()

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterator, List, Tuple
+from typing import Any, Iterator, List, Optional, Tuple
 
 from kvintro.model import Report
 from kvintro.render.text import BOLD, DIM, RED, YELLOW, paint
@@ -57,7 +57,8 @@ def _facts(row: Any) -> Iterator[Tuple[str, str]]:
         yield "head flags", " ".join(row.head_flags)
     if row.kpageflags:
         yield "kpageflags", " ".join(row.kpageflags)
-    yield "counts", f"refcount {row.refcount}  mapcount {row.mapcount}"
+    mapcount = "not known" if row.mapcount is None else row.mapcount
+    yield "counts", f"refcount {row.refcount}  mapcount {mapcount}"
     if row.type == "free":
         yield "free block", f"order {row.order}, from pfn {row.head_pfn:x}"
     elif row.compound:
@@ -75,11 +76,12 @@ def _facts(row: Any) -> Iterator[Tuple[str, str]]:
         name = file.path if file.path else "no name"
         yield (
             "file",
-            f"{name}  offset {file.offset:#x}  ({file.file_system} {file.device}, inode {file.inode})",
+            f"{name}{_offset(file.offset)}  ({file.file_system} {file.device}, inode {file.inode})",
         )
     elif row.mapping is not None:
         name = "anon_vma" if row.mapping & 3 == 1 else "mapping"
-        yield name, f"{row.mapping & ~3:016x}  offset {row.offset:#x} pages"
+        behind = f"{_offset(row.offset)} pages" if row.offset is not None else ""
+        yield name, f"{row.mapping & ~3:016x}{behind}"
     if row.swap is not None:
         yield "swap cache", f"swap type {row.swap.type}, offset {row.swap.offset:#x}"
     elif row.private and row.type not in _COUNTED_ELSEWHERE:
@@ -87,6 +89,10 @@ def _facts(row: Any) -> Iterator[Tuple[str, str]]:
     if row.memcg is not None:
         kind = ", memory of the kernel" if row.memcg.kernel else ""
         yield "cgroup", f"{row.memcg.path if row.memcg.path else 'unknown'}{kind}"
+
+
+def _offset(offset: Optional[int]) -> str:
+    return "" if offset is None else f"  offset {offset:#x}"
 
 
 def _slab(slab: Any) -> Iterator[Tuple[str, str]]:

@@ -17,7 +17,7 @@ def show_lines(report: Report, color: bool, width: int) -> List[str]:
     """Head, totals, tables; of one table that was asked for, nothing but its lines."""
     region = report.extra["region"]
     if report.extra.get("table"):
-        return [line for table in report.tables for line in table_lines(table, color)]
+        return [line for table in report.tables for line in table_lines(table, color, partial=report.partial)]
     out = [paint(f"{region.name}   {_place(region)}", BOLD, color)]
     if region.note:
         out.append(region.note)
@@ -28,7 +28,7 @@ def show_lines(report: Report, color: bool, width: int) -> List[str]:
         out.append("")
         if table.title:
             out.append(paint(table.title, BOLD, color))
-        out += table_lines(table, color, None if number == 0 else _BRIEF)
+        out += table_lines(table, color, None if number == 0 else _BRIEF, partial=report.partial)
     return out
 
 
@@ -45,8 +45,11 @@ def totals_lines(totals: Any) -> List[str]:
     return [f"  {name.replace('_', ' '):{pad}}  {value_text(value) or '-'}" for name, value in totals.items()]
 
 
-def table_lines(table: Table, color: bool, most: Optional[int] = None) -> List[str]:
-    """A table's rows, at most so many; lines of the kernel's own where it has a file of the same."""
+def table_lines(table: Table, color: bool, most: Optional[int] = None, *, partial: bool = False) -> List[str]:
+    """A table's rows, at most so many; lines of the kernel's own where it has a file of the same.
+
+    :param partial: whether there may be more than the rows.
+    """
     rows = table.rows if most is None else table.rows[:most]
     write = _LINES.get(table.key)
     if write is not None:
@@ -57,7 +60,7 @@ def table_lines(table: Table, color: bool, most: Optional[int] = None) -> List[s
         columns = [c for c in table.columns if any(_says(getattr(row, c.key)) for row in rows)]
         out = table_text(columns, lines, color=color, width=0)
     else:
-        out = [paint("none", DIM, color)]
+        out = [paint("none found" if partial else "none", DIM, color)]
     if len(rows) < len(table.rows):
         out.append(paint(f"and {len(table.rows) - len(rows)} more: --table {table.key}", DIM, color))
     return out

@@ -64,13 +64,16 @@ def alias_report(kernel: Kernel, text: str, *, form: Optional[str] = None) -> Re
     complete = True
     if subject.physical is not None:
         found = aliases(kernel, subject.physical)
-        # Without types neither processes nor the owners of pages can be looked through.
-        complete = found.complete and kernel.source.types != "none"
         notes += found.problems
         rows = [_row(kernel, translator, alias) for alias in found.found]
-        users, problem = _user_rows(kernel, subject.physical)
+        try:
+            users, told = _user_rows(kernel, subject.physical)
+            complete = found.complete and not found.problems
+        except Unavailable as error:
+            users, told = [], (f"addresses in processes: {error.what}",)
+            complete = False
         rows += users
-        notes += problem
+        notes += told
         rows.sort(key=lambda row: (row.virtual, row.root))
     if subject.note:
         notes.append(f"{subject.input}: {subject.note}")
@@ -122,11 +125,11 @@ def _row(kernel: Kernel, translator: Translator, alias: Alias) -> AliasRow:
 
 
 def _user_rows(kernel: Kernel, physical: int) -> Tuple[List[AliasRow], Sequence[str]]:
-    """The addresses at which processes have the page, by the reverse map."""
-    try:
-        found = user_mappings(kernel, physical >> PAGE_SHIFT)
-    except Unavailable as error:
-        return [], (f"addresses in processes: {error.what}",)
+    """The addresses at which processes have the page, by the reverse map; notes on them.
+
+    :raises Unavailable: the struct page, or what it leads to, cannot be read.
+    """
+    found = user_mappings(kernel, physical >> PAGE_SHIFT)
     rows = []
     for mapping in found.found:
         level = {12: 1, 21: 2, 30: 3}[mapping.page_size.bit_length() - 1]

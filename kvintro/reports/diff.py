@@ -24,6 +24,7 @@ from kvintro.errors import KvintroError, NotADump, Unavailable
 from kvintro.kernel import Kernel
 from kvintro.model import Absent, Address, Column, Displacement, Identity, Report, Size, Table
 from kvintro.queries.command_line import options, split_options
+from kvintro.queries.pages.meaning import TOGETHER
 from kvintro.queries.rights import rights_of
 from kvintro.regions import Asked
 from kvintro.reports.explain import explain
@@ -221,7 +222,10 @@ def _contents(kernel: Kernel, key: str, table: str) -> Tuple[Sequence[Any], str]
         raise Unavailable(f"this architecture has no {key}")
     found = region.contents(kernel, Asked())
     lack = _why(found.notes) if found.partial else ""
-    return next(t.rows for t in found.tables if t.key == table), lack
+    rows = next((t.rows for t in found.tables if t.key == table), None)
+    if rows is None:
+        raise Unavailable(lack or f"there is no account of {key}")
+    return rows, lack
 
 
 def _why(notes: Sequence[Any]) -> str:
@@ -563,11 +567,12 @@ class _Teller:
     def amounts(self) -> List[Tuple[str, str, str, Mapping[str, int], Mapping[str, int]]]:
         """Tables of bytes by name: key, title, what the names are, A, B."""
         found = []
+        a_types, b_types = _frames(self.a.types, self.b.types)
         for key, title, name, one, two in (
             ("rights", "mapped by page size and rights", "what", _flat(self.a.rights), _flat(self.b.rights)),
             ("vmalloc", "vmalloc by caller", "caller", _bytes(self.a.callers), _bytes(self.b.callers)),
             ("modules", "modules", "module", self.a.modules, self.b.modules),
-            ("types", "physical memory by type", "type", _frames(self.a.types), _frames(self.b.types)),
+            ("types", "physical memory by type", "type", a_types, b_types),
         ):
             if one is not None and two is not None:
                 part = {"vmalloc": "callers"}.get(key, key)
@@ -742,8 +747,18 @@ def _bytes(found: Optional[Mapping[str, Tuple[int, int]]]) -> Optional[Mapping[s
     return None if found is None else {name: size for name, (_, size) in found.items()}
 
 
-def _frames(found: Optional[Mapping[str, int]]) -> Optional[Mapping[str, int]]:
-    return None if found is None else {name: count << 12 for name, count in found.items()}
+def _frames(*sides: Optional[Mapping[str, int]]) -> List[Optional[Mapping[str, int]]]:
+    """Bytes by type of page; what one side counts together is added up in the other."""
+    names = {name for found in sides if found for name in found}
+    together = {part: whole for whole, parts in TOGETHER.items() if whole in names for part in parts}
+    out: List[Optional[Mapping[str, int]]] = []
+    for found in sides:
+        sums: Dict[str, int] = {}
+        for name, count in (found or {}).items():
+            whole = together.get(name, name)
+            sums[whole] = sums.get(whole, 0) + (count << 12)
+        out.append(None if found is None else sums)
+    return out
 
 
 def _flat(found: Optional[Mapping[Tuple[str, str, str, str], int]]) -> Optional[Mapping[str, int]]:

@@ -101,17 +101,17 @@ _CUT_OFF = "what the file has lost shows as not in the dump"
 LACKS: Dict[str, Sequence[Lack]] = {
     "aliases": (
         Lack("symbols", "partly", "of the kernel half those that the page tables have"),
-        Lack("types", "partly", "no processes, no slab, no vmalloc areas"),
+        Lack("types", "partly", "no processes"),
     ),
     "check": (
         Lack("symbols", "partly", "rules about sections of the image need symbols"),
         Lack("variables", "partly", "rules about parts of the image, areas and CPUs need names of variables"),
-        Lack("types", "partly", "rules about modules and processes need types"),
+        Lack("types", "partly", "rules about modules, processes and lists of the kernel need types"),
     ),
     "diff": (
         Lack("symbols", "partly", "what the layouts do not tell is not compared"),
         Lack("variables", "partly", "what the layouts do not tell is not compared"),
-        Lack("types", "partly", "no modules, no vmalloc areas, no pages"),
+        Lack("types", "partly", "no modules, no vmalloc areas; pages as far as VMCOREINFO tells them apart"),
     ),
     "explain": (
         Lack("symbols", "partly", "what a region is, but not how this kernel has it"),
@@ -121,7 +121,7 @@ LACKS: Dict[str, Sequence[Lack]] = {
     "identify": (
         Lack("symbols", "partly", "regions and page tables only"),
         Lack("variables", "partly", "no variables, no tasks, no slab objects"),
-        Lack("types", "partly", "no tasks, no slab objects, no vmalloc areas"),
+        Lack("types", "partly", "no tasks, no slab objects; vmalloc areas up to 6.8"),
     ),
     "info": (),
     "kaslr": (
@@ -133,19 +133,19 @@ LACKS: Dict[str, Sequence[Lack]] = {
     "layout": (
         Lack("symbols", "partly", "bounds that are variables are not known"),
         Lack("variables", "partly", "bounds that are variables, and what firmware maps, are not known"),
-        Lack("types", "partly", "the fixmap and what processes map are not known"),
+        Lack("types", "partly", "the fixmap's own bounds and what processes map are not known"),
     ),
     "page": (
-        Lack("symbols", "cannot", _NO_SYMBOLS),
+        Lack("symbols", "partly", _ZERO_PAGES),
         Lack("variables", "partly", _ZERO_PAGES),
-        Lack("types", "cannot", _NO_TYPES),
+        Lack("types", "partly", "no slab caches, files, cgroups and processes"),
     ),
     "pages": (
-        Lack("symbols", "cannot", _NO_SYMBOLS),
+        Lack("symbols", "partly", _ZERO_PAGES),
         Lack("variables", "partly", _ZERO_PAGES),
-        Lack("types", "cannot", _NO_TYPES),
+        Lack("types", "partly", "what VMCOREINFO tells apart; no page tables, no slab caches"),
     ),
-    "ptdump": (Lack("types", "partly", "not of processes and not of EFI"),),
+    "ptdump": (Lack("types", "partly", "not of processes"),),
     "pte": (),
     "report": (
         Lack("symbols", "partly", "as its parts"),
@@ -159,9 +159,13 @@ LACKS: Dict[str, Sequence[Lack]] = {
         Lack("types", "partly", "no types at the prompt"),
     ),
     "show": (
-        Lack("symbols", "cannot", _NO_SYMBOLS),
+        Lack("symbols", "partly", "sections of memory, and what the page tables map"),
         Lack("variables", "partly", "no parts of the image, no RAM by /proc/iomem, no EFI, no vsyscall"),
-        Lack("types", "partly", "sections of the image, and how the direct map is mapped"),
+        Lack(
+            "types",
+            "partly",
+            "sections, bounds of vmalloc areas up to 6.8, and what the page tables map",
+        ),
     ),
     "translate": (
         Lack("symbols", "partly", "addresses as numbers only"),

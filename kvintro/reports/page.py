@@ -60,7 +60,7 @@ class FileRow:
     file_system: str
     device: str
     inode: int
-    offset: Size
+    offset: Optional[Size]
 
 
 @dataclass(frozen=True)
@@ -133,17 +133,17 @@ def page_report(
     :param search: find who maps a page in the page tables of all processes, not by the reverse map.
     :param mappings: whether to find who maps a page at all.
     :raises UsageError: no address.
-    :raises Unavailable: there are no types.
+    :raises Unavailable: nothing says how struct pages are laid out.
     """
     maker = _Maker(kernel, form, pid, search, mappings)
     rows = [maker.row(text) for text in texts]
-    notes = [*kernel.source.warnings]
+    notes = [*kernel.source.warnings, *maker.lacks]
     return Report(
         command="page",
         kernel=kernel.identity,
         tables=(Table("pages", COLUMNS, rows),),
         notes=tuple(dict.fromkeys(notes)),
-        partial=maker.partial,
+        partial=maker.partial or bool(maker.lacks),
         negative=any(row.state in ("unmapped", "no-struct-page") for row in rows),
     )
 
@@ -159,6 +159,11 @@ class _Maker:
         self.partial = False
         self._lookup = PageLookup(kernel)
         self._rmap = ReverseMap(kernel)
+
+    @property
+    def lacks(self) -> Sequence[str]:
+        """What cannot be said of any page, a sentence each."""
+        return self._lookup.form.lacks
 
     def _translate(self, text: str) -> Translation:
         translator, word = self._translator, text.strip()
@@ -226,7 +231,7 @@ class _Maker:
         if lookup.pages.zero_unknown and (kind == "reserved" or (compound and lookup.order(page) == 9)):
             notes.append(lookup.pages.zero_unknown)
             self.partial = True
-        unfenced = lookup.pages.fence[1] if kind == "slab" else ""
+        unfenced = lookup.pages.fence[1] if kind == "slab" and lookup.form.slab_cache is not None else ""
         if unfenced:
             notes.append(unfenced)
             self.partial = True
@@ -308,7 +313,7 @@ class _Maker:
             return None
         notes += maps.notes
         self.partial |= maps.damaged
-        if maps.way is None and page.mapcount > 0:
+        if maps.way is None and (page.mapcount or 0) > 0:
             notes.append(
                 "it is mapped, but nothing leads from the page to who maps it; --search looks everywhere"
             )
@@ -316,7 +321,8 @@ class _Maker:
 
 
 def _file(file: FileName, page: PageState) -> FileRow:
-    return FileRow(file.path, file.file_system, file.device, file.inode, Size(page.offset << PAGE_SHIFT))
+    offset = None if page.offset is None else Size(page.offset << PAGE_SHIFT)
+    return FileRow(file.path, file.file_system, file.device, file.inode, offset)
 
 
 def _address(value: Optional[int]) -> Optional[Address]:

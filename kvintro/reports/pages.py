@@ -23,7 +23,7 @@ from kvintro.queries.pages.meaning import (
     kpf_symbols,
 )
 from kvintro.queries.pages.zones import ZoneFacts, zone_facts
-from kvintro.readers.structures import TROUBLE, number, slab_cache_at, text_at
+from kvintro.readers.structures import TROUBLE, USE_TYPES, number, slab_cache_at, text_at
 from kvintro.reports.layout import head
 
 #: What pages can be listed by.
@@ -233,12 +233,17 @@ def pages_report(
     :param raw: flags as they are, not as page-types shows them.
     :param progress: called with the number of page frames there are; what it returns is called with the
         number of those done since.
-    :raises Unavailable: there are no types, or nothing tells which page frames there are.
+    :raises Unavailable: nothing tells how struct pages are laid out, which page frames there are, or what was
+        asked for.
     """
     pages = Pages(kernel)
+    if by == "cache" and pages.form.slab_cache is None:
+        raise Unavailable("nothing says which slab cache a page is of", USE_TYPES)
     low, high = where if where is not None else (0, 1 << 52)
     notes = [*kernel.source.warnings]
-    unknown = [why for why in (pages.zero_unknown, pages.fence[1]) if why]
+    # Without slab caches it does not matter which slabs are KFENCE's.
+    fence = "" if pages.form.slab_cache is None else pages.fence[1]
+    unknown = [*pages.form.lacks, *(why for why in (pages.zero_unknown, fence) if why)]
     notes.extend(unknown)
     partial = bool(unknown)
     sections = pages.sections
@@ -246,6 +251,9 @@ def pages_report(
         notes.append(
             f"{sections.missing} tables of memory sections are not in this source: page frames are missing"
         )
+        partial = True
+    if sections.whole:
+        notes.append(sections.whole)
         partial = True
     if sections.mapped_only:
         notes.append(f"page frames are those whose struct pages are mapped: {sections.mapped_only}")
@@ -275,7 +283,7 @@ def pages_report(
         facts = zone_facts(kernel, pages.form)
     except Unavailable as error:
         facts = {}
-        notes.append(f"zones: {error.what}")
+        notes.append(error.what)
         partial = True
     if census.fenced:
         notes.append(f"{census.fenced} pages that look like slabs are KFENCE's, and no cache's")
@@ -289,7 +297,7 @@ def pages_report(
         "node": _nodes(census),
         "order": _orders(census),
         "cache": caches,
-        "flags": _flags(census, raw),
+        "flags": _flags(census, raw, pages.form.unknown_flags),
         "free": _free(census),
     }
     first = by or "type"
@@ -320,6 +328,7 @@ def pages_report(
             "seconds": seconds,
             "rate": round(census.total / seconds) if seconds > 0 else None,
             "by": by,
+            "unknown_flags": tuple(filter(None, kpf_long(pages.form.unknown_flags).split(","))),
             "by_type": {row.type: row.pages for row in _types(census)},
             "by_zone": _plain(census.by(lambda g: g.zone or None)),
             "by_node": _plain(census.by(lambda g: g.node)),
@@ -441,7 +450,7 @@ def _free(census: PageCensus) -> List[FreeRow]:
     return rows
 
 
-def _flags(census: PageCensus, raw: bool) -> List[FlagsRow]:
+def _flags(census: PageCensus, raw: bool, unknown: int) -> List[FlagsRow]:
     compound = 1 << KPF_COMPOUND_HEAD | 1 << KPF_COMPOUND_TAIL
     counts: Counter[int] = Counter()
     for group, pages in census.groups.items():
@@ -455,7 +464,7 @@ def _flags(census: PageCensus, raw: bool) -> List[FlagsRow]:
                 flags &= ~compound
         counts[flags] += pages
     return [
-        FlagsRow(Address(flags), pages, _size(pages), kpf_symbols(flags), kpf_long(flags))
+        FlagsRow(Address(flags), pages, _size(pages), kpf_symbols(flags, unknown), kpf_long(flags))
         for flags, pages in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     ]
 

@@ -25,6 +25,8 @@ from kvintro.model import (
 from kvintro.readers.mapped import unread
 from kvintro.regions import Asked, Contents, Region
 
+_MOST_RANGES = 4096  # shown in place of contents
+
 
 @dataclass(frozen=True)
 class RegionHead:
@@ -91,7 +93,7 @@ def show(kernel: Kernel, key: str, asked: Asked, selection: Selection) -> Report
         try:
             contents = region.contents(kernel, asked)
         except Unavailable as error:
-            reason = f"its contents cannot be read: {error.what}"
+            contents, reason = _only_mapped(kernel, region, error.what)
     else:
         reason = found.reason
     lacks = _unread(kernel, region, found) if reason is None else ()
@@ -126,6 +128,25 @@ def _unread(kernel: Kernel, region: Region, found: Located) -> Sequence[str]:
         return (f"what is mapped is not known: {error.what}",)
     whys = (unread(kernel, found.range.start, found.range.end, root.table) for root in roots)
     return [f"{region.name}: {why}" for why in whys if why]
+
+
+def _only_mapped(kernel: Kernel, region: Region, why: str) -> Tuple[Contents, str]:
+    """What is left to show where the kernel's own account cannot be read, and why it cannot."""
+    reason = f"its contents cannot be read: {why}"
+    try:
+        # What only processes map is not looked for here.
+        contents = region.mapped(kernel) if region.roots(kernel) else None
+    except Unavailable:
+        contents = None
+    if contents is None:
+        return Contents(()), reason
+    (table,) = contents.tables
+    if len(table.rows) > _MOST_RANGES:
+        # As in espfix, where each page is mapped 65536 times.
+        note = f"the first {_MOST_RANGES} of {len(table.rows)} ranges are shown"
+        table = dataclasses.replace(table, rows=table.rows[:_MOST_RANGES])
+        contents = dataclasses.replace(contents, tables=(table,), notes=(*contents.notes, note))
+    return contents, f"{reason}; this is what the page tables map"
 
 
 def _head(region: Region, found: Any, state: str, reason: Optional[str]) -> RegionHead:

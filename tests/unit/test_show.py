@@ -233,6 +233,9 @@ def test_redzones_of_globals(members: List[str], byte: int) -> None:
     word = prog.int_type("unsigned long", 8, False)
     fields = [drgn.TypeMember(word, name, 64 * i) for i, name in enumerate(members)]
     meta = prog.struct_type("kasan_free_meta", 8 * len(fields), fields)
-    kernel: Any = SimpleNamespace(prog=SimpleNamespace(type={"struct kasan_free_meta": meta}.__getitem__))
+    kernel: Any = SimpleNamespace(
+        prog=SimpleNamespace(type={"struct kasan_free_meta": meta}.__getitem__),
+        source=SimpleNamespace(types="DWARF"),
+    )
     meanings = _meanings(kernel)
     assert [value for value, text in meanings.items() if text == "redzone of a global variable"] == [byte]

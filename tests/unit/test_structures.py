@@ -112,7 +112,8 @@ class Memory:
 
     @property
     def kernel(self) -> Kernel:
-        return cast(Kernel, SimpleNamespace(prog=self.prog, read=self.read))
+        source = SimpleNamespace(types="DWARF")
+        return cast(Kernel, SimpleNamespace(prog=self.prog, read=self.read, source=source))
 
     def put(self, address: int, *words: int) -> None:
         struct.pack_into(f"<{len(words)}Q", self.data, address - BASE, *words)

@@ -32,22 +32,25 @@ _AT_ONCE = 1 << 20
 _MOST_TABLES = 1 << 24
 # The kernel's own tables: from memblock or in the image when it boots; later marked or not, as the kernel's
 # age has it (the constructor runs for them since 6.16).
-_OF_KERNEL = ("pgtable", "kernel", "reserved")
+_OF_KERNEL = ("pgtable", "kernel", "reserved", "unnamed_type", "kernel_or_reserved")
 
 
-def _roots(kernel: Kernel) -> Iterator[Tuple[str, int]]:
+def _roots(kernel: Kernel, tally: Tally) -> Iterator[Tuple[str, int]]:
     """(whose, physical address) of each process's root.
 
-    :raises Unavailable: processes cannot be listed.
+    :param tally: told of those that cannot be found.
     """
     damage = Damage()
-    for process in each_mm(kernel, damage):
-        try:
-            yield f"pid {process.pid}", root_of(kernel, mm_of(kernel, process))
-        except TROUBLE as error:
-            damage.add("the memory of a process cannot be read", f"pid {process.pid}: {error}")
+    try:
+        for process in each_mm(kernel, damage):
+            try:
+                yield f"pid {process.pid}", root_of(kernel, mm_of(kernel, process))
+            except TROUBLE as error:
+                damage.add("the memory of a process cannot be read", f"pid {process.pid}: {error}")
+    except Unavailable as error:
+        tally.lacks(error.what)
     if damage:
-        raise Unavailable(damage.notes[0])
+        tally.lacks(damage.notes[0])
 
 
 def tables(kernel: Kernel) -> Verdict:
@@ -58,13 +61,16 @@ def tables(kernel: Kernel) -> Verdict:
     """
     judge = _Tables(kernel)
     judge.below("init_top_pgt", kernel.root.value, user=False)
-    for owner, root in _roots(kernel):
+    for owner, root in _roots(kernel, judge.tally):
         judge.below(owner, root, user=True)
     return judge.verdict()
 
 
 class _Tables:
-    """Looks at the struct pages of all tables of some roots."""
+    """Looks at the struct pages of all tables of some roots.
+
+    :ivar tally: what comes of it.
+    """
 
     def __init__(self, kernel: Kernel) -> None:
         pages = Pages(kernel)
@@ -73,7 +79,7 @@ class _Tables:
         self._marked = "table" in pages.form.types.codes
         self._marks_second = False
         self._unmarked: List[Finding] = []
-        self._tally = Tally("tables")
+        self.tally = Tally("tables")
         self._count = 0
 
     def below(self, owner: str, root: int, *, user: bool) -> None:
@@ -93,7 +99,7 @@ class _Tables:
                 break
             data, gone = read_tables(kernel.read_physical, found)
             if gone.any():
-                self._tally.lacks("some page tables are not in this source")
+                self.tally.lacks("some page tables are not in this source")
             if level == levels:
                 data = data[:, :middle] if user else data[:, middle:]
             below = data[(data & numpy.uint64(PRESENT) != 0) & (data & numpy.uint64(PSE) == 0)]
@@ -103,7 +109,7 @@ class _Tables:
             seen.update(fresh)
             found = numpy.array(fresh, numpy.uint64)
         if not user and not seen:
-            self._tally.lacks(f"{owner} has no tables below it")
+            self.tally.lacks(f"{owner} has no tables below it")
 
     def _judge(self, owner: str, found: U64, level: int, user: bool) -> None:
         import numpy
@@ -118,25 +124,25 @@ class _Tables:
         for frame, kind in known:
             self._marks_second |= second and kind == "pgtable"
             if kind == "not_in_dump":
-                self._tally.lacks("some struct pages are not in this source")
+                self.tally.lacks("some struct pages are not in this source")
                 continue
             compared += 1
             what = f"{owner}: the table of level {level} at physical {frame << PAGE_SHIFT:#x} is {kind}"
             finding = Finding(None, None, what)
             if kind not in (("pgtable",) if strict else _OF_KERNEL):
-                if not self._tally.full:
-                    self._tally.findings.append(finding)
+                if not self.tally.full:
+                    self.tally.findings.append(finding)
             elif second and kind != "pgtable" and len(self._unmarked) < MOST:
                 self._unmarked.append(finding)
-        self._tally.compared("", compared, may_be_empty=True)
+        self.tally.compared("", compared, may_be_empty=True)
         if len(known) < len(found):
-            self._tally.lacks("some page tables lie where there are no struct pages")
+            self.tally.lacks("some page tables lie where there are no struct pages")
 
     def verdict(self) -> Verdict:
         """The verdict over all that was looked at."""
         if self._marks_second:
-            self._tally.findings += self._unmarked
-        return self._tally.verdict()
+            self.tally.findings += self._unmarked
+        return self.tally.verdict()
 
 
 def free_pages(kernel: Kernel) -> Verdict:
@@ -209,7 +215,7 @@ def _stretches(kernel: Kernel, tally: Tally) -> Iterator[Tuple[str, int, Address
     yield "text", kernel.root.value, AddressRange(text, end - 1), EFFECTIVE_NX
     user = kernel.locate("user")
     if isinstance(user, Placement):
-        for owner, root in _roots(kernel):
+        for owner, root in _roots(kernel, tally):
             yield owner, root, user.range, 0
 
 

@@ -12,15 +12,14 @@ from kvintro.model import Address, AddressRange, Placement, Unknown
 from kvintro.paging import MAPPED, OVER_LIMIT, UNREADABLE
 from kvintro.queries.audit.verdict import Finding, Tally, Verdict
 from kvintro.readers.mapped import ranges_of, rights_text
-from kvintro.readers.structures import Damage, need_types
+from kvintro.readers.structures import Damage
 from kvintro.regions import Asked, Region
-from kvintro.regions.vmalloc import AreaRow, Areas
+from kvintro.regions.vmalloc import AreaRow, Areas, bare_areas
 
 
 def contents(kernel: Kernel) -> Verdict:
     """Every structure that names a mapping, region by region, and the table that makes it."""
     tally = Tally()
-    need_types(kernel, "what is in the regions")
     for region in kernel.regions:
         # A process's own memory is what `kvintro user` is for.
         if region.key == "user":
@@ -64,13 +63,19 @@ def _finding(region: Region, row: Any) -> Finding:
 
 
 def _areas(kernel: Kernel) -> "tuple[List[AreaRow], List[AddressRange]]":
-    """All areas by address, and the stretches that they are handed out of."""
-    need_types(kernel, "vmalloc areas")
+    """All areas by address, and the stretches that they are handed out of.
+
+    Without types those in use: of freed ones nothing is mapped any more.
+    """
     found = kernel.locate("vmalloc")
     if not isinstance(found, Placement):
         raise Unavailable(found.reason)
     damage = Damage()
-    rows = sorted(Areas(kernel, found.range, damage).rows(), key=lambda row: row.start)
+    if kernel.source.types == "none":
+        rows = bare_areas(kernel, found.range, damage)
+    else:
+        rows = Areas(kernel, found.range, damage).rows()
+    rows.sort(key=lambda row: row.start)
     if damage:
         raise Unavailable(damage.notes[0])
     parts = [found.range]
@@ -100,6 +105,8 @@ def areas_apart(kernel: Kernel) -> Verdict:
             )
         if last is None or row.end > last.end:
             last = row
+    if kernel.source.types == "none":
+        tally.lacks("which areas were freed lately cannot be read without types")
     return tally.verdict()
 
 

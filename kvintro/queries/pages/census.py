@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 
-import drgn
-
 from kvintro.arch.x86_64 import PAGE_SHIFT
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
-from kvintro.queries.pages.format import PageFormat, page_format, zero_pages
+from kvintro.queries.pages.by_vmcoreinfo import format_by_vmcoreinfo
+from kvintro.queries.pages.format import PageFormat, format_by_types, zero_pages
 from kvintro.queries.pages.meaning import TYPES, Meaning
 from kvintro.queries.pages.runs import (
     IN_FREE_BLOCK,
@@ -113,10 +112,18 @@ class PageCensus:
         return {_TYPE_NAMES[i]: int(n) for i, n in enumerate(self.cells[cell].tolist()) if n}
 
 
+def page_format(kernel: Kernel) -> PageFormat:
+    """The layout of ``struct page`` on this kernel, by its types, else by VMCOREINFO.
+
+    :raises Unavailable: neither says enough.
+    """
+    return format_by_vmcoreinfo(kernel) if kernel.source.types == "none" else format_by_types(kernel)
+
+
 class Pages:
     """All struct pages of a kernel.
 
-    :raises Unavailable: there are no types, or no struct pages.
+    :raises Unavailable: nothing says how they are laid out, or there are none.
     """
 
     def __init__(self, kernel: Kernel) -> None:
@@ -127,7 +134,7 @@ class Pages:
         zero, huge_zero = zero_pages(kernel)
         #: Why zero pages are taken for others, "" if they are not.
         self.zero_unknown = ""
-        if zero is None and kernel.code_only:
+        if zero is None and (kernel.code_only or kernel.source.symbols == "none"):
             self.zero_unknown = (
                 f"which pages are the zero pages is not known: {kernel.nameless('zero_pfn').what}"
             )
@@ -278,8 +285,7 @@ class _Counter:
         self._high = high
         self._kinds = _Kinds(pages)
         self._counts = numpy.zeros(1024, numpy.int64)
-        self._slab = _SlabFields.of(pages.kernel)
-        census.counts_objects = self._slab is not None
+        census.counts_objects = bool(pages.form.slab_counts)
 
     def add(self, runs: Runs) -> None:
         """Count a block's runs."""
@@ -348,9 +354,11 @@ class _Counter:
         pointers = distinct(caches)
         which = numpy.searchsorted(pointers, caches)
         sums = {"slabs": numpy.bincount(which), "pages": numpy.bincount(which, weights=pages)}
-        if self._slab is not None:
-            for name, values in self._slab.values(runs.rows, at).items():
-                sums[name] = numpy.bincount(which, weights=values)
+        flat = runs.rows.view(numpy.uint8).reshape(len(runs.rows), runs.rows.dtype.itemsize)
+        for name, word, shift, mask in self._pages.form.slab_counts:
+            words = numpy.ascontiguousarray(flat[at, word : word + 4]).view("<u4")[:, 0]
+            values = words >> numpy.uint32(shift) & numpy.uint32(mask)
+            sums[name] = numpy.bincount(which, weights=values)
         for i, pointer in enumerate(pointers.tolist()):
             if pointer not in self._census.caches and len(self._census.caches) >= _CACHE_LIMIT:
                 self._census.limited = True
@@ -440,38 +448,3 @@ class FrameTypes:
         """Which of them have a struct page, whether it is in the source or not."""
         found: "NDArray[numpy.bool_]" = self._find(frames) >= 0
         return found
-
-
-@dataclass(frozen=True)
-class _SlabFields:
-    """Where a slab counts its objects: offset in bytes, shift and mask of each."""
-
-    fields: Tuple[Tuple[str, int, int, int], ...]
-
-    @classmethod
-    def of(cls, kernel: Kernel) -> "Optional[_SlabFields]":
-        fields: List[Tuple[str, int, int, int]] = []
-        try:
-            type_ = kernel.prog.type("struct slab")
-        except LookupError:
-            type_ = kernel.prog.type("struct page")
-        for ours, theirs in (("objects", "objects"), ("in_use", "inuse")):
-            try:
-                member = type_.member(theirs)
-            except LookupError:
-                return None
-            bits = member.bit_field_size or drgn.sizeof(member.type) * 8
-            word = member.bit_offset // 32 * 4
-            fields.append((ours, word, member.bit_offset % 32, (1 << bits) - 1))
-        return cls(tuple(fields))
-
-    def values(self, rows: Any, at: "NDArray[numpy.int64]") -> Dict[str, Any]:
-        """The counts of the slabs that begin at those rows."""
-        import numpy
-
-        flat = rows.view(numpy.uint8).reshape(len(rows), rows.dtype.itemsize)
-        out = {}
-        for name, word, shift, mask in self.fields:
-            words = numpy.ascontiguousarray(flat[at, word : word + 4]).view("<u4")[:, 0]
-            out[name] = words >> numpy.uint32(shift) & numpy.uint32(mask)
-        return out

@@ -3,7 +3,8 @@
 
 Everything here is an offset, a mask or a number of an enumerator, taken from the kernel's own types. Only
 what the kernel has as macros, which no type information holds, is written down, each with the file it
-stands in.
+stands in. Where there are no types, :mod:`kvintro.queries.pages.by_vmcoreinfo` makes the same
+:class:`PageFormat`, with less in it.
 """
 
 from __future__ import annotations
@@ -42,12 +43,14 @@ class TypeField:
     :ivar base: see ``inverted``.
     :ivar shift: by how much to shift the field (or its complement) for :attr:`codes`.
     :ivar codes: what stands there, by the kernel's name of the type; a bit if inverted, else the whole byte.
+    :ivar complete: whether ``codes`` has every type of the kernel.
     """
 
     inverted: bool
     base: int
     shift: int
     codes: Mapping[str, int]
+    complete: bool = True
 
     def is_type(self, code: int, name: str) -> bool:
         """Whether a code found in a page says that type."""
@@ -55,6 +58,19 @@ class TypeField:
         if wanted is None:
             return False
         return bool(code & wanted) if self.inverted else code == wanted
+
+    @property
+    def bits(self) -> int:
+        """Of inverted types: the bits of a code that say a type."""
+        return sum(set(self.codes.values())) & 0xFF if self.complete else 0xFF
+
+    def is_nameless(self, code: int) -> bool:
+        """Whether a code found in a page says a type that is not in ``codes``, though the kernel has it."""
+        if self.complete:
+            return False
+        if self.inverted:
+            return bool(code & ~sum(set(self.codes.values())))
+        return bool(code) and code not in self.codes.values()
 
 
 @dataclass(frozen=True)
@@ -70,7 +86,8 @@ class PageFormat:
     :ivar bits: bit numbers of ``enum pageflags`` by name, PG_ left away.
     :ivar width: __NR_PAGEFLAGS.
     :ivar large_order: offset, from a head page, of the byte that holds a compound page's order.
-    :ivar large_mapcount: offset, from a head page, of the int that counts how often it is mapped, less one.
+    :ivar large_mapcount: offset, from a head page, of the int that counts how often it is mapped, less one;
+        None where nothing says.
     :ivar counts_parts: whether that leaves out pages of it that are mapped one by one (before 6.9).
     :ivar large_dtor: offset, from a head page, of the byte that says hugetlb, and what it then holds; None
         where something else says it.
@@ -82,6 +99,12 @@ class PageFormat:
     :ivar folio_flags: whether /proc/kpageflags shows a tail with the flags of its head (6.10).
     :ivar folio_types: whether it shows the head's type for it as well (7.0).
     :ivar tells_nopage: whether it has a flag for page frames that it knows no page of (until 6.16), not 0.
+    :ivar index: offset of what says where in a file or mapping the page belongs; None where nothing says.
+    :ivar entire_mapcount: offset, from a head page, of the int that counts the entries that map all of it,
+        less one; None where nothing says, or nothing counts.
+    :ivar slab_counts: how a slab counts its objects: name (``objects``, ``in_use``), offset, shift and mask.
+    :ivar unknown_flags: bits of /proc/kpageflags that cannot be told on this kernel from this source.
+    :ivar lacks: what this layout leaves out, a sentence each; empty if it is whole.
     """
 
     size: int
@@ -99,7 +122,7 @@ class PageFormat:
     bits: Mapping[str, int]
     width: int
     large_order: int
-    large_mapcount: int
+    large_mapcount: Optional[int]
     counts_parts: bool
     large_dtor: Optional[Tuple[int, int]]
     large_hugetlb: int
@@ -111,6 +134,11 @@ class PageFormat:
     folio_flags: bool
     folio_types: bool
     tells_nopage: bool = True
+    index: Optional[int] = None
+    entire_mapcount: Optional[int] = None
+    slab_counts: Tuple[Tuple[str, int, int, int], ...] = ()
+    unknown_flags: int = 0
+    lacks: Tuple[str, ...] = ()
 
     def mask(self, *names: str) -> int:
         """The bits of flags that this kernel has, of those named."""
@@ -125,13 +153,11 @@ class PageFormat:
         return self.zones[number] if number < len(self.zones) else f"zone {number}"
 
 
-def page_format(kernel: Kernel) -> PageFormat:
-    """The layout on this kernel.
+def format_by_types(kernel: Kernel) -> PageFormat:
+    """The layout on this kernel, by its types.
 
-    :raises Unavailable: there are no types, or they do not have what is needed.
+    :raises Unavailable: they do not have what is needed.
     """
-    if kernel.source.types == "none":
-        raise Unavailable("struct page cannot be decoded without types", "give -s VMLINUX or --btf FILE")
     try:
         return _page_format(kernel)
     except (LookupError, AttributeError, ValueError, TypeError) as error:
@@ -197,6 +223,9 @@ def _page_format(kernel: Kernel) -> PageFormat:
         folio_flags="slab" not in bits,
         folio_types=kernel.find_symbol("snapshot_page") is not None,
         tells_nopage=not _has_enumerator(prog, "enum kpage_operation", "KPAGE_FLAGS"),
+        index=_index(prog, page),
+        entire_mapcount=mapcount if parts else _entire_mapcount(prog),
+        slab_counts=_slab_counts(prog, page),
     )
 
 
@@ -243,6 +272,34 @@ def _large(prog: drgn.Program, page: drgn.Type, size: int) -> Tuple[int, int, bo
     except LookupError:
         ways = (("compound_mapcount", page), ("_entire_mapcount", None), ("_total_mapcount", None))
         return order, _first_offset(prog, size, *ways), True
+
+
+def _entire_mapcount(prog: drgn.Program) -> Optional[int]:
+    try:
+        return _maybe_offset(prog.type("struct folio"), "_entire_mapcount")
+    except LookupError:
+        return None
+
+
+def _index(prog: drgn.Program, page: drgn.Type) -> int:
+    found = _maybe_offset(page, "index", "__folio_index")
+    return offset(prog.type("struct folio"), "index") if found is None else found
+
+
+def _slab_counts(prog: drgn.Program, page: drgn.Type) -> Tuple[Tuple[str, int, int, int], ...]:
+    try:
+        type_ = prog.type("struct slab")
+    except LookupError:
+        type_ = page
+    counts = []
+    for ours, theirs in (("objects", "objects"), ("in_use", "inuse")):
+        try:
+            member = type_.member(theirs)
+        except LookupError:
+            return ()
+        bits = member.bit_field_size or drgn.sizeof(member.type) * 8
+        counts.append((ours, member.bit_offset // 32 * 4, member.bit_offset % 32, (1 << bits) - 1))
+    return tuple(counts)
 
 
 def _slab_cache(prog: drgn.Program, page: drgn.Type) -> Optional[int]:

@@ -46,9 +46,11 @@ TYPES: Dict[str, str] = {
     "large_kmalloc": "kmalloc of more than the slab caches give",
     "pgtable": "page tables",
     "zsmalloc": "compressed memory (zram, zswap)",
+    "unnamed_type": "page tables, or of another type that has no name in VMCOREINFO (no types here)",
     "movable": "pages that a driver can migrate (balloon, zsmalloc)",
     "kernel": "other memory that the kernel allocated: vmalloc, stacks, drivers",
     "reserved": "reserved at boot: firmware, the kernel image, struct pages, no memory at all",
+    "kernel_or_reserved": "memory that the kernel allocated, or reserved at boot (no types here)",
     "offline": "not in use: never put online, or taken away by a balloon or virtio-mem",
     "guard": "guard pages of debug_pagealloc",
     "unaccepted": "not accepted from the hypervisor yet",
@@ -59,9 +61,16 @@ TYPES: Dict[str, str] = {
     "not_in_dump": "the struct page is not in this dump",
 }
 
+#: What a census without types counts together, by the type that it counts it as.
+TOGETHER: Dict[str, Tuple[str, ...]] = {
+    "unnamed_type": ("pgtable", "zsmalloc", "guard", "unaccepted", "large_kmalloc"),
+    "kernel_or_reserved": ("kernel", "reserved"),
+}
+
 # include/uapi/linux/kernel-page-flags.h and include/linux/kernel-page-flags.h; user space relies on these.
-KPF_SLAB, KPF_BUDDY, KPF_MMAP, KPF_ANON, KPF_SWAPCACHE = 7, 10, 11, 12, 13
+KPF_LRU, KPF_SLAB, KPF_BUDDY, KPF_MMAP, KPF_ANON, KPF_SWAPCACHE, KPF_SWAPBACKED = 5, 7, 10, 11, 12, 13, 14
 KPF_COMPOUND_HEAD, KPF_COMPOUND_TAIL, KPF_HUGE, KPF_HWPOISON, KPF_NOPAGE = 15, 16, 17, 19, 20
+KPF_RESERVED, KPF_PRIVATE = 32, 35
 KPF_KSM, KPF_THP, KPF_OFFLINE, KPF_ZERO_PAGE, KPF_IDLE, KPF_PGTABLE = 21, 22, 23, 24, 25, 26
 # Those that are copied from a flag: fs/proc/page.c:stable_page_flags. Where a flag was renamed, both names.
 _COPIED: Tuple[Tuple[int, Tuple[str, ...]], ...] = (
@@ -143,9 +152,12 @@ KPF_NAMES.update(
 )
 
 
-def kpf_symbols(flags: int) -> str:
-    """A letter for each bit that is set, as page-types prints them."""
-    return "".join(name[0] if flags >> bit & 1 else "_" for bit, name in sorted(KPF_NAMES.items()))
+def kpf_symbols(flags: int, unknown: int = 0) -> str:
+    """A letter for each bit that is set, as page-types prints them; "?" for each that is not known."""
+    return "".join(
+        "?" if unknown >> bit & 1 else name[0] if flags >> bit & 1 else "_"
+        for bit, name in sorted(KPF_NAMES.items())
+    )
 
 
 def kpf_long(flags: int) -> str:
@@ -204,11 +216,11 @@ class Meaning:
         return 0
 
     def flag_names(self, state: int) -> List[str]:
-        """Names of the flags that are set, the first name where a bit has several."""
+        """Names of the flags that are set: the first where a bit has several, ``bit3`` for one without."""
         names: Dict[int, str] = {}
         for name, bit in self.form.bits.items():
             names.setdefault(bit, name)
-        return [names[bit] for bit in sorted(names) if state & FLAGS & 1 << bit]
+        return [names.get(bit, f"bit{bit}") for bit in range(self.form.width) if state & FLAGS & 1 << bit]
 
     def type_of(self, state: int, head: int) -> str:
         """One of :data:`TYPES`.
@@ -241,6 +253,8 @@ class Meaning:
         ):
             if self.is_type(whole, name):
                 return kind
+        if self.form.types.is_nameless((whole & TYPE_MASK) >> TYPE_SHIFT):
+            return "unnamed_type"
         if state & DEVICE:
             return "device"
         if whole & ZERO:
@@ -260,10 +274,16 @@ class Meaning:
             return "swapcache"
         if whole & UNREFERENCED:
             return "free_cpu"
-        return "kernel"
+        return "kernel" if self._reserved else "kernel_or_reserved"
 
     def kpageflags(self, state: int, head: int) -> int:
-        """What /proc/kpageflags says of the page: fs/proc/page.c:stable_page_flags of this kernel."""
+        """What /proc/kpageflags says of the page: fs/proc/page.c:stable_page_flags of this kernel.
+
+        Bits that the format cannot tell are clear.
+        """
+        return self._kpageflags(state, head) & ~self.form.unknown_flags
+
+    def _kpageflags(self, state: int, head: int) -> int:
         if state & (OFFLINE | DEVICE):
             # include/linux/memory_hotplug.h:pfn_to_online_page finds neither. Until 5.12 it did find pages of
             # devices that share a section with memory.

@@ -13,7 +13,6 @@ from kvintro.errors import NotInDump, Unavailable
 from kvintro.kernel import Kernel
 from kvintro.queries.files import FileName, file_of
 from kvintro.queries.pages.census import Pages
-from kvintro.queries.pages.format import offset
 from kvintro.queries.pages.meaning import KPF_SWAPCACHE, Meaning
 from kvintro.queries.pages.owner import PageOwner, page_owner
 from kvintro.queries.pages.runs import DANGLING, MAPPED, OFFLINE, TAIL, TYPE_MASK, Runs
@@ -44,8 +43,8 @@ class PageState:
     :ivar head_pfn: page frame of the head; its own for all else.
     :ivar free_pfn: first page frame of the free block that it lies in, if any.
     :ivar mapping: ``mapping`` of the head: what the page belongs to.
-    :ivar offset: of the page in that, in pages of 4 KB.
-    :ivar mapcount: how many page-table entries map the page, as in /proc/kpagecount.
+    :ivar offset: of the page in that, in pages of 4 KB; None where nothing says.
+    :ivar mapcount: how many page-table entries map the page, as in /proc/kpagecount; None where nothing says.
     :ivar is_typed: whether it is of a kind that has no mapping: slab, page table, free...
     """
 
@@ -58,10 +57,10 @@ class PageState:
     free_pfn: Optional[int]
     flags: int
     refcount: int
-    mapcount: int
+    mapcount: Optional[int]
     private: int
     mapping: int
-    offset: int
+    offset: Optional[int]
     memcg_data: int
     is_typed: bool
 
@@ -112,7 +111,7 @@ class SwapPlace:
 class PageLookup:
     """Looks at single pages.
 
-    :raises Unavailable: there are no types, or no struct pages.
+    :raises Unavailable: nothing says how struct pages are laid out, or there are none.
     """
 
     def __init__(self, kernel: Kernel, pages: Optional[Pages] = None) -> None:
@@ -219,7 +218,7 @@ class PageLookup:
             mapcount=self._mapcount(state, whole, int(row["page_type"]), head_bytes),
             private=int(row["private"]),
             mapping=mapping,
-            offset=(index << shift) + pfn - head_pfn,
+            offset=None if index is None else (index << shift) + pfn - head_pfn,
             memcg_data=memcg,
             is_typed=typed,
         )
@@ -229,24 +228,6 @@ class PageLookup:
     @cached_property
     def _names(self) -> Names:
         return Names(self.kernel)
-
-    @cached_property
-    def _index_offset(self) -> int:
-        page = self.kernel.prog.type("struct page")
-        for name in ("index", "__folio_index"):
-            if page.has_member(name):
-                return offset(page, name)
-        return offset(self.kernel.prog.type("struct folio"), "index")
-
-    @cached_property
-    def _entire_offset(self) -> Optional[int]:
-        """Where a head keeps how often all of it is mapped by one entry."""
-        if self.form.counts_parts:
-            return self.form.large_mapcount
-        try:
-            return offset(self.kernel.prog.type("struct folio"), "_entire_mapcount")
-        except LookupError:
-            return None
 
     @cached_property
     def _hugetlb_units(self) -> bool:
@@ -259,20 +240,23 @@ class PageLookup:
             raise NotInDump(self.form.address(pfn), self.form.size, physical=False)
         return int.from_bytes(data[at : at + 8], "little")
 
-    def _mapping(self, pfn: int) -> Tuple[int, int]:
-        return self._word(pfn, self.form.mapping), self._word(pfn, self._index_offset)
+    def _mapping(self, pfn: int) -> Tuple[int, Optional[int]]:
+        index = self.form.index
+        return self._word(pfn, self.form.mapping), None if index is None else self._word(pfn, index)
 
     def _second(self, pfn: int) -> Optional[bytes]:
         return self.pages.reader.read(pfn, 2)
 
-    def _mapcount(self, state: int, whole: int, own: int, head: Optional[bytes]) -> int:
+    def _mapcount(self, state: int, whole: int, own: int, head: Optional[bytes]) -> Optional[int]:
         """include/linux/mm.h:folio_precise_page_mapcount, in 6.1 mm/util.c:__page_mapcount."""
         count = own + 1 if state & MAPPED else 0
         if head is None:
             return count
         if self.meaning.is_slab(whole):
             return 0
-        at = self._entire_offset
+        if self.form.large_mapcount is None:
+            return None
+        at = self.form.entire_mapcount
         entire = int.from_bytes(head[at : at + 4], "little", signed=True) + 1 if at is not None else 0
         if self.form.counts_parts and self.meaning.is_hugetlb(whole):
             return entire
@@ -330,8 +314,10 @@ class PageLookup:
         :param address: an address in the page, to find the object there.
         :raises Unavailable: it cannot be read.
         """
-        if not self.meaning.is_slab(page.head or page.state) or self.form.slab_cache is None:
+        if not self.meaning.is_slab(page.head or page.state):
             return None
+        if self.form.slab_cache is None:
+            raise Unavailable("the slab's cache is not known: nothing says where struct page has it")
         if self.fenced(page.pfn) is not None:
             return None
         cache_at = self._word(page.head_pfn, self.form.slab_cache)

@@ -143,7 +143,7 @@ class Decoder:
             base = form.types.base >> 24
             for byte in range(256):
                 kinds[byte] = 0xFF if byte & base == base else 0
-            self._type_bits = numpy.uint8(sum(set(form.types.codes.values())) & 0xFF)
+            self._type_bits = numpy.uint8(form.types.bits)
         else:
             kinds[0x80:0xFF] = numpy.arange(0x80, 0xFF)
         self._kinds = kinds
@@ -342,8 +342,9 @@ class Decoder:
 
         order = second(form.large_order, 1)[:, 0].astype(u) & u(0x3F)
         extra = order << u(ORDER_SHIFT)
-        count = numpy.ascontiguousarray(second(form.large_mapcount, 4)).view("<i4")[:, 0]
-        extra |= (count >= 0).astype(u) * u(LARGE_MAPPED)
+        if form.large_mapcount is not None:
+            count = numpy.ascontiguousarray(second(form.large_mapcount, 4)).view("<i4")[:, 0]
+            extra |= (count >= 0).astype(u) * u(LARGE_MAPPED)
         flags = rows["flags"][where + 1]
         if form.large_hugetlb:
             extra |= ((flags & u(form.large_hugetlb)) != u(0)).astype(u) * u(HUGETLB)

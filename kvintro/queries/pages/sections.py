@@ -18,14 +18,14 @@ from kvintro.errors import NotInDump, Unavailable
 from kvintro.kernel import Kernel
 from kvintro.paging import MAPPED as TABLE_MAPPED
 from kvintro.paging.bulk import MAPPED, NOT_IN_DUMP
-from kvintro.queries.pages.format import PageFormat, offset
+from kvintro.queries.pages.format import PageFormat
+from kvintro.readers.sections import SUBSECTION_SHIFT, SectionForm, section_form, section_table
 from kvintro.regions.vmemmap import REGION as VMEMMAP
 
 if TYPE_CHECKING:
     import numpy
     from numpy.typing import NDArray
 
-SUBSECTION_SHIFT = 21  # include/linux/mmzone.h
 # include/linux/mmzone.h: macros until 6.1, an enumeration since; the numbers are the same.
 _HAS_MEM_MAP_BIT, _IS_ONLINE_BIT, _IS_EARLY_BIT = 1, 2, 3
 _MAX_SECTIONS = 1 << 25  # MAX_PHYSMEM_BITS - SECTION_SIZE_BITS with 5 levels
@@ -43,6 +43,7 @@ class Sections:
         memory that was plugged in and not put to use.
     :ivar mapped_only: why the sections themselves could not be read; then these are the page frames whose
         struct pages the page tables map.
+    :ivar whole: why page frames of a section count that are no memory, "" if they do not.
     """
 
     ranges: Tuple[Tuple[int, int], ...]
@@ -50,6 +51,7 @@ class Sections:
     missing: int = 0
     offline: FrozenSet[int] = frozenset()
     mapped_only: str = ""
+    whole: str = ""
 
     @property
     def total(self) -> int:
@@ -90,17 +92,13 @@ def sections_of(kernel: Kernel) -> Sections:
 def _sections_of(kernel: Kernel) -> Sections:
     import numpy
 
-    type_ = kernel.prog.type("struct mem_section")
-    size = type_.size
-    map_at, usage_at = offset(type_, "section_mem_map"), offset(type_, "usage")
+    form = section_form(kernel)
+    size, map_at, usage_at = form.size, form.map, form.usage
     bits = kernel.section_size_bits.value
     if not SUBSECTION_SHIFT <= bits <= 40 or not 0 < size <= PAGE_SIZE:
         raise Unavailable(f"sections of 2^{bits} bytes with {size} bytes for each make no sense")
     pages = 1 << (bits - PAGE_SHIFT)
-    # With SPARSEMEM_EXTREME, as on all of x86-64: an array of pointers to pages of sections.
-    table = kernel.first_fact(
-        lambda: kernel.number("SYMBOL(mem_section)"), lambda: kernel.value("mem_section")
-    ).value
+    table = section_table(kernel)
     per_root = PAGE_SIZE // size
     roots = kernel.number("LENGTH(mem_section)").value
     if not 0 < roots <= _MAX_SECTIONS:
@@ -131,7 +129,7 @@ def _sections_of(kernel: Kernel) -> Sections:
             known = len(ranges)
             usage = int.from_bytes(data[i * size + usage_at : i * size + usage_at + 8], "little")
             try:
-                ranges.extend(_subsections(kernel, usage, first, pages))
+                ranges.extend(_subsections(kernel, form, usage, first, pages))
             except NotInDump:
                 # Sections that were there at boot have struct pages for all of them, memory or not.
                 if value & early:
@@ -140,7 +138,7 @@ def _sections_of(kernel: Kernel) -> Sections:
                     missing += 1
             if not value & online:
                 offline.update(low for low, _ in ranges[known:])
-    return Sections(tuple(ranges), pages, missing, frozenset(offline))
+    return Sections(tuple(ranges), pages, missing, frozenset(offline), whole=form.lack)
 
 
 def _mapped(kernel: Kernel, reason: str) -> Sections:
@@ -170,15 +168,19 @@ def _bit(kernel: Kernel, name: str, macro: int) -> int:
         return macro
 
 
-def _subsections(kernel: Kernel, usage: int, first: int, pages: int) -> Iterator[Tuple[int, int]]:
+def _subsections(
+    kernel: Kernel, form: SectionForm, usage: int, first: int, pages: int
+) -> Iterator[Tuple[int, int]]:
     """Stretches of a section by what of it is memory: include/linux/mmzone.h:pfn_section_valid.
 
     :raises NotInDump: it is not in the source.
     """
-    at = offset(kernel.prog.type("struct mem_section_usage"), "subsection_map")
+    if form.bitmap is None:
+        yield first, first + pages
+        return
     each = 1 << (SUBSECTION_SHIFT - PAGE_SHIFT)
     count = pages // each
-    bitmap = int.from_bytes(kernel.read(usage + at, -(-count // 64) * 8), "little")
+    bitmap = int.from_bytes(kernel.read(usage + form.bitmap, -(-count // 64) * 8), "little")
     low = None
     for i in range(count + 1):
         if i < count and bitmap >> i & 1:

@@ -10,7 +10,7 @@ from kvintro.arch.x86_64 import ALL
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
 from kvintro.queries.pages.format import PageFormat
-from kvintro.readers.structures import TROUBLE, number, offset_of, size_of, struct_at
+from kvintro.readers.structures import TROUBLE, offset_of, pointer_at, size_of
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,17 @@ def zone_facts(kernel: Kernel, form: PageFormat) -> Dict[Tuple[int, str], ZoneFa
         size = size_of(kernel, "struct zone")
         zones = offset_of(kernel, "struct pglist_data", "node_zones")
         node_id = offset_of(kernel, "struct pglist_data", "node_id")
-        for node in (int(found.address_of_()) for found in kernel.nodes()):
+        members = [
+            offset_of(kernel, "struct zone", member)
+            for member in ("zone_start_pfn", "spanned_pages", "present_pages", "managed_pages")
+        ]
+        for node in kernel.node_addresses():
             nid = int.from_bytes(kernel.read(node + node_id & ALL, 4), "little")
             for i, name in enumerate(form.zones):
-                zone = struct_at(kernel, "struct zone", node + zones + i * size)
-                spanned = number(zone, "spanned_pages")
+                zone = node + zones + i * size
+                start, spanned, present, managed = (pointer_at(kernel, zone + at) for at in members)
                 if spanned:
-                    managed = int(zone.managed_pages.counter.value_())
-                    out[nid, name] = ZoneFacts(
-                        number(zone, "zone_start_pfn"), spanned, number(zone, "present_pages"), managed
-                    )
+                    out[nid, name] = ZoneFacts(start, spanned, present, managed)
     except TROUBLE as error:
-        raise Unavailable(f"the kernel's zones cannot be read: {error}") from error
+        raise Unavailable(f"what zones say of themselves cannot be read: {error}") from error
     return out

@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""How this kernel lays out ``struct page``, as VMCOREINFO alone says: for sources that have no types.
+
+The kernel keeps these keys for programs that leave pages out of a dump (kernel/vmcore_info.c, before 6.9
+kernel/crash_core.c). They tell free, cached, anonymous, slab, hugetlb, offline and broken pages apart. They
+do not name every type of ``page_type``, nor most flags. What they leave open is said in
+:attr:`~kvintro.queries.pages.format.PageFormat.lacks`, and gets a type of its own in the census.
+"""
+
+from __future__ import annotations
+
+from typing import Dict, List, Optional, Tuple
+
+from kvintro.arch.x86_64 import ALL, PAGE_SHIFT, START_KERNEL_MAP
+from kvintro.errors import Unavailable
+from kvintro.kernel import Kernel
+from kvintro.queries.pages.format import PageFormat, TypeField
+from kvintro.queries.pages.meaning import (
+    KPF_ANON,
+    KPF_BUDDY,
+    KPF_COMPOUND_HEAD,
+    KPF_COMPOUND_TAIL,
+    KPF_HUGE,
+    KPF_HWPOISON,
+    KPF_KSM,
+    KPF_LRU,
+    KPF_NAMES,
+    KPF_OFFLINE,
+    KPF_PRIVATE,
+    KPF_RESERVED,
+    KPF_SLAB,
+    KPF_SWAPBACKED,
+    KPF_SWAPCACHE,
+    KPF_ZERO_PAGE,
+)
+from kvintro.readers.structures import USE_TYPES, offset_of, size_of, text_at
+from kvintro.regions.vmemmap import REGION as VMEMMAP
+
+# mm/mmzone.c, mm/page_alloc.c:zone_names: x86-64 has these, less those that are configured away.
+_ZONES = ("DMA", "DMA32", "Normal", "Movable", "Device")
+_ZONEREF = 16  # include/linux/mmzone.h: a pointer and an int
+_TEXT_PAGES = 512  # of the kernel's text that are looked at for PG_reserved
+_TOLD = (
+    *(KPF_LRU, KPF_SLAB, KPF_BUDDY, KPF_ANON, KPF_SWAPCACHE, KPF_SWAPBACKED, KPF_COMPOUND_HEAD),
+    *(KPF_COMPOUND_TAIL, KPF_HUGE, KPF_HWPOISON, KPF_KSM, KPF_OFFLINE, KPF_ZERO_PAGE, KPF_PRIVATE),
+)
+
+
+def format_by_vmcoreinfo(kernel: Kernel) -> PageFormat:
+    """The layout on this kernel, by the keys of its VMCOREINFO.
+
+    :raises Unavailable: a key that is needed is missing, or they contradict each other.
+    """
+    base, size, _ = VMEMMAP.pages(kernel)
+    bits = _bits(kernel)
+    width = max(bits.values()) + 1
+    nodes, zones = _nodes_and_zones(kernel)
+    node_bits, zone_bits = (nodes - 1).bit_length(), (zones - 1).bit_length()
+    room = 64 - node_bits - zone_bits
+    if width > 32 or width > room:
+        raise Unavailable(f"VMCOREINFO's page flags take {width} bits, which makes no sense")
+    types = _types(kernel)
+    told = sum(1 << bit for bit in _TOLD)
+    lacks = [
+        "there are no types, so VMCOREINFO tells pages apart: it does not name page tables and some other "
+        "types of page (unnamed_type), most flags, slab caches and cgroups; " + USE_TYPES
+    ]
+    try:
+        bits["reserved"] = _reserved(kernel, base, size, width, bits["private"])
+        told |= 1 << KPF_RESERVED
+    except Unavailable as error:
+        lacks.append(f"reserved pages cannot be told from the kernel's: {error.what}")
+    masks, compound = _compound(kernel)
+    return PageFormat(
+        size=size,
+        base=base,
+        flags=offset_of(kernel, "struct page", "flags"),
+        compound=compound,
+        compound_masks=masks,
+        # They share their place: include/linux/mm_types.h:struct page.
+        page_type=offset_of(kernel, "struct page", "_mapcount"),
+        refcount=offset_of(kernel, "struct page", "_refcount"),
+        mapping=offset_of(kernel, "struct page", "mapping"),
+        private=offset_of(kernel, "struct page", "private"),
+        memcg_data=None,
+        slab_cache=None,
+        types=types,
+        bits=bits,
+        width=width,
+        large_order=_order(kernel, size),
+        large_mapcount=None,
+        counts_parts=False,
+        large_dtor=_dtor(kernel, size),
+        large_hugetlb=1 << bits["hugetlb"] if "hugetlb" in bits else 0,
+        large_rmappable=0,
+        zone_shift=room,
+        zone_bits=zone_bits,
+        node_bits=node_bits,
+        zones=_zone_names(kernel, zones),
+        folio_flags="slab" not in bits,
+        folio_types=kernel.find_symbol("snapshot_page") is not None,
+        unknown_flags=sum(1 << bit for bit in KPF_NAMES) & ~told,
+        lacks=tuple(lacks),
+    )
+
+
+def _key(kernel: Kernel, name: str) -> int:
+    """A number that every kernel's VMCOREINFO has.
+
+    :raises Unavailable: this one's has not.
+    """
+    try:
+        return kernel.number(f"NUMBER({name})").value
+    except Unavailable as error:
+        raise Unavailable(f"there are no types, and {error.what}", USE_TYPES) from error
+
+
+def _if_built(kernel: Kernel, function: str, *names: str) -> Optional[Tuple[str, int]]:
+    """(name, number) of the first key that VMCOREINFO has; None if the kernel was built without all that.
+
+    :param function: one that the kernel has if it was built with it, and then so has VMCOREINFO a key.
+    :raises Unavailable: it has the function, and none of the keys.
+    """
+    for name in names:
+        if f"NUMBER({name})" in kernel.source.vmcoreinfo:
+            return name, _key(kernel, name)
+    if kernel.find_symbol(function) is None:
+        return None
+    keys = " or ".join(f"NUMBER({name})" for name in names)
+    raise Unavailable(f"there are no types, and VMCOREINFO has no {keys}", USE_TYPES)
+
+
+def _bits(kernel: Kernel) -> Dict[str, int]:
+    """Numbers of flags by name, as far as VMCOREINFO has them."""
+    bits = {name: _key(kernel, f"PG_{name}") for name in ("lru", "private", "swapcache", "swapbacked")}
+    head = _key(kernel, "PG_head_mask")
+    bits["head"] = head.bit_length() - 1
+    # A flag of its own until it became a type of page (6.10), when the other key took its place.
+    if "NUMBER(PAGE_SLAB_MAPCOUNT_VALUE)" not in kernel.source.vmcoreinfo:
+        bits["slab"] = _key(kernel, "PG_slab")
+    # Between the destructors of compound pages and the type of page (6.6 to 6.8).
+    if "NUMBER(PG_hugetlb)" in kernel.source.vmcoreinfo:
+        bits["hugetlb"] = _key(kernel, "PG_hugetlb")
+    poisoned = _if_built(kernel, "memory_failure", "PG_hwpoison")
+    if poisoned is not None:
+        bits["hwpoison"] = poisoned[1]
+    distinct = {number for name, number in bits.items() if name != "hugetlb"}
+    if head != 1 << bits["head"] or min(bits.values()) < 0 or len(distinct) < len(bits) - ("hugetlb" in bits):
+        raise Unavailable(f"VMCOREINFO's numbers of page flags make no sense: {bits}")
+    return bits
+
+
+def _types(kernel: Kernel) -> TypeField:
+    """``page_type`` as far as VMCOREINFO names its values."""
+    values = {"buddy": _key(kernel, "PAGE_BUDDY_MAPCOUNT_VALUE") & 0xFFFFFFFF}
+    for name in ("offline", "slab", "hugetlb", "unaccepted"):
+        key = f"NUMBER(PAGE_{name.upper()}_MAPCOUNT_VALUE)"
+        if key in kernel.source.vmcoreinfo:
+            values[name] = kernel.number(key).value & 0xFFFFFFFF
+    if not any(value & 0xFFFFFF for value in values.values()):
+        # Numbers in the top byte (include/linux/page-flags.h:enum pagetype).
+        codes = {name: value >> 24 for name, value in values.items()}
+        found = TypeField(False, 0, 24, codes, complete=False)
+    else:
+        # Bits that are clear. At first they went up from 0x80, then for a time down from 0x40000000.
+        masks = {name: ~value & 0xFFFFFFFF for name, value in values.items()}
+        base, shift = (0x80000000, 24) if masks["buddy"] >> 24 else (0xF0000000, 7)
+        codes = {name: mask >> shift for name, mask in masks.items()}
+        found = TypeField(True, base, shift, codes, complete=False)
+        if any(bin(mask).count("1") != 1 for mask in masks.values()):
+            raise Unavailable(f"VMCOREINFO's types of pages make no sense: {values}")
+    if not all(0 < code < 0x100 for code in codes.values()) or len(set(codes.values())) < len(codes):
+        raise Unavailable(f"VMCOREINFO's types of pages make no sense: {values}")
+    return found
+
+
+def _compound(kernel: Kernel) -> Tuple[bool, int]:
+    """Whether tails hold masks, and where they say which page is their head (7.0 renamed it then)."""
+    masks = "OFFSET(page.compound_info)" in kernel.source.vmcoreinfo
+    return masks, offset_of(kernel, "struct page", "compound_info" if masks else "compound_head")
+
+
+def _order(kernel: Kernel, size: int) -> int:
+    """Where a head keeps its order: VMCOREINFO says it while it was a member of its own.
+
+    Since "mm: free up a word in the first tail page" (ebc1baf5c9b4, 6.6) it is the low byte of the second
+    page's flags, and no key is left.
+    """
+    keys = kernel.source.vmcoreinfo
+    if "OFFSET(page.compound_order)" in keys:
+        return size + offset_of(kernel, "struct page", "compound_order")
+    if "OFFSET(folio._folio_order)" in keys:
+        return offset_of(kernel, "struct folio", "_folio_order")
+    return size + offset_of(kernel, "struct page", "flags")
+
+
+def _dtor(kernel: Kernel, size: int) -> Optional[Tuple[int, int]]:
+    """Where a head keeps the byte that says hugetlb and what it then is; None where something else says it.
+
+    :raises Unavailable: the kernel has hugetlb pages, and no key says how to tell them.
+    """
+    names = ("PAGE_HUGETLB_MAPCOUNT_VALUE", "PG_hugetlb", "HUGETLB_PAGE_DTOR")
+    found = _if_built(kernel, "hugetlb_fault", *names)
+    if found is None or found[0] != "HUGETLB_PAGE_DTOR":
+        return None
+    if "OFFSET(folio._folio_dtor)" in kernel.source.vmcoreinfo:
+        return offset_of(kernel, "struct folio", "_folio_dtor"), found[1]
+    return size + offset_of(kernel, "struct page", "compound_dtor"), found[1]
+
+
+def _nodes_and_zones(kernel: Kernel) -> Tuple[int, int]:
+    """MAX_NUMNODES and MAX_NR_ZONES, by which the flags hold a page's node and zone.
+
+    ``struct pglist_data`` begins with an array of so many zones. Behind it lie one zonelist, or two with
+    CONFIG_NUMA, each with a place for every zone of every node and one more, and then comes nr_zones.
+
+    :raises Unavailable: no number of zones fits.
+    """
+    nodes = lists = 1
+    if "LENGTH(node_data)" in kernel.source.vmcoreinfo:
+        nodes, lists = kernel.number("LENGTH(node_data)").value, 2
+    zone = size_of(kernel, "struct zone")
+    room = offset_of(kernel, "struct pglist_data", "nr_zones") - offset_of(
+        kernel, "struct pglist_data", "node_zones"
+    )
+    for zones in range(1, 9):
+        if room == zones * zone + lists * _ZONEREF * (nodes * zones + 1):
+            return nodes, zones
+    raise Unavailable(
+        f"how many zones a node has cannot be told: no number of them takes {room} bytes of struct "
+        f"pglist_data, as VMCOREINFO says",
+        USE_TYPES,
+    )
+
+
+def _zone_names(kernel: Kernel, count: int) -> Tuple[str, ...]:
+    """Names of the zones: all five if there are five, else what ``zone_names`` says; none if it cannot."""
+    if count == len(_ZONES):
+        return _ZONES
+    try:
+        table = kernel.symbol("zone_names")
+        data = kernel.read(table, 8 * count)
+        pointers = [int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data), 8)]
+        return tuple(text_at(kernel, pointer, 32) for pointer in pointers)
+    except Unavailable:
+        return ()
+
+
+def _reserved(kernel: Kernel, base: int, size: int, width: int, private: int) -> int:
+    """The number of PG_reserved, which VMCOREINFO does not have.
+
+    The kernel's text is reserved memory, and nothing else is said of its pages: the one flag that all of
+    them have is this (mm/mm_init.c:reserve_bootmem_region). Every kernel has it right before PG_private.
+
+    :raises Unavailable: the two do not agree, or the text's struct pages cannot be read.
+    """
+    at = offset_of(kernel, "struct page", "flags")
+    first = (kernel.text.value - START_KERNEL_MAP + kernel.phys_base.value & ALL) >> PAGE_SHIFT
+    data = kernel.read(base + first * size & ALL, _TEXT_PAGES * size)
+    mask = (1 << width) - 1
+    found: List[int] = [
+        int.from_bytes(data[page * size + at : page * size + at + 8], "little") & mask
+        for page in range(_TEXT_PAGES)
+    ]
+    if set(found) != {1 << private - 1}:
+        raise Unavailable("the struct pages of the kernel's text do not show the flag")
+    return private - 1
