@@ -112,7 +112,8 @@ def _add_common(parser: argparse.ArgumentParser, default: Optional[str] = None) 
         action="append",
         type=InputPath,
         metavar="CORE",
-        help="a dump: ELF vmcore, kdump, raw memory, LiME, AVML; once for each part of a split kdump",
+        help="a dump: ELF vmcore, kdump, raw memory, LiME, AVML; - for standard input; once for each part "
+        "of a split kdump",
     )
     option(source, "--qemu", dest="qemu", metavar="ADDR", help="a running QEMU guest, by its QMP socket")
     option(

@@ -11,7 +11,7 @@ from typing import Optional, Tuple
 
 import pytest
 
-from kvintro.errors import NotInDump
+from kvintro.errors import NotADump, NotInDump
 from kvintro.kernel import open_kernel
 from kvintro.source import Request
 from tests.conftest import VMCORES
@@ -79,3 +79,44 @@ def test_a_page_that_reaches_behind_the_end(whole: bytes, tmp_path: Path, looked
     else:
         assert done.returncode == 3
         assert len(done.stderr.splitlines()) == 2
+
+
+def records_of_makedumpfile(data: bytes) -> bytes:
+    """A kdump flattened as makedumpfile does it: of the header blocks only their structures have records,
+    and descriptors come between the pages."""
+    _, block, sub_blocks, bitmap_blocks = struct.unpack_from("<IiiI", data, 424)
+    table = (1 + sub_blocks + bitmap_blocks) * block
+    bitmaps = table - bitmap_blocks * block
+    pages = min(struct.unpack_from("<q", data, at)[0] for at in range(table, table + 24 * 100, 24))
+    records = [(0, 464), (block, 104), (block + 104, bitmaps - block - 104), (bitmaps, table - bitmaps)]
+    step, share = 60000, -(-(pages - table) * 60000 // (len(data) - pages)) // 24 * 24 + 24
+    for number, at in enumerate(range(pages, len(data), step)):
+        low = table + number * share
+        records += [(low, max(0, min(share, pages - low))), (at, min(step, len(data) - at))]
+    head = b"makedumpfile".ljust(16, b"\0") + struct.pack(">qq", 1, 1) + bytes(4096 - 32)
+    parts = [struct.pack(">qq", at, size) + data[at : at + size] for at, size in records if size > 0]
+    return head + b"".join(parts) + b"\xff" * 16
+
+
+@pytest.mark.parametrize("percent", [80, 92, 97, 99.9, 100])
+def test_a_flattened_one_that_is_cut_off(whole: bytes, tmp_path: Path, percent: float) -> None:
+    """As far as it goes it has the pages of the whole, and not one of zeros in place of one that is lost."""
+    path = tmp_path / "core"
+    data = records_of_makedumpfile(whole)
+    path.write_bytes(data[: int(len(data) * percent / 100)])
+    expected = open_kernel(Request(core=str(SAMPLE), types="none"))
+    try:
+        kernel = open_kernel(Request(core=str(path), types="none"))
+    except NotADump as error:
+        assert percent < 99 and "truncated" in error.what + error.remedy
+        return
+    assert (kernel.source.complete, kernel.source.format) == (percent == 100, "flattened kdump")
+    seen = 0
+    for address in range(0, 0x8000000, 31 * PAGE):
+        try:
+            found = kernel.read_physical(address, PAGE)
+        except NotInDump:
+            continue
+        seen += 1
+        assert found == expected.read_physical(address, PAGE)
+    assert seen > 300

@@ -180,6 +180,7 @@ SPLIT = ("--split", "--splitblock-size", "16")
         ((*SPLIT, "--cyclic-buffer", "1", "-c", "-d", "31", ".1", ".2"), "split kdump"),
         (("-F", "-c", "-d", "31", ".flat"), "flattened kdump"),
         (("-E", "-d", "31", ".elf"), "ELF"),
+        (("-F", "-E", "-d", "31", ".flat"), "flattened ELF"),
     ],
     ids=" ".join,
 )
