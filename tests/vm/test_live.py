@@ -8,6 +8,7 @@ tools/gen_live.py makes the table in docs/live.md.
 
 from __future__ import annotations
 
+import gc
 import gzip
 import json
 import os
@@ -17,7 +18,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, List, Set
+from typing import Any, Dict, List, Set, Tuple
 
 import pytest
 
@@ -314,30 +315,32 @@ def test_from_outside(entry: Any, device: bool) -> None:
     qemu.persistently(attempt)
 
 
+def _source_outside(**request: Any) -> "Tuple[Dict[str, str], str]":
+    """VMCOREINFO and where it comes from. QEMU talks to one client at a time, so the source is given up."""
+    gc.collect()
+    source = open_kernel(Request(**request)).source
+    return source.vmcoreinfo, source.vmcoreinfo_origin
+
+
 def _choose_from_outside(work: Path, device: bool) -> None:
     """VMCOREINFO is where the kernel says that it is; what is given is compared with the guest."""
     from lab import qemu
 
     where = int(qemu.read_stream(work / "stream")["vmcoreinfo"].split()[0], 16)
     address = str(work / "second")
-    source = open_kernel(Request(qemu=address)).source
-    origin = f"the note of {address}" if device else f"found in memory at physical {where:#x}"
-    assert source.vmcoreinfo_origin == origin
+    expected, origin = _source_outside(qemu=address)
+    assert origin == (f"the note of {address}" if device else f"found in memory at physical {where:#x}")
     right, wrong = work / "right", work / "wrong"
-    right.write_text("".join(f"{key}={value}\r\n" for key, value in source.vmcoreinfo.items()))
+    right.write_text("".join(f"{key}={value}\r\n" for key, value in expected.items()))
     wrong.write_text(_earlier_note())
-    expected = source.vmcoreinfo
-    del source  # QEMU talks to one client at a time
-    for request in (
-        Request(qemu=address, vmcoreinfo=str(right)),
-        Request(qemu=address, vmcoreinfo_at=where),
-    ):
-        assert open_kernel(request).source.vmcoreinfo == expected
+    assert _source_outside(qemu=address, vmcoreinfo=str(right)) == (expected, "--vmcoreinfo")
+    assert _source_outside(qemu=address, vmcoreinfo_at=where)[0] == expected
     with pytest.raises(WrongVmcoreinfo) as caught:
-        open_kernel(Request(qemu=address, vmcoreinfo=str(wrong)))
+        _source_outside(qemu=address, vmcoreinfo=str(wrong))
     assert "leave --vmcoreinfo away" in caught.value.remedy
+    del caught
     with pytest.raises(WrongVmcoreinfo):
-        open_kernel(Request(qemu=address, vmcoreinfo_at=where + 0x1000))
+        _source_outside(qemu=address, vmcoreinfo_at=where + 0x1000)
 
 
 def _earlier_note() -> str:
