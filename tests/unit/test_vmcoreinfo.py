@@ -11,7 +11,9 @@ from typing import Any, Iterator, List, Tuple
 import pytest
 
 from kvintro.cli import main
-from kvintro.errors import NotADump, NotInDump
+from kvintro.errors import NotADump, NotInDump, WrongVmcoreinfo
+from kvintro.source.kallsyms import vmcoreinfo_symbols
+from kvintro.source.note import parse, text_from_file
 from kvintro.source.physical import Extent, PhysicalMemory
 from kvintro.source.vmcoreinfo import BuildIds, Found, Judge, MemorySearch, Verdict, candidates, text_at
 from tests.memory_files import elf_without_notes, lime
@@ -331,3 +333,57 @@ def test_forced_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_not_in_dump_is_what_walks_expect() -> None:
     with pytest.raises(NotInDump):
         Guest().read(1 << 40, 8)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_text_from_an_editor(end: str, mark: bytes) -> None:
+    data = mark + ("\n \n" + text()).replace("\n", end).encode()
+    assert parse(text_from_file(data, "file")) == parse(text())
+    assert parse(text_from_file(data + bytes(700), "file")) == parse(text())  # a note's padding
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "is empty"),
+        (text().encode("utf-16"), "UTF-16"),
+        (text().encode("utf-16-le"), "UTF-16"),
+        (text().encode("utf-16-be"), "UTF-16"),
+        (bytes(range(256)), "no plain text"),
+        (text().encode() + b"\x1b[2J\n", "no plain text"),
+        (b"hello\n", "no OSRELEASE"),
+        (text()[:20].encode(), "no OSRELEASE"),
+        (text()[: text().index("KERNELOFFSET") + 13].encode(), "no KERNELOFFSET, so it was cut off"),
+        (text().encode() + b"SYMBOL(x\n" * 10000, "at most 64 KB"),
+    ],
+)
+def test_text_that_is_none(data: bytes, said: str) -> None:
+    with pytest.raises(WrongVmcoreinfo) as caught:
+        text_from_file(data, "file")
+    assert said in caught.value.what
+    assert caught.value.remedy
+    assert "\n" not in caught.value.what
+
+
+def test_every_cut_is_refused_or_fits() -> None:
+    """Wherever a text was cut off, no number is taken from a part of a line."""
+    whole = parse(text())
+    for size in range(len(text())):
+        part = parse(text()[:size])
+        assert part.items() <= whole.items()
+
+
+def test_lines_without_an_end_take_no_time() -> None:
+    """Compared with what a tenth of them takes, not with a clock."""
+
+    def seconds(count: int) -> float:
+        content = "SYMBOL(x\n" * count
+        started = time.process_time()
+        for _ in range(20):
+            vmcoreinfo_symbols(content)
+        return time.process_time() - started
+
+    assert vmcoreinfo_symbols(text() + "SYMBOL(x\n" * 1000)["_stext"] == 0xFFFFFFFF81000000
+    small, large = (min(seconds(count) for _ in range(3)) for count in (700, 7000))
+    assert large < 40 * small  # ten times as much; what is quadratic would take a hundred times as long
