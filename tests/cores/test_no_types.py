@@ -136,7 +136,6 @@ def test_the_census_is_that_by_types(core: Core, typed: Kernel, bare: Kernel) ->
         # Memory charged to a cgroup has a type for that (up to 5.10), which VMCOREINFO does not name either.
         together["kernel"] = "unnamed_type"
     named = set(part.form.types.codes) & {"unaccepted"}
-    numbers = {name: f"zone {number}" for number, name in enumerate(whole.form.zones)}
 
     def key(group: Any) -> Tuple[Any, ...]:
         kind = group.type
@@ -145,13 +144,12 @@ def test_the_census_is_that_by_types(core: Core, typed: Kernel, bare: Kernel) ->
         if zero and kind in ("zero", "reserved", "thp", "anon", "kernel", "file"):
             kind = "zero or other"
         flags = group.kpageflags & known & ~(1 << 24 | 1 << 22 if zero else 0)
-        # Four zones have no names where variables have none.
-        zone = group.zone if part.form.zones or not group.zone else numbers.get(group.zone, group.zone)
-        return kind, group.node, zone, group.order, group.first, flags
+        return kind, group.node, group.zone, group.order, group.first, flags
 
     ours, theirs = part.census(), whole.census()
     claimed = set(ours.by(lambda group: group.type)) | {"unnamed_type"}
     assert "kernel_or_reserved" not in claimed
+    assert part.form.zones == whole.form.zones
     assert ours.by(key) == theirs.by(key)
     assert (ours.total, ours.holes, ours.unmapped) == (theirs.total, theirs.holes, theirs.unmapped)
     assert part.sections == whole.sections
@@ -160,8 +158,6 @@ def test_the_census_is_that_by_types(core: Core, typed: Kernel, bare: Kernel) ->
 def test_free_blocks_are_those_of_buddyinfo(core: Core, bare: Kernel) -> None:
     report = run_command(bare, parse(["pages", "--by", "free"]))
     assert isinstance(report, Report)
-    if not Pages(bare).form.zones:
-        pytest.skip("four zones have no names where variables have none")
     mine = {(row.node, row.zone): row for row in report.tables[0].rows}
     for line in core.truth("buddyinfo").splitlines():
         match = re.match(r"Node (\d+), zone +(\w+) +([\d ]+)", line)

@@ -9,6 +9,7 @@ do not name every type of ``page_type``, nor most flags. What they leave open is
 
 from __future__ import annotations
 
+import contextlib
 from typing import Dict, List, Optional, Tuple
 
 from kvintro.arch.x86_64 import ALL, PAGE_SHIFT, START_KERNEL_MAP
@@ -234,16 +235,28 @@ def _nodes_and_zones(kernel: Kernel) -> Tuple[int, int]:
 
 
 def _zone_names(kernel: Kernel, count: int) -> Tuple[str, ...]:
-    """Names of the zones: all five if there are five, else what ``zone_names`` says; none if it cannot."""
+    """Names of the zones: all five if there are five, else those that a node's zones point to; none if that
+    cannot be read.
+
+    Every ``struct zone`` has a pointer to its name at the same offset. No other word of it leads to one.
+    """
     if count == len(_ZONES):
         return _ZONES
     try:
-        table = kernel.symbol("zone_names")
-        data = kernel.read(table, 8 * count)
-        pointers = [int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data), 8)]
-        return tuple(text_at(kernel, pointer, 32) for pointer in pointers)
-    except Unavailable:
+        size = size_of(kernel, "struct zone")
+        node = kernel.node_addresses()[0] + offset_of(kernel, "struct pglist_data", "node_zones")
+        zones = [kernel.read(node + i * size & ALL, size) for i in range(count)]
+    except (Unavailable, IndexError):
         return ()
+    for at in range(0, size - 7, 8):
+        pointers = [int.from_bytes(zone[at : at + 8], "little") for zone in zones]
+        if min(pointers) < START_KERNEL_MAP:
+            continue
+        with contextlib.suppress(Unavailable):
+            names = tuple(text_at(kernel, pointer, 16) for pointer in pointers)
+            if names == tuple(name for name in _ZONES if name in names):
+                return names
+    return ()
 
 
 def _reserved(kernel: Kernel, base: int, size: int, width: int, private: int) -> int:
