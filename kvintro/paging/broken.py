@@ -18,6 +18,8 @@ from kvintro.arch.x86_64 import ALL, PRESENT, PTRS_PER_TABLE, X86Geometry
 from kvintro.errors import NotInDump
 from kvintro.paging.step import TABLE_SIZE, ReadPhysical
 
+#: The windows that are judged, by name.
+WINDOWS = IMAGE, DIRECT_MAP, MEMORY_MAP = "kernel image", "direct map", "memory map"
 #: Why a table cannot be used.
 MISSING, ZERO, OVERWRITTEN = "is not in the dump", "is all zeros", "is overwritten"
 EMPTY, CYCLE = "has no entry for it", "is used at two levels"

@@ -20,7 +20,18 @@ import drgn
 
 from kvintro.arch.x86_64 import ALL, ARCHITECTURE, PRESENT, START_KERNEL_MAP, X86Geometry
 from kvintro.errors import NotInDump
-from kvintro.paging.broken import MISSING, BrokenTable, Judged, Window, entries_of, find_broken, judge
+from kvintro.paging.broken import (
+    DIRECT_MAP,
+    IMAGE,
+    MEMORY_MAP,
+    MISSING,
+    BrokenTable,
+    Judged,
+    Window,
+    entries_of,
+    find_broken,
+    judge,
+)
 from kvintro.paging.step import TABLE_SIZE, ReadPhysical
 from kvintro.source import Source
 from kvintro.source.kallsyms import READ_ERRORS
@@ -43,7 +54,7 @@ def prepare(source: Source) -> None:
     base = START_KERNEL_MAP - state.phys_base
     size = _number(source, "NUMBER(KERNEL_IMAGE_SIZE)") or _DEFAULT_IMAGE_WINDOW
     end = min(START_KERNEL_MAP + size - 1, ALL)
-    state.add(Window("kernel image", START_KERNEL_MAP, end, base, "phys_base", state.memory_end))
+    state.add(Window(IMAGE, START_KERNEL_MAP, end, base, "phys_base", state.memory_end))
     state.register_if_needed()
     source.translation = state
 
@@ -60,10 +71,10 @@ def prepare_with_symbols(source: Source) -> None:
     if offset is not None and frames is not None and offset >> 63 and 0 < frames < 1 << 40:
         end = min(offset + (frames << 12) - 1, START_KERNEL_MAP - 1)
         if end > offset:
-            state.add(Window("direct map", offset, end, offset, "page_offset_base", frames << 12))
+            state.add(Window(DIRECT_MAP, offset, end, offset, "page_offset_base", frames << 12))
         pages, size = state.variable("vmemmap_base"), _number(source, "SIZE(page)")
         if pages is not None and size and pages >> 63 and pages + frames * size <= START_KERNEL_MAP:
-            state.add(Window("memory map", pages, pages + frames * size - 1, memory_end=frames << 12))
+            state.add(Window(MEMORY_MAP, pages, pages + frames * size - 1, memory_end=frames << 12))
     state.register_if_needed()
     source.broken_tables = tuple(state.broken)
     source.warnings += state.notes()

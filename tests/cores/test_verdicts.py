@@ -282,7 +282,7 @@ _NOT_OF_MEMORY = {
 @pytest.mark.parametrize("way", ["faults", "zeros"])
 def test_info_without_memory(unreliable: Unreliable, way: str) -> None:
     unreliable.way = way
-    facts, commands = info(unreliable.kernel()).tables
+    facts, _, commands = info(unreliable.kernel()).tables
     known = {row.key for row in facts.rows if row.value is not None}
     assert known <= _NOT_OF_MEMORY, known - _NOT_OF_MEMORY
     assert all(row.reason for row in facts.rows if row.value is None)

@@ -319,8 +319,13 @@ def test_ptdump_json(capsys: pytest.CaptureFixture[str], made: str) -> None:
 def test_ptdump_of_tables_that_share_wildly_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tree, "REPEATED_LIMIT", 1 << 14)
     memory = machine()
+    # Half of the entries of each table lead to the one table of the next level.
+    shared = (0x80000, 0x81000, 0x82000)
     for index in range(256, 511):
-        memory.entry(memory.root + 8 * index, memory.root | 0x63)
+        memory.entry(memory.root + 8 * index, shared[0] | 0x63)
+    for table, below in zip(shared, (*shared[1:], 0x5000)):
+        for index in range(0, 512, 2):
+            memory.entry(table + 8 * index, below | 0x63)
     kernel = kernel_of(memory, vmcoreinfo(**INFO))
     count = 0
     partial = False

@@ -10,9 +10,9 @@ from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
 from kvintro.model import AddressRange, Placement, Unknown
 from kvintro.paging import LEVEL_MASK, LEVEL_SHIFT, MAPPED, OVER_LIMIT, REPEATED, UNREADABLE
-from kvintro.paging.broken import MISSING
+from kvintro.paging.broken import MISSING, WINDOWS
 from kvintro.paging.bulk import MAPPED as FOUND
-from kvintro.queries.audit.verdict import MOST, Finding, Tally, Verdict
+from kvintro.queries.audit.verdict import MOST, Finding, Tally, Verdict, not_applicable
 from kvintro.queries.census import contradiction
 from kvintro.readers.mapped import rights_text
 
@@ -29,10 +29,15 @@ def tables(kernel: Kernel) -> Verdict:
 
     A table that is missing from the dump is no defect of the kernel's.
     """
+    if kernel.source.live:
+        return not_applicable("the page tables of a running kernel are in use")
     translation = kernel.source.translation
-    if translation is None or not translation.judged:
-        raise Unavailable("the page tables of a kernel that runs change while they are looked at")
+    if translation is None:
+        raise Unavailable("VMCOREINFO does not say where the page tables are")
     tally = Tally("tables")
+    for name in WINDOWS:
+        if name not in translation.judged:
+            tally.lacks(f"{name}: not known where it is")
     for name, judged in translation.judged.items():
         tally.compared(name, judged.looked)
         missing = [broken for broken in judged.broken if broken.why == MISSING]
