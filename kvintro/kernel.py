@@ -41,17 +41,50 @@ def open_kernel(request: Request) -> Kernel:
     return Kernel(open_source(request))
 
 
+class Room:
+    """How many structures a dump has room for, for all lists and trees that one command follows.
+
+    Where its entries overlap, a list of a million fits into a few pages, and many lists can lead into the
+    same one. A real dump has the bytes of all its lists, compressed at most.
+    """
+
+    _FREE = 128 << 20
+    _TO_FILE = 2
+    _EACH = 2 << 10  # what an entry costs beside its bytes, and what it takes elsewhere in a real dump
+
+    def __init__(self, source: Source) -> None:
+        #: A running kernel is believed.
+        self._all = None if source.kind == "live" else self._FREE + self._TO_FILE * source.real
+        self._left = self._all
+
+    def take(self, size: int) -> bool:
+        """Whether there is room for one more structure.
+
+        :param size: its bytes.
+        """
+        if self._left is None:
+            return True
+        self._left -= size + self._EACH
+        return self._left >= 0
+
+    def anew(self) -> None:
+        """Another command begins."""
+        self._left = self._all
+
+
 class Kernel:
     """See the module.
 
     :ivar prog: the drgn program, with symbols and types as far as there are any.
     :ivar source: what was opened, and how complete it is.
+    :ivar room: for what the command that runs reads from lists and trees.
     """
 
     def __init__(self, source: Source) -> None:
         self.source = source
         self.prog = source.prog
         self.arch = x86_64.ARCHITECTURE
+        self.room = Room(source)
         self._trees: Dict[int, Tree] = {}
         self._locations: Dict[str, Located] = {}
 

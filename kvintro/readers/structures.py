@@ -302,7 +302,7 @@ def list_entries(
     :param member: the list's links in the entries.
     :param what: what the list is, for notes: ``the list of modules``.
     """
-    offset = offset_of(kernel, type_name, member)
+    offset, size = offset_of(kernel, type_name, member), size_of(kernel, type_name)
     seen: Set[int] = {head}
     for way in ("next", "prev"):
         count = 0
@@ -314,8 +314,8 @@ def list_entries(
         if node == 0 and way == "next":
             return  # never initialised, so nothing was ever in it
         while node not in seen:
-            if len(seen) > limit:
-                damage.add(f"{what} does not end", f"given up after {limit} entries")
+            if len(seen) > limit or not kernel.room.take(size):
+                damage.add(f"{what} does not end", f"given up after {count} entries")
                 return
             seen.add(node)
             try:
@@ -360,7 +360,7 @@ def chain_entries(
     kernel: Kernel, head: int, type_name: str, member: str, damage: Damage, what: str, *, limit: int = LIMIT
 ) -> Iterator[Tuple[int, drgn.Object]]:
     """As :func:`list_entries`, for a ``struct llist_head``: linked one way, and ended by NULL."""
-    offset = offset_of(kernel, type_name, member)
+    offset, size = offset_of(kernel, type_name, member), size_of(kernel, type_name)
     seen: Set[int] = set()
     try:
         node = pointer_at(kernel, head)
@@ -368,7 +368,7 @@ def chain_entries(
         damage.add(f"{what} has no head here", error.what)
         return
     while node:
-        if node in seen or len(seen) > limit:
+        if node in seen or len(seen) > limit or not kernel.room.take(size):
             damage.add(f"{what} does not end", f"given up after {len(seen)} entries")
             return
         seen.add(node)
@@ -388,7 +388,7 @@ def tree_entries(
 
     :param root: address of the root.
     """
-    offset = offset_of(kernel, type_name, member)
+    offset, size = offset_of(kernel, type_name, member), size_of(kernel, type_name)
     seen: Set[int] = set()
     above: List[Tuple[int, drgn.Object]] = []
     node = pointer_at(kernel, root)
@@ -397,8 +397,8 @@ def tree_entries(
             if node in seen:
                 damage.add(f"{what} runs in a circle", f"back to {node:016x}")
                 break
-            if len(seen) > limit:
-                damage.add(f"{what} does not end", f"given up after {limit} entries")
+            if len(seen) > limit or not kernel.room.take(size):
+                damage.add(f"{what} does not end", f"given up after {len(seen)} entries")
                 return
             seen.add(node)
             try:
@@ -416,7 +416,7 @@ def tree_entries(
 
 
 # lib/maple_tree.c, include/linux/maple_tree.h
-_MAPLE_NODE_MASK = 255
+_MAPLE_NODE_MASK, _MAPLE_NODE_SIZE = 255, 256
 _MAPLE_TYPE_SHIFT, _MAPLE_TYPE_MASK = 3, 15
 _MAPLE_DENSE, _MAPLE_LEAF, _MAPLE_RANGE, _MAPLE_ARANGE = range(4)
 _XA_INTERNAL = 2
@@ -440,7 +440,10 @@ def maple_entries(
     while waiting:
         encoded, low, high = waiting.pop()
         node = encoded & ~_MAPLE_NODE_MASK & ALL
-        if node in seen or len(seen) > limit:
+        if len(seen) > limit or not kernel.room.take(_MAPLE_NODE_SIZE):
+            damage.add(f"{what} does not end", f"given up after {len(seen)} nodes")
+            return
+        if node in seen:
             damage.add(f"{what} runs in a circle", f"back to {node:016x}")
             continue
         seen.add(node)
@@ -451,6 +454,9 @@ def maple_entries(
             continue
         if leaf:
             for first, last, entry in slots:
+                if not kernel.room.take(_MAPLE_NODE_SIZE):
+                    damage.add(f"{what} does not end", f"given up after {len(seen)} nodes")
+                    return
                 if entry & 3 != _XA_INTERNAL:
                     yield first, last, entry
             continue

@@ -19,6 +19,7 @@ from kvintro.readers.structures import (
     number,
     offset_of,
     optional,
+    size_of,
     struct_at,
     text_at,
 )
@@ -98,8 +99,11 @@ def _addresses(
                 yield address, (first, last)
         return
     seen = set()
-    address = number(mm, "mmap")
+    address, size = number(mm, "mmap"), size_of(kernel, "struct vm_area_struct")
     while address:
+        if not kernel.room.take(size):
+            damage.add(f"{what} does not end", f"given up after {len(seen)} entries")
+            return
         if address in seen or len(seen) > _MAX_VMAS:
             damage.add(f"{what} runs in a circle", f"back to {address:016x}")
             return

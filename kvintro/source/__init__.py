@@ -118,6 +118,11 @@ class Source:
     translation: Optional[Translation] = None
     kept: Tuple[Kept, ...] = field(default=(), repr=False, compare=False)
 
+    @property
+    def real(self) -> int:
+        """Bytes that the files of a dump have on the disk; 0 for what has no file."""
+        return sum(kept.real for kept in self.kept)
+
     def check_size(self) -> None:
         """See that nothing was cut off the dump while it was open.
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import logging
 import os
+from bisect import bisect_right
 from contextlib import ExitStack
+from itertools import accumulate
 from typing import (
     BinaryIO,
     Callable,
@@ -269,8 +271,18 @@ def _with_its_note(part: _Part) -> Tuple[drgn.Program, Optional[bytes]]:
 
 
 def _outside(ranges: Sequence[Tuple[int, int]], known: Optional[bool]) -> Callable[[int], bool]:
-    """Whether an address is in none of the ranges (start, end exclusive), which are all if that is known."""
-    return lambda address: bool(known) and not any(start <= address < end for start, end in ranges)
+    """Whether an address is in none of the ranges (start, end exclusive), which are all if that is known.
+
+    :param ranges: in ascending order. There can be 200,000, and each entry of a page table is looked for.
+    """
+    starts = [start for start, _ in ranges]
+    ends = list(accumulate((end for _, end in ranges), max))  # they may overlap
+
+    def outside(address: int) -> bool:
+        before = bisect_right(starts, address)
+        return bool(known) and (not before or address >= ends[before - 1])
+
+    return outside
 
 
 def _choose(memory: MemorySearch, path: str, wanted: Wanted, note: Optional[bytes]) -> Chosen:

@@ -120,6 +120,12 @@ class Kept(NamedTuple):
     file: BinaryIO
     size: int
 
+    @property
+    def real(self) -> int:
+        """How many bytes of it take room on the disk; its size where the file system does not say."""
+        found = os.fstat(self.file.fileno())
+        return min(found.st_size, found.st_blocks * 512 or found.st_size)
+
     def check(self) -> None:
         """:raises NotADump: the file has become shorter."""
         size = os.fstat(self.file.fileno()).st_size

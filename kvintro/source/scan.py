@@ -28,6 +28,9 @@ _DIGITS = b"".join(bytes((digit, 0)) for digit in b"0123456789")
 # costs a read; more than this many is no kernel. Of token tables and their markers there is one.
 _MAX_CANDIDATES = 64
 _MAX_TABLES = 4
+# Places where the number of symbols may be, that is where a word fits the markers. Beside the right one there
+# is hardly ever another, and each costs a walk over 256 names.
+_MAX_PLACES = 256
 _TOKENS = 256
 _MAX_TOKEN_TABLE = 1 << 16  # as its index has 16 bits; real ones have a kilobyte
 _MAX_SYMBOLS = 1 << 21
@@ -43,6 +46,7 @@ _BTF_HEADER = b"\x9f\xeb\x01\x00\x18\0\0\0\0\0\0\0"  # magic, version 1, no flag
 _DIGITS_PATTERN, _BTF_PATTERN = re.compile(re.escape(_DIGITS)), re.compile(re.escape(_BTF_HEADER))
 _MIN_BTF = 1 << 16  # the kernel's own has megabytes; what is smaller belongs to a BPF program
 _MAX_BTF = 64 << 20
+_MAX_BTF_IN_ALL = 128 << 20  # of all candidates; each has to be parsed to be told from the kernel's
 
 
 def in_image(address: int) -> bool:
@@ -224,17 +228,28 @@ def _find_names(read: Reader, table: int) -> Optional[_Names]:
         first = (place & -8) - (markers[-1] + _MARKED * _MAX_NAME_SIZE + 16 & -8)
         data = _read_to(read, place, place - first)
         first = place - len(data)
-        low, high = _MARKED * (len(markers) - 1), _MARKED * len(markers)
-        # Before them is their number. Each table is aligned to 8 until 6.15, then as its words are.
-        for at in range(-first % 4 + 4, len(data) - markers[-1], 4):
-            count = int.from_bytes(data[at - 4 : at], "little")
-            if low < count <= high and _names_fit(data, at, markers, count):
-                return _Names(first + at - 4, first + at, count)
-            if count == 0 and at >= 8 and (first + at) % 8 == 0:
-                count = int.from_bytes(data[at - 8 : at - 4], "little")
-                if low < count <= high and _names_fit(data, at, markers, count):
-                    return _Names(first + at - 8, first + at, count)
+        for at, number_at, count in islice(_numbers(data, first, markers), _MAX_PLACES):
+            if _names_fit(data, at, markers, count):
+                return _Names(first + number_at, first + at, count)
     return None
+
+
+def _numbers(data: bytes, first: int, markers: List[int]) -> Iterator[Tuple[int, int, int]]:
+    """(where names may begin, where their number before them lies, that number), by what the markers allow.
+
+    Each table is aligned to 8 until 6.15, then as its words are.
+
+    :param first: the address of the data.
+    """
+    low, high = _MARKED * (len(markers) - 1), _MARKED * len(markers)
+    for at in range(-first % 4 + 4, len(data) - markers[-1], 4):
+        number_at = at - 4
+        count = int.from_bytes(data[number_at:at], "little")
+        if count == 0 and at >= 8 and (first + at) % 8 == 0:
+            number_at = at - 8
+            count = int.from_bytes(data[number_at : at - 4], "little")
+        if low < count <= high:
+            yield at, number_at, count
 
 
 def _find_markers(read: Reader, table: int) -> Iterator[Tuple[int, List[int]]]:
@@ -358,14 +373,15 @@ def find_btf(read: Reader, start: int, end: int) -> Iterator[bytes]:
     :param start: first address to look at.
     :param end: address behind the last.
     """
-    left = _MAX_CANDIDATES
+    left, bytes_left = _MAX_CANDIDATES, _MAX_BTF_IN_ALL
     for address, data in pieces(read, start, end, overlap=len(_BTF_HEADER) - 1):
         for found in _BTF_PATTERN.finditer(data):
-            if not left:
-                break
+            if not left or bytes_left <= 0:
+                return
             left -= 1
             blob = _btf_at(read, address + found.start())
             if blob is not None:
+                bytes_left -= len(blob)
                 yield blob
 
 

@@ -197,6 +197,28 @@ def test_memory_without_a_table(read: Callable[[int, int], bytes], said: str) ->
     assert time.process_time() - started < allowed(20)
 
 
+def test_many_places_for_the_number_of_symbols() -> None:
+    """Each word before the names may be their number, and 256 names follow each: only some are tried."""
+    tried = []
+    starts = [sum(len(token) + 1 for token in TOKENS[:i]) for i in range(256)]
+    block = struct.pack("<I", 0x140) * 40000 + struct.pack("<II", 0, 2000)
+    block += b"".join(token + b"\0" for token in TOKENS)
+    block += bytes(-len(block) % 8) + struct.pack("<256H", *starts)
+    data = (block + bytes(-len(block) % 8)) * 4
+
+    def read(address: int, size: int) -> bytes:
+        if not 0 <= address - TEXT <= len(data) - size:
+            raise drgn.FaultError("no such memory", address)
+        return data[address - TEXT : address - TEXT + size]
+
+    fit = scan._names_fit
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scan, "_names_fit", lambda *of: tried.append(of) or fit(*of))
+        with pytest.raises(KallsymsError, match="names are not before its tokens"):
+            scan.find_kallsyms(read, {"_stext": TEXT, "init_uts_ns": TEXT + len(data) - 8})
+    assert 0 < len(tried) <= 5000
+
+
 @pytest.mark.parametrize("symbols", [{}, {"_stext": 1, "init_uts_ns": 2}, {"_stext": TEXT}])
 def test_no_idea_where_to_look(symbols: Dict[str, int]) -> None:
     with pytest.raises(KallsymsError, match="where the kernel's image lies"):
@@ -253,6 +275,19 @@ def scanned(blobs: List[bytes], sizes: Dict[str, int]) -> Optional[str]:
     if installed.types:
         assert prog.type("struct page").size == 64
     return installed.types or None
+
+
+def test_many_large_candidates_for_types() -> None:
+    """A small part of an image can be mapped all over it, as BTF of the largest size each time."""
+    size = 16 << 20
+    head = struct.pack("<HBBI4I", 0xEB9F, 1, 0, 24, 0, size - 26, size - 26, 2)
+
+    def read(address: int, count: int) -> bytes:
+        start = (address - TEXT) % size
+        return ((head + bytes(count))[start : start + count] if start < 24 else b"").ljust(count, b"\0")
+
+    found = list(scan.find_btf(read, TEXT, TEXT + 60 * size))
+    assert 1 < len(found) <= 8
 
 
 def test_types_without_symbols() -> None:

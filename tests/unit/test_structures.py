@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvintro.errors import NotInDump
-from kvintro.kernel import Kernel
+from kvintro.kernel import Kernel, Room
 from kvintro.readers.structures import (
     Damage,
     chain_entries,
@@ -23,6 +23,7 @@ from kvintro.readers.structures import (
     tree_entries,
     xarray_entries,
 )
+from kvintro.source import Source
 
 BASE = 0xFFFF_8880_0000_0000
 SIZE = 1 << 20
@@ -30,6 +31,9 @@ SIZE = 1 << 20
 
 class Memory:
     """A megabyte of kernel memory with the few types that the walks need."""
+
+    #: What the dump is said to be, and how many bytes it has on the disk.
+    kind, real = "core", 0
 
     def __init__(self) -> None:
         self.data = bytearray(SIZE)
@@ -112,8 +116,8 @@ class Memory:
 
     @property
     def kernel(self) -> Kernel:
-        source = SimpleNamespace(types="DWARF")
-        return cast(Kernel, SimpleNamespace(prog=self.prog, read=self.read, source=source))
+        source = cast(Source, SimpleNamespace(types="DWARF", kind=self.kind, real=self.real))
+        return cast(Kernel, SimpleNamespace(prog=self.prog, read=self.read, source=source, room=Room(source)))
 
     def put(self, address: int, *words: int) -> None:
         struct.pack_into(f"<{len(words)}Q", self.data, address - BASE, *words)
@@ -159,6 +163,33 @@ def test_damaged_chains() -> None:
     damage = Damage()
     assert len(chained(a_chain(50), damage, limit=10)) == 11
     assert "does not end" in damage.notes[0]
+
+
+def test_no_more_entries_than_a_dump_has_room_for() -> None:
+    """Many lists that lead into the same entries, or lists whose entries overlap: all of a command together
+    end. A larger dump has room for more, a running kernel is believed, another command begins anew."""
+
+    def taken(kernel: Kernel) -> int:
+        damage, count = Damage(), 0
+        while not damage and count < 500_000:
+            count += sum(1 for _ in chain_entries(kernel, BASE, "struct entry", "list", damage, "the chain"))
+        assert not damage or "does not end" in damage.notes[0]
+        return count
+
+    memory = a_chain(10_000)
+    kernel = memory.kernel
+    few = taken(kernel)
+    assert 10_000 < few < 100_000
+    for walk, member in ((list_entries, "list"), (chain_entries, "list"), (tree_entries, "rb")):
+        damage = Damage()
+        assert not list(walk(kernel, BASE, "struct entry", member, damage, "it"))
+        assert damage
+    kernel.room.anew()
+    assert taken(kernel) == few
+    memory.real = 64 << 20
+    assert few < taken(memory.kernel) < 3 * few
+    memory.kind = "live"
+    assert taken(memory.kernel) >= 500_000
 
 
 def a_list(count: int) -> Memory:

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any, Iterator, List, Tuple
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kvintro.cli import main
 from kvintro.errors import NotADump, NotInDump, WrongVmcoreinfo
+from kvintro.source import core
 from kvintro.source.kallsyms import vmcoreinfo_symbols
 from kvintro.source.note import parse, text_from_file
 from kvintro.source.physical import Extent, PhysicalMemory
@@ -387,3 +390,23 @@ def test_lines_without_an_end_take_no_time() -> None:
     assert vmcoreinfo_symbols(text() + "SYMBOL(x\n" * 1000)["_stext"] == 0xFFFFFFFF81000000
     small, large = (min(seconds(count) for _ in range(3)) for count in (700, 7000))
     assert large < 40 * small  # ten times as much; what is quadratic would take a hundred times as long
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 20)), max_size=8), st.booleans())
+def test_what_a_machine_has_no_memory_at(ranges: List[Tuple[int, int]], known: bool) -> None:
+    """Ranges that overlap, touch or are empty, against each address one by one."""
+    found = sorted((start, start + size) for start, size in ranges)
+    outside = core._outside(found, known)
+    has = {address for start, end in found for address in range(start, end)}
+    assert {address for address in range(90) if outside(address)} == (
+        set(range(90)) - has if known else set()
+    )
+
+
+def test_many_ranges_cost_no_look_up_more() -> None:
+    """A dump of 200,000 segments: entries of page tables are looked for in them by the hundred thousand."""
+    outside = core._outside([(n << 13, (n << 13) + 4096) for n in range(200_000)], True)
+    started = time.process_time()
+    assert sum(outside(n << 12) for n in range(200_000)) == 100_000
+    assert time.process_time() - started < allowed(5)
