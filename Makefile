@@ -7,14 +7,15 @@ SAMPLE := vmcores/debian-6.12/core.kdump
 # On all processors; what is asked of one core stays with one worker.
 PARALLEL := -n auto --dist loadgroup
 
-.PHONY: help demo test test-fuzz test-vm vmcores lint types bench docs test-browser dist clean
+.PHONY: help demo test test-fuzz test-vm test-vm-all test-vm-built vmcores lint types bench docs test-browser dist clean
 
 help:
 	@echo "make demo     the layout of this host if it can be read, else of a sample dump"
 	@echo "make test     unit tests and the sample dumps (no root, no kernel needed)"
 	@echo "make test-fuzz  ten thousand damaged inputs; KVINTRO_FUZZ=N for N times as many"
-	@echo "make test-vm  build dumps of real kernels under QEMU and test against their own words (root)"
-	@echo "make vmcores  build those dumps only"
+	@echo "make test-vm  boot kernels under QEMU and test their dumps against their own words (root)"
+	@echo "make test-vm-all  the same on every row of the lab's matrix"
+	@echo "make vmcores  build the dumps of every row, and test nothing"
 	@echo "make bench    time and memory against peers"
 	@echo "make docs     schemas, manual, completions, and the examples in docs/, from the code"
 	@echo "make dist     a wheel and an sdist in dist/, each installed and run outside of here"
@@ -57,7 +58,15 @@ vmcores: $(VENV)/.installed
 test-fuzz: $(VENV)/.test
 	@$(BIN)/python -m pytest -q -s tests/fuzz
 
-test-vm: $(VENV)/.test vmcores
+test-vm: $(VENV)/.test
+	@$(BIN)/python vmcores/build.py --few
+	@$(MAKE) --no-print-directory test-vm-built
+
+test-vm-all: $(VENV)/.test vmcores
+	@$(MAKE) --no-print-directory test-vm-built
+
+# On whatever the lab has built.
+test-vm-built: $(VENV)/.test
 	@$(BIN)/python vmcores/build.py --debug-vmlinux >/dev/null
 	@$(BIN)/python -m pytest -q tests/vm --cores built
 	@$(BIN)/python -m pytest -q $(PARALLEL) tests/cores --cores built

@@ -36,6 +36,11 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--only", nargs="+", metavar="GLOB", help="entries whose name matches, instead of all"
     )
+    result.add_argument(
+        "--few",
+        action="store_true",
+        help="entries that have each kernel, paging depth and option at least once",
+    )
     result.add_argument("--force", action="store_true", help="build again what is there already")
     result.add_argument("--update", action="store_true", help="look for newer kernels first")
     result.add_argument(
@@ -122,7 +127,8 @@ def main(arguments: Optional[List[str]] = None) -> int:
             print(rootfs.crash(vmlinux, core, [" ".join(options.command)], options.timeout), end="")
             return 0
         newest = archive.newest_series(matrix.NEWEST_MAJOR)
-        rows = matrix.shipped(newest) if options.shipped else matrix.entries(newest)
+        chosen = matrix.shipped if options.shipped else matrix.few if options.few else matrix.entries
+        rows = chosen(newest)
         where = HERE if options.shipped else built_dir()
         if options.live:
             return _live(rows, options.live, options.command, archive, options.timeout)

@@ -102,6 +102,21 @@ def entries(newest: str) -> List[Entry]:
     return rows
 
 
+#: Rows that repeat what others have between them: each kernel, paging depth and option is left without these.
+_REPEATED = (
+    *("debian-6.12-4level-kaslr", "debian-6.12-4level-nokaslr", "debian-6.12-5level-kaslr"),
+    *("debian-6.1-4level-kaslr", "debian-6.1-5level-nokaslr"),
+    *("debian-{newest}-4level-kaslr", "debian-{newest}-5level-kaslr", "debian-{newest}-5level-nokaslr"),
+    f"oracle-{ORACLE_SERIES}-4level",
+)
+
+
+def few(newest: str) -> List[Entry]:
+    """The rows that every change is tested on: each kernel, paging depth and option is in at least one."""
+    repeated = {name.format(newest=newest) for name in _REPEATED}
+    return [row for row in entries(newest) if row.name not in repeated]
+
+
 def shipped(newest: str) -> List[Entry]:
     """The cores that lie in the repository: as small a machine as each kernel boots on."""
     # The depot of stacks that KASAN keeps for its reports would be 16 MB of this guest.
