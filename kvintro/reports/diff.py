@@ -34,6 +34,8 @@ from kvintro.text import displacement_text, size_text
 
 # Of a saved layout or report. Real ones have about 1 MB; one of empty lists takes twenty times its size.
 _LARGEST_JSON = 32 << 20
+# Objects and lists in it: each takes up to 240 bytes of memory, and two to write. A row has 100 and more.
+_MOST_IN_JSON = 1 << 20
 #: States of a rule that was applied.
 _JUDGED = ("ok", "failed", "warning", "notice")
 _TOLD = 5  # of many things of a kind, so many are findings of their own
@@ -287,6 +289,8 @@ def side_of_json(path: str) -> Side:
     try:
         with open_file(path) as file:
             content = read_bounded(file, path, "a saved report", _LARGEST_JSON)
+        if content.count(b"{") + content.count(b"[") > _MOST_IN_JSON:
+            raise NotADump(f"{path} has more rows than any saved report", remedy)
         document = json.loads(content.decode("utf-8"))
         if document["schema"] == "kvintro.layout/1":
             return _saved(path, document, {})

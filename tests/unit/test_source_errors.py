@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import signal
 import socket
@@ -17,7 +18,8 @@ from typing import Any, Callable, Iterator, Tuple
 import pytest
 
 from kvintro.cli import main
-from kvintro.errors import NoSuchSource
+from kvintro.errors import NoSuchSource, NotADump
+from kvintro.reports.diff import side_of_json
 from kvintro.source import live
 from kvintro.source.files import open_file, read_bounded
 from tests.synthetic import elf_core, vmcoreinfo
@@ -464,3 +466,14 @@ def test_files_are_read_to_their_limit(tmp_path: Path, limit: int, monkeypatch: 
         monkeypatch.setattr(os, "fstat", lambda _: os.stat_result([0] * 10))
         with pytest.raises(NoSuchSource):
             read_bounded(file, str(path), "--btf", limit)
+
+
+@pytest.mark.parametrize("part", ["[[]]", '{"":{}}', "[0]", "{}"])
+def test_a_saved_report_of_nothing_but_lists(tmp_path: Path, part: str) -> None:
+    """Python's lists and objects take up to fifty times what they take in JSON; these are not made at all."""
+    saved = tmp_path / "saved.json"
+    saved.write_text('{"schema": "kvintro.layout/1", "regions": [' + ",".join([part] * (1 << 20)) + "]}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json, "loads", lambda text: pytest.fail("it was parsed"))
+        with pytest.raises(NotADump, match="more rows than any saved report"):
+            side_of_json(str(saved))
