@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Dict, List, Mapping, Optional
 
-from kvintro.arch.x86_64 import PAGE_SHIFT, X86Geometry
+from kvintro.arch.x86_64 import ALL, PAGE_SHIFT, X86Geometry
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
 from kvintro.paging import (
@@ -91,6 +91,8 @@ def contradiction(kernel: Kernel, key: str, mapped: int) -> Optional[str]:
         if not mapped:
             return f"nothing is mapped, and there is RAM up to {frames << PAGE_SHIFT:#x} ({frames:#x} pages)"
         end = base + -(-(frames << PAGE_SHIFT) >> kernel.section_size_bits.value) * size
+        if end > ALL + 1:
+            return None  # max_pfn or where the region begins is damaged
         lost = lost_sections(kernel, base, size, end)
     except (Unavailable, ValueError):
         return None

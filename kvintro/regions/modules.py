@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from kvintro.kernel import Kernel
 
-_MAX_MODULES = 10_000
+_MAX_MODULES = 1 << 12
 _KASAN_SHADOW_SHIFT = 3  # KASAN_SHADOW_SCALE_SHIFT
 _MAX_SECTIONS = 1 << 16  # -ffunction-sections makes thousands
 _LIVE, _COMING, _GOING, _UNFORMED = range(4)  # enum module_state
