@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import shutil
 import sys
@@ -53,6 +54,14 @@ def physical_address(text: str) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
+    def _print_message(self, message: str, file: Any = None) -> None:
+        try:
+            (file or sys.stderr).write(message)  # argparse passes errors over
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise NotWritten(f"standard output: {error.strerror}", "send it elsewhere") from None
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, f"{self.prog} --help")
 
@@ -283,6 +292,17 @@ def _named(arguments: Sequence[str]) -> Optional[str]:
     return next((ALIASES.get(a, a) for a in arguments if a in command_names() or a in ALIASES), None)
 
 
+_AS_USER = "choose another file; under sudo it is written as the user who called sudo"
+_REMEDIES = {
+    errno.ENOSPC: "make room there, or choose another file",
+    errno.EDQUOT: "make room there, or choose another file",
+    errno.EISDIR: "name a file in it",
+    errno.ENOENT: "name a file in a directory that exists",
+    errno.ENOTDIR: "name a file in a directory that exists",
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _AS_USER),
+}
+
+
 def deliver(result: "Report | Stream", args: argparse.Namespace, *, paged: bool = False) -> int:
     """Write what a command found to where the command line says; returns the exit code.
 
@@ -297,7 +317,7 @@ def deliver(result: "Report | Stream", args: argparse.Namespace, *, paged: bool 
         raise
     except OSError as error:
         place = "standard output" if args.output is None else args.output
-        remedy = "choose another file; under sudo it is written as who called sudo"
+        remedy = _REMEDIES.get(error.errno or 0, "choose another file")
         raise NotWritten(f"{place}: {error.strerror or error}", remedy) from error
 
 

@@ -42,6 +42,8 @@ def refuse_inputs(args: argparse.Namespace) -> None:
 
     :raises UsageError: the file of ``-o``, standard output or standard error is such a file.
     """
+    if args.output == "":
+        raise UsageError("-o names no file", "give it a path, or omit -o")
     target, out, err = _stat(args.output), _fstat(sys.stdout), _fstat(sys.stderr)
     inputs: Dict[FileId, str] = {}
     if any(status is not None and stat.S_ISREG(status.st_mode) for status in (target, out, err)):

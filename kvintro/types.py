@@ -123,7 +123,7 @@ def install(
         done.symbols_missing = Missing.of(e)
     try:
         if not types:
-            raise BtfError("types were not asked for", "leave --types none away")
+            raise BtfError("types were not asked for", "run it without --types none")
         data, origin = (btf, "BTF (file)") if btf is not None else _find_btf(prog, done.kallsyms)
         done.btf = BtfTypes(prog, Btf(data))
         done.types = origin

@@ -58,7 +58,7 @@ def run(kernel: Optional[Kernel], args: argparse.Namespace) -> Report:
 
     if args.b is not None and (args.core or args.qemu or args.symbols or args.btf):
         raise UsageError(
-            "with A and B both named nothing else is opened", "leave -c, --qemu, -s and --btf away, or B"
+            "with A and B both named nothing else is opened", "omit -c, --qemu, -s and --btf, or omit B"
         )
     a = _side(args.a, args)
     if args.b is not None:

@@ -26,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's own options."""
     holes = parser.add_mutually_exclusive_group()
     holes.add_argument("--holes", action="store_true", default=True, help="show unused stretches (default)")
-    holes.add_argument("--no-holes", action="store_false", dest="holes", help="leave unused stretches away")
+    holes.add_argument("--no-holes", action="store_false", dest="holes", help="omit unused stretches")
     parser.add_argument("--pid", type=int, metavar="PID", help="count what this process maps in user space")
     parser.add_argument(
         "--map",

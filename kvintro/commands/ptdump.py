@@ -47,7 +47,7 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Stream:
 
     if args.root == "efi":
         if args.pid is not None:
-            raise UsageError("firmware's page tables belong to no process", "leave --pid or --root efi away")
+            raise UsageError("firmware's page tables belong to no process", "omit --pid or --root efi")
         root = efi_root(kernel)
     else:
         root = kernel_root(kernel) if args.pid is None else process_root(kernel, args.pid)

@@ -34,7 +34,7 @@ def process_root(kernel: Kernel, pid: int) -> Root:
         if not task.mm:
             raise UsageError(
                 f"pid {pid} is a kernel thread and maps no user memory",
-                "leave --pid away for the kernel's own",
+                "omit --pid for the kernel's own",
             )
         return Root(table_of(kernel, task.mm.pgd.value_()), f"pid {pid}")
     except TROUBLE as error:

@@ -389,7 +389,7 @@ class Translator:
         if not 0 <= pfn < count:
             raise UsageError(
                 f"{asked.text} is no struct page: they lie at {base:016x}-{base + count * size - 1:016x}",
-                "leave --from away to have it taken for what it is",
+                "omit --from to have its kind recognised",
             )
         notes = [asked.note]
         own = self.kernel.walk(asked.value)

@@ -172,7 +172,7 @@ def open_source(request: Request) -> Source:
     debuginfo.load(source, request)
     translation.prepare_with_symbols(source)
     core.check_end(source)
-    core.check_build_id(source)
+    core.check_vmcoreinfo(source, request.vmcoreinfo)
     return source
 
 

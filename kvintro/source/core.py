@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from bisect import bisect_right
 from contextlib import ExitStack
 from itertools import accumulate
 from typing import (
     BinaryIO,
     Callable,
+    Dict,
     Iterable,
     Iterator,
     List,
@@ -31,7 +33,7 @@ import drgn
 
 from kvintro.arch import architectures, by_elf_machine, by_machine
 from kvintro.arch.x86_64 import START_KERNEL_MAP
-from kvintro.errors import KvintroError, NotADump, NotInDump, UsageError
+from kvintro.errors import KvintroError, NoSuchSource, NotADump, NotInDump, UsageError, WrongVmcoreinfo
 from kvintro.model import DUMP_FORMATS
 from kvintro.source import Source, parse_vmcoreinfo
 from kvintro.source.content import Content, FileContent
@@ -41,6 +43,7 @@ from kvintro.source.flattened import Flattened
 from kvintro.source.formats import READS, recognise
 from kvintro.source.kallsyms import READ_ERRORS, Kallsyms, KallsymsError, vmcoreinfo_symbols
 from kvintro.source.kdump import PAGE, Kdump, examine_kdump, has_frame, vmcoreinfo_of, worth_a_look
+from kvintro.source.note import parse, what_is_missing
 from kvintro.source.physical import (
     AvmlFile,
     Extent,
@@ -64,7 +67,9 @@ from kvintro.source.vmcoreinfo import (
     build_ids_in,
     choose,
     found_at,
+    identity_of,
     in_silence,
+    text_at,
 )
 
 _TRUNCATED = "the dump is truncated: what lies behind its end shows as not in the dump"
@@ -143,7 +148,10 @@ def _examined(content: Content, path: str, form: Optional[str]) -> DumpFile:
                 raise NotADump(f"{path}: the flattened dump is truncated before its header", _COPY_AGAIN)
             raise NotADump(f"{path} is flattened, and not a kernel dump", "take the dump again")
     if form not in (None, found.form):
-        raise NotADump(f"{path} does not begin as {form} does", "leave --format-in away: the content tells")
+        raise NotADump(
+            f"{path} does not begin as {form} does",
+            "run it without --format-in: the content tells the format",
+        )
     if found.form == "elf":
         headers = read_headers(content)
         if not whole and not headers.segments:
@@ -209,6 +217,8 @@ def _open_standard_input(form: Optional[str]) -> BinaryIO:
             if found.form == "raw" or found.form is None:
                 raise NotADump(f"standard input is {found.name}", found.advice)
 
+    if sys.stdin is None:
+        raise NoSuchSource("standard input is closed", "give it a dump: < FILE, or name one with -c FILE")
     return spooled(0, check)
 
 
@@ -232,7 +242,7 @@ def _open_elf(part: _Part, headers: ElfHeaders, wanted: Wanted, search: Search) 
         lacks=_outside(ram, dump.complete),
         limit=_FREE_SEARCH + _SEARCH_TO_FILE * dump.content.real,
     )
-    chosen = _choose(memory, path, wanted, headers.note("VMCOREINFO"))
+    chosen = _choose(memory, path, wanted, headers.note("VMCOREINFO"), dump.complete)
     prog = _program(file, path, dump, chosen.text)
     if dump.left_out:
         _hide_left_out(prog, headers)
@@ -252,7 +262,7 @@ def _open_kdump(part: _Part, kdump: Kdump, wanted: Wanted, search: Search) -> So
         lacks=lambda address: has_frame(dump.content, kdump, address // PAGE) is False,
         limit=_FREE_SEARCH + _PACKED_SEARCH_TO_FILE * dump.content.real,
     )
-    chosen = _choose(memory, path, wanted, note)
+    chosen = _choose(memory, path, wanted, note, dump.complete)
     if chosen.text != prog["VMCOREINFO"].string_():
         prog = _program(file, path, dump, chosen.text)
     hide_null(prog)
@@ -285,14 +295,20 @@ def _outside(ranges: Sequence[Tuple[int, int]], known: Optional[bool]) -> Callab
     return outside
 
 
-def _choose(memory: MemorySearch, path: str, wanted: Wanted, note: Optional[bytes]) -> Chosen:
-    """The VMCOREINFO of a format that has a note for it."""
+def _choose(
+    memory: MemorySearch, path: str, wanted: Wanted, note: Optional[bytes], complete: Optional[bool]
+) -> Chosen:
+    """The VMCOREINFO of a format that has a note for it.
+
+    :param complete: False for a dump that was cut off.
+    """
     try:
         return choose(memory, path, wanted, note, "its memory")
     except NotADump as error:
         if note is not None:
             raise
-        raise NotADump(f"{path} has no VMCOREINFO note, and {error.what}", error.remedy) from None
+        remedy = error.remedy if complete is not False else "the dump is truncated; copy it again whole"
+        raise NotADump(f"{path} has no VMCOREINFO note, and {error.what}", remedy) from None
 
 
 def _source(
@@ -467,7 +483,7 @@ def _open_split(parts: Sequence[_Part], wanted: Wanted, search: Search) -> Sourc
     of_parts = _OfParts(progs, parts, extents)
     real = sum(part.dump.content.real for part in parts)
     memory = MemorySearch([of_parts], watch=search, limit=_FREE_SEARCH + _PACKED_SEARCH_TO_FILE * real)
-    chosen = _choose(memory, parts[0].path, wanted, notes[0])
+    chosen = _choose(memory, parts[0].path, wanted, notes[0], None)
     complete = all(part.dump.complete for part in parts)
     warnings = [] if whole else [PARTS_MISSING]
     more = f" and {len(parts) - 1} more" if len(parts) > 1 else ""
@@ -621,26 +637,79 @@ def _with_vmcoreinfo(text: Optional[bytes]) -> drgn.Program:
         ) from error
 
 
-def check_build_id(source: Source) -> None:
-    """Whether the image has VMCOREINFO's build id, where symbols lead to it.
+def check_vmcoreinfo(source: Source, given: Optional[str]) -> None:
+    """Compare VMCOREINFO with what needs symbols to be found: the kernel's own copy of it, and the build id.
 
-    VMCOREINFO that was given or found is compared before. For the dump's note this is cheaper than to look
-    through the image.
+    Before there were symbols, only what leads to the memory was compared. A dump's note that differs from the
+    kernel's copy yields to it.
+
+    :param given: the file of ``--vmcoreinfo``, if the text is from there.
+    :raises WrongVmcoreinfo: the file's text differs.
     """
-    said = source.vmcoreinfo.get("BUILD-ID")
-    if said is None or source.kallsyms is None or source.kind == "live":
+    if source.kallsyms is None:
         return
+    own = _kernels_copy(source)
+    different = sorted(key for key, value in own.items() if source.vmcoreinfo.get(key) != value)
+    if different:
+        key = different[0]
+        said = source.vmcoreinfo.get(key)
+        reason = f"it says {key}={said}" if said is not None else f"it has no {key}"
+        reason += f", and the kernel's own copy says {key}={own[key]}"
+        if given is not None:
+            raise WrongVmcoreinfo(
+                f"{given} is not the VMCOREINFO of {source.label}: {reason}",
+                "run it without --vmcoreinfo: the kernel's own copy is in the memory",
+            )
+        origin = source.vmcoreinfo_origin
+        source.warnings.append(
+            f"VMCOREINFO ({origin}) was not believed: {reason}; the kernel's own copy is used"
+        )
+        source.vmcoreinfo, source.vmcoreinfo_origin = own, "the kernel's own copy in memory"
+    if source.kind != "live" or given is not None:
+        _check_build_id(source, given)
+
+
+def _kernels_copy(source: Source) -> Dict[str, str]:
+    """The lines of the text that the kernel keeps ready for a crash; none if it cannot be read.
+
+    A copy that names other page tables than those that led to it is damaged, and is none either.
+    kernel/crash_core.c:crash_save_vmcoreinfo_init, kernel/vmcore_info.c since 6.9. When it crashes,
+    crash_save_vmcoreinfo() adds a line to it, CRASHTIME, before it is dumped.
+    """
+    assert source.kallsyms is not None
+    pointer = source.kallsyms.lookup("vmcoreinfo_note")
+    if pointer is None:
+        return {}
+    read = source.prog.read
+    try:
+        text = text_at(lambda at, size: bytes(read(at, size)), source.prog.read_u64(pointer))
+    except READ_ERRORS:
+        return {}
+    if text is None or what_is_missing(text) is not None:
+        return {}
+    lines = parse(text)
+    return lines if identity_of(lines) == identity_of(source.vmcoreinfo) else {}
+
+
+def _check_build_id(source: Source, given: Optional[str]) -> None:
+    """Whether the image has VMCOREINFO's build id."""
+    assert source.kallsyms is not None
+    said = source.vmcoreinfo.get("BUILD-ID")
     start, stop = (source.kallsyms.lookup(name) for name in ("__start_notes", "__stop_notes"))
-    if start is None or stop is None or not 0 < stop - start <= _MAX_NOTES:
+    if said is None or start is None or stop is None or not 0 < stop - start <= _MAX_NOTES:
         return
     try:
         found = [data.hex() for _, data in build_ids_in(start, source.prog.read(start, stop - start))]
     except READ_ERRORS:
         return
-    if found and said not in found:
-        source.warnings.append(
-            f"VMCOREINFO is of another build: its BUILD-ID is {said}, and the image in memory has {found[0]}"
+    if not found or said in found:
+        return
+    reason = f"its BUILD-ID is {said}, and the image in memory has {found[0]}"
+    if given is not None:
+        raise WrongVmcoreinfo(
+            f"{given} is not the VMCOREINFO of {source.label}: {reason}", "is it of the boot that was dumped?"
         )
+    source.warnings.append(f"VMCOREINFO is of another build: {reason}")
 
 
 def program_of(memory: PhysicalMemory, vmcoreinfo: bytes, *, live: bool = False) -> drgn.Program:

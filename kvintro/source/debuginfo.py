@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from typing import Optional
 
-from kvintro.errors import KvintroError, NoTypes, WrongVmlinux
+from kvintro.errors import KvintroError, NoTypes, WrongVmcoreinfo, WrongVmlinux
 from kvintro.source import Request, Source
 from kvintro.source.core import one_line
 from kvintro.source.elf import read_headers
 from kvintro.source.files import open_file, read_small_file
+from kvintro.source.note import symbols_of
 from kvintro.types import Missing, install
 
 
@@ -51,9 +52,28 @@ def _load_dwarf(source: Source, request: Request) -> None:
     except Exception as error:
         raise WrongVmlinux(
             f"{path} has no usable debuginfo: {one_line(error)}",
-            "install the kernel's -dbg package, or leave -s away and use the kernel's own types",
+            "install the kernel's -dbg package, or run it without -s to use the kernel's own types",
         ) from error
+    _check_place(source)
     source.symbols = source.types = "DWARF"
+
+
+def _check_place(source: Source) -> None:
+    """See that drgn put the symbols where the kernel is: it moves them by VMCOREINFO's KERNELOFFSET.
+
+    :raises WrongVmcoreinfo: it did not.
+    """
+    wanted = symbols_of(source.vmcoreinfo).get("_stext")
+    try:
+        found = source.prog.symbol("_stext").address
+    except LookupError:
+        return
+    if wanted is not None and found != wanted:
+        raise WrongVmcoreinfo(
+            f"VMCOREINFO contradicts itself: with its KERNELOFFSET _stext is at {found:#x}, "
+            f"and its SYMBOL(_stext) is {wanted:#x}",
+            "run it without -s: the kernel's own symbols do not depend on KERNELOFFSET",
+        )
 
 
 def _load_builtin(source: Source, request: Request) -> None:
@@ -69,7 +89,7 @@ def _load_builtin(source: Source, request: Request) -> None:
     missing = installed.types_missing
     if missing is not None and (request.btf is not None or request.types == "btf"):
         # Asked for by name: a report without them is not what the user wants.
-        raise NoTypes(missing.reason, missing.remedy or "leave --btf and --types away")
+        raise NoTypes(missing.reason, missing.remedy or "run it without --btf and --types")
     if installed.symbols_missing is not None:
         _warn(source, "symbols", installed.symbols_missing)
     if missing is not None and request.types != "none":

@@ -34,7 +34,10 @@ def why_unreadable(memory: PhysicalMemory) -> Optional[str]:
     if random >= _FEWEST and random > 9 * other:
         return "its memory is encrypted: this is the host's view of a guest with SEV"
     if zero >= _FEWEST and not random and not other:
-        return "all of its memory reads as zeros: a guest with TDX or SEV-SNP does not show it to the host"
+        return (
+            "all of its memory reads as zeros: a guest with TDX or SEV-SNP does not show it to the host, "
+            "and one that has not booted has nothing in it"
+        )
     return None
 
 

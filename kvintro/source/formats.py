@@ -170,7 +170,7 @@ _PACKED: Sequence[Tuple[str, Test, str]] = (
 
 #: In the order in which they are tried.
 FORMATS: Tuple[Format, ...] = (
-    Format("empty", _empty, "take the dump again; check the disk it was written to"),
+    Format("empty", _empty, "take the dump again; check what wrote it and the disk it was written to"),
     # What kvintro reads, behind what only looks like it.
     Format(
         "a core dump of VirtualBox",

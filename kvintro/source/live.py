@@ -11,6 +11,7 @@ import re
 import socket
 import stat
 import struct
+import time
 from io import BufferedRWPair
 from typing import BinaryIO, Callable, Dict, Iterator, List, Optional, Tuple
 
@@ -25,7 +26,7 @@ from kvintro.source.kallsyms import READ_ERRORS
 from kvintro.source.physical import Extent, PhysicalMemory
 from kvintro.source.privileges import invoker, open_by_sudo, peer_uid
 from kvintro.source.scan import pieces
-from kvintro.source.vmcoreinfo import Judge, MemorySearch, Search, Wanted, choose, in_silence
+from kvintro.source.vmcoreinfo import Encrypted, Judge, MemorySearch, Search, Wanted, choose, in_silence
 
 KCORE = "/proc/kcore"
 _LOCKDOWN = "/sys/kernel/security/lockdown"
@@ -34,8 +35,12 @@ _ON_THE_HOST = "run it on the host, or in a container with --privileged (CAP_SYS
 _NOTE_REMEDY = (
     "start QEMU with -device vmcoreinfo and load qemu_fw_cfg in the guest, or use --vmcoreinfo FILE"
 )
+_QMP_REMEDY = "start QEMU with -qmp unix:PATH,server=on,wait=off and name PATH"
 _RAM = re.compile(r"^ *([0-9a-f]{16})-([0-9a-f]{16}) \(prio -?[0-9]{1,6}, ram\):", re.M)
 _MAX_ANSWER, _MAX_EVENTS = 4 << 20, 1000
+_MAX_GREETING = 4096  # bytes; QEMU's has about 150
+_GREETING = b'{"QMP":'
+_PAUSE = 0.01  # seconds
 _ANSWER = 10  # seconds; QEMU's monitor answers at once
 
 
@@ -109,10 +114,7 @@ def connect(address: str, *, opened: Callable[[], None] = lambda: None) -> socke
     except (socket.timeout, BlockingIOError):  # TimeoutError since Python 3.10; others wait in line already
         raise _busy(address) from None
     except (OSError, ValueError) as error:
-        raise NoSuchSource(
-            f"no QEMU answers at {address}: {one_line(error)}",
-            "start QEMU with -qmp unix:PATH,server=on,wait=off and name PATH",
-        ) from error
+        raise NoSuchSource(f"no QEMU answers at {address}: {_reason(error)}", _QMP_REMEDY) from error
 
 
 def _host_and_port(address: str) -> Optional[Tuple[str, int]]:
@@ -169,6 +171,8 @@ def open_qemu(
     memory = MemorySearch([guest], watch=search, lacks=lambda at: guest.extent_of(at) is None)
     try:
         chosen = choose(memory, address, wanted, note, "its memory")
+    except Encrypted:
+        raise
     except NotADump as error:
         what = error.what if note is not None else f"the guest at {address}: {error.what}"
         raise NotADump(what, _NOTE_REMEDY) from None
@@ -193,19 +197,42 @@ def _listen(address: str, connection: socket.socket, vmcoreinfo: Optional[bytes]
     try:
         prog.set_qemu_qmp(connection.detach())
     except Exception as error:
-        raise NotADump(f"the guest at {address} cannot be read: {one_line(error)}", _NOTE_REMEDY) from error
+        raise NotADump(f"the guest at {address} cannot be read: {one_line(error)}", _QMP_REMEDY) from error
     return prog
 
 
 def _await_greeting(address: str, connection: socket.socket) -> None:
+    """Wait for QEMU's greeting and leave it in the socket. drgn reads until the line ends, without a limit.
+
+    :raises SourceError: there is none, or something else talks there.
+    """
+    deadline = time.monotonic() + _ANSWER
+    said = b""
     try:
-        connection.recv(1, socket.MSG_PEEK)  # QEMU greets whom it listens to
+        while b"\n" not in said and len(said) < _MAX_GREETING:
+            connection.settimeout(max(deadline - time.monotonic(), 0.001))
+            more = connection.recv(_MAX_GREETING, socket.MSG_PEEK)
+            if not more:
+                raise NoSuchSource(f"{address} closes the connection at once", _QMP_REMEDY)
+            if not more.startswith(_GREETING[: len(more)]):
+                break
+            if time.monotonic() > deadline:
+                raise socket.timeout
+            if more == said:
+                time.sleep(_PAUSE)  # half a line: MSG_PEEK does not wait for the rest
+            said = more
     except socket.timeout:  # TimeoutError since Python 3.10
         raise _busy(address) from None
     except OSError as error:
         raise NoSuchSource(
-            f"no QEMU answers at {address}: {one_line(error)}", "is the guest running?"
+            f"no QEMU answers at {address}: {_reason(error)}", "is the guest running?"
         ) from None
+    if b"\n" not in said:
+        raise NoSuchSource(f"what listens at {address} does not speak QMP", _QMP_REMEDY)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or one_line(error)
 
 
 def _ram(address: str, connection: socket.socket) -> List[Extent]:

@@ -18,7 +18,7 @@ MAX_TEXT = 64 << 10
 #: Without these nothing can be read. arch_crash_save_vmcoreinfo() writes most of them, last of all.
 _NEEDED = ("OSRELEASE", "PAGESIZE", "SYMBOL(swapper_pg_dir)", "NUMBER(phys_base)", "KERNELOFFSET")
 _ADDRESS = re.compile(r"[0-9a-fA-F]{1,16}")
-_REMEDY = "give the whole text of the boot that was dumped, or leave --vmcoreinfo away"
+_REMEDY = "give the whole text of the boot that was dumped, or run it without --vmcoreinfo"
 
 
 def parse(text: Union[bytes, str]) -> Dict[str, str]:

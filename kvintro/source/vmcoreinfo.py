@@ -249,7 +249,11 @@ class _Info:
         self.geometry = self.geometry_of(self.levels)
         self.root = self.physical(self.symbols["swapper_pg_dir"])
         offset = self._number("KERNELOFFSET", 0, 16)
-        if not 0 <= offset < _MAX_IMAGE or offset % _MIN_KERNEL_ALIGN:
+        start = self.symbols.get("_stext", _START_KERNEL_MAP + _MAX_IMAGE)
+        highest = (
+            start - _START_KERNEL_MAP
+        )  # it moved the image to there from the window's beginning or later
+        if not 0 <= offset <= highest or offset >= _MAX_IMAGE or offset % _MIN_KERNEL_ALIGN:
             raise ValueError("its KERNELOFFSET is none that a kernel has")
 
     def geometry_of(self, levels: int) -> x86_64.X86Geometry:
@@ -618,7 +622,7 @@ def _first(memory: MemorySearch, what: str) -> Chosen:
 
 
 def _note_or_better(memory: MemorySearch, path: str, note: bytes, what: str) -> Chosen:
-    # The image's build id is compared when a symbol leads to it: see check_build_id().
+    # The image's build id is compared when a symbol leads to it: see check_vmcoreinfo() in core.py.
     verdict, which = memory.judge(note, with_build_id=False)
     if verdict.state == "fits":
         return Chosen(note, _NOTE_ORIGIN, which)
@@ -680,7 +684,7 @@ def _chosen_by_file(memory: MemorySearch, path: str, text: bytes, name: str, not
         lines = parse(right)
         raise WrongVmcoreinfo(
             f"{name} is not the VMCOREINFO of {path}: {verdict.reason}",
-            f"leave --vmcoreinfo away: {where} fits "
+            f"run it without --vmcoreinfo: {where} fits "
             f"({lines['OSRELEASE']}, image moved by 0x{lines['KERNELOFFSET']})",
         )
     if verdict.state == "wrong":

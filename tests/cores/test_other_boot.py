@@ -184,6 +184,54 @@ def test_a_wrong_note(
     assert said or (kind == "empty" and form != "ELF")  # in a kdump an empty one is none
 
 
+#: A line that leads to nothing, and is therefore not compared before there are symbols.
+WRONG_LINES = {
+    "KERNELOFFSET": lambda value: f"{int(value, 16) - _KASLR_STEP:x}",
+    "NUMBER(sme_mask)": lambda value: str(1 << 47),
+    "BUILD-ID": lambda value: "ab" * (len(value) // 2),
+    "SIZE(page)": lambda value: "128",
+}
+
+
+@pytest.mark.parametrize("key", WRONG_LINES)
+@pytest.mark.parametrize("form", ["ELF", "kdump", "LiME"])
+def test_one_wrong_line(
+    note: str,
+    kernel: Kernel,
+    memory: "List[Tuple[int, bytes]]",
+    plain_kdump: bytes,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    form: str,
+    key: str,
+) -> None:
+    """The kernel's own copy is the judge, to which a symbol leads."""
+    found = re.search(rf"^{re.escape(key)}=(.*)$", note, re.M)
+    if found is None or (key == "KERNELOFFSET" and not int(found[1], 16)):
+        pytest.skip(f"this kernel says nothing of {key}")
+    line = f"{key}={WRONG_LINES[key](found[1])}"
+    wrong = note.replace(found[0], line)
+    path, given = tmp_path / "dump", tmp_path / "given"
+    given.write_text(wrong)
+    if form == "LiME":
+        path.write_bytes(lime(memory))
+    elif form == "ELF":
+        _elf(path, memory, wrong)
+    else:
+        path.write_bytes(kdump_with(plain_kdump, wrong.ljust(len(note)).encode()[: len(note)]))
+    code, out, err = run(capsys, "-c", str(path), "--vmcoreinfo", str(given), "info")
+    assert (code, out) == (3, "")
+    what, hint = err.splitlines()
+    assert line.partition("=")[2] in what
+    assert "without --vmcoreinfo" in hint or "boot that was dumped" in hint
+    if form == "ELF":
+        source = open_kernel(Request(core=str(path), types="none")).source
+        assert source.vmcoreinfo == kernel.source.vmcoreinfo
+        assert source.vmcoreinfo_origin == "the kernel's own copy in memory"
+        assert any(line in warning for warning in source.warnings)
+    path.unlink()
+
+
 @pytest.mark.parametrize("lost", ["init_uts_ns", "page tables"])
 def test_what_cannot_be_verified(
     core: Core, kernel: Kernel, note: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], lost: str

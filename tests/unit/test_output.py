@@ -318,11 +318,14 @@ def test_what_is_no_file_is_written_directly(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for path in (str(tmp_path), f"{tmp_path}/new/", f"{tmp_path}/no/file", "", "/dev/fd/99", "a" * 300):
+    for path in (str(tmp_path), f"{tmp_path}/new/", f"{tmp_path}/no/file", "/dev/fd/99", "a" * 300):
         assert main([*PTE, "-o", path]) == 3
         said = capsys.readouterr().err
         assert said.startswith(f"kvintro: {path}: "), said
         assert said.count("\n") == 2
+        assert "sudo" not in said  # nothing of this is a matter of rights
+    assert main([*PTE, "-o", ""]) == 2
+    assert "-o names no file" in capsys.readouterr().err
     assert os.listdir(tmp_path) == []
 
 

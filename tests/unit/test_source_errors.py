@@ -13,14 +13,15 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Callable, Iterator, Tuple
 
 import pytest
 
 from kvintro.cli import main
-from kvintro.errors import NoSuchSource, NotADump
+from kvintro.errors import NoSuchSource, NotADump, WrongVmcoreinfo
 from kvintro.reports.diff import side_of_json
-from kvintro.source import live
+from kvintro.source import Source, debuginfo, live
 from kvintro.source.files import open_file, read_bounded
 from tests.synthetic import elf_core, vmcoreinfo
 
@@ -477,3 +478,20 @@ def test_a_saved_report_of_nothing_but_lists(tmp_path: Path, part: str) -> None:
         patch.setattr(json, "loads", lambda text: pytest.fail("it was parsed"))
         with pytest.raises(NotADump, match="more rows than any saved report"):
             side_of_json(str(saved))
+
+
+def test_symbols_that_lie_elsewhere_than_vmcoreinfo_says() -> None:
+    """drgn moves debuginfo's symbols by KERNELOFFSET, and nothing else depends on that line."""
+    symbols = {"_stext": 0xFFFFFFFF83000000}
+
+    class Program:
+        def symbol(self, name: str) -> SimpleNamespace:
+            return SimpleNamespace(address=symbols[name])
+
+    source = Source(Program(), "core", "dump", "ELF", vmcoreinfo={"SYMBOL(_stext)": "ffffffff83000000"})  # type: ignore[arg-type]
+    debuginfo._check_place(source)
+    symbols["_stext"] += 2 << 20
+    with pytest.raises(WrongVmcoreinfo) as caught:
+        debuginfo._check_place(source)
+    assert "KERNELOFFSET" in caught.value.what
+    assert "without -s" in caught.value.remedy

@@ -115,6 +115,7 @@ CLOSED: List[Tuple[str, str, int, str]] = [
     ("layout", "<&-", 0, ""),
     ("identify -", "<&-", 2, "standard input is closed"),
     ("translate -", "<&-", 2, "standard input is closed"),
+    ("-c - info", "<&-", 3, "standard input is closed"),
     ("shell", "<&-", 2, "standard input is closed"),
     ("nonsense", "2>&-", 2, ""),
     ("nonsense", "2>/dev/full", 2, ""),
@@ -125,8 +126,9 @@ CLOSED: List[Tuple[str, str, int, str]] = [
 
 
 @pytest.mark.parametrize(("line", "shell", "code", "said"), CLOSED, ids=str)
-def test_closed_streams(line: str, shell: str, code: int, said: str) -> None:
-    found = run(line, shell=shell)
+@pytest.mark.parametrize("buffered", ["", "1"], ids=["buffered", "PYTHONUNBUFFERED"])
+def test_closed_streams(line: str, shell: str, code: int, said: str, buffered: str) -> None:
+    found = run(line, shell=shell, PYTHONUNBUFFERED=buffered)
     lines = found.stderr.decode().splitlines()
     assert found.returncode == code, lines
     assert len(lines) == (2 if said else 0), lines

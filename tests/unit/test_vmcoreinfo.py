@@ -131,7 +131,8 @@ def test_the_search_ends_where_it_is_found() -> None:
         ({"NUMBER(sme_mask)": str(1 << 63)}, "fits", ""),  # bits that no address has do not matter
         ({"KERNELOFFSET": "16c"}, "wrong", "KERNELOFFSET"),  # cut off within its number
         ({"KERNELOFFSET": "40000000"}, "wrong", "KERNELOFFSET"),
-        ({"KERNELOFFSET": "16c00000"}, "fits", ""),
+        ({"KERNELOFFSET": "16c00000"}, "wrong", "KERNELOFFSET"),  # more than the image's place allows
+        ({"KERNELOFFSET": "200000"}, "fits", ""),
         ({"NUMBER(phys_base)": ""}, "wrong", "no NUMBER(phys_base)"),
         # What these lead to is memory that the source does not have.
         ({"SYMBOL(swapper_pg_dir)": f"{START_KERNEL_MAP + 0x2000:x}"}, "unknown", "page tables are not in"),

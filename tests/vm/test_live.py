@@ -337,7 +337,7 @@ def _choose_from_outside(work: Path, device: bool) -> None:
     assert _source_outside(qemu=address, vmcoreinfo_at=where)[0] == expected
     with pytest.raises(WrongVmcoreinfo) as caught:
         _source_outside(qemu=address, vmcoreinfo=str(wrong))
-    assert "leave --vmcoreinfo away" in caught.value.remedy
+    assert "without --vmcoreinfo" in caught.value.remedy
     del caught
     with pytest.raises(WrongVmcoreinfo):
         _source_outside(qemu=address, vmcoreinfo_at=where + 0x1000)
