@@ -105,9 +105,20 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Tiers())
 
 
+_opened: List[Kernel] = []
+
+
 @lru_cache(maxsize=3)
 def _open(path: Path) -> Kernel:
-    return open_kernel(Request(core=str(path)))
+    _opened.append(open_kernel(Request(core=str(path))))
+    return _opened[-1]
+
+
+@pytest.fixture(autouse=True)
+def _a_command_each() -> None:
+    """What a test reads of a kernel that several share counts as one command's."""
+    for opened in _opened:
+        opened.room.anew()
 
 
 @pytest.fixture(scope="session")
