@@ -80,7 +80,7 @@ class Remade:
         count = 0
         while todo:
             table, level = todo.pop()
-            if table in done or not self._has(table):
+            if table in done or not self.has(table):
                 continue
             done.add(table)
             entries = list(struct.unpack("<512Q", self.read(table, PAGE)))
@@ -139,7 +139,8 @@ class Remade:
         raw(path, self.segments())
         return path
 
-    def _has(self, address: int) -> bool:
+    def has(self, address: int) -> bool:
+        """Whether the core has something at a physical address."""
         return any(start <= address < start + len(piece) for start, piece in self._near(address))
 
     def _near(self, address: int) -> Iterator[Tuple[int, bytearray]]:

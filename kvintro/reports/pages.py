@@ -22,7 +22,7 @@ from kvintro.queries.pages.meaning import (
     kpf_long,
     kpf_symbols,
 )
-from kvintro.queries.pages.zones import ZoneFacts, zone_facts
+from kvintro.queries.pages.zones import ZoneFacts, free_pages, zone_facts
 from kvintro.readers.structures import TROUBLE, USE_TYPES, number, slab_cache_at, text_at
 from kvintro.reports.layout import head
 
@@ -30,6 +30,8 @@ from kvintro.reports.layout import head
 BREAKDOWNS = ("type", "zone", "node", "order", "cache", "flags", "free")
 #: Orders that the buddy allocator and /proc/buddyinfo have at least.
 _ORDERS = 11
+#: Free pages that may be on their way in a kernel that was stopped.
+_IN_MOTION = 2 << _ORDERS - 1
 
 
 @dataclass(frozen=True)
@@ -285,6 +287,10 @@ def pages_report(
         facts = {}
         notes.append(error.what)
         partial = True
+    overwritten = _contradiction(kernel, census) if where is None else None
+    if overwritten is not None:
+        notes.append(overwritten)
+        partial = True
     if census.fenced:
         notes.append(f"{census.fenced} pages that look like slabs are KFENCE's, and no cache's")
     caches, nameless = _caches(kernel, census)
@@ -334,6 +340,26 @@ def pages_report(
             "by_node": _plain(census.by(lambda g: g.node)),
             "cell_size": Size(census.cell_pages << PAGE_SHIFT),
         },
+    )
+
+
+def _contradiction(kernel: Kernel, census: PageCensus) -> Optional[str]:
+    """What is said where struct pages are not what zones say; None if they are, or if nothing tells.
+
+    A kernel that crashed may have been about to move a block on each CPU; a running one moves many.
+    """
+    if kernel.source.live or census.missing or census.limited:
+        return None
+    try:
+        said = free_pages(kernel)
+    except Unavailable:
+        return None
+    found = census.by(lambda group: group.type)["free"]
+    if abs(said - found) <= _IN_MOTION + said // 32:
+        return None
+    return (
+        f"struct pages were overwritten: the zones count {said} free pages, and {found} struct pages "
+        "are those of free pages; the types shown are not to be relied on"
     )
 
 

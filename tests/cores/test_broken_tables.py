@@ -26,6 +26,7 @@ from kvintro.render import render
 from kvintro.reports.check import check
 from kvintro.reports.info import info
 from kvintro.reports.layout import layout
+from kvintro.reports.pages import pages_report
 from kvintro.reports.show import Selection, show
 from kvintro.source import Request
 from tests.conftest import Core
@@ -191,3 +192,38 @@ def test_a_table_of_4k_pages_alone(core: Core, kernel: Kernel, tmp_path: Path) -
         assert (found_broken.start, found_broken.end) == (at, at + (2 << 20) - 1)
         assert broken.read(at, 8192) == kernel.read_physical(at - base, 8192)
         assert broken.walk(at).physical is None
+
+
+#: What the memory map was overwritten with.
+_CONTENT = {
+    "zeros": bytes(PAGE),
+    "ones": b"\xff" * PAGE,
+    "noise": random.Random(5).randbytes(PAGE),
+    "text": (b"the quick brown fox jumps over the lazy dog; " * 99)[:PAGE],
+}
+
+
+@pytest.mark.parametrize("content", _CONTENT)
+@pytest.mark.parametrize("part", ["all", "upper half"])
+def test_struct_pages_that_were_overwritten(
+    core: Core, kernel: Kernel, tmp_path: Path, content: str, part: str
+) -> None:
+    """The tables are whole, and what they map is not. The zones know how much is free."""
+    made = Remade(core, kernel)
+    end = kernel.prog["max_pfn"].value_()
+    first = 0 if part == "all" else end // 2
+    base = kernel.value("vmemmap_base").value
+    for frame in range(first, end, PAGE // 64):
+        physical = kernel.walk(base + frame * 64).physical
+        if physical is not None and made.has(physical & -PAGE):
+            made.write(physical & -PAGE, _CONTENT[content])
+    damaged = open_kernel(Request(core=str(made.as_qemu(tmp_path / "dump"))))
+    report = pages_report(damaged)
+    said = [text for text in report.notes if "struct pages were overwritten" in text]
+    assert len(said) == 1
+    assert exit_code(report) == 4
+    # What the kernel's lists of free pages held is what the whole dump's struct pages say.
+    whole = pages_report(kernel)
+    assert f"the zones count {whole.extra['by_type']['free']} free pages" in said[0]
+    assert not [text for text in whole.notes if "overwritten" in text]
+    (tmp_path / "dump").unlink()

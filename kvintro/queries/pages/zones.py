@@ -12,6 +12,9 @@ from kvintro.kernel import Kernel
 from kvintro.queries.pages.format import PageFormat
 from kvintro.readers.structures import TROUBLE, offset_of, pointer_at, size_of
 
+_MOST_ZONES = 8  # MAX_NR_ZONES is at most 6
+_ORDERS = 11  # include/linux/mmzone.h:NR_PAGE_ORDERS, MAX_ORDER before 6.8
+
 
 @dataclass(frozen=True)
 class ZoneFacts:
@@ -53,3 +56,23 @@ def zone_facts(kernel: Kernel, form: PageFormat) -> Dict[Tuple[int, str], ZoneFa
     except TROUBLE as error:
         raise Unavailable(f"what zones say of themselves cannot be read: {error}") from error
     return out
+
+
+def free_pages(kernel: Kernel) -> int:
+    """Free pages by what zones say of their free lists (``free_area[].nr_free``), of all zones together.
+
+    :raises Unavailable: the source does not tell.
+    """
+    try:
+        size, zones = size_of(kernel, "struct zone"), offset_of(kernel, "struct pglist_data", "node_zones")
+        count = offset_of(kernel, "struct pglist_data", "node_zonelists") - zones
+        area, each = offset_of(kernel, "struct zone", "free_area"), size_of(kernel, "struct free_area")
+        free = offset_of(kernel, "struct free_area", "nr_free")
+        return sum(
+            pointer_at(kernel, node + zones + zone * size + area + order * each + free) << order
+            for node in kernel.node_addresses()
+            for zone in range(min(count // max(size, 1), _MOST_ZONES))
+            for order in range(_ORDERS)
+        )
+    except TROUBLE as error:
+        raise Unavailable(f"what zones say of their free pages cannot be read: {error}") from error
