@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 HELP = "any of virtual, physical, pfn and struct page to all the others"
 EXAMPLES = """\
-what a number is, is told by where it lies unless --from says: kernel addresses are virtual, save in vmemmap,
+the value of a number decides what it is, unless --from says so: kernel addresses are virtual, save in vmemmap,
 where they are struct pages; below the kernel half numbers are physical (vtop: virtual; with --pid: virtual).
 All numbers are hexadecimal.
 
