@@ -41,35 +41,34 @@ def open_kernel(request: Request) -> Kernel:
     return Kernel(open_source(request))
 
 
-class Room:
-    """How many structures a dump has room for, for all lists and trees that one command follows.
+class Claims:
+    """Which list or tree each structure of a dump is in.
 
-    Where its entries overlap, a list of a million fits into a few pages, and many lists can lead into the
-    same one. A real dump has the bytes of all its lists, compressed at most.
+    A structure is in one list by one of its members, and structures do not overlap. A hostile dump could
+    otherwise have a list of a million entries in a few pages, and thousands of lists that lead into it. With
+    this, all lists together are no longer than the memory that they take.
     """
 
-    _FREE = 128 << 20
-    _TO_FILE = 2
-    _EACH = 2 << 10  # what an entry costs beside its bytes, and what it takes elsewhere in a real dump
-
     def __init__(self, source: Source) -> None:
-        #: A running kernel is believed.
-        self._all = None if source.kind == "live" else self._FREE + self._TO_FILE * source.real
-        self._left = self._all
+        # While a kernel runs, its structures move from list to list.
+        self._checked = not source.live
+        self._taken: Dict[str, Dict[int, Tuple[int, int]]] = {}
 
-    def take(self, size: int) -> bool:
-        """Whether there is room for one more structure.
+    def problem(self, kind: str, address: int, size: int, owner: int) -> str:
+        """What is wrong with an entry of a list; empty if nothing is.
 
-        :param size: its bytes.
+        :param kind: the type of the entry, and the member by which it is in the list.
+        :param address: where the entry, or that member of it, lies.
+        :param size: bytes of the entry.
+        :param owner: address of the list's head.
         """
-        if self._left is None:
-            return True
-        self._left -= size + self._EACH
-        return self._left >= 0
-
-    def anew(self) -> None:
-        """Another command begins."""
-        self._left = self._all
+        if not self._checked:
+            return ""
+        # Two that begin in the same stretch of their size overlap.
+        other, its_owner = self._taken.setdefault(kind, {}).setdefault(address // size, (address, owner))
+        if other != address:
+            return f"{address:016x} overlaps {other:016x}"
+        return "" if its_owner == owner else f"{address:016x} is in another list, too"
 
 
 class Kernel:
@@ -77,14 +76,14 @@ class Kernel:
 
     :ivar prog: the drgn program, with symbols and types as far as there are any.
     :ivar source: what was opened, and how complete it is.
-    :ivar room: for what the command that runs reads from lists and trees.
+    :ivar claims: which list each structure was found in.
     """
 
     def __init__(self, source: Source) -> None:
         self.source = source
         self.prog = source.prog
         self.arch = x86_64.ARCHITECTURE
-        self.room = Room(source)
+        self.claims = Claims(source)
         self._trees: Dict[int, Tree] = {}
         self._locations: Dict[str, Located] = {}
 

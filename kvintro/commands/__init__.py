@@ -192,7 +192,6 @@ def run_command(kernel: Optional[Kernel], args: argparse.Namespace) -> Union[Rep
     module = load_command(args.command)
     if kernel is not None:
         kernel.source.check_size()
-        kernel.room.anew()
     if kernel is None or not kernel.source.live:
         found: Union[Report, Stream] = module.run(kernel, args)
         return found

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Iterator, List, Optional, Set, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Iterator, List, Optional, Set, Tuple
 
 import drgn
 
@@ -36,6 +36,7 @@ TROUBLE = (
 
 #: Entries of one list or tree; a machine with a million vmalloc areas would be the first.
 LIMIT = 1 << 20
+_LEAST = 16  # bytes of an entry of a list whose type is not known: its links
 #: What helps where there are no types.
 USE_TYPES = "give -s VMLINUX or --btf FILE"
 _LARGEST_STRUCT = 1 << 24  # struct pglist_data takes some hundreds of KB
@@ -290,6 +291,32 @@ def pointer_at(kernel: Kernel, address: int) -> int:
     return int.from_bytes(kernel.read(address & ALL, 8), "little")
 
 
+def claims(
+    kernel: Kernel, type_name: str, member: str, owner: int, *, size: int = 0
+) -> Callable[[int], None]:
+    """What to call with the address of each entry of a list or tree.
+
+    It raises Unavailable for an entry that overlaps another, or is in another list too. No kernel has those.
+
+    :param member: by which the entries are in it.
+    :param owner: address of its head.
+    :param size: bytes of an entry, if its type does not say.
+    """
+    if not size:
+        try:
+            size = size_of(kernel, type_name)
+        except Unavailable:
+            size = _LEAST
+    kind = f"{type_name}.{member}"
+
+    def claim(node: int) -> None:
+        problem = kernel.claims.problem(kind, node, size, owner)
+        if problem:
+            raise Unavailable(problem)
+
+    return claim
+
+
 def list_entries(
     kernel: Kernel, head: int, type_name: str, member: str, damage: Damage, what: str, *, limit: int = LIMIT
 ) -> Iterator[Tuple[int, drgn.Object]]:
@@ -302,7 +329,8 @@ def list_entries(
     :param member: the list's links in the entries.
     :param what: what the list is, for notes: ``the list of modules``.
     """
-    offset, size = offset_of(kernel, type_name, member), size_of(kernel, type_name)
+    offset = offset_of(kernel, type_name, member)
+    claim = claims(kernel, type_name, member, head)
     seen: Set[int] = {head}
     for way in ("next", "prev"):
         count = 0
@@ -314,11 +342,12 @@ def list_entries(
         if node == 0 and way == "next":
             return  # never initialised, so nothing was ever in it
         while node not in seen:
-            if len(seen) > limit or not kernel.room.take(size):
-                damage.add(f"{what} does not end", f"given up after {count} entries")
+            if len(seen) > limit:
+                damage.add(f"{what} does not end", f"given up after {limit} entries")
                 return
             seen.add(node)
             try:
+                claim(node)
                 entry = struct_around(kernel, type_name, node, offset)
             except Unavailable as error:
                 damage.add(f"{what} breaks off", f"after {count} entries: {error.what}")
@@ -360,7 +389,8 @@ def chain_entries(
     kernel: Kernel, head: int, type_name: str, member: str, damage: Damage, what: str, *, limit: int = LIMIT
 ) -> Iterator[Tuple[int, drgn.Object]]:
     """As :func:`list_entries`, for a ``struct llist_head``: linked one way, and ended by NULL."""
-    offset, size = offset_of(kernel, type_name, member), size_of(kernel, type_name)
+    offset = offset_of(kernel, type_name, member)
+    claim = claims(kernel, type_name, member, head)
     seen: Set[int] = set()
     try:
         node = pointer_at(kernel, head)
@@ -368,11 +398,12 @@ def chain_entries(
         damage.add(f"{what} has no head here", error.what)
         return
     while node:
-        if node in seen or len(seen) > limit or not kernel.room.take(size):
+        if node in seen or len(seen) > limit:
             damage.add(f"{what} does not end", f"given up after {len(seen)} entries")
             return
         seen.add(node)
         try:
+            claim(node)
             entry = struct_around(kernel, type_name, node, offset)
         except Unavailable as error:
             damage.add(f"{what} breaks off", f"after {len(seen) - 1} entries: {error.what}")
@@ -388,7 +419,8 @@ def tree_entries(
 
     :param root: address of the root.
     """
-    offset, size = offset_of(kernel, type_name, member), size_of(kernel, type_name)
+    offset = offset_of(kernel, type_name, member)
+    claim = claims(kernel, type_name, member, root)
     seen: Set[int] = set()
     above: List[Tuple[int, drgn.Object]] = []
     node = pointer_at(kernel, root)
@@ -397,11 +429,12 @@ def tree_entries(
             if node in seen:
                 damage.add(f"{what} runs in a circle", f"back to {node:016x}")
                 break
-            if len(seen) > limit or not kernel.room.take(size):
-                damage.add(f"{what} does not end", f"given up after {len(seen)} entries")
+            if len(seen) > limit:
+                damage.add(f"{what} does not end", f"given up after {limit} entries")
                 return
             seen.add(node)
             try:
+                claim(node)
                 entry = struct_around(kernel, type_name, node, offset)
             except Unavailable as error:
                 damage.add(f"{what} is damaged: what hangs below one pointer is missing", error.what)
@@ -434,29 +467,25 @@ def maple_entries(
         if root & 3 != _XA_INTERNAL and root:
             yield 0, 0, root
         return
+    claim = claims(kernel, "struct maple_node", "", tree, size=_MAPLE_NODE_SIZE)
     seen: Set[int] = set()
     # (encoded node, first index, last index) still to be visited, the next one last.
     waiting: List[Tuple[int, int, int]] = [(root, 0, ALL)]
     while waiting:
         encoded, low, high = waiting.pop()
         node = encoded & ~_MAPLE_NODE_MASK & ALL
-        if len(seen) > limit or not kernel.room.take(_MAPLE_NODE_SIZE):
-            damage.add(f"{what} does not end", f"given up after {len(seen)} nodes")
-            return
-        if node in seen:
+        if node in seen or len(seen) > limit:
             damage.add(f"{what} runs in a circle", f"back to {node:016x}")
             continue
         seen.add(node)
         try:
+            claim(node)
             slots, leaf = _maple_slots(kernel, encoded, low, high)
         except TROUBLE as error:
             damage.add(f"{what} is damaged: what hangs below one pointer is missing", error)
             continue
         if leaf:
             for first, last, entry in slots:
-                if not kernel.room.take(_MAPLE_NODE_SIZE):
-                    damage.add(f"{what} does not end", f"given up after {len(seen)} nodes")
-                    return
                 if entry & 3 != _XA_INTERNAL:
                     yield first, last, entry
             continue

@@ -14,12 +14,12 @@ from kvintro.readers.processes import Process
 from kvintro.readers.structures import (
     TROUBLE,
     Damage,
+    claims,
     has_member,
     maple_entries,
     number,
     offset_of,
     optional,
-    size_of,
     struct_at,
     text_at,
 )
@@ -90,26 +90,29 @@ def _addresses(
     They are in a maple tree since 763ecb035029 "mm: remove the vma linked list" (6.1), in a list before.
     """
     what = f"the list of pid {process.pid}'s memory areas"
+    claim = claims(kernel, "struct vm_area_struct", "", process.mm)
+    seen: Set[int] = set()
     if has_member(kernel, "struct mm_struct", "mm_mt"):
         tree = process.mm + offset_of(kernel, "struct mm_struct", "mm_mt")
-        seen: Set[int] = set()
         for first, last, address in maple_entries(kernel, tree, damage, what, limit=_MAX_VMAS):
             if address not in seen:
                 seen.add(address)
+                try:
+                    claim(address)
+                except Unavailable as error:
+                    damage.add(f"{what} breaks off", f"after {len(seen)} entries: {error.what}")
+                    return
                 yield address, (first, last)
         return
-    seen = set()
-    address, size = number(mm, "mmap"), size_of(kernel, "struct vm_area_struct")
+    address = number(mm, "mmap")
     while address:
-        if not kernel.room.take(size):
-            damage.add(f"{what} does not end", f"given up after {len(seen)} entries")
-            return
         if address in seen or len(seen) > _MAX_VMAS:
             damage.add(f"{what} runs in a circle", f"back to {address:016x}")
             return
         seen.add(address)
-        yield address, None
         try:
+            claim(address)
+            yield address, None
             address = number(struct_at(kernel, "struct vm_area_struct", address), "vm_next")
         except Unavailable as error:
             damage.add(f"{what} breaks off", f"after {len(seen)} entries: {error.what}")

@@ -220,9 +220,6 @@ def _page_tables(kernel: Kernel, mm: Any) -> int:
     return 0 if counter is None else int(counter.counter.value_())
 
 
-_OF_RANGE = 512  # bytes that one takes of a dump's room
-
-
 @dataclass(frozen=True)
 class _Found:
     resident: int = 0
@@ -240,8 +237,6 @@ class _Residency:
 
     def __init__(self, kernel: Kernel, tree: Tree) -> None:
         ranges = tree.ranges(0, kernel.geometry.user.end)
-        # What tables of other processes share, wildly, is walked for each of them.
-        kernel.room.take(len(ranges) * _OF_RANGE)
         self._view = View(ranges)
         self.unreadable = sum(high - low + 1 for low, high, _ in ranges.select(UNREADABLE | OVER_LIMIT))
         dialect = kernel.entry_dialect

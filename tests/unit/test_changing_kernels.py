@@ -30,7 +30,6 @@ GONE = NotInDump(0x1000, 8, physical=True)
 class _Kernel:
     def __init__(self, source: Any) -> None:
         self.source = source
-        self.room = SimpleNamespace(anew=lambda: None)
 
 
 def _run(monkeypatch: pytest.MonkeyPatch, *answers: Any, live: bool = True) -> "tuple[Any, List[Any]]":

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvintro.errors import NotInDump
-from kvintro.kernel import Kernel, Room
+from kvintro.kernel import Claims, Kernel
 from kvintro.readers.structures import (
     Damage,
     chain_entries,
@@ -32,9 +32,6 @@ SIZE = 1 << 20
 class Memory:
     """A megabyte of kernel memory with the few types that the walks need."""
 
-    #: What the dump is said to be, and how many bytes it has on the disk.
-    kind, real = "core", 0
-
     def __init__(self) -> None:
         self.data = bytearray(SIZE)
         platform = drgn.Platform(drgn.Architecture.X86_64)
@@ -42,6 +39,8 @@ class Memory:
         self.prog.add_memory_segment(BASE, SIZE, self._read, False)
         self.prog.register_type_finder("test", self._find, enable_index=0)
         self._types = self._make_types()
+        self._source = cast(Source, SimpleNamespace(types="DWARF", live=False))
+        self._claims = Claims(self._source)
 
     def _read(self, address: int, count: int, offset: int, physical: bool) -> bytes:
         return bytes(self.data[offset : offset + count])
@@ -116,8 +115,14 @@ class Memory:
 
     @property
     def kernel(self) -> Kernel:
-        source = cast(Source, SimpleNamespace(types="DWARF", kind=self.kind, real=self.real))
-        return cast(Kernel, SimpleNamespace(prog=self.prog, read=self.read, source=source, room=Room(source)))
+        return cast(
+            Kernel,
+            SimpleNamespace(prog=self.prog, read=self.read, source=self._source, claims=self._claims),
+        )
+
+    def runs(self) -> None:
+        """Make it the memory of a running kernel."""
+        self._claims = Claims(cast(Source, SimpleNamespace(live=True)))
 
     def put(self, address: int, *words: int) -> None:
         struct.pack_into(f"<{len(words)}Q", self.data, address - BASE, *words)
@@ -165,31 +170,37 @@ def test_damaged_chains() -> None:
     assert "does not end" in damage.notes[0]
 
 
-def test_no_more_entries_than_a_dump_has_room_for() -> None:
-    """Many lists that lead into the same entries, or lists whose entries overlap: all of a command together
-    end. A larger dump has room for more, a running kernel is believed, another command begins anew."""
-
-    def taken(kernel: Kernel) -> int:
-        damage, count = Damage(), 0
-        while not damage and count < 500_000:
-            count += sum(1 for _ in chain_entries(kernel, BASE, "struct entry", "list", damage, "the chain"))
-        assert not damage or "does not end" in damage.notes[0]
-        return count
-
-    memory = a_chain(10_000)
-    kernel = memory.kernel
-    few = taken(kernel)
-    assert 10_000 < few < 100_000
+def test_an_entry_is_in_one_list() -> None:
+    """Of two lists that lead into the same entries the second one ends there, however it is walked."""
+    other = BASE + 0x100
     for walk, member in ((list_entries, "list"), (chain_entries, "list"), (tree_entries, "rb")):
+        memory = a_chain(3)
+        # The heads of a list, a chain and a tree all begin with the pointer to the first entry.
+        first = entry_at(0) + (24 if walk is tree_entries else 8)
+        for head in (BASE, other):
+            memory.put(head, first, first)
         damage = Damage()
-        assert not list(walk(kernel, BASE, "struct entry", member, damage, "it"))
-        assert damage
-    kernel.room.anew()
-    assert taken(kernel) == few
-    memory.real = 64 << 20
-    assert few < taken(memory.kernel) < 3 * few
-    memory.kind = "live"
-    assert taken(memory.kernel) >= 500_000
+        once = [address for address, _ in walk(memory.kernel, BASE, "struct entry", member, damage, "it")]
+        again = [address for address, _ in walk(memory.kernel, BASE, "struct entry", member, Damage(), "it")]
+        assert once and again == once
+        damage = Damage()
+        assert not list(walk(memory.kernel, other, "struct entry", member, damage, "it"))
+        assert "in another list, too" in damage.notes[0]
+        memory.runs()
+        for head in (BASE, other):
+            found = walk(memory.kernel, head, "struct entry", member, Damage(), "it")
+            assert [address for address, _ in found] == once
+
+
+def test_entries_that_overlap() -> None:
+    memory, damage = Memory(), Damage()
+    for index in range(100):
+        memory.put(BASE + 0x1008 + 16 * index, BASE + 0x1008 + 16 * (index + 1))
+    memory.put(BASE, BASE + 0x1008)
+    assert len(chained(memory, damage)) == 1
+    assert "overlaps" in damage.notes[0]
+    memory.runs()
+    assert len(chained(memory, Damage())) == 101
 
 
 def a_list(count: int) -> Memory:
