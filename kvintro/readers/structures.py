@@ -36,7 +36,7 @@ TROUBLE = (
 
 #: Entries of one list or tree; a machine with a million vmalloc areas would be the first.
 LIMIT = 1 << 20
-_LEAST = 16  # bytes of an entry of a list whose type is not known: its links
+_LINKS = 8  # bytes of the shortest: of a struct llist_node
 #: What helps where there are no types.
 USE_TYPES = "give -s VMLINUX or --btf FILE"
 _LARGEST_STRUCT = 1 << 24  # struct pglist_data takes some hundreds of KB
@@ -291,23 +291,16 @@ def pointer_at(kernel: Kernel, address: int) -> int:
     return int.from_bytes(kernel.read(address & ALL, 8), "little")
 
 
-def claims(
-    kernel: Kernel, type_name: str, member: str, owner: int, *, size: int = 0
-) -> Callable[[int], None]:
+def claims(kernel: Kernel, kind: str, size: int, owner: int) -> Callable[[int], None]:
     """What to call with the address of each entry of a list or tree.
 
     It raises Unavailable for an entry that overlaps another, or is in another list too. No kernel has those.
 
-    :param member: by which the entries are in it.
+    :param kind: the type of the entries, and the member by which they are in it.
+    :param size: bytes that each entry has at least. The size of its type can be more: the kernel allocates
+        ``struct task_struct`` and ``struct kmem_cache`` without ends that this machine does not need.
     :param owner: address of its head.
-    :param size: bytes of an entry, if its type does not say.
     """
-    if not size:
-        try:
-            size = size_of(kernel, type_name)
-        except Unavailable:
-            size = _LEAST
-    kind = f"{type_name}.{member}"
 
     def claim(node: int) -> None:
         problem = kernel.claims.problem(kind, node, size, owner)
@@ -330,7 +323,7 @@ def list_entries(
     :param what: what the list is, for notes: ``the list of modules``.
     """
     offset = offset_of(kernel, type_name, member)
-    claim = claims(kernel, type_name, member, head)
+    claim = claims(kernel, f"{type_name}.{member}", offset + _LINKS, head)
     seen: Set[int] = {head}
     for way in ("next", "prev"):
         count = 0
@@ -390,7 +383,7 @@ def chain_entries(
 ) -> Iterator[Tuple[int, drgn.Object]]:
     """As :func:`list_entries`, for a ``struct llist_head``: linked one way, and ended by NULL."""
     offset = offset_of(kernel, type_name, member)
-    claim = claims(kernel, type_name, member, head)
+    claim = claims(kernel, f"{type_name}.{member}", offset + _LINKS, head)
     seen: Set[int] = set()
     try:
         node = pointer_at(kernel, head)
@@ -420,7 +413,7 @@ def tree_entries(
     :param root: address of the root.
     """
     offset = offset_of(kernel, type_name, member)
-    claim = claims(kernel, type_name, member, root)
+    claim = claims(kernel, f"{type_name}.{member}", offset + _LINKS, root)
     seen: Set[int] = set()
     above: List[Tuple[int, drgn.Object]] = []
     node = pointer_at(kernel, root)
@@ -467,7 +460,7 @@ def maple_entries(
         if root & 3 != _XA_INTERNAL and root:
             yield 0, 0, root
         return
-    claim = claims(kernel, "struct maple_node", "", tree, size=_MAPLE_NODE_SIZE)
+    claim = claims(kernel, "struct maple_node", _MAPLE_NODE_SIZE, tree)
     seen: Set[int] = set()
     # (encoded node, first index, last index) still to be visited, the next one last.
     waiting: List[Tuple[int, int, int]] = [(root, 0, ALL)]

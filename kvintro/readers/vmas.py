@@ -20,6 +20,7 @@ from kvintro.readers.structures import (
     number,
     offset_of,
     optional,
+    size_of,
     struct_at,
     text_at,
 )
@@ -90,7 +91,7 @@ def _addresses(
     They are in a maple tree since 763ecb035029 "mm: remove the vma linked list" (6.1), in a list before.
     """
     what = f"the list of pid {process.pid}'s memory areas"
-    claim = claims(kernel, "struct vm_area_struct", "", process.mm)
+    claim = claims(kernel, "struct vm_area_struct", size_of(kernel, "struct vm_area_struct"), process.mm)
     seen: Set[int] = set()
     if has_member(kernel, "struct mm_struct", "mm_mt"):
         tree = process.mm + offset_of(kernel, "struct mm_struct", "mm_mt")

@@ -195,7 +195,7 @@ def test_an_entry_is_in_one_list() -> None:
 def test_entries_that_overlap() -> None:
     memory, damage = Memory(), Damage()
     for index in range(100):
-        memory.put(BASE + 0x1008 + 16 * index, BASE + 0x1008 + 16 * (index + 1))
+        memory.put(BASE + 0x1008 + 8 * index, BASE + 0x1008 + 8 * (index + 1))
     memory.put(BASE, BASE + 0x1008)
     assert len(chained(memory, damage)) == 1
     assert "overlaps" in damage.notes[0]
