@@ -64,11 +64,15 @@ class Claims:
         """
         if not self._checked:
             return ""
-        # Two that begin in the same stretch of their size overlap.
-        other, its_owner = self._taken.setdefault(kind, {}).setdefault(address // size, (address, owner))
-        if other != address:
-            return f"{address:016x} overlaps {other:016x}"
-        return "" if its_owner == owner else f"{address:016x} is in another list, too"
+        taken, place = self._taken.setdefault(kind, {}), address // size
+        for near in (place - 1, place, place + 1):
+            other, its_owner = taken.get(near, (address, owner))
+            if other != address and abs(other - address) < size:
+                return f"{address:016x} overlaps {other:016x}"
+            if other == address and its_owner != owner:
+                return f"{address:016x} is in another list, too"
+        taken[place] = address, owner
+        return ""
 
 
 class Kernel:
