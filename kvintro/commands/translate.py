@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 HELP = "any of virtual, physical, pfn and struct page to all the others"
 EXAMPLES = """\
-the value of a number decides what it is, unless --from says so: kernel addresses are virtual, save in vmemmap,
-where they are struct pages; below the kernel half numbers are physical (vtop: virtual; with --pid: virtual).
+the value of a number decides what it is, unless --from says so. Kernel addresses are virtual, except in
+vmemmap, where they are struct pages. Below the kernel half numbers are physical (vtop: virtual; with --pid:
+virtual).
 All numbers are hexadecimal.
 
 examples:

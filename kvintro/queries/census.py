@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Dict, List, Mapping, Optional
 
-from kvintro.arch.x86_64 import ALL, PAGE_SHIFT, X86Geometry
+from kvintro.arch.x86_64 import ALL, PAGE_SHIFT, START_KERNEL_MAP, X86Geometry
 from kvintro.errors import Unavailable
 from kvintro.kernel import Kernel
 from kvintro.paging import (
@@ -19,6 +19,7 @@ from kvintro.paging import (
     UNREADABLE,
     Ranges,
 )
+from kvintro.readers.structures import TROUBLE, pointer_at
 from kvintro.regions.vmemmap import REGION as VMEMMAP
 from kvintro.regions.vmemmap import section_is_online
 
@@ -77,9 +78,11 @@ def contradiction(kernel: Kernel, key: str, mapped: int) -> Optional[str]:
     """Why so much cannot be all that a region maps; None if nothing is known to be missing.
 
     Every section of memory that is online is in the direct map and has its struct pages
-    (mm/memory_hotplug.c:add_pages, mm/sparse.c).
+    (mm/memory_hotplug.c:add_pages, mm/sparse.c). Modules that are listed are mapped.
     """
     try:
+        if key == "modules":
+            return None if mapped else _listed_module(kernel)
         if key == "direct_map":
             base, size = kernel.page_offset_base.value, 1 << kernel.section_size_bits.value
         elif key == "vmemmap":
@@ -99,6 +102,17 @@ def contradiction(kernel: Kernel, key: str, mapped: int) -> Optional[str]:
     if not lost:
         return None
     return f"nothing is mapped for {len(lost)} sections of memory that are online, the first is {lost[0]}"
+
+
+def _listed_module(kernel: Kernel) -> Optional[str]:
+    head = kernel.find_symbol("modules")
+    try:
+        first = head if head is None else pointer_at(kernel, head)
+    except TROUBLE:
+        return None
+    if first == head or first is None or not START_KERNEL_MAP <= first <= ALL:
+        return None
+    return f"nothing is mapped, and the kernel lists a module at {first:#x}"
 
 
 def lost_sections(kernel: Kernel, base: int, size: int, end: int) -> List[int]:

@@ -227,3 +227,18 @@ def test_struct_pages_that_were_overwritten(
     assert f"the zones count {whole.extra['by_type']['free']} free pages" in said[0]
     assert not [text for text in whole.notes if "overwritten" in text]
     (tmp_path / "dump").unlink()
+
+
+def test_modules_that_are_listed_are_mapped(core: Core, kernel: Kernel, tmp_path: Path) -> None:
+    """Where the table above all of them is zeros, "nothing" would be a claim."""
+    listed = modules_of(kernel)
+    if not listed:
+        pytest.skip("this kernel has no modules loaded")
+    assert not [note for note in layout(kernel).notes if "lists a module" in note]
+    made = Remade(core, kernel)
+    step = next(step for step in kernel.walk(listed[0].address).steps if step.level == 2)
+    made.write(step.entry_address & -PAGE, bytes(PAGE))
+    report = layout(open_kernel(Request(core=str(made.as_qemu(tmp_path / "dump")))))
+    assert [note for note in report.notes if note.startswith("modules: ") and "lists a module" in note]
+    assert exit_code(report) == 4
+    (tmp_path / "dump").unlink()
