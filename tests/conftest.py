@@ -105,20 +105,9 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Tiers())
 
 
-_opened: List[Kernel] = []
-
-
 @lru_cache(maxsize=3)
 def _open(path: Path) -> Kernel:
-    _opened.append(open_kernel(Request(core=str(path))))
-    return _opened[-1]
-
-
-@pytest.fixture(autouse=True)
-def _a_command_each() -> None:
-    """What a test reads of a kernel that several share counts as one command's."""
-    for opened in _opened:
-        opened.room.anew()
+    return open_kernel(Request(core=str(path)))
 
 
 @pytest.fixture(scope="session")
