@@ -21,6 +21,7 @@ from kvintro.paging import (
     LEVEL_SHIFT,
     MAPPED,
     OVER_LIMIT,
+    TABLE_SIZE,
     UNREADABLE,
 )
 from kvintro.paging.broken import MISSING
@@ -66,6 +67,11 @@ def unread(kernel: Kernel, start: int, end: int, root: Optional[int] = None) -> 
         size = sum(high - low + 1 for low, high, _ in missing)
         what = "are damaged" if _is_damaged(kernel, missing, root) else "are not in this source"
         return f"page tables of {size_text(size)} {what}"
+    # A table of zeros looks like one that maps nothing, and it can reach beyond the window it was judged by.
+    broken = {found.table: found for found in kernel.source.broken_tables}
+    for step in kernel.walk(start).steps if broken and root is None else ():
+        if step.entry_address & -TABLE_SIZE in broken:
+            return broken[step.entry_address & -TABLE_SIZE].text
     if root in (None, kernel.root.value) and not kernel.kernel_ranges.any(MAPPED):
         return "the kernel's page tables map nothing at all: their memory was overwritten, or reads as zeros"
     return ""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, List, Optional, Tuple
 from kvintro.arch.x86_64 import PAGE_SIZE, VSYSCALL_ADDR
 from kvintro.errors import Unavailable
 from kvintro.model import Absent, Address, AddressRange, Column, Located, Placement, Size, Table
-from kvintro.readers.mapped import View
+from kvintro.readers.mapped import View, unread
 from kvintro.readers.memory import Physical
 from kvintro.readers.structures import number, struct_at
 from kvintro.regions import Asked, Contents, Region
@@ -98,8 +98,11 @@ class Vsyscall(Region):
         except Unavailable as error:
             notes.append(f"gate_vma cannot be read: {error.what}")
         problem = None
+        unknown = "" if found.mapped else unread(kernel, start, end)
+        if unknown:
+            notes.append(f"it is not known what is mapped: {unknown}")
         # map_vsyscall: only to be read from does the page have to be there.
-        if mode == 0 and not found.mapped:
+        elif mode == 0 and not found.mapped:
             problem = "nothing is mapped, though the mode is emulate"
         elif mode == 1 and found.mapped:
             problem = "a page is mapped, though the mode is xonly"
