@@ -42,10 +42,12 @@ class Linear:
     It says where the kernel puts things, not what is mapped: the page tables have the last word.
 
     :ivar range: virtual addresses for which it holds.
+    :ivar whole: False if the range ends where the mappings stop following the rule, as nothing else tells.
     """
 
     range: AddressRange
     offset: int
+    whole: bool = True
 
 
 @dataclass(frozen=True)

@@ -137,6 +137,10 @@ _HOLE_COLUMNS = (
 )
 
 
+#: How the end was found where only the mappings tell.
+_AT_LEAST = "mapped at least up to there"
+
+
 class DirectMap(Region):
     """From ``page_offset_base``; what is reserved follows arch/x86/mm/kaslr.c:kernel_randomize_memory."""
 
@@ -171,7 +175,9 @@ class DirectMap(Region):
         found = kernel.locate(self)
         if not isinstance(found, Placement):
             raise Unavailable(found.reason)
-        return Linear(found.range, kernel.page_offset_base.value)
+        return Linear(
+            found.range, kernel.page_offset_base.value, whole=not found.provenance.endswith(_AT_LEAST)
+        )
 
     def randomised(self, kernel: Kernel) -> Sequence[Randomised]:
         """Its base (arch/x86/mm/kaslr.c)."""
@@ -287,7 +293,7 @@ class DirectMap(Region):
             if following.range.start > most:
                 return most, "MAX_PHYSMEM_BITS at most"
             return following.range.start - 1, "up to vmalloc_base"
-        return self._mapped_end(kernel, base), "mapped at least up to there"
+        return self._mapped_end(kernel, base), _AT_LEAST
 
     def _mapped_end(self, kernel: Kernel, base: int) -> int:
         """Last address of what page tables map from the base on as the direct map would."""

@@ -172,6 +172,8 @@ def linear(kernel: Kernel) -> Verdict:
             continue
         addresses, whole = _leaves(kernel, rule.range)
         physical, states = kernel.translate_array(addresses)
+        if not rule.whole:
+            tally.lacks(f"{region.name}: nothing tells where it ends")
         if not whole:
             tally.lacks(f"{region.name} is mapped by more pages than the {_MOST_PAGES} that are looked at")
         ranges = kernel.kernel_ranges.clip(rule.range.start, rule.range.end)
