@@ -126,7 +126,10 @@ class Efi(Region):
             rows = list(_descriptors(kernel, root, damage))
         except Unavailable as error:
             return Contents(
-                (Table("ranges", RANGE_COLUMNS, ranges, "mapped by efi_mm"),),
+                (
+                    Table("descriptors", _COLUMNS, ()),
+                    Table("ranges", RANGE_COLUMNS, ranges, "mapped by efi_mm"),
+                ),
                 {"mapped": Size(sum(row.size for row in ranges))},
                 (*damage.notes, f"EFI's memory map cannot be read: {error.what}"),
                 partial=True,

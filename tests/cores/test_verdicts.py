@@ -227,8 +227,8 @@ def test_what_is_ok_without_types_or_symbols_was_compared(
         BREAKS[rule.key](patched)
         broken.patches, broken.variables = patched.patches, patched.variables
         found = rule.verdict(broken)
-        # A variable tells whether a page is Hyper-V's. Without types EFI's tables are known by what they share
-        # with the kernel's own, which the change was made in.
+        # A variable tells whether a page is Hyper-V's. Without types, EFI's tables are found by what they
+        # share with the kernel's own, where the change was made.
         excused = ("Hyper-V", "where these lie is not known: EFI runtime services")
         known = found.state == "failed" or any(why in found.missing for why in excused)
         assert known and found.state != "ok", (rule.key, verdict, found)
