@@ -101,6 +101,7 @@ _CUT_OFF = "what the file has lost shows as not in the dump"
 LACKS: Dict[str, Sequence[Lack]] = {
     "aliases": (
         Lack("symbols", "partly", "of the kernel half those that the page tables have"),
+        Lack("variables", "partly", "none in regions whose place is not known"),
         Lack("types", "partly", "no processes"),
     ),
     "check": (
