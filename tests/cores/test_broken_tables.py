@@ -132,12 +132,14 @@ def test_the_data_is_read_and_the_rest_is_not_known(
             before[key].slide,
         )
         if key == case.window:
-            assert row.mapped is None
+            # Memory above a gap has tables of its own.
+            assert row.mapped is None or (row.at_least and row.mapped < before[key].mapped)
             assert row.unreadable > 0
             assert "page tables of" in row.reason
         elif level == 2 and case.how != "self":
             assert row.mapped == before[key].mapped, key
-    assert "not known" in render(report, "text")
+    lost = by_key(report)[case.window].mapped is None
+    assert ("not known" if lost else "≥") in render(report, "text")
     assert json.loads(render(report, "json"))["partial"]
 
     states = {row.key: row.state for row in check(broken).tables[1].rows}
