@@ -30,6 +30,7 @@ from kvintro.reports.pages import pages_report
 from kvintro.reports.show import Selection, show
 from kvintro.source import Request
 from tests.conftest import Core
+from tests.cores.showing import needs
 from tests.memory_files import dumped_ranges
 from tests.remade import PAGE, Remade
 
@@ -61,6 +62,12 @@ CASES = [
     Case("vmemmap", 2, "self", "qemu"),
     Case("vmemmap", 0, "entry", "vmcore"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _places(kernel: Kernel) -> None:
+    """The direct map and the memory map are found by these."""
+    needs(kernel, "page_offset_base", "vmemmap_base", "max_pfn")
 
 
 def address_in(kernel: Kernel, window: str) -> int:

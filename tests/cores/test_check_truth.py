@@ -355,7 +355,7 @@ def test_files_of_proc(core: Core, kernel: Kernel, rule: str, monkeypatch: pytes
     symbol(kernel, "_text")
     monkeypatch.setattr(running, "_read", lambda path: lines)
     verdict = RULES[rule].verdict(kernel)
-    if kernel.code_only and rule in NAMELESS:
+    if kernel.code_only and rule in {*NAMELESS, "proc_meminfo"}:
         assert verdict.state == "unknown"
         return
     assert verdict.state == "ok", verdict

@@ -12,6 +12,7 @@ import pytest
 from kvintro.cli import main
 from kvintro.kernel import Kernel
 from tests.conftest import Core
+from tests.cores.showing import needs
 from tests.remade import Remade, encrypt, process_roots
 
 _FORMS: Dict[str, Callable[[Remade, Path], Path]] = {
@@ -70,6 +71,7 @@ def questions_about(kernel: Kernel, form: str) -> List[List[str]]:
 def test_all_answers_are_the_same(
     core: Core, kernel: Kernel, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
 ) -> None:
+    needs(kernel, "physical_mask")
     if form == "kdump" and not (core.directory / "core.kdump").exists():
         pytest.skip("this core has no kdump")
     mask = 1 << _BITS[form]

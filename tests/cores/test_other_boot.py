@@ -18,6 +18,7 @@ from kvintro.cli import main
 from kvintro.kernel import Kernel, open_kernel
 from kvintro.source import Request
 from tests.conftest import Core
+from tests.cores.showing import needs
 from tests.memory_files import avml, elf_without_notes, flattened, lime, raw, snappy, split
 from tests.remade import Remade
 from tests.synthetic import elf_core
@@ -206,6 +207,7 @@ def test_one_wrong_line(
     key: str,
 ) -> None:
     """The kernel's own copy is the judge, to which a symbol leads."""
+    needs(kernel, "vmcoreinfo_note")
     found = re.search(rf"^{re.escape(key)}=(.*)$", note, re.M)
     if found is None or (key == "KERNELOFFSET" and not int(found[1], 16)):
         pytest.skip(f"this kernel says nothing of {key}")
