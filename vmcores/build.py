@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """Boot real kernels under QEMU and keep their dumps beside what they said about themselves.
 
-Cores land in vmcores/built/NAME/ (or $KVINTRO_VMCORES/NAME/). Downloads and the kernel built from
-source are kept in $KVINTRO_CACHE, else in $XDG_CACHE_HOME/kvintro or ~/.cache/kvintro:
+Cores land in vmcores/built/NAME/, those of another architecture in vmcores/built-ARCH/NAME/ (or
+$KVINTRO_VMCORES/NAME/). Downloads and the kernel built from source are kept in $KVINTRO_CACHE, else
+in $XDG_CACHE_HOME/kvintro or ~/.cache/kvintro:
 
   kernels/RELEASE/          unpacked Debian kernels
+  headers/, tables/         headers of kernels and the module that is built with them (--arch arm64)
   oracle/VERSION-HASH/      the oracle kernel: bzImage, vmlinux (DWARF), config, modules
   dbg/RELEASE/vmlinux       Debian's vmlinux with DWARF (--debug-vmlinux)
   rootfs/, crash/           the root of live guests; a Debian that has crash (--live, --crash)
@@ -20,8 +22,8 @@ from typing import List, Optional
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from lab import boot, live, matrix, rootfs
-from lab.common import BOOT_TOOLS, HERE, LabError, built_dir, need, say
+from lab import boot, live, machine, matrix, rootfs
+from lab.common import HERE, LabError, built_dir, need, say
 from lab.packages import Archive
 
 
@@ -40,6 +42,12 @@ def parser() -> argparse.ArgumentParser:
         "--few",
         action="store_true",
         help="entries that have each kernel, paging depth and option at least once",
+    )
+    result.add_argument(
+        "--arch",
+        choices=list(machine.MACHINES),
+        default=machine.AMD64.name,
+        help="the architecture whose rows are meant; amd64, if none is named",
     )
     result.add_argument("--force", action="store_true", help="build again what is there already")
     result.add_argument("--update", action="store_true", help="look for newer kernels first")
@@ -81,7 +89,7 @@ def _live(rows: List[matrix.Entry], name: str, words: List[str], archive: Archiv
     chosen = [row for row in rows if row.name == name]
     if not chosen:
         raise LabError(f"no entry is called {name}: see --list")
-    need(BOOT_TOOLS)
+    need(chosen[0].machine.tools)
     (result,) = live.run_live(chosen[0], [_command(words)], archive=archive, timeout=timeout)
     sys.stdout.write(result.stdout)
     sys.stderr.write(result.stderr)
@@ -113,12 +121,13 @@ def main(arguments: Optional[List[str]] = None) -> int:
     options = parser().parse_args(arguments)
     # An end from outside leaves nothing behind either: no guest, no scratch directory.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    archive = Archive()
+    wanted = machine.MACHINES[options.arch]
+    archive = Archive(wanted)
     try:
         archive.update(force=options.update)
         if options.debug_vmlinux is not None:
             need({"dpkg": "dpkg"})
-            rows = matrix.entries(archive.newest_series(matrix.NEWEST_MAJOR))
+            rows = matrix.ROWS[options.arch][0](archive.newest_series(matrix.NEWEST_MAJOR))
             for series in options.debug_vmlinux or dict.fromkeys(row.series for row in rows):
                 print(archive.debug_vmlinux(series))
             return 0
@@ -127,9 +136,9 @@ def main(arguments: Optional[List[str]] = None) -> int:
             print(rootfs.crash(vmlinux, core, [" ".join(options.command)], options.timeout), end="")
             return 0
         newest = archive.newest_series(matrix.NEWEST_MAJOR)
-        chosen = matrix.shipped if options.shipped else matrix.few if options.few else matrix.entries
-        rows = chosen(newest)
-        where = HERE if options.shipped else built_dir()
+        rows_of, few_of, shipped_of = matrix.ROWS[options.arch]
+        rows = (shipped_of if options.shipped else few_of if options.few else rows_of)(newest)
+        where = HERE if options.shipped else built_dir(wanted.name if wanted.foreign else "")
         if options.live:
             return _live(rows, options.live, options.command, archive, options.timeout)
         if options.command:
@@ -143,9 +152,9 @@ def main(arguments: Optional[List[str]] = None) -> int:
                 mark = "*" if _is_built(where / row.name) else " "
                 print(f"{mark} {row.name:34} {row.summary()}")
             return 0
-        need(BOOT_TOOLS)
-        if any(row.efi for row in rows) and not any(Path(f).exists() for f in boot.FIRMWARE):
-            need({}, {boot.FIRMWARE[0]: "ovmf"})
+        need(wanted.tools)
+        if any(row.efi for row in rows) and not any(Path(f).exists() for f in wanted.firmware):
+            need({}, {wanted.firmware[0]: wanted.firmware_package})
         failures = _build(rows, archive, where, options.force, options.shipped)
     except LabError as error:
         say(f"build.py: {error}")

@@ -1,12 +1,12 @@
 /*
  * Writes down what the kernel says about itself, and leaves the guest exactly so.
  *
- * Everything goes out by an I/O port (QEMU's isa-debugcon), which needs no driver, no terminal and
- * no memory.  What changes from moment to moment is read last, by this one process, which then prints
+ * Everything goes out of the emulator by plain instructions, which need no driver, no terminal and no
+ * memory: by the port of isa-debugcon on x86, by a file of semihosting on arm64.  What changes from moment to moment is read last, by this one process, which then prints
  * the marker on the console and sleeps: nothing is forked, freed or written between the truth and
  * the dump.
  *
- * On the port: chunks, each a line "KV1 NAME LENGTH\n" and LENGTH bytes; a file is the chunks of one
+ * On it: chunks, each a line "KV1 NAME LENGTH\n" and LENGTH bytes; a file is the chunks of one
  * name joined; "KV1 . 0\n" ends the stream.
  *
  *     probe send FILE...     the files, by their base names
@@ -14,7 +14,6 @@
  *     probe truth MARKER     everything that /proc and debugfs know, the end, MARKER; never returns
  */
 #define _GNU_SOURCE
-#include <asm/ldt.h>
 #include <dirent.h>
 #include <elf.h>
 #include <fcntl.h>
@@ -23,20 +22,99 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/io.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#ifdef __x86_64__
+#include <asm/ldt.h>
+#include <sys/io.h>
+#endif
 
-#define PORT 0xe9
 #define MAX_PIDS 64
 #define ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
 
 static char buffer[1 << 16];
 
+#ifdef __x86_64__
+
+#define PORT 0xe9
+
+static int open_port(void)
+{
+	return ioperm(PORT, 1, 1);
+}
+
 static void out(const void *data, size_t size)
 {
 	asm volatile("rep outsb" : "+S"(data), "+c"(size) : "d"(PORT) : "memory");
 }
+
+/* current_kernel and current_user show the page tables of whoever reads: let them have an LDT. */
+static void prepare(void)
+{
+	struct user_desc desc = { .limit = 0xfff, .seg_32bit = 1, .useable = 1 };
+
+	for (desc.entry_number = 0; desc.entry_number < 2; desc.entry_number++)
+		syscall(SYS_modify_ldt, 0x11, &desc, sizeof(desc));
+}
+
+#elif defined(__aarch64__)
+
+/* Arm's "Semihosting for AArch32 and AArch64", 2.3: the operation in w0, its arguments' address in x1. */
+#define SEMIHOSTING_OPEN 1
+#define SEMIHOSTING_WRITE 5
+#define SEMIHOSTING_SEEK 10
+#define SEMIHOSTING_LENGTH 12
+#define APPEND 9		/* as fopen()'s "ab" */
+
+static long port = -1;
+
+static long semihosting(long operation, const volatile void *arguments)
+{
+	register long x0 asm("x0") = operation;
+	register const volatile void *x1 asm("x1") = arguments;
+
+	asm volatile("hlt #0xf000" : "+r"(x0) : "r"(x1) : "memory");
+	return x0;
+}
+
+/*
+ * A file of the host, to append to: QEMU 7.2 opens it so that nothing is lost, but at its start. It looks
+ * addresses up without faulting pages in.
+ */
+static int open_port(void)
+{
+	const volatile char name[] = "stream";
+	const volatile uintptr_t arguments[] = { (uintptr_t)name, APPEND, sizeof(name) - 1 };
+	volatile uintptr_t place[2];
+
+	port = semihosting(SEMIHOSTING_OPEN, arguments);
+	place[0] = port;
+	place[1] = semihosting(SEMIHOSTING_LENGTH, place);
+	return port < 0 || semihosting(SEMIHOSTING_SEEK, place) ? -1 : 0;
+}
+
+static void out(const void *data, size_t size)
+{
+	const volatile char *bytes = data;
+
+	for (size_t i = 0; i < size; i += 4096)
+		(void)bytes[i];
+	if (size)
+		(void)bytes[size - 1];
+	while (size) {
+		const volatile uintptr_t arguments[] = { port, (uintptr_t)bytes, size };
+		size_t left = semihosting(SEMIHOSTING_WRITE, arguments);
+
+		bytes += size - left;
+		size = left;
+	}
+}
+
+static void prepare(void)
+{
+}
+
+#endif
 
 static void chunk(const char *name, const void *data, size_t size)
 {
@@ -130,6 +208,16 @@ static struct variable {
 	{ "hugetlb_max_hstate", 4, 0 },
 	{ "secretmem_users", 4, 0 },
 	{ "__kfence_pool", 8, 0 },
+	/* arm64 */
+	{ "memstart_addr", 8, 0 },
+	{ "kimage_voffset", 8, 0 },
+	{ "kimage_vaddr", 8, 0 },
+	{ "vabits_actual", 8, 0 },
+	{ "arm64_use_ng_mappings", 1, 0 },
+	{ "module_alloc_base", 8, 0 },
+	{ "module_direct_base", 8, 0 },
+	{ "module_plt_base", 8, 0 },
+	{ "memstart_offset_seed", 2, 0 },
 };
 
 static void find_variables(void)
@@ -245,6 +333,7 @@ static void send_pagemap(int pid)
 {
 	static uint64_t entries[512];
 	unsigned long start, end;
+	const size_t page = getpagesize();
 	char path[64], text[512];
 	FILE *maps;
 	int fd;
@@ -257,18 +346,18 @@ static void send_pagemap(int pid)
 		if (sscanf(text, "%lx-%lx", &start, &end) != 2 || (long)start < 0)
 			continue;
 		while (start < end) {
-			size_t want = (end - start) >> 12;
+			size_t want = (end - start) / page;
 			ssize_t got;
 
 			want = want < ARRAY_SIZE(entries) ? want : ARRAY_SIZE(entries);
-			got = pread(fd, entries, want * 8, (start >> 12) * 8);
+			got = pread(fd, entries, want * 8, start / page * 8);
 			if (got <= 0)
 				break;
 			for (ssize_t i = 0; i < got / 8; i++)
 				if (entries[i] >> 61)	/* present, swapped, or a page of a file */
-					line("pagemap", "%d %016lx %016lx\n", pid, start + i * 4096,
+					line("pagemap", "%d %016lx %016lx\n", pid, start + i * page,
 					     entries[i]);
-			start += got / 8 * 4096;
+			start += got / 8 * page;
 		}
 	}
 	if (maps)
@@ -277,13 +366,18 @@ static void send_pagemap(int pid)
 		close(fd);
 }
 
-/* current_kernel and current_user show the page tables of whoever reads: let them have an LDT. */
-static void get_ldt(void)
+/* By guest/tables.c, where the guest has it. */
+static void send_user_tables(int pid)
 {
-	struct user_desc desc = { .limit = 0xfff, .seg_32bit = 1, .useable = 1 };
+	int fd = open("/proc/kvintro/user", O_WRONLY);
+	char name[64];
 
-	for (desc.entry_number = 0; desc.entry_number < 2; desc.entry_number++)
-		syscall(SYS_modify_ldt, 0x11, &desc, sizeof(desc));
+	if (fd < 0)
+		return;
+	snprintf(name, sizeof(name), "proc/%d/ptdump", pid);
+	if (dprintf(fd, "%d", pid) > 0)
+		send_file(name, "/proc/kvintro/user");
+	close(fd);
 }
 
 static void truth(const char *marker)
@@ -295,6 +389,11 @@ static void truth(const char *marker)
 		{ "cpuinfo", "/proc/cpuinfo" },
 		{ "iomem", "/proc/iomem" },
 		{ "vmcoreinfo", "/sys/kernel/vmcoreinfo" },
+		{ "memblock/memory", "/sys/kernel/debug/memblock/memory" },
+		{ "memblock/reserved", "/sys/kernel/debug/memblock/reserved" },
+		{ "layout", "/proc/kvintro/layout" },
+		{ "system-registers", "/proc/kvintro/registers" },
+		{ "efi-runtime-map", "/proc/kvintro/efi-runtime-map" },
 		{ "filesystems", "/proc/filesystems" },
 		{ "modules", "/proc/modules" },
 		{ "slabinfo", "/proc/slabinfo" },
@@ -302,6 +401,12 @@ static void truth(const char *marker)
 		{ "ptdump/current_user", "/sys/kernel/debug/page_tables/current_user" },
 		{ "ptdump/current_kernel", "/sys/kernel/debug/page_tables/current_kernel" },
 		{ "ptdump/kernel", "/sys/kernel/debug/page_tables/kernel" },
+		/* arm64: by CONFIG_PTDUMP_DEBUGFS, else by guest/tables.c. */
+		{ "ptdump/efi", "/sys/kernel/debug/efi_page_tables" },
+		{ "ptdump/kernel", "/sys/kernel/debug/kernel_page_tables" },
+		{ "ptdump/efi", "/proc/kvintro/efi" },
+		{ "ptdump/tramp", "/proc/kvintro/tramp" },
+		{ "ptdump/kernel", "/proc/kvintro/kernel" },
 		{ "page_owner", "/sys/kernel/debug/page_owner" },
 		{ "vmallocinfo", "/proc/vmallocinfo" },
 		{ "pagetypeinfo", "/proc/pagetypeinfo" },
@@ -320,7 +425,7 @@ static void truth(const char *marker)
 	};
 	char name[64], path[64];
 
-	get_ldt();
+	prepare();
 	send_kcore();
 	send_processes();
 	line("probe", "%d\n", getpid());
@@ -332,6 +437,7 @@ static void truth(const char *marker)
 			snprintf(path, sizeof(path), "/proc/%d/%s", pids[i], each[k]);
 			send_file(name, path);
 		}
+		send_user_tables(pids[i]);
 		send_pagemap(pids[i]);
 	}
 	for (size_t i = 0; i < ARRAY_SIZE(files); i++)
@@ -344,8 +450,8 @@ static void truth(const char *marker)
 
 int main(int argc, char **argv)
 {
-	if (ioperm(PORT, 1, 1)) {
-		perror("ioperm");
+	if (open_port()) {
+		perror("the port");
 		return 1;
 	}
 	if (argc > 2 && !strcmp(argv[1], "truth")) {

@@ -8,15 +8,18 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import Container, Dict, Iterable, Iterator, List, Optional, Set, Tuple
+from typing import Container, Dict, Iterator, List, Optional, Set, Tuple
 
-from lab import disks, initramfs, kdump, kernel_source, qemu
+from lab import disks, initramfs, kdump, kernel_source, qemu, tables
 from lab.common import LabError, cache_dir, fresh_dir, say
+from lab.machine import ARM64, Machine
 from lab.matrix import Entry
 from lab.packages import Archive, Kernel
 
 READY = "KVINTRO-READY"
 BOOT_TIMEOUT = 300.0
+#: Another architecture is slower to emulate, most of all on a busy host.
+FOREIGN_BOOT_TIMEOUT = 1200.0
 #: qemu_fw_cfg hands the vmcoreinfo note to QEMU; the rest makes /proc/modules worth reading.
 MODULES = ("qemu_fw_cfg", "loop", "fuse", "crc7", "dummy", "tun", "nbd", "binfmt_misc", "virtio_blk")
 #: What a furnished guest needs besides its file system; that asks for crc32c without saying so.
@@ -26,8 +29,6 @@ RARE_MODULES = ("nd_e820", "nd_pmem", "virtio_pci", "virtio_balloon")
 BALLOON_MB = 16
 #: How many pages guest/rare.c asks to break.
 BROKEN_PAGES = 2
-#: Firmware with the old and the new name of Debian's package.
-FIRMWARE = ("/usr/share/ovmf/OVMF.fd", "/usr/share/qemu/OVMF.fd", "/usr/share/OVMF/OVMF_CODE.fd")
 #: Files with something of every page.
 GZIPPED = ("kpageflags", "kpagecount", "kpagecgroup", "page_owner")
 PAGE = 4096
@@ -39,6 +40,8 @@ LANDMARKS = (
     *("level1_fixmap_pgt", "page_offset_base", "vmalloc_base", "vmemmap_base", "phys_base"),
     *("physical_mask", "high_memory", "max_pfn", "efi_mm", "init_mm", "init_task", "espfix_stack"),
     *("vsyscall_mode", "physmem_end", "direct_map_physmem_end", "pgdir_shift", "mem_section"),
+    *("swapper_pg_dir", "reserved_pg_dir", "tramp_pg_dir", "idmap_pg_dir", "init_pg_dir"),
+    *("memstart_addr", "kimage_voffset", "vectors", "tramp_vectors", "arm64_use_ng_mappings"),
 )
 SAMPLED_SYMBOLS = 600
 
@@ -47,29 +50,32 @@ def find_kernel(entry: Entry, archive: Archive) -> Kernel:
     """The kernel an entry boots: downloaded, or built from source the first time."""
     if entry.oracle:
         return kernel_source.oracle(entry.series, archive, entry.variant)
-    return archive.kernel(entry.series)
+    return archive.kernel(entry.series, entry.flavour)
 
 
-def firmware() -> Path:
+def firmware(machine: Machine) -> Path:
     """The UEFI firmware that QEMU runs for EFI entries."""
-    for name in FIRMWARE:
+    for name in machine.firmware:
         if Path(name).exists():
             return Path(name)
-    raise LabError("there is no UEFI firmware: apt-get install ovmf")
+    raise LabError(f"there is no UEFI firmware: apt-get install {machine.firmware_package}")
 
 
 def guest_options(entry: Entry) -> List[str]:
     """QEMU's options for an entry, relative to the directory the guest runs in."""
     options = ["-cpu", entry.cpu, "-smp", "2", "-m", str(entry.memory_mb)]
     options += ["-kernel", "kernel", "-append", entry.cmdline, "-device", "vmcoreinfo"]
+    if entry.arch == ARM64.name:
+        # The emulator has memory tags for the one CPU that knows of them.
+        tags = ",mte=on" if entry.cpu.startswith("max") else ""
+        options += ["-machine", f"virt,gic-version=3{tags}"]
+        options += ["-device", "virtio-rng-pci"] if entry.efi and entry.rng else []
     if entry.furnished:
         for node in range(2):
             options += ["-object", f"memory-backend-ram,id=ram{node},size={entry.memory_mb // 2}M"]
             options += ["-numa", f"node,nodeid={node},memdev=ram{node}"]
             options += ["-numa", f"cpu,node-id={node},socket-id={node}"]
         options[options.index("-smp") + 1] = "2,sockets=2"
-        for name in ("swap", "filesystem"):
-            options += ["-drive", f"format=raw,if=virtio,cache=unsafe,file={name}"]
     if entry.rare:
         options[options.index("-m") + 1] += "M,slots=2,maxmem=1G"
         for name in ("plug0", "plug1"):
@@ -79,6 +85,13 @@ def guest_options(entry: Entry) -> List[str]:
     return options + (["-bios", "firmware"] if entry.efi else [])
 
 
+def _disks(entry: Entry) -> List[str]:
+    """QEMU's options for the disks that :func:`_ramdisk` makes."""
+    names = ("swap", "filesystem") if entry.furnished else ("swap",) if entry.arch == ARM64.name else ()
+    drives = [["-drive", f"format=raw,if=virtio,cache=unsafe,file={name}"] for name in names]
+    return [word for drive in drives for word in drive]
+
+
 def build(entry: Entry, archive: Archive, target: Path, small: bool = False) -> None:
     """Boot an entry and fill target with core.elf, core.kdump, core-raw.kdump, truth/ and meta.json.
 
@@ -86,44 +99,39 @@ def build(entry: Entry, archive: Archive, target: Path, small: bool = False) -> 
     """
     started = time.monotonic()
     kernel = find_kernel(entry, archive)
-    boot_seconds = qemu.persistently(lambda: _build(entry, kernel, target, small))
+    own: Dict[str, bytes] = {}
+    if entry.arch == ARM64.name and not entry.oracle:
+        own["tables"] = tables.module(kernel, archive)
+    boot_seconds = qemu.persistently(lambda: _build(entry, kernel, target, small, own))
     say(f"{entry.name}: {time.monotonic() - started:.0f} s (ready after {boot_seconds:.0f} s)")
 
 
-def _build(entry: Entry, kernel: Kernel, target: Path, small: bool) -> float:
+def _build(entry: Entry, kernel: Kernel, target: Path, small: bool, own: Dict[str, bytes]) -> float:
     """One attempt; returns how long the guest took to be ready."""
     with fresh_dir(target) as directory, tempfile.TemporaryDirectory(prefix="kvintro-") as scratch:
         work = Path(scratch)
         (work / "kernel").symlink_to(kernel.image)
         if entry.efi:
-            (work / "firmware").symlink_to(firmware())
-        modules, programs = [*MODULES], ["workload", "probe"]
-        files: Dict[str, bytes] = {}
-        if entry.furnished:
-            disks.make(work, entry.furnished)
-            modules += [*DISK_MODULES, entry.furnished]
-            programs.append("furnish")
-            files["filesystem"] = entry.furnished.encode()
-        if entry.rare:
-            modules += RARE_MODULES
-            programs.append("rare")
-        ramdisk = initramfs.build("init", kernel.modules, modules, programs, files)
-        (work / "initramfs").write_bytes(ramdisk)
-        options = [*guest_options(entry), "-initrd", "initramfs"]
-        with qemu.Qemu(work, options) as guest:
+            (work / "firmware").symlink_to(firmware(entry.machine))
+        (work / "initramfs").write_bytes(_ramdisk(entry, kernel, work, own))
+        options = [*guest_options(entry), *_disks(entry), "-initrd", "initramfs"]
+        with qemu.Qemu(work, options, entry.machine) as guest:
             if entry.rare:
                 while guest.running and not (work / "qmp").exists():
                     time.sleep(0.2)
                 # The driver finds it waiting. The plugged memory counts, as far as QEMU is concerned.
                 guest.command("balloon", {"value": entry.memory_mb + 256 - BALLOON_MB << 20})
                 _break_memory(guest)
-            boot_seconds = guest.wait_for(READY, BOOT_TIMEOUT)
+            patience = FOREIGN_BOOT_TIMEOUT if entry.machine.foreign else BOOT_TIMEOUT
+            boot_seconds = guest.wait_for(READY, patience)
             balloon = guest.command("query-balloon")["actual"] if entry.rare else None
             cpu = guest.stop_idle()
             dumped = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             truth = _write_truth(work, directory)
             _ask_monitor(guest, cpu, truth, directory / "truth")
             _dump(guest, directory)
+            if entry.arch == ARM64.name:
+                _dump_arm64(guest, entry, truth, directory)
             if small:
                 _make_small(directory, text_pages(truth) if entry.without_text else ())
             (directory / "truth" / "console.log").write_text(guest.console())
@@ -137,9 +145,9 @@ def _build(entry: Entry, kernel: Kernel, target: Path, small: bool) -> float:
             "vmlinux": str(kernel.vmlinux.relative_to(cache_dir())),
             "release": truth["release"].decode().strip(),
             "cmdline": entry.cmdline,
-            "levels": entry.levels,
+            "arch": entry.arch,
+            **_of_architecture(entry),
             "kaslr": entry.kaslr,
-            "pti": entry.pti,
             "efi": entry.efi,
             "furnished": entry.furnished,
             "rare": entry.rare,
@@ -156,6 +164,32 @@ def _build(entry: Entry, kernel: Kernel, target: Path, small: bool) -> float:
         }
         (directory / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
     return boot_seconds
+
+
+def _ramdisk(entry: Entry, kernel: Kernel, work: Path, own: Dict[str, bytes]) -> bytes:
+    """What the guest runs, and the modules for it; its disks are made in ``work``."""
+    modules, programs = [*MODULES], ["workload", "probe"]
+    files: Dict[str, bytes] = {}
+    if entry.furnished:
+        disks.make(work, entry.furnished)
+        modules += [*DISK_MODULES, entry.furnished]
+        programs.append("furnish")
+        files["filesystem"] = entry.furnished.encode()
+    if entry.rare:
+        modules += RARE_MODULES
+        programs.append("rare")
+    if entry.arch == ARM64.name:
+        disks.swap(work)
+        modules += DISK_MODULES
+        programs.append("arm64")
+    return initramfs.build("init", kernel.modules, modules, programs, files, entry.machine, own)
+
+
+def _of_architecture(entry: Entry) -> Dict[str, object]:
+    """Members of meta.json that belong to one architecture."""
+    if entry.arch == ARM64.name:
+        return {"cpu": entry.cpu, "flavour": entry.flavour or entry.machine.flavour, "rng": entry.rng}
+    return {"levels": entry.levels, "pti": entry.pti}
 
 
 def _break_memory(guest: qemu.Qemu) -> None:
@@ -191,25 +225,54 @@ def _dump(guest: qemu.Qemu, directory: Path) -> None:
         shutil.move(str(guest.directory / name), str(directory / name))
         (directory / name).chmod(0o644)
     kdump.unflatten(directory / "core.kdump", directory / "core-raw.kdump")
+    _dig_holes(directory / "core.elf")
+
+
+def _dump_arm64(guest: qemu.Qemu, entry: Entry, truth: Dict[str, bytes], directory: Path) -> None:
+    """Write a kdump and the raw memory.
+
+    QEMU's own kdump of this architecture has a wrong machine ("Unknown") and a wrong block size (64 KB).
+    It is kept as qemu.kdump.
+    """
+    (directory / "core.kdump").replace(directory / "qemu.kdump")
+    (directory / "core-raw.kdump").unlink()
+    kdump.from_elf(directory / "core.elf", directory / "core.kdump", truth["version"].decode(), "aarch64")
+    (directory / "core-raw.kdump").hardlink_to(directory / "core.kdump")
+    size = entry.memory_mb << 20
+    raw = {"val": entry.machine.ram, "size": size, "filename": "core.raw"}
+    guest.command("pmemsave", raw, timeout=600)
+    shutil.move(str(guest.directory / "core.raw"), str(directory / "core.raw"))
+    (directory / "core.raw").chmod(0o644)
+    _dig_holes(directory / "core.raw")
+
+
+def _dig_holes(path: Path) -> None:
+    """Save disk: most of a dump is free pages, which init_on_free made zero."""
     if shutil.which("fallocate"):
-        # Most of the ELF file is free pages, which init_on_free made zero: holes cost no disk.
-        subprocess.run(["fallocate", "--dig-holes", str(directory / "core.elf")], check=False)
+        subprocess.run(["fallocate", "--dig-holes", str(path)], check=False)
 
 
 def text_pages(truth: Dict[str, bytes]) -> Container[int]:
-    """The page frames of the kernel's code, without the 2 MB at its start that head.S knows best."""
+    """The page frames of the kernel's code, without the 2 MB at its start that head.S knows best.
+
+    What arm64 calls "Kernel code" has the read-only data too; the code alone is an area in vmallocinfo.
+    """
     for line in truth["iomem"].decode().splitlines():
         match = re.match(r"\s*([0-9a-f]+)-([0-9a-f]+) : Kernel code", line)
         if match:
-            start, end = (int(text, 16) for text in match.groups())
-            return range((start >> 12) + 512, (end + 1) >> 12)
+            start, last = (int(text, 16) for text in match.groups())
+            area = re.search(rf" (\d+) \S+ phys=0x0*{start:x} ", truth["vmallocinfo"].decode())
+            end = start + int(area.group(1)) if area else last + 1
+            return range((start >> 12) + 512, end >> 12)
     return ()
 
 
 def _make_small(directory: Path, left_out: Container[int]) -> None:
     """Leave what a repository can carry."""
-    (directory / "core-raw.kdump").replace(directory / "core.kdump")
-    (directory / "core.elf").unlink()
+    (directory / "core.kdump").unlink()
+    (directory / "core-raw.kdump").rename(directory / "core.kdump")
+    for name in ("core.elf", "core.raw", "qemu.kdump"):
+        (directory / name).unlink(missing_ok=True)
     kdump.repack(directory / "core.kdump", left_out)
     truth = directory / "truth"
     (truth / "qemu-mtree").unlink()
@@ -225,7 +288,7 @@ def _ask_monitor(guest: qemu.Qemu, cpu: int, truth: Dict[str, bytes], target: Pa
     (target / "registers").write_text(guest.monitor("info registers -a"))
     (target / "qemu-mtree").write_text(guest.monitor("info mtree -f"))
     answers: Dict[str, Optional[str]] = {}
-    for address in sample_addresses(truth):
+    for address in sample_addresses(truth, guest.machine):
         physical = guest.translate(address, cpu)
         answers[f"{address:#018x}"] = None if physical is None else f"{physical:#x}"
     lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in answers.items()]
@@ -242,14 +305,14 @@ def _spread(values: List[int], count: int) -> List[int]:
     return [values[i * len(values) // count] for i in range(count)]
 
 
-def _symbols(truth: Dict[str, bytes]) -> Tuple[List[int], List[int]]:
+def _symbols(truth: Dict[str, bytes], lowest: int) -> Tuple[List[int], List[int]]:
     image: List[int] = []
     modules: List[int] = []
     for line in gzip.decompress(truth["kallsyms.gz"]).decode().splitlines():
         word = line.split()
         address = int(word[0], 16)
         # Per-CPU symbols are offsets up to 6.14, and addresses of a hole afterwards.
-        if address >= 0xFFFFFFFF80000000:
+        if address >= lowest:
             (modules if line.endswith("]") else image).append(address)
     return sorted(set(image)), sorted(set(modules))
 
@@ -278,9 +341,41 @@ def _holes_of_rare_memory(truth: Dict[str, bytes]) -> Iterator[int]:
         yield from range(base + int(text, 16) - 2 * PAGE, base + int(text, 16) + 3 * PAGE, PAGE)
 
 
-def sample_addresses(truth: Dict[str, bytes]) -> List[int]:
+_PLACES_OF_AMD64 = (
+    *range(0xFFFFFE0000000000, 0xFFFFFE0000000000 + 100 * PAGE, PAGE),  # cpu_entry_area
+    *range(0xFFFFFFFFFF200000, 0xFFFFFFFFFF800000, 64 * PAGE),  # fixmap
+    *range(0xFFFFFFFFFF5FC000, 0xFFFFFFFFFF603000, PAGE),  # around vsyscall
+    *range(0xFFFFFFFFFF7F0000, 0xFFFFFFFFFF801000, PAGE),  # the fixmap's top
+    0xFFFFFFFFFFE00000,
+    0xFFFFFFFFFFFFFFF8,
+    0xFFFFFFFF80000000,
+    0xFFFFFFFEFFFFFFFF,
+    0xFFFFFFEF00000000,
+    0xFFFFFF0000000000,
+    0xFFFFFBFFFFFFFFFF,
+    0xFFFFFC0000000000,
+    0xFFFFEC0000000000,
+)
+
+
+def _places_of_arm64(truth: Dict[str, bytes]) -> List[int]:
+    """Addresses around each bound of the layout (guest/tables.c), and of the fixmap."""
+    lines = truth.get("layout", b"").decode().splitlines()
+    values = {name: int(value, 16) for name, value in map(str.split, lines)}
+    top = values.get("FIXADDR_TOP", 0)
+    chosen = list(range(top - (8 << 20), top + PAGE, 32 * PAGE)) if top else []
+    for address in values.values():
+        chosen += [address - 1, address, address + 8]
+    return chosen
+
+
+def sample_addresses(truth: Dict[str, bytes], machine: Machine) -> List[int]:
     """About 1500 addresses of every region, and some just outside of each."""
-    image, modules = _symbols(truth)
+    if machine is ARM64:
+        fixed, lowest = _places_of_arm64(truth), 0xFFF0000000000000
+    else:
+        fixed, lowest = list(_PLACES_OF_AMD64), 0xFFFFFFFF80000000
+    image, modules = _symbols(truth, lowest)
     chosen: Set[int] = set(_spread(image, 300)) | set(_spread(modules, 150))
 
     areas: List[int] = []
@@ -298,21 +393,6 @@ def sample_addresses(truth: Dict[str, bytes]) -> List[int]:
         count = 64 if size < 1 << 40 else 2
         chosen |= {start + size * i // count + 8 * i for i in range(count)}
 
-    fixed: Iterable[int] = (
-        *range(0xFFFFFE0000000000, 0xFFFFFE0000000000 + 100 * PAGE, PAGE),  # cpu_entry_area
-        *range(0xFFFFFFFFFF200000, 0xFFFFFFFFFF800000, 64 * PAGE),  # fixmap
-        *range(0xFFFFFFFFFF5FC000, 0xFFFFFFFFFF603000, PAGE),  # around vsyscall
-        *range(0xFFFFFFFFFF7F0000, 0xFFFFFFFFFF801000, PAGE),  # the fixmap's top
-        0xFFFFFFFFFFE00000,
-        0xFFFFFFFFFFFFFFF8,
-        0xFFFFFFFF80000000,
-        0xFFFFFFFEFFFFFFFF,
-        0xFFFFFFEF00000000,
-        0xFFFFFF0000000000,
-        0xFFFFFBFFFFFFFFFF,
-        0xFFFFFC0000000000,
-        0xFFFFEC0000000000,
-    )
     chosen |= set(fixed) | set(_holes_of_rare_memory(truth))
     # Below the half lie processes, and what is not canonical is not an address.
     return sorted(a for a in chosen if 0xFF00000000000000 <= a < 1 << 64)

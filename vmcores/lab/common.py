@@ -26,10 +26,13 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvintro"
 
 
-def built_dir() -> Path:
-    """Where built cores are put: $KVINTRO_VMCORES, else vmcores/built in this checkout."""
+def built_dir(foreign: str = "") -> Path:
+    """Where built cores are put: $KVINTRO_VMCORES, else vmcores/built in this checkout.
+
+    :param foreign: another architecture than the lab's first, whose cores have a directory of their own.
+    """
     given = os.environ.get("KVINTRO_VMCORES")
-    return Path(given) if given else HERE / "built"
+    return Path(given) if given else HERE / (f"built-{foreign}" if foreign else "built")
 
 
 def say(message: str) -> None:
@@ -111,13 +114,7 @@ def fresh_dir(target: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-#: A program that the recipe runs, and the Debian package that brings it.
-BOOT_TOOLS = {
-    "qemu-system-x86_64": "qemu-system-x86",
-    "busybox": "busybox-static",
-    "cc": "gcc libc6-dev",
-    "dpkg": "dpkg",
-}
+#: A program that building a kernel takes, and the Debian package that brings it.
 BUILD_TOOLS = {
     "make": "make",
     "flex": "flex",

@@ -16,7 +16,7 @@ def make(work: Path, kind: str) -> None:
         raise LabError(f"the lab makes no {kind}, only {' and '.join(TOOLS)}")
     tool, package = TOOLS[kind]
     need({tool: package})
-    _sparse(work / "swap", SWAP)
+    swap(work)
     image = work / "filesystem"
     if kind == "xfs":
         # Directories in blocks of 64 KB: sixteen pages that are mapped together.
@@ -29,6 +29,11 @@ def make(work: Path, kind: str) -> None:
             text = "".join(f"{name} line {number}\n" for number in range(100_000))
             (Path(content) / name).write_text(text)
         run([tool, "-zlz4", "-C65536", str(image), content])
+
+
+def swap(work: Path) -> None:
+    """Write the file swap."""
+    _sparse(work / "swap", SWAP)
 
 
 def _sparse(path: Path, size: int) -> None:

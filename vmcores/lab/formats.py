@@ -1,11 +1,13 @@
 """One guest dumped in every way that QEMU offers, for tests that expect the same of each file."""
 
+import re
 import tempfile
 import time
 from pathlib import Path
 from typing import Container, Dict, List, Optional, Tuple
 
 from lab import boot, initramfs, qemu
+from lab.common import LabError, need, run
 from lab.matrix import Entry
 from lab.packages import Kernel
 
@@ -57,6 +59,115 @@ def _dump_all(
     return {name: target / name for name in found}
 
 
+#: How a guest is saved: stopped, its pages packed with zlib (QEMU until 9.0), or while it runs.
+STREAMS = ("plain", "compress", "live")
+#: Bytes in a second; the first is little enough that the guest changes pages while they are sent.
+_SLOWLY, _QUICKLY = 16 << 20, 1 << 33
+
+
+def save_all(
+    entry: Entry, kernel: Kernel, target: Path, *, machine: str, backend: str = "", stream: str = "plain"
+) -> Dict[str, Path]:
+    """Boot an entry and save it: a migration stream, and a snapshot in a qcow2 disk.
+
+    With ``live`` the guest runs while it is saved, so that its pages come again; there is no snapshot, and
+    the other files are of a guest that QEMU started from the stream.
+
+    :param machine: QEMU's machine type with its options.
+    :param backend: the name of the guest's block of memory, if it is not to be QEMU's own.
+    :param stream: one of :data:`STREAMS`.
+    :return: files in ``target``: ``stream``, ``disk`` with the snapshot ``one``, ``elf``, and ``ram``, the
+        guest's RAM at its physical addresses, by pmemsave.
+    """
+    return qemu.persistently(lambda: _save_all(entry, kernel, target, machine, backend, stream))
+
+
+def _save_all(
+    entry: Entry, kernel: Kernel, target: Path, machine: str, backend: str, stream: str
+) -> Dict[str, Path]:
+    target.mkdir(parents=True, exist_ok=True)
+    names = ["migrated", "elf", "ram"]
+    with tempfile.TemporaryDirectory(prefix="kvintro-", dir=target) as scratch:
+        work = Path(scratch)
+        options = _prepared(entry, kernel, work)
+        if backend:
+            size = entry.memory_mb << 20
+            options += ["-object", f"memory-backend-ram,id={backend},size={size}"]
+            machine += f",memory-backend={backend}"
+        options += ["-machine", machine]
+        need({"qemu-img": "qemu-utils"})
+        run(["qemu-img", "create", "-q", "-f", "qcow2", str(work / "disk"), "1G"])
+        options += ["-drive", "file=disk,format=qcow2,if=none,id=disk"]
+        with qemu.Qemu(work, options) as guest:
+            guest.wait_for(boot.READY, boot.BOOT_TIMEOUT)
+            if stream != "live":
+                guest.stop_idle()
+                refused = guest.monitor("savevm one")
+                if refused:
+                    raise LabError(f"QEMU did not save a snapshot: {refused}")
+                names.append("disk")
+            _migrate(guest, stream)
+            if stream != "live":
+                _dump(guest, work, backend or "pc.ram")
+        if stream == "live":
+            # Under emulation QEMU misses some of what a running guest writes while it is saved. What counts
+            # is what QEMU itself makes of the stream.
+            (work / "qmp").unlink()
+            with qemu.Qemu(work, [*options, "-S", "-incoming", "exec:cat migrated"]) as guest:
+                _await_loaded(guest)
+                _dump(guest, work, backend or "pc.ram")
+        for name in names:
+            (work / name).replace(target / name)
+            (target / name).chmod(0o644)
+    return {"stream" if name == "migrated" else name: target / name for name in names}
+
+
+def _dump(guest: qemu.Qemu, work: Path, block: str) -> None:
+    """Write the files ``elf`` and ``ram`` of a guest that is stopped."""
+    guest.dump("elf")
+    with (work / "ram").open("wb") as file:
+        for first, last in _ram(guest, block):
+            arguments = {"val": first, "size": last - first + 1, "filename": "part"}
+            guest.command("pmemsave", arguments, timeout=600)
+            file.seek(first)
+            file.write((work / "part").read_bytes())
+
+
+def _await_loaded(guest: qemu.Qemu) -> None:
+    """Wait until a guest that is started from a stream has all of it."""
+    while guest.running and not (guest.directory / "qmp").exists():
+        time.sleep(0.2)
+    for _ in range(300):
+        time.sleep(0.2)
+        if guest.command("query-status")["status"] != "inmigrate":
+            return
+    raise LabError("QEMU did not load the stream that it saved")
+
+
+def _migrate(guest: qemu.Qemu, stream: str) -> None:
+    """Send the guest into the file ``migrated``; it is stopped afterwards."""
+    speed = _SLOWLY if stream == "live" else _QUICKLY
+    guest.command("migrate-set-parameters", {"max-bandwidth": speed, "downtime-limit": 50})
+    if stream == "compress":
+        guest.command("migrate-set-capabilities", {"capabilities": [{"capability": stream, "state": True}]})
+    guest.command("migrate", {"uri": "exec:cat >migrated"})
+    for _ in range(600):
+        status = guest.command("query-migrate").get("status")
+        if status == "completed":
+            return
+        if status in ("failed", "cancelled"):
+            break
+        time.sleep(0.2)
+    raise LabError(f"QEMU did not save its guest: {guest.command('query-migrate')}")
+
+
+def _ram(guest: qemu.Qemu, block: str) -> List[Tuple[int, int]]:
+    """First and last physical addresses of a block of memory."""
+    line = rf"^ *([0-9a-f]{{16}})-([0-9a-f]{{16}}) \(prio -?\d+, ram\): {re.escape(block)}\b"
+    found = re.findall(line, guest.monitor("info mtree -f"), re.MULTILINE)
+    return sorted({(int(first, 16), int(last, 16)) for first, last in found})
+
+
 def dump_panicked(entry: Entry, kernel: Kernel, target: Path) -> Tuple[Path, str]:
     """Boot an entry whose command line has ``unknown_nmi_panic``, have it panic, and dump it.
 
@@ -79,6 +190,40 @@ def dump_panicked(entry: Entry, kernel: Kernel, target: Path) -> Tuple[Path, str
                 guest.dump("elf")
                 (work / "elf").replace(target / "elf")
                 return target / "elf", guest.console()
+
+    return qemu.persistently(attempt)
+
+
+def dump_crashed(entry: Entry, kernel: Kernel, target: Path) -> Dict[str, Path]:
+    """Boot an entry whose command line has ``crashkernel=``, have it crash and boot the same kernel as its
+    crash kernel, and dump the memory of both.
+
+    :return: ELF and raw memory, files in ``target`` by those names.
+    """
+
+    def attempt() -> Dict[str, Path]:
+        with tempfile.TemporaryDirectory(prefix="kvintro-", dir=target) as scratch:
+            work = Path(scratch)
+            (work / "kernel").symlink_to(kernel.image)
+            crash = initramfs.build("crash-init", None, (), ())
+            files = {"kernel": kernel.image.read_bytes(), "crash-initramfs": crash}
+            ramdisk = initramfs.build("crash-init", kernel.modules, ("qemu_fw_cfg",), ("crash",), files)
+            (work / "initramfs").write_bytes(ramdisk)
+            options = [*boot.guest_options(entry), "-initrd", "initramfs"]
+            with qemu.Qemu(work, options) as guest:
+                end = time.monotonic() + 2 * boot.BOOT_TIMEOUT
+                while "KVINTRO-CRASHED" not in guest.console():
+                    words = guest.console().splitlines()[-1:]
+                    if time.monotonic() > end or not guest.running or "KVINTRO-FAILED" in guest.console():
+                        raise qemu.GuestDied(f"the crash kernel did not boot: {words}")
+                    time.sleep(0.5)
+                guest.command("stop")
+                guest.dump("elf")
+                size = entry.memory_mb << 20
+                guest.command("pmemsave", {"val": 0, "size": size, "filename": "raw"}, timeout=600)
+                for name in ("elf", "raw"):
+                    (work / name).replace(target / name)
+        return {name: target / name for name in ("elf", "raw")}
 
     return qemu.persistently(attempt)
 

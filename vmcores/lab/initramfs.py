@@ -8,7 +8,9 @@ import tempfile
 from pathlib import Path
 from typing import Dict, Iterable, List, Optional, Tuple
 
-from lab.common import GUEST, LabError, cache_dir, digest, run
+from lab.common import GUEST, LabError, cache_dir, digest, fresh_dir, lock, run
+from lab.machine import AMD64, Machine
+from lab.packages import Archive
 
 S_IFDIR, S_IFREG, S_IFLNK, S_IFCHR = 0o040000, 0o100000, 0o120000, 0o020000
 
@@ -61,8 +63,15 @@ class Cpio:
         return gzip.compress(b"".join(self._parts), 6)
 
 
-def static_busybox() -> bytes:
-    """The machine's busybox, which must not need a dynamic loader."""
+def static_busybox(machine: Machine = AMD64) -> bytes:
+    """A busybox that needs no dynamic loader: this host's, or Debian's for another architecture."""
+    if machine.foreign:
+        target = cache_dir() / "busybox" / machine.name
+        with lock("busybox"):
+            if not target.exists():
+                with fresh_dir(target) as partial:
+                    Archive(machine).unpack("busybox-static", partial)
+        return (target / "bin" / "busybox").read_bytes()
     path = shutil.which("busybox")
     data = Path(path).read_bytes() if path else b""
     if not data or b"/ld-linux" in data[:4096]:
@@ -70,16 +79,17 @@ def static_busybox() -> bytes:
     return data
 
 
-def static_program(name: str) -> bytes:
-    """One of the guest's C programs, compiled with the machine's compiler and kept in the cache."""
+def static_program(name: str, machine: Machine = AMD64) -> bytes:
+    """One of the guest's C programs, compiled for a machine and kept in the cache."""
     source = GUEST / f"{name}.c"
-    key = digest(source.read_bytes())
+    headers = [path.read_bytes() for path in sorted(GUEST.glob("*.h"))]
+    key = digest(source.read_bytes(), *headers, machine.name.encode())
     target = cache_dir() / "guest" / f"{name}-{key}"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
             output = Path(scratch) / name
-            run(["cc", "-O2", "-Wall", "-static", "-s", "-o", str(output), str(source)])
+            run([machine.compiler, "-O2", "-Wall", "-static", "-s", "-o", str(output), str(source)])
             output.rename(target)
     return target.read_bytes()
 
@@ -126,17 +136,23 @@ def build(
     wanted: Iterable[str],
     programs: Iterable[str],
     extra: Optional[Dict[str, bytes]] = None,
+    machine: Machine = AMD64,
+    own: Optional[Dict[str, bytes]] = None,
 ) -> bytes:
-    """An initramfs with busybox, an init script of guest/, some modules and static programs."""
+    """An initramfs with busybox, an init script of guest/, some modules and static programs.
+
+    :param own: modules of the lab, which are loaded after the kernel's.
+    """
     archive = Cpio()
     archive.character_device("dev/console", 5, 1)
     archive.character_device("dev/null", 1, 3)
     archive.file("init", (GUEST / init).read_bytes(), executable=True)
-    archive.file("bin/busybox", static_busybox(), executable=True)
+    archive.file("bin/busybox", static_busybox(machine), executable=True)
     archive.link("bin/sh", "busybox")
     for name in programs:
-        archive.file(name, static_program(name), executable=True)
+        archive.file(name, static_program(name, machine), executable=True)
     chosen = modules_in_order(modules, wanted) if modules else []
+    chosen += (own or {}).items()
     for name, data in chosen:
         archive.file(f"modules/{name}.ko", data)
     archive.file("modules/order", "".join(f"{name}.ko\n" for name, _ in chosen).encode())

@@ -9,6 +9,7 @@ from typing import Dict, List, Optional, Sequence
 
 from lab import boot, initramfs, qemu, rootfs
 from lab.common import GUEST, HERE, LabError
+from lab.machine import Machine
 from lab.matrix import Entry
 from lab.packages import Archive, Kernel
 
@@ -45,7 +46,7 @@ def _skip(info: tarfile.TarInfo) -> Optional[tarfile.TarInfo]:
     return None if name == "__pycache__" or name.startswith(".") or name.endswith(".pyc") else info
 
 
-def _bundle(commands: Sequence[str], extra: Optional[Dict[str, bytes]]) -> bytes:
+def _bundle(commands: Sequence[str], extra: Optional[Dict[str, bytes]], machine: Machine) -> bytes:
     """The second disk: a tar archive with the tree, the programs and the commands."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.GNU_FORMAT) as tar:
@@ -57,7 +58,7 @@ def _bundle(commands: Sequence[str], extra: Optional[Dict[str, bytes]]) -> bytes
 
         add("run", (GUEST / "live-run").read_bytes(), 0o755)
         for name in ("workload", "probe"):
-            add(f"bin/{name}", initramfs.static_program(name), 0o755)
+            add(f"bin/{name}", initramfs.static_program(name, machine), 0o755)
         add("bin/kvintro", KVINTRO.encode(), 0o755)
         for number, command in enumerate(commands):
             add(f"commands/{number:04}", command.encode() + b"\n")
@@ -83,11 +84,11 @@ def run_live(
     The commands run in /lab/tree, where this checkout's kvintro lies, with `kvintro` on the path and
     the lab's workload running; extra files appear below /lab. Nothing outlives the guest.
     """
-    archive = archive or Archive()
+    archive = archive or Archive(entry.machine)
     kernel = boot.find_kernel(entry, archive)
-    root = rootfs.image()
+    root = rootfs.image(entry.machine)
     entry = replace(entry, memory_mb=memory_mb, extra=(*entry.extra, *WORDS))
-    bundle = _bundle(commands, extra)
+    bundle = _bundle(commands, extra, entry.machine)
     files = qemu.persistently(lambda: _session(entry, kernel, root, bundle, timeout))
     results = []
     for number, command in enumerate(commands):
@@ -114,12 +115,13 @@ def _session(entry: Entry, kernel: Kernel, root: Path, bundle: bytes, timeout: f
         (work / "kernel").symlink_to(kernel.image)
         (work / "root").symlink_to(root)
         if entry.efi:
-            (work / "firmware").symlink_to(boot.firmware())
-        (work / "initramfs").write_bytes(initramfs.build("live-init", kernel.modules, MODULES, ()))
+            (work / "firmware").symlink_to(boot.firmware(entry.machine))
+        ramdisk = initramfs.build("live-init", kernel.modules, MODULES, (), machine=entry.machine)
+        (work / "initramfs").write_bytes(ramdisk)
         (work / "bundle").write_bytes(bundle)
         disk = "format=raw,if=virtio,cache=unsafe,file="
         options = [*boot.guest_options(entry), "-initrd", "initramfs"]
         options += ["-drive", f"{disk}root,snapshot=on", "-drive", f"{disk}bundle,readonly=on"]
-        with qemu.Qemu(work, options) as guest:
+        with qemu.Qemu(work, options, entry.machine) as guest:
             guest.wait_for(boot.READY, timeout)
         return qemu.read_stream(work / "stream")

@@ -4,7 +4,9 @@ To add a row, add it to entries(): nothing else needs to know of it.
 """
 
 from dataclasses import dataclass
-from typing import List, Tuple
+from typing import Any, List, Tuple
+
+from lab.machine import AMD64, ARM64, MACHINES, Machine
 
 #: The major version whose newest release stands for "the newest kernel".
 NEWEST_MAJOR = 7
@@ -35,7 +37,19 @@ class Entry:
     rare: bool = False
     #: Leave the code out of a shipped core: as makedumpfile would filter, and half the size.
     without_text: bool = False
+    arch: str = AMD64.name
+    #: Debian's name of the kernel's configuration; "" is the cloud kernel.
+    flavour: str = ""
+    #: QEMU's CPU model; "" is the one with all features.
+    model: str = ""
+    #: Whether the firmware has random numbers. arm64 needs them, or the CPU's, for KASLR when EFI boots it.
+    rng: bool = True
     extra: Tuple[str, ...] = ()
+
+    @property
+    def machine(self) -> Machine:
+        """Its architecture."""
+        return MACHINES[self.arch]
 
     @property
     def cmdline(self) -> str:
@@ -44,8 +58,10 @@ class Entry:
         init_on_free makes free pages zero, so that a dump packs well; a probe's addresses must not
         be hashed; memfd_secret needs its own switch before 6.5.
         """
-        words = ["console=ttyS0", "quiet", "panic=-1", "init_on_free=1", "no_hash_pointers"]
-        words += ["secretmem.enable=1", f"pti={'on' if self.pti else 'off'}"]
+        words = [f"console={self.machine.console}", "quiet", "panic=-1", "init_on_free=1", "no_hash_pointers"]
+        words += ["secretmem.enable=1"]
+        if self.arch == AMD64.name:
+            words.append(f"pti={'on' if self.pti else 'off'}")
         words += [] if self.kaslr else ["nokaslr"]
         if self.rare:
             words += ["memmap=16M!160M", "memhp_default_state=offline", "kfence.sample_interval=20"]
@@ -57,14 +73,19 @@ class Entry:
 
         Of the two makers only Intel's processors report an error that nobody has met yet by a machine check.
         """
+        if self.arch == ARM64.name:
+            return self.model or "max"
         maker = ",vendor=GenuineIntel" if self.rare else ""
         return f"max,la57={'on' if self.levels == 5 else 'off'}{maker}"
 
     def summary(self) -> str:
         """One line for --list."""
         kernel = f"oracle {self.series} {self.variant}".strip() if self.oracle else f"Debian {self.series}"
-        parts = [kernel, f"{self.levels}-level", "KASLR" if self.kaslr else "nokaslr"]
-        parts += ["PTI" if self.pti else "no PTI"] + (["EFI"] if self.efi else [])
+        parts = [f"{kernel} {self.flavour}".rstrip()]
+        parts += [f"{self.levels}-level"] if self.arch == AMD64.name else [self.cpu]
+        parts += ["KASLR" if self.kaslr else "nokaslr"]
+        parts += ["PTI" if self.pti else "no PTI"] if self.arch == AMD64.name else []
+        parts += ["EFI" if self.rng else "EFI without random numbers"] if self.efi else []
         parts += ["furnished"] if self.furnished else []
         parts += ["rare memory"] if self.rare else []
         return ", ".join([*parts, f"{self.memory_mb} MB"])
@@ -105,8 +126,9 @@ def entries(newest: str) -> List[Entry]:
 #: Rows that repeat what others have between them: each kernel, paging depth and option is left without these.
 _REPEATED = (
     *("debian-6.12-4level-kaslr", "debian-6.12-4level-nokaslr", "debian-6.12-5level-kaslr"),
-    *("debian-6.1-4level-kaslr", "debian-6.1-5level-nokaslr"),
-    *("debian-{newest}-4level-kaslr", "debian-{newest}-5level-kaslr", "debian-{newest}-5level-nokaslr"),
+    *("debian-6.1-4level-kaslr", "debian-6.1-4level-nokaslr", "debian-6.1-5level-nokaslr"),
+    *("debian-{newest}-4level-kaslr", "debian-{newest}-4level-nokaslr"),
+    *("debian-{newest}-5level-kaslr", "debian-{newest}-5level-nokaslr"),
     f"oracle-{ORACLE_SERIES}-4level",
 )
 
@@ -123,6 +145,59 @@ def shipped(newest: str) -> List[Entry]:
     no_stacks = ("stack_depot_disable=on",)
     return [
         Entry("debian-6.12", "6.12", memory_mb=128),
-        Entry(f"debian-{newest}", newest, levels=5, memory_mb=128, without_text=True),
+        Entry(f"debian-{newest}", newest, levels=5, efi=True, memory_mb=192, without_text=True),
         Entry(f"oracle-{ORACLE_SERIES}", ORACLE_SERIES, True, memory_mb=96, extra=no_stacks),
     ]
+
+
+# --- arm64
+
+#: Enough for hugetlbfs pages of 64 KB, 2 MB and 32 MB.
+_ARM64_MB = 512
+
+
+def _arm64(name: str, series: str, **differs: Any) -> Entry:
+    sixteen = {"flavour": "arm64-16k", "memory_mb": 768} if "-16k-" in name else {}
+    return Entry(
+        **{"name": name, "series": series, "arch": ARM64.name, "memory_mb": _ARM64_MB, **sixteen, **differs}
+    )
+
+
+def arm64_entries(newest: str) -> List[Entry]:
+    """The rows of arm64.
+
+    cortex-a72 has 44 bits of physical address, no LPA2, no PAC and no MTE; with KASLR it needs KPTI.
+    """
+    old = {"model": "cortex-a72"}
+    return [
+        _arm64("arm64-6.12-max", "6.12"),
+        _arm64("arm64-6.1-a72", "6.1", **old),
+        _arm64(f"arm64-{newest}-max", newest),
+        _arm64("arm64-6.12-16k-max", "6.12"),
+        _arm64("arm64-6.12-a72", "6.12", **old),
+        _arm64("arm64-6.12-efi", "6.12", efi=True, extra=("efi=debug",)),
+        # max has an instruction for random numbers, so that only the physical address is not random.
+        _arm64("arm64-6.12-efi-norng", "6.12", efi=True, rng=False, extra=("efi=debug",)),
+        _arm64("arm64-6.12-efi-a72", "6.12", efi=True, rng=False, extra=("efi=debug",), **old),
+        _arm64("arm64-6.1-max-nokaslr", "6.1", kaslr=False),
+        _arm64(f"arm64-{newest}-a72", newest, **old),
+        _arm64(f"arm64-{newest}-16k-max-nokaslr", newest, kaslr=False),
+        # cortex-a72 has no pages of 16 KB.
+        _arm64(f"arm64-{newest}-16k-nolpa2", newest, model="max,lpa2=off"),
+        _arm64("arm64-5.10-a72", "5.10", **old),
+    ]
+
+
+def arm64_few(newest: str) -> List[Entry]:
+    """The row that is least like the core in the repository: the layout before 6.9, 48 bits, KPTI, a random
+    linear map, and symbols of code only."""
+    return [row for row in arm64_entries(newest) if row.name == "arm64-6.1-a72"]
+
+
+def arm64_shipped(_newest: str) -> List[Entry]:
+    """The core for the repository."""
+    return [_arm64("arm64-6.12", "6.12", memory_mb=256, without_text=True)]
+
+
+#: For each architecture: all rows, those for CI, those for the repository.
+ROWS = {AMD64.name: (entries, few, shipped), ARM64.name: (arm64_entries, arm64_few, arm64_shipped)}

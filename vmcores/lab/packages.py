@@ -11,9 +11,10 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Tuple
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 from lab.common import LabError, cache_dir, fresh_dir, lock, run, say
+from lab.machine import AMD64, Machine
 
 #: Suites that hold the kernels; the second of a pair says whether it is in the security archive.
 SUITES = (
@@ -136,10 +137,16 @@ def _natural(text: str) -> List[Tuple[int, str]]:
 
 
 class Archive:
-    """apt with the lab's own lists."""
+    """apt with the lab's own lists, of the packages of one architecture.
 
-    def __init__(self) -> None:
-        self.root = cache_dir() / "apt"
+    :param suite: the only suite meant, instead of those that have the kernels.
+    """
+
+    def __init__(self, machine: Machine = AMD64, suite: str = "") -> None:
+        self.machine = machine
+        words = ["apt", *([machine.name] if machine.foreign else []), *([suite] if suite else [])]
+        self.root = cache_dir() / "-".join(words)
+        self._suites = ((suite, False),) if suite else SUITES
         self._fresh = False
         self._forced = False
 
@@ -157,6 +164,8 @@ class Archive:
             # The cache may lie where apt's own user cannot go.
             "APT::Sandbox::User": "root",
         }
+        if self.machine.foreign:
+            settings.update(dict.fromkeys(("APT::Architecture", "APT::Architectures::"), self.machine.name))
         return [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
 
     def update(self, force: bool = False) -> None:
@@ -189,7 +198,9 @@ class Archive:
         main, security = debian_archives()
         stanzas = []
         for archive, wanted in ((main, False), (security, True)):
-            suites = " ".join(name for name, in_security in SUITES if in_security == wanted)
+            suites = " ".join(name for name, in_security in self._suites if in_security == wanted)
+            if not suites:
+                continue
             stanza = f"Types: deb\nURIs: {archive.uri}\nSuites: {suites}\nComponents: main\n"
             if archive.signed_by:
                 stanza += f"Signed-By: {archive.signed_by}\n"
@@ -233,23 +244,40 @@ class Archive:
             return package
         raise complaint or LabError(f"the archive has no package {name}")
 
+    def unpack_with_dependencies(self, names: Sequence[str], target: Path) -> None:
+        """Unpack the newest packages of some names and what they depend on. None of their scripts runs."""
+        self.update()
+        archives = self.root / "archives"
+        for old in archives.glob("*.deb"):
+            old.unlink()
+        # The lab's list of installed packages is empty, so there is nothing to lock.
+        words = ["-o", "Debug::NoLocking=1", "-qy", "--no-install-recommends", "--download-only"]
+        run(["apt-get", *self._options(), *words, "install", *names])
+        # base-files has the links from /bin and /lib to /usr, which others are unpacked through.
+        for deb in sorted(archives.glob("*.deb"), key=lambda deb: not deb.name.startswith("base-files_")):
+            run(["dpkg", "-x", str(deb), str(target)])
+            deb.unlink()
+
     # --- kernels
 
     def newest_series(self, major: int) -> str:
         """The newest release of a major version that backports carries, such as 7.3 for 7."""
-        for name in self.matching(rf"linux-binary-{major}\.\d+\.\d+\+deb13-cloud-amd64"):
+        for name in self.matching(rf"linux-binary-{major}\.\d+\.\d+\+deb13-{self.machine.flavour}"):
             match = re.match(r"linux-binary-(\d+\.\d+)\.", name)
             if match:
                 return match.group(1)
         raise LabError(f"the archive has no kernel {major}.x")
 
-    def kernel(self, series: str) -> Kernel:
-        """The newest cloud kernel of a series (5.10, 6.1, 6.12, 7.3, ...), unpacked in the cache."""
+    def kernel(self, series: str, flavour: str = "") -> Kernel:
+        """The newest kernel of a series (5.10, 6.1, 6.12, 7.3, ...), unpacked in the cache.
+
+        :param flavour: Debian's word for its configuration, as "arm64-16k"; the cloud kernel if "".
+        """
         # Up to 6.12 one package holds all; since 7.0 the image and the modules are apart.
         # A version with an ABI number (6.1.0-49) has its patch level in the package's version only.
-        number = re.escape(series)
-        image = rf"linux-image-{number}\.\d+(\+deb12|-\d+)-cloud-amd64-unsigned"
-        binary = rf"linux-binary-{number}\.\d+\+deb13-cloud-amd64"
+        number, flavour = re.escape(series), flavour or self.machine.flavour
+        image = rf"linux-image-{number}\.\d+(\+deb12|-\d+)-{flavour}-unsigned"
+        binary = rf"linux-binary-{number}\.\d+\+deb13-{flavour}"
         names = self.matching(f"{image}|{binary}")
         if not names:
             raise LabError(f"the archive has no kernel {series}")

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Callable, Dict, List, Optional, Sequence, Type, TypeVar
 
 from lab.common import LabError, say
+from lab.machine import AMD64, Machine
 
 Result = TypeVar("Result")
 
@@ -56,19 +57,18 @@ def _die_with_parent() -> None:
 class Qemu:
     """A guest in a directory of its own, which also takes its console, its stream and its dumps."""
 
-    def __init__(self, directory: Path, options: Sequence[str]) -> None:
-        # A port that init writes to with plain instructions: faster than an emulated serial line and
-        # free of drivers.  Names are relative to the directory, so that options hold no path.
+    def __init__(self, directory: Path, options: Sequence[str], machine: Machine = AMD64) -> None:
+        # Names are relative to the directory, so that options hold no path.
         self.options: List[str] = [
             *ACCELERATION,
             *["-nodefaults", "-no-reboot", "-display", "none"],
             *["-serial", "file:console.log"],
-            *["-chardev", "file,id=truth,path=stream"],
-            *["-device", "isa-debugcon,iobase=0xe9,chardev=truth"],
+            *machine.channel,
             *["-qmp", "unix:qmp,server=on,wait=off"],
             *options,
         ]
         self.directory = directory
+        self.machine = machine
         self._process: Optional["subprocess.Popen[bytes]"] = None
         self._socket: Optional[socket.socket] = None
         self._pending = b""
@@ -76,7 +76,7 @@ class Qemu:
     def __enter__(self) -> "Qemu":
         with (self.directory / "qemu.log").open("wb") as log:
             self._process = subprocess.Popen(
-                ["qemu-system-x86_64", *self.options],
+                [self.machine.qemu, *self.options],
                 cwd=self.directory,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -189,14 +189,13 @@ class Qemu:
     def stop_idle(self, attempts: int = 50) -> int:
         """Stop the guest at a moment when a CPU idles in the kernel; returns that CPU.
 
-        A CPU that runs a process may be on the user half of its page tables, through which the
-        monitor's translations would miss most of the kernel.
+        Through its page tables the monitor's translations find all that the kernel has.
         """
         for _ in range(attempts):
             self.command("stop")
             blocks = re.split(r"^CPU#\d+\s*$", self.monitor("info registers -a"), flags=re.MULTILINE)
             for cpu, block in enumerate(blocks[1:]):
-                if re.search(r"\bCPL=0\b", block) and re.search(r"\bHLT=1\b", block):
+                if all(re.search(word, block) for word in self.machine.idle):
                     return cpu
             self.command("cont")
             time.sleep(0.1)

@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import List, Sequence
 
 from lab.common import LabError, cache_dir, digest, fresh_dir, lock, need, run, say
-from lab.packages import debian_archives, debian_codename
+from lab.machine import AMD64, Machine
+from lab.packages import Archive, debian_archives, debian_codename
 
 #: Wheels a live guest needs to run kvintro, and tags of the platforms whose wheels run there.
-WHEELS = ("drgn>=0.3", "tabulate>=0.9", "numpy>=1.22", "Jinja2>=3.0", "tqdm>=4.60")
-PLATFORMS = (
-    "manylinux2014_x86_64",
-    "manylinux_2_17_x86_64",
-    "manylinux_2_27_x86_64",
-    "manylinux_2_28_x86_64",
-)
+DRGN = "drgn>=0.3"
+WHEELS = ("tabulate>=0.9", "numpy>=1.22", "Jinja2>=3.0", "tqdm>=4.60")
+PLATFORMS = ("manylinux2014", "manylinux_2_17", "manylinux_2_27", "manylinux_2_28")
 #: sudo is there because kvintro can become root by it.
 PACKAGES = ("python3", "sudo")
 #: The suite used where the machine is not Debian itself.
 DEFAULT_SUITE = "bookworm"
+#: PyPI has no wheel of drgn for arm64. The first Debian whose package is new enough has these.
+FOREIGN_SUITE = "forky"
+FOREIGN_PACKAGES = ("python3-drgn", "base-files", "bash", "dash", "coreutils", "grep", "libc-bin")
 
 
 def debootstrap(suite: str, packages: Sequence[str], target: Path) -> None:
@@ -40,36 +40,53 @@ def debootstrap(suite: str, packages: Sequence[str], target: Path) -> None:
     shutil.rmtree(target / "var" / "lib" / "apt" / "lists", ignore_errors=True)
 
 
-def _install_wheels(tree: Path) -> None:
+def _install_wheels(tree: Path, wheels: Sequence[str], machine: Machine) -> None:
     """Unpack the wheels for the tree's own Python: nothing has to run inside of it."""
     link = os.readlink(tree / "usr" / "bin" / "python3")
     version = link.rpartition("python")[2]
     downloads = tree / "wheels"
     command = [sys.executable, "-m", "pip", "download", "-q", "-d", str(downloads)]
     command += ["--only-binary=:all:", "--implementation=cp", f"--python-version={version}"]
-    command += [f"--platform={name}" for name in PLATFORMS]
-    run([*command, *WHEELS])
+    command += [f"--platform={name}_{machine.wheels}" for name in PLATFORMS]
+    run([*command, *wheels])
     packages = tree / "usr" / "lib" / "python3" / "dist-packages"
     for wheel in downloads.glob("*.whl"):
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(packages)
     shutil.rmtree(downloads)
+
+
+def _native(tree: Path, suite: str) -> None:
+    """Debian of this host's own architecture."""
+    debootstrap(suite, PACKAGES, tree)
+    _install_wheels(tree, (DRGN, *WHEELS), AMD64)
     # Compiled here: under emulation it takes longer than what most commands do.
-    inside = f"/{packages.relative_to(tree)}"
-    run(["chroot", str(tree), "/usr/bin/python3", "-m", "compileall", "-q", inside])
+    run(["chroot", str(tree), "/usr/bin/python3", "-m", "compileall", "-q", "/usr/lib/python3/dist-packages"])
 
 
-def image() -> Path:
+def _foreign(tree: Path, machine: Machine) -> None:
+    """What is needed of a Debian that cannot run on this host: unpacked, and none of it configured."""
+    tree.mkdir()
+    Archive(machine, FOREIGN_SUITE).unpack_with_dependencies(FOREIGN_PACKAGES, tree)
+    _install_wheels(tree, WHEELS, machine)
+    (tree / "root").mkdir(exist_ok=True)
+    (tree / "etc" / "passwd").write_text("root:x:0:0:root:/root:/bin/bash\n")
+
+
+def image(machine: Machine = AMD64) -> Path:
     """The ext4 image that live guests have as their root, made unless the cache has it."""
-    suite = debian_codename() or DEFAULT_SUITE
-    key = digest(repr((suite, WHEELS, PACKAGES, "compiled")).encode())
-    target = cache_dir() / "rootfs" / f"{suite}-{key}"
+    suite = FOREIGN_SUITE if machine.foreign else debian_codename() or DEFAULT_SUITE
+    wheels, packages = (WHEELS, FOREIGN_PACKAGES) if machine.foreign else ((DRGN, *WHEELS), PACKAGES)
+    key = digest(repr((suite, wheels, packages, "compiled")).encode())
+    target = cache_dir() / "rootfs" / "-".join([suite, *([machine.name] if machine.foreign else []), key])
     with lock("rootfs"):
         if not (target / "root.img").exists():
             with fresh_dir(target) as partial:
                 tree = partial / "tree"
-                debootstrap(suite, PACKAGES, tree)
-                _install_wheels(tree)
+                if machine.foreign:
+                    _foreign(tree, machine)
+                else:
+                    _native(tree, suite)
                 for name in ("lab", "proc", "sys", "dev", "tmp"):
                     (tree / name).mkdir(exist_ok=True)
                 need({"mke2fs": "e2fsprogs"})

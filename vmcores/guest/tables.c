@@ -1,0 +1,300 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+/*
+ * /proc/kvintro/: the page tables and the layout of this kernel, in its own words.
+ *
+ *     kernel     as kernel_page_tables, which Debian's kernels lack (CONFIG_PTDUMP_DEBUGFS)
+ *     efi        as efi_page_tables, when EFI booted the kernel and variables have names
+ *     efi-runtime-map  the memory of EFI's runtime services
+ *     tramp      the tables that KPTI has in TTBR1 while a process runs
+ *     user       the tables of the process whose number was written to the file
+ *     layout     macros of this kernel's headers, with their values in this kernel
+ *     registers  system registers of the processor that reads the file
+ *
+ * The page tables are printed by the kernel's own ptdump_walk(). The text goes to a buffer that was
+ * allocated before, so that a walk does not change the tables.
+ */
+#include <linux/efi.h>
+#include <linux/io.h>
+#include <linux/kprobes.h>
+#include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/pid.h>
+#include <linux/proc_fs.h>
+#include <linux/sched/mm.h>
+#include <linux/sched/task.h>
+#include <linux/seq_file.h>
+#include <linux/slab.h>
+#include <linux/uaccess.h>
+#include <linux/vmalloc.h>
+#include <asm/fixmap.h>
+#include <asm/memory.h>
+#include <asm/ptdump.h>
+#include <asm/sysreg.h>
+
+#define TEXT_SIZE (4 << 20)
+
+static unsigned long (*lookup)(const char *name);
+static void (*walk)(struct seq_file *m, struct ptdump_info *info);
+
+static DEFINE_MUTEX(one_reader);
+static struct seq_file text;
+static unsigned long swapper;
+static struct mm_struct *made_up;	/* an address space that is a root and nothing else */
+static pid_t user_pid;
+
+/* The markers of ptdump_init(): a static variable of that function, so its name ends with a number. */
+static const struct addr_marker *own_markers(void)
+{
+	char name[32];
+	unsigned long found = lookup("address_markers");
+
+	for (int i = 0; i < 32 && !found; i++) {
+		snprintf(name, sizeof(name), "address_markers.%d", i);
+		found = lookup(name);
+	}
+	return (void *)found;
+}
+
+/* Where variables have no names, markers come from the headers, in the order of kernels before 6.9. */
+static void walk_kernel(struct seq_file *m)
+{
+	const struct addr_marker markers[] = {
+		{ PAGE_OFFSET, "Linear Mapping start" },
+		{ PAGE_END, "Linear Mapping end" },
+#ifdef BPF_JIT_REGION_START
+		{ BPF_JIT_REGION_START, "BPF start" },
+		{ BPF_JIT_REGION_END, "BPF end" },
+#endif
+		{ MODULES_VADDR, "Modules start" },
+		{ MODULES_END, "Modules end" },
+		{ VMALLOC_START, "vmalloc() area" },
+		{ VMALLOC_END, "vmalloc() end" },
+#ifdef FIXADDR_TOT_START
+		{ FIXADDR_TOT_START, "Fixmap start" },
+#else
+		{ FIXADDR_START, "Fixmap start" },
+#endif
+		{ FIXADDR_TOP, "Fixmap end" },
+		{ PCI_IO_START, "PCI I/O start" },
+		{ PCI_IO_END, "PCI I/O end" },
+		{ VMEMMAP_START, "vmemmap start" },
+		{ VMEMMAP_START + VMEMMAP_SIZE, "vmemmap end" },
+		{ -1, NULL },
+	};
+	struct ptdump_info info = { .markers = own_markers(), .base_addr = _PAGE_OFFSET(vabits_actual) };
+
+	made_up->pgd = (pgd_t *)swapper;
+	info.mm = (void *)lookup("init_mm");
+	info.mm = info.mm ? info.mm : made_up;
+	info.markers = info.markers ? info.markers : markers;
+	walk(m, &info);
+}
+
+static void walk_efi(struct seq_file *m)
+{
+	static const struct addr_marker markers[] = {
+		{ 0, "UEFI runtime start" },
+		{ DEFAULT_MAP_WINDOW_64, "UEFI runtime end" },
+		{ -1, NULL },
+	};
+	struct ptdump_info info = { .markers = markers };
+
+	info.mm = (void *)lookup("efi_mm");
+	if (info.mm && info.mm->pgd)
+		walk(m, &info);
+}
+
+static void show_efi_runtime_map(struct seq_file *m)
+{
+	efi_memory_desc_t *md;
+
+	seq_puts(m, "# attribute num_pages phys_addr type virt_addr\n");
+	for_each_efi_memory_desc(md)
+		if (md->attribute & EFI_MEMORY_RUNTIME)
+			seq_printf(m, "%#llx %#llx %#llx %#x %#llx\n", md->attribute, md->num_pages,
+				   md->phys_addr, md->type, md->virt_addr);
+}
+
+static void walk_tramp(struct seq_file *m)
+{
+	static const struct addr_marker markers[] = { { 0, "tramp_pg_dir" }, { -1, NULL } };
+	struct ptdump_info info = { .mm = made_up, .markers = markers, .base_addr = _PAGE_OFFSET(vabits_actual) };
+	unsigned long root = lookup("tramp_pg_dir");
+
+	made_up->pgd = (pgd_t *)(root ? root : swapper - 2 * PAGE_SIZE);
+	walk(m, &info);
+}
+
+static void walk_user(struct seq_file *m)
+{
+	const struct addr_marker markers[] = { { 0, "user" }, { TASK_SIZE_64, "user end" }, { -1, NULL } };
+	struct ptdump_info info = { .markers = markers };
+	struct pid *pid = find_get_pid(user_pid);
+	struct task_struct *task = get_pid_task(pid, PIDTYPE_PID);
+
+	info.mm = task ? get_task_mm(task) : NULL;
+	if (info.mm) {
+		walk(m, &info);
+		mmput(info.mm);
+	}
+	if (task)
+		put_task_struct(task);
+	put_pid(pid);
+}
+
+#define SHOW(name) seq_printf(m, #name " %#lx\n", (unsigned long)(name))
+
+static void show_layout(struct seq_file *m)
+{
+	SHOW(VA_BITS);
+	SHOW(VA_BITS_MIN);
+	SHOW(vabits_actual);
+	SHOW(PAGE_SIZE);
+	SHOW(CONFIG_PGTABLE_LEVELS);
+	SHOW(PTRS_PER_PGD);
+	SHOW(PGDIR_SHIFT);
+	SHOW(PHYS_MASK);
+	seq_printf(m, "sizeof_page %#zx\n", sizeof(struct page));
+	SHOW(TASK_SIZE_64);
+	SHOW(DEFAULT_MAP_WINDOW_64);
+	SHOW(PAGE_OFFSET);
+	SHOW(PAGE_END);
+	SHOW(memstart_addr);
+	SHOW(kimage_voffset);
+#ifdef CONFIG_KASAN
+	SHOW(KASAN_SHADOW_START);
+	SHOW(KASAN_SHADOW_END);
+#endif
+#ifdef BPF_JIT_REGION_START
+	SHOW(BPF_JIT_REGION_START);
+	SHOW(BPF_JIT_REGION_END);
+#endif
+	SHOW(MODULES_VADDR);
+	SHOW(MODULES_END);
+	SHOW(KIMAGE_VADDR);
+	SHOW(VMALLOC_START);
+	SHOW(VMALLOC_END);
+	SHOW(VMEMMAP_START);
+#ifdef VMEMMAP_END
+	SHOW(VMEMMAP_END);
+#endif
+	SHOW(VMEMMAP_SIZE);
+	SHOW(vmemmap);
+	SHOW(PCI_IO_START);
+	SHOW(PCI_IO_END);
+#ifdef FIXADDR_TOT_START
+	SHOW(FIXADDR_TOT_START);
+#endif
+	SHOW(FIXADDR_START);
+	SHOW(FIXADDR_TOP);
+#ifdef CONFIG_UNMAP_KERNEL_AT_EL0
+	SHOW(TRAMP_VALIAS);
+#endif
+	SHOW(THREAD_SIZE);
+	SHOW(CONT_PTE_SIZE);
+	SHOW(CONT_PMD_SIZE);
+	SHOW(PMD_SIZE);
+	SHOW(swapper);
+	seq_printf(m, "init_task %#lx\n", (unsigned long)&init_task);
+}
+
+#define REGISTER(name) seq_printf(m, #name " %#018lx\n", (unsigned long)read_sysreg(name))
+
+static void show_registers(struct seq_file *m)
+{
+	REGISTER(ttbr0_el1);
+	REGISTER(ttbr1_el1);
+	REGISTER(tcr_el1);
+	REGISTER(mair_el1);
+	REGISTER(sctlr_el1);
+	REGISTER(id_aa64mmfr0_el1);
+	REGISTER(id_aa64mmfr1_el1);
+	REGISTER(id_aa64mmfr2_el1);
+	REGISTER(id_aa64pfr0_el1);
+	REGISTER(id_aa64pfr1_el1);
+}
+
+static const struct {
+	const char *name;
+	void (*write)(struct seq_file *m);
+} files[] = {
+	{ "kernel", walk_kernel },
+	{ "efi", walk_efi },
+	{ "efi-runtime-map", show_efi_runtime_map },
+	{ "tramp", walk_tramp },
+	{ "user", walk_user },
+	{ "layout", show_layout },
+	{ "registers", show_registers },
+};
+
+/* A read from the start makes the text; a later read continues it. */
+static ssize_t read_file(struct file *file, char __user *to, size_t size, loff_t *position)
+{
+	size_t which = (size_t)file->private_data;
+	ssize_t n;
+
+	mutex_lock(&one_reader);
+	if (!*position) {
+		text.count = 0;
+		files[which].write(&text);
+	}
+	n = text.count < text.size ? simple_read_from_buffer(to, size, position, text.buf, text.count) : -E2BIG;
+	mutex_unlock(&one_reader);
+	return n;
+}
+
+static ssize_t write_file(struct file *file, const char __user *from, size_t size, loff_t *position)
+{
+	int error = kstrtoint_from_user(from, size, 10, &user_pid);
+
+	return error ? error : size;
+}
+
+static int open_file(struct inode *inode, struct file *file)
+{
+	const char *name = file->f_path.dentry->d_name.name;
+
+	for (size_t i = 0; i < ARRAY_SIZE(files); i++)
+		if (!strcmp(files[i].name, name)) {
+			file->private_data = (void *)i;
+			return 0;
+		}
+	return -ENOENT;
+}
+
+static const struct proc_ops operations = {
+	.proc_open = open_file,
+	.proc_read = read_file,
+	.proc_write = write_file,
+	.proc_lseek = default_llseek,
+};
+
+static int __init tables_init(void)
+{
+	struct kprobe probe = { .symbol_name = "kallsyms_lookup_name" };
+	struct proc_dir_entry *directory;
+	int error = register_kprobe(&probe);
+
+	if (error)
+		return error;
+	lookup = (void *)probe.addr;
+	unregister_kprobe(&probe);
+	walk = (void *)lookup("ptdump_walk");
+	made_up = kzalloc(sizeof(*made_up) + cpumask_size(), GFP_KERNEL);
+	text.size = TEXT_SIZE;
+	text.buf = vzalloc(TEXT_SIZE);
+	directory = proc_mkdir("kvintro", NULL);
+	if (!walk || !made_up || !text.buf || !directory)
+		return -ENOENT;
+	init_rwsem(&made_up->mmap_lock);
+	/* Its address in the kernel image. */
+	swapper = (read_sysreg(ttbr1_el1) & GENMASK(47, 1)) + kimage_voffset;
+	for (size_t i = 0; i < ARRAY_SIZE(files); i++)
+		if ((efi_enabled(EFI_MEMMAP) || strncmp(files[i].name, "efi", 3)) &&
+		    !proc_create(files[i].name, 0600, directory, &operations))
+			return -ENOMEM;
+	return 0;
+}
+module_init(tables_init);
+MODULE_DESCRIPTION("Shows the page tables of the running kernel");
+MODULE_LICENSE("GPL");
