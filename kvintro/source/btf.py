@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""BTF, the types a kernel carries in its own memory, read for drgn.
+"""Reads BTF, the type information in the kernel's own memory, for drgn.
 
-:class:`Btf` parses one blob and knows nothing of drgn; :class:`BtfTypes` makes :class:`drgn.Type` objects of
-it, each only when somebody asks. Format: Documentation/bpf/btf.rst and include/uapi/linux/btf.h.
+:class:`Btf` parses one blob and does not use drgn. :class:`BtfTypes` makes :class:`drgn.Type` objects from
+it, each on first use. Format: Documentation/bpf/btf.rst and include/uapi/linux/btf.h.
 
-A blob comes out of a dump and is not to be trusted: whatever is in it, reading it ends, in bounded time and
-memory, with a type or with :class:`BtfError`.
+A blob comes from a dump and is not trusted: whatever it contains, reading it ends in bounded time and memory
+with a type or with :class:`BtfError`.
 
-drgn is getting a reader of its own (``Module.load_btf()``). When it has one, this file can go.
+drgn is getting its own reader (``Module.load_btf()``), which will make this file unnecessary.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ _MAX_NESTING = 64  # pointers to arrays of typedefs of ...: C code reaches about
 _MAX_NAME = 1024  # KSYM_NAME_LEN is 512
 _MAX_MEMBERS = 1 << 16  # of one type; BTF_MAX_VLEN until the field was widened
 _MAX_STRUCT_SIZE = 1 << 28
-_MAX_DUPLICATES = 64  # of one name; real ones have up to four
-_MAX_CANDIDATES = 4096  # structures without a name and with as many members; real ones are some hundred
+_MAX_DUPLICATES = 64  # of one name; real kernels have up to four
+_MAX_CANDIDATES = 4096  # unnamed structures with the same number of members; real kernels have some hundred
 # A C identifier, or the words of an integer's name. Compilers add dots (foo.isra.0) and allow dollars, as
 # __btf_name_char_ok() of kernel/bpf/btf.c does in part.
 _IDENTIFIER = re.compile(r"[A-Za-z_.$][\w.$]*(?: [A-Za-z_][\w]*)*", re.ASCII)
@@ -63,11 +63,11 @@ _IDENTIFIER = re.compile(r"[A-Za-z_.$][\w.$]*(?: [A-Za-z_][\w]*)*", re.ASCII)
 INT, PTR, ARRAY, STRUCT, UNION, ENUM, FWD, TYPEDEF, VOLATILE, CONST = range(1, 11)
 RESTRICT, FUNC, FUNC_PROTO, VAR, DATASEC, FLOAT, DECL_TAG, TYPE_TAG, ENUM64 = range(11, 20)
 
-# 32-bit words of a type: fixed ones (name, info, size or type, and more), and those for each of vlen.
+# 32-bit words of a type: the fixed ones (name, info, size or type, and more), and those per element (vlen).
 _FIXED_WORDS = dict.fromkeys(range(1, 20), 3)
 _FIXED_WORDS.update({INT: 4, ARRAY: 6, VAR: 4, DECL_TAG: 4})
 _ELEMENT_WORDS = {STRUCT: 3, UNION: 3, ENUM: 2, FUNC_PROTO: 2, DATASEC: 3, ENUM64: 3}
-# A function's linkage is where others have the number of their elements; the rest have none.
+# A function has its linkage where other types have the number of elements; the remaining kinds have 0 there.
 _MAX_LINKAGE = 2
 _QUALIFIERS = {
     CONST: Qualifiers.CONST,
@@ -81,14 +81,16 @@ _BYTE_ORDER: Literal["little"] = "little"
 
 
 class BtfError(KvintroError):
-    """A BTF blob, or one type in it, makes no sense."""
+    """A BTF blob, or one type in it, is invalid."""
+
+    def __init__(self, what: str, remedy: str = "give types of the same build with --btf FILE or -s VMLINUX"):
+        super().__init__(what, remedy)
 
 
 class _Steps(Dict[int, int]):
-    """info word -> words of the whole type.
+    """Maps an info word to the number of words of the whole type.
 
-    There are some 2,000 different info words among the 100,000 types of a kernel, so nearly every
-    look-up is a hit.
+    The 100,000 types of a kernel have some 2,000 different info words, so nearly every look-up is a hit.
     """
 
     def __missing__(self, info: int) -> int:
@@ -101,7 +103,7 @@ class _Steps(Dict[int, int]):
             )
         count = info & 0xFFFFFF
         if count > (_MAX_LINKAGE if kind == FUNC else 0) and kind not in _ELEMENT_WORDS:
-            # As btf_check_meta() has it. Otherwise there would be as many info words as types.
+            # As in btf_check_meta(). Otherwise there could be as many info words as types.
             raise BtfError(f"BTF type of kind {kind} has {count} elements", "this kernel's BTF is damaged")
         step += _ELEMENT_WORDS.get(kind, 0) * count
         self[info] = step
@@ -109,7 +111,7 @@ class _Steps(Dict[int, int]):
 
 
 class Member(NamedTuple):
-    """A member of a structure or union, as BTF has it."""
+    """A member of a structure or union, as encoded in BTF."""
 
     name: Optional[str]
     type_id: int
@@ -118,7 +120,7 @@ class Member(NamedTuple):
 
 
 class _Places:
-    """Where each value of an array stands in it."""
+    """An index of an array: the positions of each value."""
 
     def __init__(self, values: Numbers) -> None:
         import numpy
@@ -138,8 +140,8 @@ class Btf:
 
     :param data: the blob.
     :param base: the blob that this one continues (a module's BTF continues vmlinux's).
-    :param name: what it is of, for messages.
-    :raises BtfError: it is not BTF, or its tables contradict each other.
+    :param name: the module, or ``vmlinux``, for messages.
+    :raises BtfError: it is not BTF, or its tables are inconsistent.
     """
 
     def __init__(
@@ -167,11 +169,11 @@ class Btf:
         self.end_id: int = self.first_id + len(self._starts)
         self._spreads: Dict[int, int] = {}
         self._spellings: Dict[int, int] = {}
-        # Modules ask the kernel's blob for one name after the other.
+        # All modules' blobs look up the same name in the kernel's blob.
         self._last_string: Tuple[str, List[int]] = ("", [])
 
     def _sections(self, data: bytes) -> Tuple[bytes, bytes]:
-        """The types and the strings (btf_parse_hdr() of kernel/bpf/btf.c)."""
+        """The section of types and that of strings (btf_parse_hdr() of kernel/bpf/btf.c)."""
         if len(data) < 24:
             raise BtfError(f"BTF of {self.name}: {len(data)} bytes are less than a header")
         magic, version, _, header_size = struct.unpack_from("<HBBI", data)
@@ -193,13 +195,13 @@ class Btf:
         strings = data[header_size + string_start : header_size + string_start + string_size]
         if string_size > _MAX_STRINGS:
             raise BtfError(f"BTF of {self.name}: {string_size} bytes of names are more than any kernel has")
-        # Offset 0 is the empty string, but a module's strings continue the kernel's, and may be none.
+        # Offset 0 is the empty string, but a module's strings continue the kernel's, and it may have none.
         if not (strings.endswith(b"\0") or (self.base and not strings)) or (not self.base and strings[0]):
             raise BtfError(f"BTF of {self.name}: the strings do not begin and end as they should")
         return types, strings
 
     def _index(self) -> array[int]:
-        """Where each type starts."""
+        """The word at which each type starts."""
         words = self._words
         starts = array("I")
         append = starts.append
@@ -215,8 +217,8 @@ class Btf:
             raise BtfError(f"BTF of {self.name}: the last type is cut off")
         return starts
 
-    # Look-ups go through arrays of all types. A blob that was made to be slow takes them no longer than
-    # another of its size; loops over its types in Python would take a minute.
+    # Look-ups use arrays of all types. They are no slower for a malicious blob than for another of its size;
+    # Python loops over its types would take a minute.
 
     @cached_property
     def _all_words(self) -> Numbers:
@@ -232,7 +234,7 @@ class Btf:
 
     @cached_property
     def _infos(self) -> Numbers:
-        """Kind, number of elements and kind flag of each type, as they are stored."""
+        """The info word of each type: kind, number of elements and kind flag, as stored."""
         infos: Numbers = self._all_words[self._all_starts + 1]
         return infos
 
@@ -244,12 +246,12 @@ class Btf:
 
     @cached_property
     def _names(self) -> _Places:
-        """The types of each name offset."""
+        """The types that have each name, by the name's offset."""
         return _Places(self._all_words[self._all_starts])
 
     @cached_property
     def _enumerators(self) -> Tuple[Numbers, _Places]:
-        """The words that have the names of enumerators, in the order of their types; where each name is."""
+        """The words with the names of enumerators, in the order of their types, and an index of the names."""
         import numpy
 
         words = numpy.sort(numpy.concatenate([self._elements(ENUM), self._elements(ENUM64)]))
@@ -261,14 +263,14 @@ class Btf:
 
         of_kind = numpy.flatnonzero(self._kinds == kind)
         counts = (self._infos[of_kind] & 0xFFFFFF).astype(numpy.int64)
-        # Each type's elements begin behind its three fixed words, and the next ones follow.
+        # Each type's elements follow its three fixed words.
         firsts = self._all_starts[of_kind] + 3 - (numpy.cumsum(counts) - counts) * _ELEMENT_WORDS[kind]
         within = numpy.arange(int(counts.sum())) * _ELEMENT_WORDS[kind]
         return (numpy.repeat(firsts, counts) + within).astype(numpy.uint32)
 
     @cached_property
     def _references(self) -> Numbers:
-        """How many members, parameters, pointers and the like are of each type of this blob."""
+        """For each type of this blob, how many members, parameters, pointers and the like refer to it."""
         import numpy
 
         words, starts, kinds = self._all_words, self._all_starts, self._kinds
@@ -286,7 +288,7 @@ class Btf:
         return len(self._starts)
 
     def _owner(self, type_id: int) -> Tuple[Btf, int]:
-        """The blob that has a type, and the word where it starts there."""
+        """The blob that contains a type, and the word at which the type starts there."""
         btf: Optional[Btf] = self
         while btf is not None:
             if btf.first_id <= type_id < btf.end_id:
@@ -317,7 +319,7 @@ class Btf:
     def string(self, offset: int) -> Optional[str]:
         """The string at an offset; None if it is empty.
 
-        :raises BtfError: the offset is outside, the string is far too long, or no compiler makes such a name.
+        :raises BtfError: the offset is out of range, or the string is too long or not a valid name.
         """
         btf = self
         while offset < btf._first_string and btf.base is not None:
@@ -330,7 +332,7 @@ class Btf:
         if not text:
             return None
         if not _IDENTIFIER.fullmatch(text):
-            raise BtfError(f"BTF of {self.name}: the string at {offset} is no name")
+            raise BtfError(f"BTF of {self.name}: the string at {offset} is not a name")
         return text
 
     def name_of(self, type_id: int) -> Optional[str]:
@@ -338,7 +340,7 @@ class Btf:
         return self.string(self.record(type_id)[1])
 
     def _string_offsets(self, name: str) -> List[int]:
-        """Where a whole string stands, here and in the base; in all known blobs at most once."""
+        """Offsets of a whole string, here and in the base. Known blobs have each string at most once."""
         if self._last_string[0] == name:
             return self._last_string[1]
         found = []
@@ -361,9 +363,9 @@ class Btf:
     def find(self, kind: int, name: str) -> List[int]:
         """Ids of the types of this kind and name in this blob, the most referenced first.
 
-        More than one means that translation units disagree about the type (or that there really are
-        two of that name): the one that other types use is most likely the one meant. Of more than 64 the
-        first are taken.
+        More than one means that translation units disagree about the type, or that there really are two of
+        that name. The one that most other types use is most likely the right one. At most the first 64 are
+        considered.
         """
         found: List[int] = []
         for offset in self._string_offsets(name):
@@ -375,13 +377,13 @@ class Btf:
         return found
 
     def anonymous(self, kind: int, count: int) -> Iterator[int]:
-        """Ids of the types of a kind that have no name and this many elements. Of very many the first."""
+        """Ids of the unnamed types of a kind with this many elements; at most the first 4096."""
         nameless = self._names.of(0)
         nameless = nameless[(self._kinds[nameless] == kind) & (self._infos[nameless] & 0xFFFFFF == count)]
         return (int(index) + self.first_id for index in nameless[:_MAX_CANDIDATES])
 
     def names(self, kind: int) -> Iterator[str]:
-        """Names of all types of a kind that can be had by name, each once."""
+        """Names of all named types of a kind, each once."""
         starts = self._all_starts[self._kinds == kind]
         for offset in dict.fromkeys(self._all_words[starts].tolist()):
             name = self.string(offset)
@@ -436,7 +438,7 @@ class Btf:
         return False
 
     def members(self, type_id: int) -> List[Member]:
-        """Members of a structure or union, bit-fields of both encodings.
+        """Members of a structure or union, with bit-fields in either encoding.
 
         :raises BtfError: a member lies outside of the type, or the type contains itself.
         """
@@ -473,10 +475,10 @@ class Btf:
         return result
 
     def _spread(self, type_id: int, depth: int = 0) -> int:
-        """Number of members that a type can be asked for: its own, and those of nameless ones among them.
+        """Number of members that can be accessed in a type: its own, and those of its unnamed members.
 
-        drgn goes through all of them for a member that is not there. Eight nameless unions in each other,
-        with eight members each, would keep it busy for ever.
+        drgn searches all of them for a member that does not exist. Eight levels of unnamed unions with eight
+        members each would keep it busy forever.
         """
         if type_id in self._spreads:
             return self._spreads[type_id]
@@ -503,12 +505,12 @@ class Btf:
         raise BtfError(f"BTF of {self.name}: type {type_id} refers to itself")
 
     def _contains(self, outer: Sequence[int], inner: int) -> bool:
-        """Whether a type lies by value, at any depth, in one of others that have its size.
+        """Whether a type is contained by value, at any depth, in one of some types of the same size.
 
-        What contains itself does so through members of its own size only, as no member may be bigger
-        than the whole.
+        A type can contain itself only through members of its own size, as no member may be larger than the
+        whole.
 
-        :raises BtfError: more members would have to be looked at than any type has.
+        :raises BtfError: more members would have to be checked than any type has.
         """
         size = self.size_of(inner)
         todo = list(outer)
@@ -516,7 +518,7 @@ class Btf:
         looked_at = 0
         while todo:
             type_id = self._strip(todo.pop())
-            while self.kind(type_id) == ARRAY:  # size_of() has seen the end of this
+            while self.kind(type_id) == ARRAY:  # this ends, as size_of() has checked
                 type_id = self._strip(self._tail(type_id)[0])
             kind = self.kind(type_id)
             if type_id == inner:
@@ -547,8 +549,8 @@ class Btf:
     def is_signed_enum(self, type_id: int) -> bool:
         """Whether an enumeration has negative values.
 
-        pahole tells since 1.24 (the kind flag). Where no enumeration of the whole blob is flagged, it
-        is older, and a value with the top bit set is taken for a negative one.
+        pahole sets the kind flag for these since 1.24. If no enumeration in the whole blob has the flag,
+        pahole was older, and a value with the top bit set is treated as negative.
         """
         btf, _ = self._owner(type_id)
         kind, _, _, _, flag = btf.record(type_id)
@@ -561,14 +563,14 @@ class Btf:
 
     @cached_property
     def _flags_enums(self) -> bool:
-        """Whether an enumeration is marked as signed."""
+        """Whether any enumeration of the blob is marked as signed."""
         return bool((self._infos >> 24 == 0x80 | ENUM).any())
 
     def _words_to_spell(self, type_id: int, depth: int = 0) -> int:
-        """How many words C takes for a type, about.
+        """Approximate number of words in the C name of a type.
 
-        A function that takes itself would make drgn's Type.type_name() recurse (before 0.3 until the stack
-        ends), and thirty functions that each take the next one twice would fill the memory.
+        A function that takes itself as a parameter would make drgn's Type.type_name() recurse (before 0.3
+        until the stack overflows). Thirty functions that each take the next one twice would fill memory.
         """
         if type_id in self._spellings:
             return self._spellings[type_id]
@@ -610,11 +612,11 @@ _FIND_KINDS: Dict[TypeKind, Tuple[int, ...]] = {
 
 
 class BtfTypes:
-    """drgn types made from a BTF blob, each when first asked for.
+    """drgn types made from a BTF blob, each on first use.
 
     :param prog: program that the types are for.
     :param btf: the blob.
-    :param base: the types that this blob's types build upon, if the blob has a base.
+    :param base: types of the blob's base, if it has one.
     """
 
     def __init__(self, prog: drgn.Program, btf: Btf, base: Optional[BtfTypes] = None) -> None:
@@ -624,11 +626,11 @@ class BtfTypes:
         self.ambiguous: Dict[str, int] = {}
         """Names that were asked for and have several definitions, with the number of them."""
         self._made: Dict[int, drgn.Type] = {}
-        self._owners: Dict[int, str] = {}  # structures without a name -> the one that they are part of
+        self._owners: Dict[int, str] = {}  # unnamed structures -> the named one that contains them
         self._found: Dict[Tuple[TypeKind, str], Optional[drgn.Type]] = {}
 
     def find(self, kind: TypeKind, name: str) -> Optional[drgn.Type]:
-        """The type of this kind and name in this blob, without those of its base; None if there is none."""
+        """The type of this kind and name in this blob, not in its base; None if there is none."""
         key = (kind, name)
         if key not in self._found:
             self._found[key] = self._find(kind, name)
@@ -652,7 +654,7 @@ class BtfTypes:
         return None
 
     def find_variable(self, name: str) -> Optional[drgn.Type]:
-        """Type of a variable that BTF has (the per-CPU ones); None if it has not."""
+        """Type of a variable; None if BTF does not have it. Usually BTF has per-CPU variables only."""
         for type_id in self.btf.find(VAR, name):
             return self.make(self.btf.record(type_id)[2])
         return None
@@ -665,7 +667,7 @@ class BtfTypes:
         return drgn.Object(self.prog, self.make(found[0]), found[1])
 
     def find_anonymous(self, members: Sequence[str]) -> Optional[drgn.Type]:
-        """The structure without a name that has members of these names, in this order; None if none has."""
+        """The unnamed structure with members of these names, in this order; None if there is none."""
         btf = self.btf
         wanted = list(members)
         for type_id in btf.anonymous(STRUCT, len(wanted)):
@@ -676,7 +678,7 @@ class BtfTypes:
     def make(self, type_id: int, depth: int = 0) -> drgn.Type:
         """The drgn type of a BTF type.
 
-        :raises BtfError: there is no such type, or it is nonsense.
+        :raises BtfError: there is no such type, or it is invalid.
         """
         if type_id in self._made:
             return self._made[type_id]
@@ -686,7 +688,7 @@ class BtfTypes:
             raise BtfError(f"BTF of {self.btf.name}: type {type_id} is nested too deep")
         try:
             result = self._make(type_id, depth + 1)
-        except (ValueError, TypeError, OverflowError) as e:  # drgn will not have it
+        except (ValueError, TypeError, OverflowError) as e:  # drgn rejects it
             raise BtfError(f"BTF of {self.btf.name}: type {type_id} is invalid: {e}") from e
         self._made[type_id] = result
         return result
@@ -729,7 +731,7 @@ class BtfTypes:
             return self._forward(btf.string(name_offset), UNION if flag else STRUCT)
         if kind == FLOAT:
             return prog.float_type(btf.string(name_offset) or "", size)
-        raise BtfError(f"BTF of {btf.name}: {type_id} is no type, but of kind {kind}")
+        raise BtfError(f"BTF of {btf.name}: {type_id} is not a type, but of kind {kind}")
 
     def _later(self, type_id: int) -> Callable[[], drgn.Type]:
         return lambda: self.make(type_id)
@@ -751,7 +753,7 @@ class BtfTypes:
         return make
 
     def _shaped(self, type_id: int, shapes: Sequence[Sequence[int]]) -> Callable[[], drgn.Type]:
-        """An array that has more than one dimension, which BTF does not tell."""
+        """An array with more than one dimension. BTF does not record the dimensions."""
 
         def make() -> drgn.Type:
             array = self.make(type_id)
@@ -769,8 +771,8 @@ class BtfTypes:
 
     def _members(self, type_id: int) -> List[TypeMember]:
         members = self.btf.members(type_id)
-        # BTF writes [] and [0] alike. At the end of a structure kernels have the first, but C wants it to
-        # have company.
+        # BTF encodes [] and [0] alike. At the end of a structure kernels use [], which C allows only after
+        # another member.
         last = members[-1] if len(members) > 1 and self.btf.kind(type_id) == STRUCT else None
         owner = self.btf.name_of(type_id) or self._owners.get(type_id, "")
         result = []
@@ -802,10 +804,10 @@ class BtfTypes:
 
     @cached_property
     def _marks_chars(self) -> bool:
-        """Whether chars are marked signed or not.
+        """Whether the signedness of chars is recorded.
 
-        pahole before 1.22 marked none, as "signed char" shows. Kernels built with it are older than 6.2, that
-        made char unsigned (-funsigned-char); before, it was what it is on x86.
+        pahole before 1.22 did not record it, as "signed char" shows. Kernels built with it are older than
+        6.2, which made char unsigned (-funsigned-char); before, it was signed, as is usual on x86.
         """
         return any(
             self.btf._tail(type_id)[0] >> 24 & _INT_SIGNED for type_id in self.btf.find(INT, "signed char")
@@ -829,7 +831,7 @@ class BtfTypes:
         )
 
     def _forward(self, tag: Optional[str], kind: int) -> drgn.Type:
-        """A declaration: the definition if there is just one of that name, as drgn does with DWARF."""
+        """Resolve a declaration: to the definition if there is exactly one, as drgn does with DWARF."""
         types: Optional[BtfTypes] = self
         while types is not None and tag:
             found = types.btf.find(kind, tag)

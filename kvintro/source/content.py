@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The bytes of a dump, read in any order.
+"""The bytes of a dump, for reads in any order.
 
-A file says how long it is, and its headers say how much is where; neither can be trusted. A sparse file of a
-few bytes can call itself an exabyte long. So nothing is read here in pieces larger than :data:`MOST`, holes
-are skipped, and :attr:`Content.real` says how many bytes the file really has: a limit for counts and tables
-that a real dump of that size cannot reach.
+Neither the length of a file nor the sizes and offsets in its headers can be trusted. A sparse file of a few
+bytes can claim to be an exabyte long. So nothing is read here in pieces larger than :data:`MOST`, holes are
+skipped, and :attr:`Content.real` is the number of bytes that the file really has. Limits for counts and
+tables are derived from it such that a real dump of that size cannot reach them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy
     from numpy.typing import NDArray
 
-#: Bytes that are read at once, at most.
+#: Maximum number of bytes to read at once.
 MOST = 64 << 20
 _MAX_STRETCHES = 1 << 16
 
@@ -25,40 +25,70 @@ _MAX_STRETCHES = 1 << 16
 class Content:
     """Bytes with offsets from 0 on.
 
-    :ivar size: how many there are, holes included.
-    :ivar real: how many of them take room on the disk.
+    :ivar size: number of bytes, including holes.
+    :ivar real: number of bytes that occupy space on disk.
     """
 
     size: int
     real: int
 
     def at(self, offset: int, size: int) -> bytes:
-        """``size`` bytes but no more than :data:`MOST`; fewer where the content ends, or has lost some."""
+        """``size`` bytes but no more than :data:`MOST`; fewer if the content ends or has missing bytes."""
         raise NotImplementedError
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
-        """Fill a buffer from an offset on; returns how many bytes there were."""
+        """Fill a buffer from an offset on; returns the number of bytes read."""
         data = self.at(offset, len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
     def stretches(self, start: int, end: int) -> Iterator[Tuple[int, int]]:
-        """The parts between two offsets that are no holes, as (first offset, offset behind the last)."""
+        """The parts between two offsets that are not holes, as (start, end exclusive)."""
         raise NotImplementedError
 
     def has(self, offsets: NDArray[numpy.int64], sizes: NDArray[numpy.int64]) -> NDArray[numpy.bool_]:
-        """For each pair whether all of those bytes are there."""
+        """For each pair of offset and size, whether all of those bytes are there."""
         raise NotImplementedError
 
     def has_all(self, offset: int, size: int) -> bool:
-        """Whether all of so many bytes are there."""
+        """Whether all of ``size`` bytes are there."""
         raise NotImplementedError
 
 
-class FileContent(Content):
-    """What is in a file.
+class Part(Content):
+    """A part of another content.
 
-    :param file: its descriptor is duplicated, and may be closed.
+    :param start: its offset in the other content.
+    :param size: its intended size in bytes; it ends at the end of the other content at the latest.
+    """
+
+    def __init__(self, content: Content, start: int, size: int) -> None:
+        self._content = content
+        self._start = start
+        self.size = max(0, min(size, content.size - start))
+        self.real = min(self.size, content.real)
+
+    def at(self, offset: int, size: int) -> bytes:
+        size = min(size, self.size - offset)
+        return self._content.at(self._start + offset, size) if offset >= 0 and size > 0 else b""
+
+    def stretches(self, start: int, end: int) -> Iterator[Tuple[int, int]]:
+        moved = self._start
+        for first, last in self._content.stretches(moved + start, moved + min(end, self.size)):
+            yield first - moved, last - moved
+
+    def has(self, offsets: NDArray[numpy.int64], sizes: NDArray[numpy.int64]) -> NDArray[numpy.bool_]:
+        found: NDArray[numpy.bool_] = (offsets >= 0) & (offsets <= self.size - sizes)
+        return found
+
+    def has_all(self, offset: int, size: int) -> bool:
+        return 0 <= offset <= self.size - size
+
+
+class FileContent(Content):
+    """The content of a file.
+
+    :param file: the open file. Its descriptor is duplicated, so the caller may close it.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -66,7 +96,7 @@ class FileContent(Content):
         self.descriptor = self._file.fileno()
         status = os.fstat(self.descriptor)
         self.size = status.st_size
-        # Some file systems keep small files without a block, and some do not say how many they have.
+        # Some file systems store small files without a block, and some do not report the number of blocks.
         blocks = status.st_blocks * 512
         self.real = min(self.size, blocks if blocks else self._count_data())
 
@@ -103,7 +133,7 @@ class FileContent(Content):
             yield first, at
 
     def _seek(self, offset: int, whence: int, unknown: int) -> int:
-        """Where behind an offset data or a hole begins; ``unknown`` where the file system does not say."""
+        """Where data or a hole begins at or after an offset; ``unknown`` if the file system does not say."""
         try:
             return os.lseek(self.descriptor, offset, whence)
         except OSError as error:

@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Kdumps that end too soon.
+"""Opens truncated kdumps.
 
-libkdumpfile maps the file. What begins before its end and reaches into the page behind that kills the process
-that reads it (SIGBUS); what lies behind altogether reads as zeros, which is what an empty table looks like.
-So what was cut off is found here and hidden from the reader, and a process that may die opens the
-file first.
+libkdumpfile maps the file. Reading data that begins before the end of the file and extends into the page
+after it kills the process (SIGBUS). Data completely after the end reads as zeros, which look like an empty
+table. So the missing pages are found here and hidden from the reader, and a child process opens the file
+first.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-from typing import TYPE_CHECKING, BinaryIO, Callable, Optional
+from typing import TYPE_CHECKING, Callable, Optional
 
 import drgn
 
 from kvintro.errors import NotADump
 from kvintro.source.content import Content
-from kvintro.source.kdump import PAGE, Kdump, bitmap, bits_of_bytes, descriptors, lost
+from kvintro.source.kdump import Kdump, bitmap, bits_of_bytes, descriptors, lost
 
 if TYPE_CHECKING:
     import numpy
@@ -28,23 +28,23 @@ _OWN_READER = "DRGN_PREFER_PGTABLE_READER"  # drgn's variable
 
 
 def open_cut_kdump(
-    prog: drgn.Program, file: BinaryIO, content: Content, kdump: Kdump, vmcoreinfo: Optional[bytes]
+    prog: drgn.Program, descriptor: int, content: Content, kdump: Kdump, vmcoreinfo: Optional[bytes]
 ) -> None:
-    """Have a program read a kdump that ends too soon.
+    """Make a program read a truncated kdump.
 
-    :param file: a plain kdump.
-    :param content: what is there of it; of one that was flattened, what its records have.
-    :param vmcoreinfo: what the program was made with.
+    :param descriptor: descriptor of a plain kdump.
+    :param content: the remaining content; if the file was flattened, the content of its records.
+    :param vmcoreinfo: the text that the program was made with.
     :raises NotADump: nothing of it can be read.
     """
     missing = first_lost(content, kdump)
-    # Have drgn walk page tables, on memory as it is below, and not libkdumpfile on the file.
+    # Make drgn walk page tables, in memory with the parts hidden below, instead of libkdumpfile in the file.
     before = os.environ.get(_OWN_READER)
     os.environ[_OWN_READER] = "1"
     try:
         other = drgn.Program(prog.platform, vmcoreinfo=vmcoreinfo)
-        try_in_child(lambda: other.set_core_dump(os.dup(file.fileno())))
-        prog.set_core_dump(os.dup(file.fileno()))
+        try_in_child(lambda: other.set_core_dump(os.dup(descriptor)))
+        prog.set_core_dump(os.dup(descriptor))
     finally:
         del os.environ[_OWN_READER]
         if before is not None:
@@ -54,9 +54,9 @@ def open_cut_kdump(
 
 
 def first_lost(content: Content, kdump: Kdump) -> Optional[int]:
-    """Physical address of the first page whose data is not there as a whole; None if there is none.
+    """Physical address of the first page whose data is not complete; None if there is none.
 
-    :raises NotADump: not even what leads to the pages is there.
+    :raises NotADump: the headers, or all pages, are missing.
     """
     if kdump.layout is None:
         raise NotADump("the dump is truncated within its headers", _COPY_AGAIN)
@@ -70,17 +70,17 @@ def first_lost(content: Content, kdump: Kdump) -> Optional[int]:
         if rank == 0:
             raise NotADump("the dump is truncated before its first page", _COPY_AGAIN)
         if rank is not None:
-            return _frame(data, rank - count, 8 * number) * PAGE
+            return _frame(data, rank - count, 8 * number) * kdump.page
         count += in_piece
     if known == size:
         return None
     if not count:
         raise NotADump("the dump is truncated before its first page", _COPY_AGAIN)
-    return 8 * known * PAGE
+    return 8 * known * kdump.page
 
 
 def _frame(data: NDArray[numpy.uint8], rank: int, first: int) -> int:
-    """The number of the page frame whose bit is the one of that rank in a piece of a bitmap."""
+    """The number of the page frame with the given rank among the set bits of a piece of a bitmap."""
     import numpy
 
     bits = numpy.flatnonzero(numpy.unpackbits(data, bitorder="little"))
@@ -88,7 +88,7 @@ def _frame(data: NDArray[numpy.uint8], rank: int, first: int) -> int:
 
 
 def _first_lost_rank(content: Content, table: int, first: int, count: int) -> Optional[int]:
-    """Which of some pages, in the order of their descriptors, is the first that has lost that or its data."""
+    """Index of the first page whose descriptor or data is missing; None if there is none."""
     end = first + count
     while first < end:
         found = descriptors(content, table, first, end - first)
@@ -102,7 +102,7 @@ def _first_lost_rank(content: Content, table: int, first: int, count: int) -> Op
 
 
 def _known(content: Content, start: int, size: int) -> int:
-    """How many bytes of a bitmap are there, from its beginning on."""
+    """Number of bytes at the beginning of a bitmap that are not missing."""
     low, high = 0, size
     while low < high:
         middle = (low + high + 1) // 2
@@ -111,7 +111,7 @@ def _known(content: Content, start: int, size: int) -> int:
 
 
 def hide_from(prog: drgn.Program, address: int) -> None:
-    """Make physical memory from an address on fault."""
+    """Make reads of physical memory from an address on fault."""
 
     def fault(at: int, count: int, offset: int, physical: bool) -> bytes:
         raise drgn.FaultError("cut off with the end of the dump", at)
@@ -120,17 +120,17 @@ def hide_from(prog: drgn.Program, address: int) -> None:
 
 
 def try_in_child(attempt: Callable[[], None]) -> None:
-    """Do in a child process what may kill the process.
+    """Run a function that may kill its process in a child process.
 
-    :raises NotADump: it did. Exceptions of the attempt are not seen here: it will be made again.
+    :raises NotADump: it killed the process. Exceptions are ignored, as the caller will do the same again.
     """
     child = os.fork()
     if child == 0:
         try:
-            # What libraries complain about, the second attempt says too.
+            # Messages of libraries will be printed by the second attempt.
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, 2)
-            signal.signal(signal.SIGBUS, signal.SIG_DFL)  # kvintro.bus_error would end it as if by itself
+            signal.signal(signal.SIGBUS, signal.SIG_DFL)  # kvintro.bus_error would hide the signal
             attempt()
         except BaseException:
             os._exit(1)

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Symbols and types for an opened program: from the kernel itself, or from debuginfo if it was given."""
+"""Loads symbols and types for an opened program: from debuginfo if given, otherwise from the kernel."""
 
 from __future__ import annotations
 
 from typing import Optional
 
 from kvintro.errors import KvintroError, NoTypes, WrongVmcoreinfo, WrongVmlinux
-from kvintro.source import Request, Source
-from kvintro.source.core import one_line
-from kvintro.source.elf import read_headers
+from kvintro.source.elf import ET_CORE, read_headers
 from kvintro.source.files import open_file, read_small_file
+from kvintro.source.installed import Missing, install
 from kvintro.source.note import symbols_of
-from kvintro.types import Missing, install
+from kvintro.source.opened import Request, Source
+from kvintro.source.program import one_line, without_advice
 
 
 def load(source: Source, request: Request) -> None:
-    """Give the source symbols and types, and note where they came from."""
+    """Add symbols and types to a source, and record where they came from."""
     if request.vmlinux is not None or request.types == "dwarf":
         _load_dwarf(source, request)
         return
@@ -26,7 +26,8 @@ def _load_dwarf(source: Source, request: Request) -> None:
     prog = source.prog
     if request.vmlinux is None:
         try:
-            prog.load_debug_info(None, True)
+            with without_advice():
+                prog.load_debug_info(None, True)
         except Exception as error:
             raise WrongVmlinux(
                 f"no debuginfo was found: {one_line(error)}", "name it with -s VMLINUX"
@@ -39,8 +40,12 @@ def _load_dwarf(source: Source, request: Request) -> None:
             headers = read_headers(file, section_notes=True)
         except KvintroError as error:
             raise WrongVmlinux(
-                f"{path} is no vmlinux: {error.what}", "-s takes the uncompressed vmlinux"
+                f"{path} is not a vmlinux: {error.what}", "-s takes the uncompressed vmlinux"
             ) from error
+    if headers.type == ET_CORE:
+        raise WrongVmlinux(
+            f"{path} is a dump, not a vmlinux", "name the dump with -c, and the vmlinux with -s"
+        )
     wanted = source.vmcoreinfo.get("BUILD-ID", "")
     if wanted and headers.build_id and headers.build_id != wanted:
         raise WrongVmlinux(
@@ -48,7 +53,10 @@ def _load_dwarf(source: Source, request: Request) -> None:
             f"use the vmlinux of {source.vmcoreinfo.get('OSRELEASE', 'the kernel dumped')}",
         )
     try:
-        prog.load_debug_info([path])
+        with without_advice():
+            prog.load_debug_info([path])
+            # drgn also accepts a file without debuginfo, or of another program.
+            prog.type("struct task_struct")
     except Exception as error:
         raise WrongVmlinux(
             f"{path} has no usable debuginfo: {one_line(error)}",
@@ -59,9 +67,9 @@ def _load_dwarf(source: Source, request: Request) -> None:
 
 
 def _check_place(source: Source) -> None:
-    """See that drgn put the symbols where the kernel is: it moves them by VMCOREINFO's KERNELOFFSET.
+    """Check the addresses of symbols from debuginfo, which drgn moves by VMCOREINFO's KERNELOFFSET.
 
-    :raises WrongVmcoreinfo: it did not.
+    :raises WrongVmcoreinfo: they differ from VMCOREINFO's.
     """
     wanted = symbols_of(source.vmcoreinfo).get("_stext")
     try:
@@ -88,7 +96,7 @@ def _load_builtin(source: Source, request: Request) -> None:
         source.symbols += " (code only: CONFIG_KALLSYMS_ALL is off)"
     missing = installed.types_missing
     if missing is not None and (request.btf is not None or request.types == "btf"):
-        # Asked for by name: a report without them is not what the user wants.
+        # The user explicitly requested types, so a report without them is not wanted.
         raise NoTypes(missing.reason, missing.remedy or "run it without --btf and --types")
     if installed.symbols_missing is not None:
         _warn(source, "symbols", installed.symbols_missing)

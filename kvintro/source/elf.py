@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What an ELF file's headers say, read with bounds checks: before drgn opens it, and where drgn hides it.
+"""Reads the headers of ELF files with bounds checks.
 
-drgn opens ELF cores itself; this reads only what it does not tell: whether the file is whole, which physical
-ranges are in it, whether it is a kernel's at all, and the build id of a vmlinux.
+drgn opens ELF cores itself. This reads only what drgn does not provide, or not before it opens the file:
+whether the file is complete, the physical ranges in it, whether it is a kernel's, and the build id of a
+vmlinux.
 """
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass
 from typing import BinaryIO, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
@@ -19,20 +21,28 @@ ET_CORE = 4
 PT_LOAD = 1
 PT_NOTE = 4
 PN_XNUM = 0xFFFF
+#: The owner of the note that kvintro adds to files that it writes.
+WRITER_NOTE = "KVINTRO"
 NT_GNU_BUILD_ID = 3
 SHT_NOTE = 7
 _HEADER_SIZE = 64
-_PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")
-_SECTION_HEADER = struct.Struct("<IIQQQQIIQQ")
-_NOTE = struct.Struct("<III")  # namesz, descsz, type
+# Elf64_Ehdr.e_ident[EI_DATA]: ELFDATA2LSB, ELFDATA2MSB
+_BYTE_ORDERS = {1: "<", 2: ">"}
+_PROGRAM_HEADER = "IIQQQQQQ"
+_PROGRAM_HEADER_SIZE = 56
+_SECTION_HEADER = "IIQQQQIIQQ"
+_SECTION_HEADER_SIZE = 64
+_NOTE = "III"  # namesz, descsz, type
+_NOTE_SIZE = 12
 _ENTRIES = 1 << 12  # program headers read at once
-# makedumpfile begins another segment where a megabyte or more is left out: 256 GB in pieces as small as that.
+# makedumpfile begins a new segment after excluding a megabyte or more: enough for 256 GB in such pieces.
 _MAX_HEADERS = 1 << 18
-_MAX_NOTES = 16 << 20  # bytes of all: 400 for each CPU, and VMCOREINFO
+_MAX_NOTES = 16 << 20  # bytes in total: 400 for each CPU, and VMCOREINFO
 _MAX_NOTE_COUNT = 1 << 16  # a few for each CPU
 _MAX_KINDS = 64
 _MAX_NAME = 64
 _MAX_ADDRESS = 1 << 52
+_WRITER = re.compile(rb"kvintro [0-9][0-9A-Za-z.+]{0,31}")
 
 
 class Segment(NamedTuple):
@@ -47,10 +57,12 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True)
 class ElfHeaders:
-    """Headers of a 64-bit little-endian ELF file.
+    """Headers of a 64-bit ELF file.
 
-    :ivar notes: the first of each owner and type.
-    :ivar truncated: whether they promise more than the file holds.
+    :ivar order: its byte order, as a character for :mod:`struct`.
+    :ivar notes: (owner, type, content) of the first note of each owner and type.
+    :ivar note_places: offset and size of each part of the file that has notes.
+    :ivar truncated: whether segments extend beyond the end of the file.
     """
 
     type: int
@@ -59,14 +71,16 @@ class ElfHeaders:
     notes: Sequence[Tuple[str, int, bytes]]
     file_size: int
     truncated: bool
+    order: str = "<"
+    note_places: Tuple[Tuple[int, int], ...] = ()
 
     def left_out(self) -> Iterator[Tuple[int, int]]:
-        """Physical memory that segments have and the file does not: pages that makedumpfile excluded.
+        """Physical memory of segments without bytes in the file: pages that makedumpfile excluded.
 
         :return: first and last address of each range, in ascending order. kexec's cores have the image's
-            memory in two segments, and it is left out if neither has it.
+            memory in two segments; it counts as excluded if neither has bytes for it.
         """
-        borders: List[Tuple[int, int, int]] = []  # address, segments that begin or end, those with bytes
+        borders: List[Tuple[int, int, int]] = []  # address, changes in the number of segments and of bytes
         for part in self.segments:
             end = part.paddr + max(part.filesz, part.memsz)
             borders += [(part.paddr, 1, 1), (part.paddr + part.filesz, 0, -1), (end, -1, 0)]
@@ -80,14 +94,14 @@ class ElfHeaders:
 
     @property
     def build_id(self) -> Optional[str]:
-        """The GNU build id in hex, if there is one."""
+        """The GNU build id in hex; None if there is none."""
         for name, kind, data in self.notes:
             if name == "GNU" and kind == NT_GNU_BUILD_ID:
                 return data.hex()
         return None
 
     def note(self, name: str) -> Optional[bytes]:
-        """The content of the first note of that name."""
+        """The content of the first note of that owner; None if there is none."""
         for owner, _, data in self.notes:
             if owner == name:
                 return data
@@ -97,63 +111,71 @@ class ElfHeaders:
 def read_headers(file: Union[BinaryIO, Content], *, section_notes: bool = False) -> ElfHeaders:
     """Read an ELF file's program headers and notes.
 
-    :param section_notes: look for notes in sections too (a vmlinux has its build id in one).
-    :raises NotADump: the file is no 64-bit little-endian ELF file, ends within its headers, or says that they
-        are larger than a real one's.
+    :param section_notes: also read notes in sections (a vmlinux has its build id in one).
+    :raises NotADump: the file is not a 64-bit ELF file, ends within its headers, or claims headers that are
+        larger than those of any real file.
     """
     content = file if isinstance(file, Content) else FileContent(file)
     head = _exactly(content, 0, _HEADER_SIZE, "the ELF header")
     if head[:4] != b"\x7fELF":
         raise NotADump("the file is not an ELF file")
-    if head[4] != 2 or head[5] != 1:
-        raise NotADump("the dump is a 32-bit or big-endian ELF file", "kvintro reads 64-bit x86 kernels")
-    e_type, machine = struct.unpack_from("<HH", head, 16)
-    phoff, shoff = struct.unpack_from("<QQ", head, 32)
-    phentsize, phnum, shentsize, shnum = struct.unpack_from("<HHHH", head, 54)
+    order = _BYTE_ORDERS.get(head[5])
+    if head[4] != 2 or order is None:
+        raise NotADump("the dump is a 32-bit ELF file", "kvintro reads kernels of 64 bits")
+    e_type, machine = struct.unpack_from(order + "HH", head, 16)
+    phoff, shoff = struct.unpack_from(order + "QQ", head, 32)
+    phentsize, phnum, shentsize, shnum = struct.unpack_from(order + "HHHH", head, 54)
     if phnum == PN_XNUM and shoff:
-        phnum = struct.unpack_from("<I", _exactly(content, shoff, 64, "the section headers"), 44)[0]
-    if phnum > _MAX_HEADERS or (phnum and phentsize != _PROGRAM_HEADER.size):
+        phnum = struct.unpack_from(order + "I", _exactly(content, shoff, 64, "the section headers"), 44)[0]
+    if phnum > _MAX_HEADERS or (phnum and phentsize != _PROGRAM_HEADER_SIZE):
         raise NotADump("the ELF header makes no sense", "take the dump again")
     segments: List[Segment] = []
-    notes = _Notes(content)
-    for p_type, _, offset, vaddr, paddr, filesz, memsz, _ in _program_headers(content, phoff, phnum):
+    notes = _Notes(content, order)
+    places: List[Tuple[int, int]] = []
+    headers = _program_headers(content, order + _PROGRAM_HEADER, phoff, phnum)
+    for p_type, _, offset, vaddr, paddr, filesz, memsz, _ in headers:
         if p_type == PT_LOAD:
             segments.append(Segment(offset, vaddr, paddr, filesz, memsz))
         elif p_type == PT_NOTE:
             notes.read(offset, filesz)
-    if section_notes and shoff and shentsize == _SECTION_HEADER.size:
+            places.append((offset, filesz))
+    if section_notes and shoff and shentsize == _SECTION_HEADER_SIZE:
         sections = content.at(shoff, shnum * shentsize)
         whole = len(sections) // shentsize * shentsize
-        for _, kind, _, _, offset, length, *_ in _SECTION_HEADER.iter_unpack(sections[:whole]):
+        for _, kind, _, _, offset, length, *_ in struct.iter_unpack(
+            order + _SECTION_HEADER, sections[:whole]
+        ):
             if kind == SHT_NOTE:
                 notes.read(offset, length)
     truncated = not all(content.has_all(s.offset, s.filesz) for s in segments)
-    return ElfHeaders(e_type, machine, tuple(segments), notes.found, content.size, truncated)
+    found = tuple(segments), notes.found, content.size, truncated, order, tuple(places)
+    return ElfHeaders(e_type, machine, *found)
 
 
-def _program_headers(content: Content, offset: int, count: int) -> Iterator[Tuple[int, ...]]:
-    """The entries of the table, a piece of it at a time."""
+def _program_headers(content: Content, form: str, offset: int, count: int) -> Iterator[Tuple[int, ...]]:
+    """The entries of the table, which is read in pieces."""
     for first in range(0, count, _ENTRIES):
-        size = min(_ENTRIES, count - first) * _PROGRAM_HEADER.size
-        at = offset + first * _PROGRAM_HEADER.size
-        yield from _PROGRAM_HEADER.iter_unpack(_exactly(content, at, size, "the program headers"))
+        size = min(_ENTRIES, count - first) * _PROGRAM_HEADER_SIZE
+        at = offset + first * _PROGRAM_HEADER_SIZE
+        yield from struct.iter_unpack(form, _exactly(content, at, size, "the program headers"))
 
 
 class _Notes:
-    """The notes of a file, the first of each kind.
+    """The notes of a file, the first of each owner and type.
 
     :ivar found: as (owner, type, content).
     """
 
-    def __init__(self, content: Content) -> None:
+    def __init__(self, content: Content, order: str) -> None:
         self._content = content
+        self._order = order
         self._left = _MAX_NOTES
         self._count = 0
         self._known: Set[Tuple[str, int]] = set()
         self.found: List[Tuple[str, int, bytes]] = []
 
     def read(self, offset: int, size: int) -> None:
-        """Read those that lie somewhere in the file.
+        """Read the notes in a part of the file.
 
         :raises NotADump: there are more than in a real file.
         """
@@ -161,8 +183,8 @@ class _Notes:
             raise NotADump(
                 f"its headers say that the notes have {size_text(size)} or more", "take the dump again"
             )
-        self._left -= max(size, _NOTE.size)
-        for owner, kind, data in parse_notes(self._content.at(offset, size)):
+        self._left -= max(size, _NOTE_SIZE)
+        for owner, kind, data in parse_notes(self._content.at(offset, size), self._order):
             self._count += 1
             if self._count > _MAX_NOTE_COUNT:
                 raise NotADump("it has more notes than any machine has CPUs", "take the dump again")
@@ -171,21 +193,29 @@ class _Notes:
                 self.found.append((owner, kind, bytes(data)))
 
 
-def parse_notes(data: bytes) -> Iterator[Tuple[str, int, memoryview]]:
-    """(owner, type, content) of each note; stops where the data stops making sense."""
+def parse_notes(data: bytes, order: str = "<") -> Iterator[Tuple[str, int, memoryview]]:
+    """(owner, type, content) of each note; stops at invalid data."""
     view = memoryview(data)
     at = 0
-    while at + _NOTE.size <= len(data):
-        namesz, descsz, kind = _NOTE.unpack_from(data, at)
+    while at + _NOTE_SIZE <= len(data):
+        namesz, descsz, kind = struct.unpack_from(order + _NOTE, data, at)
         if not namesz and not descsz:
             return  # padding, or a hole
-        name_at = at + _NOTE.size
+        name_at = at + _NOTE_SIZE
         desc_at = name_at + (namesz + 3 & ~3)
         at = desc_at + (descsz + 3 & ~3)
         if namesz > _MAX_NAME or desc_at + descsz > len(data):
             return
         name = data[name_at : name_at + namesz].rstrip(b"\0").decode("ascii", "replace")
         yield name, kind, view[desc_at : desc_at + descsz]
+
+
+def writer_of(notes: bytes) -> str:
+    """The program that wrote a file, from the note that kvintro adds to its own files; empty if none."""
+    for owner, _, data in parse_notes(notes):
+        if owner == WRITER_NOTE and _WRITER.fullmatch(data):
+            return bytes(data).decode("ascii")
+    return ""
 
 
 def _exactly(content: Content, offset: int, size: int, what: str) -> bytes:

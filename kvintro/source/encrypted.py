@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Memory that its host cannot read: of guests with AMD SEV or Intel TDX.
+"""Detects memory that its host cannot read: that of guests with AMD SEV or Intel TDX.
 
-The host has what the processor wrote to the memory chips. Each block is encrypted with its address, so each
-page has all byte values. In plain memory a good part is zeros, text and code.
-Where the host may not even read that (TDX, SEV-SNP with guest_memfd), all that is private reads as zeros.
+The host sees what the processor wrote to the memory chips. Each block is encrypted with its address, so each
+page has all byte values. A good part of plain memory is zeros, text and code. If the host may not even read
+the encrypted memory (TDX, SEV-SNP with guest_memfd), private memory reads as zeros.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from __future__ import annotations
 from typing import Iterator, Optional
 
 from kvintro.errors import NotInDump
+from kvintro.source.physical import PAGE as _PAGE
 from kvintro.source.physical import PhysicalMemory
 
-_PAGE = 4096
 _SAMPLE = 512  # pages, evenly spread
 _FEWEST = 64
-_VALUES = 250  # different bytes of a page; 4096 random ones have all 256, text and code far fewer
+_VALUES = 250  # distinct byte values of a page; 4096 random bytes have all 256, text and code far fewer
 
 REMEDY = "take the dump inside the guest (kdump); a guest's memory is plain there"
 
 
 def why_unreadable(memory: PhysicalMemory) -> Optional[str]:
-    """What is said of memory that is encrypted; None if it is not, as far as can be told."""
+    """A message if memory seems to be encrypted; None if it does not."""
     random = zero = other = 0
     for page in _sample(memory):
         if page.count(0) == len(page):

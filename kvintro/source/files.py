@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Opens the files that a user names: dumps, debuginfo, BTF, VMCOREINFO, saved reports.
 
-Only regular files are read. A pipe would make the process wait, a terminal would take its keys, a device
-may act when it is opened (a watchdog starts, a tape rewinds), and none of them has an end or can be read
-twice. A dump that kdump wrote to a bare partition has to be copied to a file first.
+Only regular files are read. A pipe would block, a terminal would consume key presses, opening a device may
+have side effects (a watchdog starts, a tape rewinds), and none of them has an end or can be read twice. A
+dump that kdump wrote to a raw partition has to be copied to a file first.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _KINDS = (
 def open_file(path: str, *, dump: bool = False) -> BinaryIO:
     """Open a regular file for reading.
 
-    What the file is gets checked on the descriptor, so that nobody can exchange the file in between.
-    Nothing waits and nothing acts: the file is first opened as a mere place (O_PATH), and for reading only
-    when it is known to be a regular one.
+    The type of the file is checked on the descriptor, so the file cannot be replaced in between. Opening
+    never blocks or has side effects: the file is first opened with O_PATH, and for reading only if it is a
+    regular file.
 
-    :param dump: it is named by ``-c``, which can read standard input.
-    :raises NoSuchSource: it is not there, is no regular file, or is empty.
+    :param dump: whether it is an argument of ``-c``, which can also read standard input.
+    :raises NoSuchSource: it does not exist, is not a regular file, or is empty.
     :raises NotPermitted: this user may not read it.
     """
     try:
@@ -41,7 +41,9 @@ def open_file(path: str, *, dump: bool = False) -> BinaryIO:
     except FileNotFoundError:
         raise NoSuchSource(f"{path}: no such file", "check the path") from None
     except PermissionError:
-        raise NotPermitted(f"{path}: permission denied", "read it as its owner, or with sudo") from None
+        # Under sudo, root opens dumps only.
+        how, by = ("read it as its owner, or with sudo", "sudo") if dump else ("read it as its owner", "")
+        raise NotPermitted(f"{path}: permission denied", how, by) from None
     except (OSError, ValueError) as error:
         reason = (getattr(error, "strerror", None) or str(error)).lower()
         raise NoSuchSource(f"{path}: {reason}", "check the path") from None
@@ -70,12 +72,12 @@ def _open(path: str, dump: bool) -> int:
 def _check(path: str, found: os.stat_result, dump: bool) -> None:
     if stat.S_ISREG(found.st_mode):
         if not found.st_size:
-            # Files of /proc whose content is made as it is read claim the same, and have no end.
+            # Files of /proc with generated content also claim to be empty, and may have no end.
             raise NoSuchSource(f"{path} is empty", "take or copy it again; check the disk it was written to")
         return
     if stat.S_ISDIR(found.st_mode):
         raise NoSuchSource(f"{path} is a directory", "name the file in it")
-    kind = next((name for test, name in _KINDS if test(found.st_mode)), "no regular file")
+    kind = next((name for test, name in _KINDS if test(found.st_mode)), "not a regular file")
     remedy = "write its content to a file and name that"
     if dump and stat.S_ISFIFO(found.st_mode):
         remedy += " or hand it over as standard input (-c -)"
@@ -83,7 +85,7 @@ def _check(path: str, found: os.stat_result, dump: bool) -> None:
 
 
 def read_small_file(path: str, option: str) -> bytes:
-    """The content of a file that an option names.
+    """The content of a file given with an option.
 
     :raises NoSuchSource: it cannot be read, or has more than :data:`SMALL_FILE` bytes.
     :raises NotPermitted: this user may not read it.
@@ -93,9 +95,9 @@ def read_small_file(path: str, option: str) -> bytes:
 
 
 def read_bounded(file: BinaryIO, path: str, what: str, limit: int = SMALL_FILE) -> bytes:
-    """The rest of a file, whatever size it claims to have.
+    """The rest of a file, regardless of the size that it claims.
 
-    :param what: what the file is used for, for the message.
+    :param what: use of the file, for the message.
     :raises NoSuchSource: it cannot be read, or has more bytes than the limit.
     """
     too_large = NoSuchSource(f"{path} is too large for {what}", "is it the right file?")
@@ -113,7 +115,7 @@ def read_bounded(file: BinaryIO, path: str, what: str, limit: int = SMALL_FILE) 
 class Kept(NamedTuple):
     """An open file and the size that it had when it was opened.
 
-    :ivar size: in bytes.
+    :ivar size: that size in bytes.
     """
 
     path: str
@@ -122,7 +124,7 @@ class Kept(NamedTuple):
 
     @property
     def real(self) -> int:
-        """How many bytes of it take room on the disk; its size where the file system does not say."""
+        """Bytes that it occupies on disk; its size if the file system does not say."""
         found = os.fstat(self.file.fileno())
         return min(found.st_size, found.st_blocks * 512 or found.st_size)
 
@@ -136,7 +138,7 @@ class Kept(NamedTuple):
             )
 
 
-def keep(file: BinaryIO, path: str) -> Kept:
-    """Remember a file's size, by a descriptor of its own."""
-    copy = os.fdopen(os.dup(file.fileno()), "rb")
+def keep(descriptor: int, path: str) -> Kept:
+    """Record a file's size, with a duplicate of its descriptor."""
+    copy = os.fdopen(os.dup(descriptor), "rb")
     return Kept(path, copy, os.fstat(copy.fileno()).st_size)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Flattened dumps: an ELF file or a kdump cut into records, each with the place that it belongs to.
+"""Flattened dumps: an ELF file or a kdump as a series of records, each with its offset in that file.
 
-``makedumpfile -F`` and QEMU write them where nothing can be written twice, as into a pipe. A header of 4096
+``makedumpfile -F`` and QEMU write them to targets that cannot be rewritten, such as pipes. A header of 4096
 bytes is followed by records of an offset, a size (64 bits each, big-endian) and that many bytes; both are -1
-in the last one (makedumpfile.h: struct makedumpfile_data_header, END_FLAG_FLAT_HEADER). Records come in any
-order, and a later one overwrites what an earlier one put into the same place. What no record has is zeros.
+in the last one (makedumpfile.h: struct makedumpfile_data_header, END_FLAG_FLAT_HEADER). Records may have any
+order. A later record overwrites earlier ones at the same offset. Bytes without a record are zeros.
 """
 
 from __future__ import annotations
@@ -32,25 +32,27 @@ _HEADER_SIZE = 4096
 _RECORD = struct.Struct(">qq")  # offset and size
 _END = -1
 _MAX_OFFSET = 1 << 62
-# makedumpfile's records have up to 4 MB, QEMU's 16 KB. Smaller ones are few.
+# makedumpfile's records have up to 4 MB, QEMU's 16 KB. There are only a few smaller ones.
 _FEW_RECORDS = 1 << 16
 _LEAST_RECORD = 2048
-# libkdumpfile looks through all records for each page, and for each record when it opens the file.
+# libkdumpfile searches all records for each page, and for each record when it opens the file.
 _FEW_FOR_LIBKDUMPFILE = 1 << 12
 
 
 class Flattened(Content):
-    """What a flattened file looks like once it is rearranged.
+    """The rearranged content of a flattened file.
 
-    :ivar complete: whether the last record is there. If not, what no record has is lost, and not zeros.
-    :ivar records: how many there are.
+    :ivar complete: whether the last record is there. If not, bytes without a record are missing, not zeros.
+    :ivar records: number of records.
+    :ivar descriptor: descriptor of the flattened file.
     :raises NotADump: the file has more records than a real one of its size.
     """
 
     def __init__(self, file: FileContent) -> None:
         self._file = file
+        self.descriptor = file.descriptor
         self.complete = False
-        # Of each record: its place, the place behind it, where in the file its bytes are.
+        # For each record: its start, its end (exclusive), and the place of its bytes in the file.
         self._starts, self._ends, self._places = array("q"), array("q"), array("q")
         self._read_records()
         self.records = len(self._starts)
@@ -70,7 +72,7 @@ class Flattened(Content):
                 self.complete = True
                 return
             if offset < 0 or size <= 0 or offset > _MAX_OFFSET - size:
-                return  # damaged; what is behind it cannot be found
+                return  # damaged; later records cannot be found
             at += _RECORD.size
             there = min(size, self._file.size - at)
             if there <= 0:
@@ -83,7 +85,7 @@ class Flattened(Content):
             at += size
 
     def _put_in_order(self) -> None:
-        """Sort the records by their places, and take away what a later one overwrites."""
+        """Sort the records by their starts, and remove parts that a later record overwrites."""
         starts, ends, places = self._starts, self._ends, self._places
         if all(end <= start for end, start in zip(ends, starts[1:])):
             return
@@ -131,7 +133,7 @@ class Flattened(Content):
             yield first, last
 
     def _stretches(self, start: int, end: int) -> Iterator[Tuple[int, int, int]]:
-        """(first, behind the last, where in the file) of what is neither a hole nor without a record."""
+        """(start, end exclusive, place in the file) of the parts that have a record and are not holes."""
         index = max(0, bisect_right(self._starts, start) - 1)
         while index < len(self._starts) and self._starts[index] < end:
             low, high = max(start, self._starts[index]), min(end, self._ends[index])
@@ -142,7 +144,7 @@ class Flattened(Content):
 
     @cached_property
     def _covered(self) -> Tuple[NDArray[numpy.int64], NDArray[numpy.int64]]:
-        """Where what is there begins and ends, without borders between records."""
+        """Starts and ends (exclusive) of the parts that are there, with adjacent records merged."""
         import numpy
 
         if self.complete:
@@ -172,11 +174,11 @@ class Flattened(Content):
 
     @property
     def plain_enough(self) -> bool:
-        """Whether libkdumpfile reads it as it is, and in reasonable time."""
+        """Whether libkdumpfile can read the flattened file itself in reasonable time."""
         return self.complete and self.records <= _FEW_FOR_LIBKDUMPFILE
 
     def rearranged(self) -> BinaryIO:
-        """A file with this content: it has no name, and is gone when it is closed.
+        """An unnamed file with this content, which is deleted when it is closed.
 
         :raises NotADump: there is no room for it.
         """

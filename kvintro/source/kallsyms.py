@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The names of a kernel, from the symbol table that it carries in its own memory (kernel/kallsyms.c).
+"""Reads the symbol table in the kernel's own memory (kernel/kallsyms.c).
 
-VMCOREINFO says where the tables lie. They are fetched with a handful of big reads and then left compressed: a
-look-up by name is the kernel's own binary search, one by address a bisection, and either expands only the
-names that it passes.
+VMCOREINFO says where the tables are. They are fetched with a few large reads and then left compressed. A
+look-up by name is the kernel's own binary search, one by address a bisection. Either expands only the names
+that it visits.
 
-drgn's load_vmlinux_kallsyms() asks for each symbol's length byte with a read of its own, to find the end of
-the names (kallsyms_copy_tables() in libdrgn/kallsyms.c), and then expands all of them. On an ELF core each
-such read is four system calls, three of them to walk the page tables; on a kdump, libkdumpfile has the pages
-at hand.
+drgn's load_vmlinux_kallsyms() reads each symbol's length byte separately, to find the end of the names
+(kallsyms_copy_tables() in libdrgn/kallsyms.c), and then expands all of them. On an ELF core each such read
+takes four system calls, three of them to walk the page tables; on a kdump, libkdumpfile caches the pages.
 """
 
 from __future__ import annotations
@@ -43,10 +42,10 @@ _MAX_NAMES_SIZE = 64 << 20
 _MAX_NAME = 1024  # KSYM_NAME_LEN is 512
 _MAX_TOKEN = 256
 _MAX_EXPANDED = 64 << 20  # bytes of all names together; Debian's kernels have 6 MB
-_MAX_SUFFIXED = 1 << 14  # symbols with one name, or with it and a suffix (foo.llvm.123)
-# The table knows no sizes: a symbol reaches to the next one. Between sections there are gaps, and in .rodata
-# megabytes of strings without symbols, so what seems long has no known size (drgn has the same limit). Not so
-# in .data and .bss.
+_MAX_SUFFIXED = 1 << 14  # symbols with the same name, with or without a suffix (foo.llvm.123)
+# The table has no sizes: a symbol extends to the next one. There are gaps between sections, and megabytes of
+# strings without symbols in .rodata, so the size of a seemingly long symbol is unknown (drgn has the same
+# limit). This does not apply to .data and .bss.
 _MAX_SIZE = 64 << 10
 _MAX_DATA_SIZE = 16 << 20
 _DATA = (("_sdata", "_edata"), ("__bss_start", "__bss_stop"))
@@ -62,11 +61,11 @@ Reader = Callable[[int, int], bytes]
 
 
 class KallsymsError(KvintroError):
-    """The symbol table cannot be found, or makes no sense."""
+    """The symbol table cannot be found or is invalid."""
 
 
 class KallsymsSymbol(NamedTuple):
-    """One symbol. The type is nm(1)'s letter, upper case for a global symbol; a size of 0 is unknown."""
+    """One symbol. The type is nm(1)'s letter, upper case for a global symbol. A size of 0 means unknown."""
 
     name: str
     address: int
@@ -74,7 +73,7 @@ class KallsymsSymbol(NamedTuple):
     type: str
 
     def to_drgn(self) -> drgn.Symbol:
-        """The same as a drgn symbol; kinds and bindings as libdrgn/kallsyms.c:symbol_from_kallsyms()."""
+        """Convert it to a drgn symbol; kind and binding as in libdrgn/kallsyms.c:symbol_from_kallsyms()."""
         letter = self.type.lower()
         if self.type == "u":
             binding = SymbolBinding.UNIQUE
@@ -107,7 +106,7 @@ class _Table(Protocol):
         """(type, name)."""
 
     def find(self, name: str) -> Sequence[int]:
-        """Indices of all symbols of a name, ascending."""
+        """Indices of all symbols with a name, ascending."""
 
 
 class Kallsyms:
@@ -127,9 +126,9 @@ class Kallsyms:
         """Read the table from the kernel's memory.
 
         :param read: reads virtual memory.
-        :param symbols: where kallsyms_names and the other tables lie, and _stext, by name.
-        :param origin: how people are told of it.
-        :raises KallsymsError: the addresses are not all there, or what lies there is no symbol table.
+        :param symbols: addresses of kallsyms_names, the other tables and _stext, by name.
+        :param origin: where the table came from, for display.
+        :raises KallsymsError: an address is missing, or there is no valid symbol table at the addresses.
         """
         for name in _MemoryTable.NEEDS:
             if not symbols.get(name) and not (name == "kallsyms_offsets" and "kallsyms_addresses" in symbols):
@@ -166,12 +165,12 @@ class Kallsyms:
 
     @property
     def code_only(self) -> bool:
-        """Whether variables have no names here (CONFIG_KALLSYMS_ALL is off)."""
-        # A variable of every kernel; its section is .data, which only KALLSYMS_ALL takes in.
+        """Whether the table has no variables (CONFIG_KALLSYMS_ALL is off)."""
+        # Every kernel has this variable. It is in .data, which only KALLSYMS_ALL includes.
         return self.lookup("init_uts_ns") is None
 
     def lookup(self, name: str) -> Optional[int]:
-        """Address of a symbol, the first global one if several have the name; None if none has."""
+        """Address of the symbol with a name, the first global one if there are several; None if none."""
         symbol = self.lookup_symbol(name)
         return None if symbol is None else symbol.address
 
@@ -180,15 +179,16 @@ class Kallsyms:
         return next(iter(self.lookup_all(name)), None)
 
     def lookup_all(self, name: str) -> List[KallsymsSymbol]:
-        """All symbols of a name: global ones first, otherwise in ascending order."""
+        """All symbols with a name: global ones first, otherwise in ascending order."""
         symbols = [self._symbol(index) for index in self._table.find(name)]
         return sorted(symbols, key=lambda symbol: symbol.type.islower())
 
     def by_address(self, address: int) -> Optional[KallsymsSymbol]:
         """The symbol that an address belongs to; None if it belongs to none.
 
-        Of several at the same place it is the first global one, as in drgn with an ELF symbol table.
-        Addresses in the lower half have none: per-CPU symbols before 6.15 are offsets from 0, NULL is not.
+        If several have the same address, it is the first global one, as in drgn with an ELF symbol table.
+        Addresses in the lower half belong to none: before 6.15, per-CPU symbols are offsets from 0, but NULL
+        is not a per-CPU variable.
         """
         if address < _KERNEL_HALF:
             return None
@@ -225,7 +225,7 @@ class Kallsyms:
         return [symbol.to_drgn() for symbol in symbols]
 
     def _bisect(self, address: int) -> int:
-        """Number of symbols that lie below an address."""
+        """Number of symbols below an address."""
         low, high = 0, len(self._table)
         while low < high:
             middle = (low + high) // 2
@@ -236,7 +236,7 @@ class Kallsyms:
         return low
 
     def _in_data(self, start: int, size: int) -> bool:
-        """Whether something lies where all that there is has a symbol."""
+        """Whether a range lies in sections without gaps, where all data has symbols."""
         if self._data is None:
             self._data = []  # for the look-ups that follow
             bounds = [(self.lookup(first), self.lookup(last)) for first, last in _DATA]
@@ -259,9 +259,9 @@ class Kallsyms:
 
 
 class _Names:
-    """Indices by name, where the kernel has no such table itself. Few names are there more than once.
+    """Indices by name, for kernels without a table sorted by name. Few names occur more than once.
 
-    :raises KallsymsError: there is more of them than any kernel has.
+    :raises KallsymsError: the names are longer in total than those of any kernel.
     """
 
     def __init__(self, names: Iterable[bytes]) -> None:
@@ -286,7 +286,7 @@ class _Names:
 
 
 class _MemoryTable:
-    """The kernel's compressed tables (scripts/kallsyms.c writes them)."""
+    """The kernel's compressed tables, as written by scripts/kallsyms.c."""
 
     NEEDS = (
         "kallsyms_num_syms",
@@ -325,10 +325,10 @@ class _MemoryTable:
 
     @staticmethod
     def _read_tokens(read: Reader, symbols: Mapping[str, int]) -> List[bytes]:
-        """token_index[byte] is where in token_table the text of a byte starts."""
+        """The text of each token: token_index[byte] is the offset in token_table of the text of a byte."""
         index = read(symbols["kallsyms_token_index"], 512)
         starts = [index[i] | index[i + 1] << 8 for i in range(0, 512, 2)]
-        # The index follows the table at once; the last token is among the bytes before it.
+        # The index directly follows the table, so the last token ends just before it.
         size = symbols["kallsyms_token_index"] - symbols["kallsyms_token_table"]
         if not max(starts) < size <= 1 << 17:
             raise KallsymsError("kallsyms_token_table does not lie before kallsyms_token_index")
@@ -336,10 +336,10 @@ class _MemoryTable:
         return [table[start : start + _MAX_TOKEN].split(b"\0", 1)[0] for start in starts]
 
     def _read_names(self, read: Reader, symbols: Mapping[str, int]) -> Tuple[bytes, array[int], int]:
-        """All names, each its length in tokens and then so many tokens; where each starts; the size of all.
+        """All names, each as its length in tokens and then its tokens; the start of each; their total size.
 
-        How long the table is follows from its content alone. It is read up to the next table that VMCOREINFO
-        knows, which takes in little that is not wanted (kallsyms_markers, and on 6.2 and 6.3 the sequence).
+        Only its content says how long the table is. It is read up to the next table that VMCOREINFO has,
+        which includes little else (kallsyms_markers, and on 6.2 and 6.3 the sequence).
         """
         start = symbols["kallsyms_names"]
         others = [a for name, a in symbols.items() if name.startswith("kallsyms_") and a > start]
@@ -354,7 +354,7 @@ class _MemoryTable:
             for _ in range(self._count):
                 append(position)
                 length = names[position]
-                if length & 0x80:  # 6.1: two bytes for long ones. Before, no name had so many tokens
+                if length & 0x80:  # 6.1: two bytes for long names. Before, no name had that many tokens
                     position += 1
                     length = length & 0x7F | names[position] << 7
                 position += length + 1
@@ -367,9 +367,9 @@ class _MemoryTable:
     def _read_sequence(self, read: Reader, symbols: Mapping[str, int]) -> Optional[bytes]:
         """kallsyms_seqs_of_names (6.2): the indices of all symbols in the order of their names, 3 bytes each.
 
-        VMCOREINFO does not have it, but it lies next to what it has: after kallsyms_relative_base, after
-        kallsyms_offsets where there is no such base (7.0), or after kallsyms_markers (6.2 and 6.3). What is
-        there is taken for it if it leads to ascending names.
+        VMCOREINFO does not have its address, but it follows a table at a known address:
+        kallsyms_relative_base, kallsyms_offsets if there is no such base (7.0), or kallsyms_markers (6.2 and
+        6.3). The data there is accepted if it yields names in ascending order.
         """
         ends = [symbols["kallsyms_offsets"] + 4 * self._count]
         if symbols.get("kallsyms_relative_base"):
@@ -403,11 +403,12 @@ class _MemoryTable:
         return addresses.__getitem__
 
     def _address_function(self, read: Reader, symbols: Mapping[str, int]) -> Callable[[int], int]:
-        """How an index becomes an address: of the encodings there have been, the one that puts _stext right.
+        """A function from index to address, for the encoding that gives the right address of _stext.
 
-        Before 6.15 a positive offset is an absolute address (of a per-CPU symbol) and a negative one counts
-        from kallsyms_relative_base (CONFIG_KALLSYMS_ABSOLUTE_PERCPU); with 6.15 all count from there; with
-        7.0 each counts from its own place (a081b5789255 "kallsyms: Get rid of kallsyms relative base").
+        Before 6.15 a positive offset is an absolute address (of a per-CPU symbol) and a negative one is
+        relative to kallsyms_relative_base (CONFIG_KALLSYMS_ABSOLUTE_PERCPU). Since 6.15 all are relative to
+        it. Since 7.0 each is relative to its own address (a081b5789255 "kallsyms: Get rid of kallsyms
+        relative base").
         """
         offsets = self._offsets
         mask = (1 << 64) - 1
@@ -433,7 +434,7 @@ class _MemoryTable:
         raise KallsymsError("kallsyms_offsets are of a kind unknown: _stext does not come out")
 
     def _name(self, index: int) -> bytes:
-        """Type and name in one, as they are stored (kallsyms_expand_symbol())."""
+        """Type and name as one string, as they are stored (kallsyms_expand_symbol())."""
         start = self._starts[index]
         length = self._names[start]
         start += 1
@@ -455,7 +456,7 @@ class _MemoryTable:
             if self._indices is None:
                 self._indices = _Names(self._name(index)[1:] for index in range(self._count))
             return self._indices.find(name)
-        # kallsyms_lookup_names(), with a margin: some kernels sort names without their .llvm suffix.
+        # As kallsyms_lookup_names(), but with a margin: some kernels sort names without their .llvm suffix.
         sequence, count = self._sequence, self._count
         wanted = name.encode("ascii", "backslashreplace")
         if not wanted:

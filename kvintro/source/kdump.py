@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What the headers of a kdump file say; the pages are libkdumpfile's.
+"""Reads the headers of kdump files. libkdumpfile reads the pages.
 
-makedumpfile's format, after diskdump: a header block, a sub-header with the notes, two bitmaps of page frames
-(those that exist, those that were dumped), a descriptor for each dumped page, and their data (makedumpfile's
-IMPLEMENTATION and diskdump_mod.h). A flattened one is read rearranged (:mod:`kvintro.source.flattened`).
+makedumpfile's format, derived from diskdump, has a header block, a sub-header with the notes, two bitmaps of
+page frames (those that exist, those that were dumped), a descriptor for each dumped page, and the data of the
+pages (makedumpfile's IMPLEMENTATION and diskdump_mod.h). A flattened file is read in rearranged form
+(:mod:`kvintro.source.flattened`).
 
-libkdumpfile allocates what the headers say: all of a bitmap, all of the notes, 24 bytes for each run of
-pages. So headers that say more than the file has are refused here, before it sees them.
+libkdumpfile allocates as much as the headers say: the whole bitmap, all notes, 24 bytes for each run of
+pages. So headers that claim more than the file has are refused here, before libkdumpfile reads them.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Iterator, NamedTuple, Optional, Tuple
 
+from kvintro.arch import architectures
 from kvintro.errors import NotADump
 from kvintro.source.content import Content
 from kvintro.source.note import MAX_TEXT
+from kvintro.source.physical import Held
 from kvintro.text import size_text
 
 if TYPE_CHECKING:
@@ -24,41 +27,42 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SIGNATURES = (b"KDUMP   ", b"DISKDUMP")
-PAGE = 4096
+#: Bytes of a block on most machines. A block has the size of a page of the dumped machine.
+_BLOCK = 4096
 _INCOMPLETE = 0x8  # DUMP_DH_COMPRESSED_INCOMPLETE, set by makedumpfile when the disk filled up
-# struct disk_dump_header: signature, version, utsname (6 x 65), padding, timeval; then these.
+# struct disk_dump_header: signature, version, utsname (6 x 65), padding, timeval; then the fields of _HEADER.
 _VERSION = 8
 _MACHINE = 12 + 4 * 65
 _STATUS = 424
 _HEADER = struct.Struct("<IiiII")  # status, block_size, sub_hdr_size, bitmap_blocks, max_mapnr
-_MACHINES = ("", "x86_64")  # QEMU writes no name
-# In the header of a 32-bit machine, which libkdumpfile tries first, block_size is where tv_usec is in ours.
+# The header of a 32-bit machine, which libkdumpfile tries first, has block_size where ours has tv_usec.
 _BLOCK_SIZE_32 = 416
 # struct kdump_sub_header: phys_base, dump_level, split, start_pfn, end_pfn; offset and size of VMCOREINFO, of
 # the notes, of eraseinfo; start_pfn, end_pfn and max_mapnr in 64 bits (version 6).
 _SUB_HEADER = struct.Struct("<QiiQQQQQQQQQQQ")
 _MAX_NOTES = 16 << 20
-_MAX_SUB_BLOCKS = 1 << 14  # notes, VMCOREINFO and what was erased
+_BEYOND_FILES = 1 << 62  # an offset that no file system supports
+_MAX_SUB_BLOCKS = 1 << 14  # notes, VMCOREINFO and eraseinfo
 _FREE_BITMAPS = (
     128 << 20
-)  # both of a machine with 2 TB; larger ones must be in proportion to what the file has
+)  # both bitmaps of a machine with 2 TB; larger ones must be in proportion to the size of the file
 _BITMAP_TO_FILE = 8
 _FREE_RUNS = 1 << 22
 _RUN_TO_FILE = 1 << 10
-_STEP = 1 << 20  # bytes of a bitmap, or descriptors, that are looked at at once
+_STEP = 1 << 20  # bytes of a bitmap, or descriptors, to process at once
 _DESCRIPTOR_SIZE = 24  # struct page_desc: offset, size, flags, page_flags
 _LAST_DESCRIPTORS = 1 << 16
 _FEW_PAGES = 1 << 17
-_LEAST_PAGE = 1 << 10  # what a page that is not all zeros takes with its descriptor, on the average
+_LEAST_PAGE = 1 << 10  # least average size of a page that is not all zeros, with its descriptor
 
 
 class Layout(NamedTuple):
-    """Where in a kdump things are.
+    """The layout of a kdump file.
 
-    :ivar exist: where the bitmap of page frames that exist begins.
-    :ivar dumped: where that of those that were dumped begins.
-    :ivar bitmap_size: bytes of each.
-    :ivar table: where the descriptors begin.
+    :ivar exist: offset of the bitmap of existing page frames.
+    :ivar dumped: offset of the bitmap of dumped page frames.
+    :ivar bitmap_size: bytes of each bitmap.
+    :ivar table: offset of the descriptors.
     """
 
     exist: int
@@ -68,16 +72,17 @@ class Layout(NamedTuple):
 
 
 class Kdump(NamedTuple):
-    """What is known of a kdump file.
+    """Properties of a kdump file.
 
-    :ivar complete: whether all pages are in the file that should be in it.
-    :ivar left_out: bytes of pages that exist and were not dumped; None if that is not known.
-    :ivar memory: bytes of the pages that were dumped; None if that is not known.
-    :ivar part: of one of several files (``makedumpfile --split``) the page frames that it has, the last one
-        exclusive; otherwise None.
-    :ivar frames: how many page frames the machine has, holes included.
-    :ivar machine: what the kernel called its architecture, empty where that was not written.
-    :ivar layout: None where the file ends within its headers.
+    :ivar complete: whether the file has all the pages that it should have.
+    :ivar left_out: bytes of pages that exist but were not dumped; None if unknown.
+    :ivar memory: bytes of the pages that were dumped; None if unknown.
+    :ivar part: the page frames in this file, end exclusive, if the dump is split into several files
+        (``makedumpfile --split``); otherwise None.
+    :ivar frames: number of page frames of the machine, including holes.
+    :ivar machine: the kernel's name for its architecture; empty if the file does not say.
+    :ivar layout: None if the file ends within its headers.
+    :ivar page: bytes of a page of the machine, and of a block of the file.
     """
 
     complete: bool
@@ -87,36 +92,38 @@ class Kdump(NamedTuple):
     frames: int = 0
     machine: str = ""
     layout: Optional[Layout] = None
+    page: int = _BLOCK
 
 
 def examine_kdump(content: Content) -> Kdump:
-    """What the headers say.
+    """Read the headers.
 
-    :raises NotADump: what they say cannot be, or is more than the file can have.
+    :raises NotADump: they are invalid, or claim more than the file can have.
     """
-    head = content.at(0, PAGE)
+    head = content.at(0, _BLOCK)
     if len(head) < _STATUS + _HEADER.size:
         return Kdump(False)
     machine = head[_MACHINE : _MACHINE + 65].split(b"\0")[0].decode("ascii", "replace")
-    if machine not in _MACHINES:
+    arch = next((arch for arch in architectures() if machine in (arch.machine, arch.qemu_machine)), None)
+    if arch is None:
         return Kdump(False, machine=machine)
-    status, block_size, sub_blocks, bitmap_blocks, frames = _HEADER.unpack_from(head, _STATUS)
-    if block_size != PAGE or not 0 <= sub_blocks <= _MAX_SUB_BLOCKS or _looks_32_bit(head):
+    status, page, sub_blocks, bitmap_blocks, frames = _HEADER.unpack_from(head, _STATUS)
+    if page not in arch.page_sizes or not 0 <= sub_blocks <= _MAX_SUB_BLOCKS or _looks_32_bit(head):
         raise NotADump("its kdump header makes no sense", "copy or take the dump again")
     (version,) = struct.unpack_from("<i", head, _VERSION)
-    part, frames = _sub_header(content, version, frames) if version > 0 else (None, frames)
-    layout = _layout(content, sub_blocks, bitmap_blocks, frames)
+    part, frames = _sub_header(content, page, version, frames) if version > 0 else (None, frames)
+    layout = _layout(content, page, sub_blocks, bitmap_blocks, frames)
     if not content.has_all(layout.dumped, 1):
-        return Kdump(False, part=part, frames=frames, machine=machine)
+        return Kdump(False, part=part, frames=frames, machine=machine, page=page)
     existing = _count(content, layout.exist, layout.bitmap_size, part)
     dumped = _count(content, layout.dumped, layout.bitmap_size, part)
     if dumped.runs > _FREE_RUNS + content.real // _RUN_TO_FILE:
         raise NotADump("its page bitmap has more gaps than a real one", "copy or take the dump again")
     there = content.has_all(layout.exist, layout.table - layout.exist)
     complete = not status & _INCOMPLETE and there and _is_whole(content, layout.table, dumped.bits)
-    left_out = max(0, existing.bits - dumped.bits) * PAGE if there else None
-    memory = dumped.bits * PAGE if there else None
-    return Kdump(complete, left_out, memory, part, frames, machine, layout)
+    left_out = max(0, existing.bits - dumped.bits) * page if there else None
+    memory = dumped.bits * page if there else None
+    return Kdump(complete, left_out, memory, part, frames, machine, layout, page)
 
 
 def _looks_32_bit(head: bytes) -> bool:
@@ -127,12 +134,14 @@ def _looks_32_bit(head: bytes) -> bool:
 _BLOCK_SIZES = tuple(1 << shift for shift in range(12, 17))
 
 
-def _sub_header(content: Content, version: int, frames: int) -> Tuple[Optional[Tuple[int, int]], int]:
-    """The page frames of a part of a split dump, and how many the machine has."""
-    data = content.at(PAGE, _SUB_HEADER.size)
+def _sub_header(
+    content: Content, page: int, version: int, frames: int
+) -> Tuple[Optional[Tuple[int, int]], int]:
+    """The page frames of a part of a split dump, and the number that the machine has."""
+    data = content.at(page, _SUB_HEADER.size)
     if len(data) < _SUB_HEADER.size:
         return None, frames
-    _, _, split, first, behind, _, info, _, notes, _, erased, first64, behind64, frames64 = (
+    _, _, split, first, behind, info_at, info, notes_at, notes, _, erased, first64, behind64, frames64 = (
         _SUB_HEADER.unpack(data)
     )
     sizes = (info if version >= 3 else 0, notes if version >= 4 else 0, erased if version >= 4 else 0)
@@ -140,31 +149,35 @@ def _sub_header(content: Content, version: int, frames: int) -> Tuple[Optional[T
         raise NotADump(
             f"its headers say that the notes have {size_text(max(sizes))}", "copy or take the dump again"
         )
+    # libkdumpfile tries to read there, and crashed on an offset of 2^64 - 2^32.
+    if any(size and not page <= at < _BEYOND_FILES for at, size in zip((info_at, notes_at), sizes)):
+        raise NotADump("its headers say that the notes lie elsewhere", "copy or take the dump again")
     if version >= 6:
         first, behind, frames = first64 or first, behind64 or behind, frames64
     return (first, behind) if split else None, frames
 
 
-def _layout(content: Content, sub_blocks: int, bitmap_blocks: int, frames: int) -> Layout:
-    size = bitmap_blocks * PAGE
+def _layout(content: Content, page: int, sub_blocks: int, bitmap_blocks: int, frames: int) -> Layout:
+    size = bitmap_blocks * page
     if size > _FREE_BITMAPS and size > content.real // _BITMAP_TO_FILE:
         raise NotADump(
             f"its header says that the page bitmaps have {size_text(size)}, which is too much for what the "
             f"file has ({size_text(content.real)})",
             "copy or take the dump again",
         )
-    start = (1 + sub_blocks) * PAGE
+    start = (1 + sub_blocks) * page
     if frames > 8 * size:
         raise NotADump("its page bitmap is too small for its page frames", "copy or take the dump again")
-    # One bitmap is enough where nothing is left out; libkdumpfile tells it by this.
+    # If nothing was excluded, one bitmap is enough. libkdumpfile detects that in the same way.
     half = size // 2 if frames <= 4 * size else 0
     return Layout(start, start + half, size - half, start + size)
 
 
 def vmcoreinfo_of(content: Content) -> Optional[bytes]:
-    """The text of VMCOREINFO that the sub-header leads to; None if there is none, or it is too long."""
-    (version,) = struct.unpack_from("<i", content.at(_VERSION, 4).ljust(4, b"\0"))
-    data = content.at(PAGE, _SUB_HEADER.size)
+    """The text of VMCOREINFO that the sub-header points to; None if there is none, or it is too long."""
+    head = content.at(0, _BLOCK).ljust(_BLOCK, b"\0")
+    (version,) = struct.unpack_from("<i", head, _VERSION)
+    data = content.at(_HEADER.unpack_from(head, _STATUS)[1], _SUB_HEADER.size)
     if version < 3 or len(data) < _SUB_HEADER.size:
         return None
     at, size = _SUB_HEADER.unpack(data)[5:7]
@@ -172,20 +185,31 @@ def vmcoreinfo_of(content: Content) -> Optional[bytes]:
     return text or None
 
 
+def notes_of(content: Content) -> bytes:
+    """The notes that the sub-header points to; empty if there are none."""
+    head = content.at(0, _BLOCK).ljust(_BLOCK, b"\0")
+    (version,) = struct.unpack_from("<i", head, _VERSION)
+    data = content.at(_HEADER.unpack_from(head, _STATUS)[1], _SUB_HEADER.size)
+    if version < 4 or len(data) < _SUB_HEADER.size:
+        return b""
+    at, size = _SUB_HEADER.unpack(data)[7:9]
+    return content.at(at, size) if 0 < size <= _MAX_NOTES else b""
+
+
 # Bitmaps
 
 
 class _Count(NamedTuple):
     bits: int
-    runs: int  # stretches of bits that are set
+    runs: int  # of consecutive set bits
 
 
 def bitmap(
     content: Content, start: int, size: int, part: Optional[Tuple[int, int]] = None
 ) -> Iterator[Tuple[int, NDArray[numpy.uint8]]]:
-    """The bytes of a bitmap that are not all zeros, in pieces, each with the number of its first byte.
+    """The bytes of a bitmap in pieces, each with the number of its first byte; omits pieces of zeros.
 
-    :param part: page frames outside of which bits do not count.
+    :param part: page frames (first, end exclusive); bits of others are cleared.
     """
     import numpy
 
@@ -207,7 +231,7 @@ def bitmap(
 
 
 def bits_of_bytes() -> NDArray[numpy.uint8]:
-    """How many bits are set in each byte."""
+    """The number of set bits in each byte value."""
     import numpy
 
     found: NDArray[numpy.uint8] = numpy.unpackbits(numpy.arange(256, dtype=numpy.uint8)[:, None], axis=1).sum(
@@ -221,7 +245,7 @@ def _count(content: Content, start: int, size: int, part: Optional[Tuple[int, in
     bits = runs = 0
     behind, last = -1, 0
     for number, found in bitmap(content, start, size, part):
-        # A run begins with a bit that is set behind one that is not; bit 7 of the byte before counts.
+        # A run begins with a set bit after a clear one, which may be bit 7 of the preceding byte.
         before = found.copy()
         before[1:] = found[:-1]
         before[0] = last if number == behind else 0
@@ -241,11 +265,24 @@ def has_frame(content: Content, kdump: Kdump, frame: int) -> Optional[bool]:
     return bool(byte[0] >> frame % 8 & 1) if byte else None
 
 
+def held(content: Content, kdump: Kdump) -> Iterator[Held]:
+    """The memory that the bitmaps list as existing and as dumped."""
+    import numpy
+
+    if kdump.layout is None:
+        return
+    for start, there in ((kdump.layout.exist, False), (kdump.layout.dumped, True)):
+        for number, piece in bitmap(content, start, kdump.layout.bitmap_size, kdump.part):
+            frames = numpy.flatnonzero(numpy.unpackbits(piece, bitorder="little")) + 8 * number
+            for first, end in _runs(frames, kdump.page):
+                yield Held(first, end, there)
+
+
 # Descriptors
 
 
 def descriptors(content: Content, table: int, first: int, count: int) -> NDArray[numpy.void]:
-    """``offset`` and ``size`` of some page descriptors; fewer where the file ends before them."""
+    """Some page descriptors; fewer than ``count`` if the file ends before them."""
     import numpy
 
     kind = numpy.dtype([("offset", "<i8"), ("size", "<u4"), ("flags", "<u4"), ("page_flags", "<u8")])
@@ -254,7 +291,7 @@ def descriptors(content: Content, table: int, first: int, count: int) -> NDArray
 
 
 def lost(content: Content, table: int, found: NDArray[numpy.void]) -> NDArray[numpy.int64]:
-    """Which of some descriptors name data that is not in the file as a whole, or none."""
+    """Indices of the descriptors whose data is empty or not completely in the file."""
     import numpy
 
     sizes = found["size"].astype(numpy.int64)
@@ -263,24 +300,24 @@ def lost(content: Content, table: int, found: NDArray[numpy.void]) -> NDArray[nu
 
 
 def _is_whole(content: Content, table: int, count: int) -> bool:
-    """Whether the pages that the last descriptors name lie within the file.
+    """Whether the data of the last descriptors lies within the file.
 
-    Some have to be looked at, as all pages of zeros are the same one at the data's beginning.
+    One descriptor is not enough, as all pages of zeros share their data at the beginning.
     """
     looked_at = min(count, _LAST_DESCRIPTORS)
     found = descriptors(content, table, count - looked_at, looked_at)
     return len(found) == looked_at and not len(lost(content, table, found))
 
 
-# Looking through the pages
+# Searching the pages
 
 
 def worth_a_look(content: Content, kdump: Kdump) -> Iterator[Tuple[int, int]]:
     """Physical addresses (start, end exclusive) of pages that have data of their own, in ascending order.
 
-    Pages with the same content share their data, as those of zeros do. So a few bytes can stand for all of
-    memory, and looking at every page could take for ever. There are no more pages here than the file can
-    have data for.
+    Pages with the same content, such as pages of zeros, may share their data. So a few bytes can represent
+    all of memory, and searching every page could take forever. The number of pages here is bounded by the
+    size of the file.
     """
     import numpy
 
@@ -298,13 +335,13 @@ def worth_a_look(content: Content, kdump: Kdump) -> Iterator[Tuple[int, int]]:
             own = own[:left]
             left -= len(own)
             data_left -= int(found["size"][own].sum(dtype="int64"))
-            yield from _runs(frames[at : at + _STEP][own])
+            yield from _runs(frames[at : at + _STEP][own], kdump.page)
             if not len(found) or left <= 0 or data_left <= 0:
                 return
         first += len(frames)
 
 
-def _runs(frames: NDArray[numpy.int64]) -> Iterator[Tuple[int, int]]:
+def _runs(frames: NDArray[numpy.int64], page: int) -> Iterator[Tuple[int, int]]:
     """Page frames as ranges of physical addresses."""
     import numpy
 
@@ -313,4 +350,4 @@ def _runs(frames: NDArray[numpy.int64]) -> Iterator[Tuple[int, int]]:
     apart = frames[1:] != frames[:-1] + 1
     starts, ends = frames[numpy.r_[True, apart]], frames[numpy.r_[apart, True]]
     for start, end in zip(starts.tolist(), ends.tolist()):
-        yield start * PAGE, (end + 1) * PAGE
+        yield start * page, (end + 1) * page

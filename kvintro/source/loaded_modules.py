@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What loaded modules bring along: their symbols (struct mod_kallsyms) and types (their own BTF).
+"""Reads the symbols (struct mod_kallsyms) and types (their own BTF) of loaded modules.
 
-Nothing is read before somebody asks for a name or an address that the kernel image does not have. All of it
-comes out of lists in a memory that is not to be trusted: every walk is bounded, and what cannot be read is
-left out and told in :attr:`LoadedModules.problems`.
+Nothing is read before a name or an address is looked up that the kernel image does not have. All data comes
+from lists in untrusted memory: every walk is bounded, and data that cannot be read is skipped and reported in
+:attr:`LoadedModules.problems`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Iterator, List, NamedTuple, Optional, Tuple
 
 import drgn
 
+from kvintro.arch.form import SMALLEST_PAGE
 from kvintro.errors import KvintroError
 from kvintro.source.btf import MAX_BTF_SIZE, Btf, BtfError, BtfTypes
 from kvintro.source.kallsyms import READ_ERRORS, KallsymsSymbol
@@ -21,14 +22,14 @@ from kvintro.source.kallsyms import READ_ERRORS, KallsymsSymbol
 __all__ = ("LoadedModules", "Module")
 
 _MAX_MODULES = 10_000
-_MAX_SYMBOLS = 1 << 18  # of one module; the biggest, amdgpu, has 40,000
+_MAX_SYMBOLS = 1 << 18  # of one module; the largest, amdgpu, has 40,000
 _MAX_NAME = 1024
-_MAX_OVERLAP = 16  # symbols without a size, or aliases, before the one that takes in an address
+_MAX_OVERLAP = 16  # aliases or symbols without a size between an address and the symbol that contains it
 _MAX_BYTES = 512 << 20  # of all modules' symbols and types together
-_PAGE = 4096
+_PAGE = SMALLEST_PAGE
 _SYMBOL = struct.Struct("<IBBHQQ")  # Elf64_Sym
 _STT_SECTION, _STT_FILE = 3, 4
-# What can go wrong in following structures whose types and contents may be anything.
+# Errors from reading structures whose types and contents may be arbitrary.
 _TROUBLE = (LookupError, AttributeError, TypeError, drgn.ObjectAbsentError, KvintroError, *READ_ERRORS)
 
 
@@ -60,7 +61,7 @@ class Module:
         return self._symbols
 
     def lookup_all(self, name: str) -> List[KallsymsSymbol]:
-        """Its symbols of a name."""
+        """Its symbols with a name."""
         if b"\0" + name.encode("ascii", "backslashreplace") + b"\0" not in self._strtab:
             return []
         return [symbol for symbol in self.symbols() if symbol.name == name]
@@ -114,7 +115,7 @@ class LoadedModules:
     def modules(self) -> List[Module]:
         """All loaded modules."""
         if self._modules is None:
-            if self._busy:  # reading them needs types, which are looked for here in their turn
+            if self._busy:  # reading them needs types, and looking up types calls this again
                 return []
             self._busy = True
             try:
@@ -129,7 +130,7 @@ class LoadedModules:
         return self._modules
 
     def lookup_all(self, name: str) -> List[KallsymsSymbol]:
-        """All symbols of a name, in all modules."""
+        """All symbols with a name, in all modules."""
         return [symbol for module in self.modules() for symbol in module.lookup_all(name)]
 
     def by_address(self, address: int) -> Optional[KallsymsSymbol]:
@@ -140,7 +141,7 @@ class LoadedModules:
         return None
 
     def types(self) -> Iterator[BtfTypes]:
-        """The types of each module that has BTF of its own, made as the iteration proceeds."""
+        """The types of each module with its own BTF, made as the iteration proceeds."""
         if self._blobs is None:
             if self._busy:
                 return
@@ -161,7 +162,7 @@ class LoadedModules:
                 yield types
 
     def _list(self, head_name: str, type_name: str) -> Iterator[drgn.Object]:
-        """The entries of a list whose nodes are members ``list``; no more than there can be."""
+        """The entries of a list linked by their member ``list``; their number is bounded."""
         try:
             head = self._prog[head_name]
             entry_type = self._prog.type(type_name)
@@ -217,7 +218,10 @@ class LoadedModules:
         return data
 
     def _read_strings(self, address: int, last: int) -> bytes:
-        """A string table whose last string starts at an offset, and ends in one of the pages that follow."""
+        """Read a string table up to the end of its last string.
+
+        :param last: offset of the last string.
+        """
         end = address + last + 1
         while True:
             end = (end // _PAGE + 1) * _PAGE

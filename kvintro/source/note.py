@@ -1,28 +1,31 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The text of VMCOREINFO: lines of ``KEY=VALUE``, from which everything else follows.
+"""Parses the text of VMCOREINFO, which consists of ``KEY=VALUE`` lines.
 
-Whether a text is that of the memory at hand is for :mod:`kvintro.source.vmcoreinfo` to say.
+:mod:`kvintro.source.vmcoreinfo` decides whether a text belongs to the memory at hand.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Dict, Optional, Union
+from typing import Dict, List, Optional, Union
 
 import drgn
 
+from kvintro.arch import architectures, by_vmcoreinfo
 from kvintro.errors import WrongVmcoreinfo
 
-#: A text may be no longer, wherever it comes from. The kernel's VMCOREINFO_BYTES is a page.
+#: Maximum size of a text from any source. The kernel's VMCOREINFO_BYTES is a page.
 MAX_TEXT = 64 << 10
-#: Without these nothing can be read. arch_crash_save_vmcoreinfo() writes most of them, last of all.
-_NEEDED = ("OSRELEASE", "PAGESIZE", "SYMBOL(swapper_pg_dir)", "NUMBER(phys_base)", "KERNELOFFSET")
+#: Required keys, in addition to those of the architecture. arch_crash_save_vmcoreinfo() writes those of the
+#: architecture last, followed by KERNELOFFSET.
+_NEEDED = ("OSRELEASE", "PAGESIZE", "SYMBOL(swapper_pg_dir)")
+_NEEDED_LAST = ("KERNELOFFSET",)
 _ADDRESS = re.compile(r"[0-9a-fA-F]{1,16}")
 _REMEDY = "give the whole text of the boot that was dumped, or run it without --vmcoreinfo"
 
 
 def parse(text: Union[bytes, str]) -> Dict[str, str]:
-    """The ``KEY=VALUE`` lines. The last one counts only if it ends as a line: it may have been cut off."""
+    """The ``KEY=VALUE`` lines. A last line without a newline is ignored, as it may be truncated."""
     if isinstance(text, bytes):
         text = text.decode("ascii", "replace")
     lines = text[:MAX_TEXT].split("\0", 1)[0].split("\n")[:-1]
@@ -39,34 +42,43 @@ def symbols_of(lines: Dict[str, str]) -> Dict[str, int]:
 
 
 def text_of(prog: drgn.Program) -> str:
-    """The text that a program has.
+    """The VMCOREINFO text of a program.
 
-    :raises LookupError: it has none.
+    :raises LookupError: the program has none.
     """
     text: str = prog["VMCOREINFO"].string_()[:MAX_TEXT].decode("ascii", "replace")
     return text
 
 
 def what_is_missing(text: bytes) -> Optional[str]:
-    """Why a text is of no use, whatever the memory says; None if it is."""
+    """Why a text cannot be used, regardless of the memory; None if it can."""
     if not text.strip(b"\0"):
         return "it is empty"
     if len(text) > MAX_TEXT:
         return f"it has {len(text)} bytes, and VMCOREINFO at most {MAX_TEXT >> 10} KB"
     lines = parse(text)
-    missing = next((key for key in _NEEDED if not lines.get(key)), None)
+    keys: List[str] = [*_NEEDED, *_NEEDED_LAST]
+    if by_vmcoreinfo(lines) is None:
+        keys[-1:-1] = [" or ".join(dict.fromkeys(arch.vmcoreinfo_keys[0] for arch in architectures()))]
+    missing = next((key for key in keys if not lines.get(key)), None)
     if missing is None:
         return None
     return f"it has no {missing}" + (", so it was cut off" if "OSRELEASE" in lines else "")
 
 
 def text_from_file(data: bytes, path: str) -> bytes:
-    """The text of a file that a person names; editors leave their marks in it.
+    """The text of a file that the user names, without changes that editors make.
 
-    :raises WrongVmcoreinfo: it is none.
+    :raises WrongVmcoreinfo: it is not a text of VMCOREINFO.
     """
     if not data:
         raise WrongVmcoreinfo(f"{path} is empty", _REMEDY)
+    if len(data) > 2 * MAX_TEXT:  # the steps below make copies
+        raise WrongVmcoreinfo(
+            f"{path} is not a whole VMCOREINFO: it has {len(data)} bytes, and VMCOREINFO at most "
+            f"{MAX_TEXT >> 10} KB",
+            _REMEDY,
+        )
     if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"O\0S\0R\0E\0L" in data[:64]:
         raise WrongVmcoreinfo(
             f"{path} is text in UTF-16, and VMCOREINFO is ASCII",
@@ -78,8 +90,8 @@ def text_from_file(data: bytes, path: str) -> bytes:
     lines = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
     text = b"\n".join(line.strip(b" \t") for line in lines)
     if len(text) <= MAX_TEXT and re.search(rb"[^\t\n -~]", text):
-        raise WrongVmcoreinfo(f"{path} is no VMCOREINFO: it is no plain text", _REMEDY)
+        raise WrongVmcoreinfo(f"{path} is not VMCOREINFO: it is not plain text", _REMEDY)
     problem = what_is_missing(text)
     if problem is not None:
-        raise WrongVmcoreinfo(f"{path} is no whole VMCOREINFO: {problem}", _REMEDY)
+        raise WrongVmcoreinfo(f"{path} is not a whole VMCOREINFO: {problem}", _REMEDY)
     return text

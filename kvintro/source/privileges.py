@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Root opens files, and nothing more: whoever called sudo does the rest.
+"""Opens files as root, and does everything else as the user who called sudo.
 
-A dump is whatever its sender made it, and even what a running kernel says is written by its processes. So
-the command line opens what needs root, gives root up for good, and parses as the user who invoked sudo; the
-files that it writes then are that user's by themselves. Capabilities that came without root are given up in
-the same way.
+A dump cannot be trusted, and even data of a running kernel is under the influence of its processes. So the
+command line opens the files that need root, gives up root for good, and parses as the user who called sudo.
+The files that it writes therefore belong to that user. Capabilities without root are given up in the same
+way.
 
-The process then holds descriptors that its user could not open. So that no other process of that user takes
-them (pidfd_getfd(2), ptrace(2), /proc/PID/fd), the process is made one that nobody may trace.
+The process then holds descriptors that its user could not open. Other processes of that user could take them
+(pidfd_getfd(2), ptrace(2), /proc/PID/fd), so the process makes itself untraceable.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import struct
 import subprocess
 import sys
 from dataclasses import dataclass
-from typing import BinaryIO, Dict, List, Optional
+from typing import BinaryIO, Dict, List, Optional, Tuple
 
 import drgn
 
 from kvintro.errors import NotPermitted, SourceError
 
-#: Files of the running kernel that tell more to who opened them as root, whoever reads them then.
+#: Files of the running kernel that show more if they were opened as root, whichever user reads them.
 KERNEL_FILES = ("/proc/kallsyms", "/proc/iomem", "/proc/modules", "/proc/vmallocinfo")
 
 _held: Dict[str, int] = {}
@@ -35,7 +35,7 @@ _PR_GET_DUMPABLE, _PR_SET_DUMPABLE = 3, 4
 _CAPABILITY_VERSION_3 = 0x20080522
 _PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
-# What sudo runs: it opens one file, hands it to the process that is named, and ends.
+# Run by sudo: opens one file, passes it to the given process, and exits.
 _OPEN_AS_ROOT = """
 import os, socket, struct, sys
 path, name, pid = sys.argv[1:]
@@ -65,9 +65,9 @@ class Invoker:
 
 
 def invoker() -> Optional[Invoker]:
-    """Who called sudo, doas or pkexec; None if this is not root, or is root without them.
+    """The user who called sudo, doas or pkexec; None if this is not root, or is root without them.
 
-    :raises NotPermitted: their variables make no sense.
+    :raises NotPermitted: their variables are invalid.
     """
     if os.geteuid() != 0:
         return None
@@ -101,13 +101,13 @@ def invoker() -> Optional[Invoker]:
 
 
 def give_up_rights() -> None:
-    """Give up for good what this process may do beyond its user.
+    """Permanently give up all rights beyond those of the user.
 
-    Root becomes the user who called sudo, and stays root where there is none. Capabilities of an ordinary
-    user (a file's, or ambient ones) are dropped.
+    Root becomes the user who called sudo, and stays root if there is none. Capabilities of an ordinary user
+    (a file's, or ambient ones) are dropped.
 
-    :raises NotPermitted: the user who called sudo cannot go on: kvintro is installed where they may not read.
-    :raises SourceError: the kernel did not let go of root or of the capabilities.
+    :raises NotPermitted: the user who called sudo may not read the directory where kvintro is installed.
+    :raises SourceError: root or the capabilities could not be given up.
     """
     if os.geteuid() != 0:
         if _has_capabilities():
@@ -120,7 +120,7 @@ def give_up_rights() -> None:
     _become(user)
     shield()
     _check_installation(user)
-    # What is written to by default (the history of the prompt) is found by these.
+    # These determine the default files to write to (the history of the prompt).
     os.environ["HOME"] = user.home
     if user.name is not None:
         os.environ["USER"] = os.environ["LOGNAME"] = user.name
@@ -140,20 +140,21 @@ def _become(user: Invoker) -> None:
         ) from None
     if os.getresuid() != (user.uid,) * 3 or os.getresgid() != (user.gid,) * 3:
         raise SourceError("root could not be given up", "--keep-root to go on as root")
-    # A process may be set up to keep them when its user changes (SECBIT_KEEP_CAPS, SECBIT_NO_SETUID_FIXUP).
+    # A process may be set up to keep capabilities if its user changes (SECBIT_KEEP_CAPS,
+    # SECBIT_NO_SETUID_FIXUP).
     if _has_capabilities():
         _drop_capabilities()
 
 
 def shield() -> None:
-    """Let no process of this user trace this one: take its descriptors, read its memory, or see its
-    /proc/PID/fd.
+    """Prevent other processes of this user from tracing this one: from taking its descriptors, reading its
+    memory, or opening its /proc/PID/fd.
 
-    It writes no core dumps either. Root can still do all of that. The kernel does this by itself for a
-    process that changed its user, but not where fs.suid_dumpable is 1. It ends with execve(2), so programs
-    that are started from here (a pager) are ordinary ones; they get none of our descriptors.
+    This also disables core dumps. Root can still do all of that. The kernel does this by itself for a process
+    that changed its user, unless fs.suid_dumpable is 1. The effect ends with execve(2), so programs that are
+    started from here (a pager) are not affected; they do not inherit our descriptors.
 
-    :raises SourceError: the kernel did not do it.
+    :raises SourceError: the kernel refused.
     """
     if _libc().prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) or _libc().prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0):
         raise SourceError("the kernel does not protect this process from others", "run kvintro as root")
@@ -164,7 +165,7 @@ def _libc() -> ctypes.CDLL:
 
 
 def _capabilities() -> "ctypes.Array[ctypes.c_uint32]":
-    """Effective, permitted and inheritable ones, the lower 32 of each and then the upper ones."""
+    """Effective, permitted and inheritable capabilities: the lower 32 bits of each, then the upper ones."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     sets = (ctypes.c_uint32 * 6)()
     if _libc().capget(header, sets):
@@ -175,7 +176,7 @@ def _capabilities() -> "ctypes.Array[ctypes.c_uint32]":
 
 
 def _has_capabilities() -> bool:
-    """Whether the process may do some of what root may (ambient capabilities are permitted ones, too)."""
+    """Whether the process has effective or permitted capabilities (which include ambient ones)."""
     sets = _capabilities()
     return any(sets[index] for index in (0, 1, 3, 4))
 
@@ -189,8 +190,12 @@ def _drop_capabilities() -> None:
 
 
 def _check_installation(user: Invoker) -> None:
-    """From here on modules are imported as that user, which fails in unhelpful ways where it does."""
-    for path in (os.__file__, drgn.__file__, __file__):
+    """Check that the user can read the installed modules. Otherwise later imports fail without a clear error.
+
+    :raises NotPermitted: the user cannot.
+    """
+    archive = getattr(globals().get("__loader__"), "archive", None)  # modules in a zip file have no files
+    for path in (os.__file__, drgn.__file__, archive or __file__):
         if not os.access(path, os.R_OK):
             raise NotPermitted(
                 f"{user.name or user.uid} may not read {os.path.dirname(path)}, "
@@ -200,7 +205,7 @@ def _check_installation(user: Invoker) -> None:
 
 
 def hold_kernel_files() -> None:
-    """Open :data:`KERNEL_FILES` while that is possible, for :func:`open_kernel_file`."""
+    """Open :data:`KERNEL_FILES` while it is still possible, for :func:`open_kernel_file`."""
     for path in KERNEL_FILES:
         if path not in _held:
             try:
@@ -210,7 +215,7 @@ def hold_kernel_files() -> None:
 
 
 def open_kernel_file(path: str) -> BinaryIO:
-    """A file of the running kernel from its beginning, as root opened it if it did.
+    """A file of the running kernel, at its beginning. Uses the descriptor that root opened, if there is one.
 
     :raises OSError: it cannot be opened.
     """
@@ -222,13 +227,13 @@ def open_kernel_file(path: str) -> BinaryIO:
 
 
 def open_by_sudo(path: str) -> BinaryIO:
-    """A file that a process of root's opened, which sudo runs and which does nothing else.
+    """Open a file as root: sudo runs a process that opens the file, passes it on and exits.
 
-    Both sides ask the kernel who is at the other end of their socket, so that no other process can give us
-    something else, or get what is ours. Its name is one that the kernel chose, in no directory.
+    Both sides ask the kernel for the peer of their socket, so that no other process can send us another file
+    or receive ours. The socket has an abstract name chosen by the kernel.
 
     :raises OSError: root may not open it either.
-    :raises NotPermitted: sudo was not allowed, or is not there.
+    :raises NotPermitted: sudo was denied, or is missing.
     """
     shield()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
@@ -251,11 +256,11 @@ def open_by_sudo(path: str) -> BinaryIO:
 
 
 def _received(listener: socket.socket) -> Optional[int]:
-    """The descriptor that root sent; None if nothing came of root.
+    """The descriptor that root sent; None if root sent nothing.
 
     :raises OSError: root could not open the file.
     """
-    listener.setblocking(False)  # who sent something has ended
+    listener.setblocking(False)  # the sender has already exited
     while True:
         try:
             connection, _ = listener.accept()
@@ -280,7 +285,15 @@ def _received(listener: socket.socket) -> Optional[int]:
 
 
 def peer_uid(connection: socket.socket) -> int:
-    """The user at the other end of a Unix socket: who connected, or who listened, at the time of that."""
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
-    uid: int = _PEER.unpack(credentials)[1]
-    return uid
+    """The user at the other end of a Unix socket, at the time when it connected or began to listen."""
+    return _peer(connection)[1]
+
+
+def peer_pid(connection: socket.socket) -> int:
+    """The process at the other end of a Unix socket; 0 if it cannot be seen from here."""
+    return _peer(connection)[0]
+
+
+def _peer(connection: socket.socket) -> Tuple[int, int, int]:
+    pid, uid, gid = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+    return pid, uid, gid

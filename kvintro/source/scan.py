@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What nothing leads to is looked for in the kernel's image: its symbol table, and its types.
+"""Searches the kernel's image for its symbol table and its types, if nothing points to them.
 
-Kernels before 6.0 do not say in VMCOREINFO where kallsyms lies. All its tables are constants in .rodata, one
-after another as scripts/kallsyms.c:write_src() puts them, and one of them can be told anywhere: every digit
-occurs in names, and what stands for a digit in kallsyms_token_table is the digit itself. The other tables
-follow from that one, each checked by what it says of its neighbours; and what comes out is believed when it
-gives the symbols whose addresses VMCOREINFO does have.
+The VMCOREINFO of kernels before 6.0 does not say where the tables of kallsyms are. They are constants in
+.rodata, in the order of scripts/kallsyms.c:write_src(). One of them can be recognised by itself: names
+contain every digit, and in kallsyms_token_table each digit stands for itself. The other tables are found
+relative to that one, and each is checked against its neighbours. The result is accepted only if it agrees
+with the addresses in VMCOREINFO.
 """
 
 from __future__ import annotations
@@ -15,67 +15,72 @@ import struct
 from itertools import islice
 from typing import Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
+from kvintro.arch.form import SMALLEST_PAGE
+from kvintro.model import ALL
 from kvintro.source.kallsyms import READ_ERRORS, Kallsyms, KallsymsError, Reader
 
 __all__ = ("find_btf", "find_kallsyms", "image_of", "in_image", "pieces")
 
-_PAGE = 4096
+_PAGE = SMALLEST_PAGE
 _CHUNK = 1 << 20
-_START_KERNEL_MAP = 0xFFFFFFFF80000000
-_MAX_IMAGE = 1 << 30  # KERNEL_IMAGE_SIZE at most
+_MAX_IMAGE = 1 << 30  # on all architectures
 _DIGITS = b"".join(bytes((digit, 0)) for digit in b"0123456789")
-# UTF-16 digits look the same (there are some in the tables of nls), so a few candidates are normal. Each
-# costs a read; more than this many is no kernel. Of token tables and their markers there is one.
+# UTF-16 digits look the same (the nls tables contain some), so a few candidates are normal. Each costs a
+# read; no kernel has more than this many. There is only one token table, and one table of markers.
 _MAX_CANDIDATES = 64
 _MAX_TABLES = 4
-# Places where the number of symbols may be, that is where a word fits the markers. Beside the right one there
-# is hardly ever another, and each costs a walk over 256 names.
+# Possible places of the number of symbols: those where a word agrees with the markers. There is hardly ever
+# more than the right one, and each costs a walk over 256 names.
 _MAX_PLACES = 256
 _TOKENS = 256
-_MAX_TOKEN_TABLE = 1 << 16  # as its index has 16 bits; real ones have a kilobyte
+_MAX_TOKEN_TABLE = 1 << 16  # its index has 16 bits; real tables have a kilobyte
 _MAX_SYMBOLS = 1 << 21
 _MAX_NAMES = 32 << 20  # bytes; 250,000 symbols have 3.2 million
-_MARKED = 256  # symbols to a marker
-_MAX_NAME_SIZE = 513  # KSYM_NAME_LEN, and a length of two bytes before it
-# 0, and a second word from 512 to 256 * 513, which pages of zeros do not have.
+_MARKED = 256  # symbols per marker
+_MAX_NAME_SIZE = 513  # KSYM_NAME_LEN, and two bytes of length before it
+# 0, and a second word from 512 to 256 * 513, so that pages of zeros do not match.
 _MARKERS = re.compile(rb"\0\0\0\0(?=.[\2-\xff]\0\0|..[\1\2]\0)", re.DOTALL)
 _REMEDY = "name the vmlinux with -s"
 
 _BTF_HEADER = b"\x9f\xeb\x01\x00\x18\0\0\0\0\0\0\0"  # magic, version 1, no flags, hdr_len, type_off
-# Both end with a zero, for which bytes.find() takes ten times as long in memory of zeros.
+# Both end with a zero, so bytes.find() would take ten times as long on zeros.
 _DIGITS_PATTERN, _BTF_PATTERN = re.compile(re.escape(_DIGITS)), re.compile(re.escape(_BTF_HEADER))
-_MIN_BTF = 1 << 16  # the kernel's own has megabytes; what is smaller belongs to a BPF program
+_MIN_BTF = 1 << 16  # the kernel's own has megabytes; smaller blobs belong to BPF programs
 _MAX_BTF = 64 << 20
-_MAX_BTF_IN_ALL = 128 << 20  # of all candidates; each has to be parsed to be told from the kernel's
+_MAX_BTF_IN_ALL = 128 << 20  # total of all candidates; each must be parsed to see whether it is the kernel's
 
 
-def in_image(address: int) -> bool:
-    """Whether an address can be one in a kernel's image."""
-    return _START_KERNEL_MAP <= address < _START_KERNEL_MAP + _MAX_IMAGE
+def in_image(address: int, symbols: Mapping[str, int]) -> bool:
+    """Whether an address can be in the kernel's image. Nothing else lies that close to the image's start.
+
+    :param symbols: VMCOREINFO's symbols.
+    """
+    return 0 <= address - symbols.get("_stext", ALL) < _MAX_IMAGE
 
 
 def image_of(symbols: Mapping[str, int]) -> Tuple[int, int]:
     """The part of the kernel's image that holds its constants, from VMCOREINFO's symbols.
 
-    .rodata lies between the code, which begins with _stext, and .data, which has init_uts_ns and the root of
-    the page tables (arch/x86/kernel/vmlinux.lds.S).
+    .rodata lies between the code, which begins with _stext, and .data, which contains init_uts_ns and the
+    root of the page tables (vmlinux.lds.S).
 
-    :return: the first address, and the one behind the last.
+    :return: the first address, and the end, exclusive.
     :raises KallsymsError: VMCOREINFO does not have such symbols.
     """
     start = symbols.get("_stext", 0)
-    inside = [address for address in symbols.values() if in_image(address)]
+    inside = [address for address in symbols.values() if in_image(address, symbols)]
     end = max(inside, default=0)
-    if not _START_KERNEL_MAP <= start < end:
-        raise KallsymsError("VMCOREINFO's symbols do not tell where the kernel's image lies", _REMEDY)
+    if not start >> 63 or start >= end:
+        raise KallsymsError("VMCOREINFO's symbols do not say where the kernel's image lies", _REMEDY)
     return start, end
 
 
 def pieces(read: Reader, start: int, end: int, overlap: int = 0) -> Iterator[Tuple[int, bytes]]:
-    """Memory in big pieces, without what cannot be read.
+    """Memory in large pieces, without parts that cannot be read.
 
-    :param overlap: so many bytes of the piece before are at the beginning of each, where nothing is between.
-    :return: address and content of each.
+    :param end: address, exclusive.
+    :param overlap: bytes of the preceding piece to repeat at the start of each one, if they are adjacent.
+    :return: address and content of each piece.
     """
     tail = b""
     following = start
@@ -89,7 +94,7 @@ def pieces(read: Reader, start: int, end: int, overlap: int = 0) -> Iterator[Tup
 
 
 def _readable(read: Reader, start: int, end: int) -> Iterator[Tuple[int, bytes]]:
-    """The parts that can be read, down to pages: there are holes between sections, and in filtered dumps."""
+    """The parts that can be read, down to single pages: sections and filtered dumps leave holes."""
     try:
         yield start, read(start, end - start)
     except READ_ERRORS:
@@ -100,7 +105,7 @@ def _readable(read: Reader, start: int, end: int) -> Iterator[Tuple[int, bytes]]
 
 
 def _read_from(read: Reader, start: int, size: int) -> bytes:
-    """As much of some memory as can be read from its beginning."""
+    """As much memory as can be read from ``start`` on."""
     found = b""
     for address, data in _readable(read, start, start + size):
         if address != start + len(found):
@@ -110,7 +115,7 @@ def _read_from(read: Reader, start: int, size: int) -> bytes:
 
 
 def _read_to(read: Reader, end: int, size: int) -> bytes:
-    """As much of some memory as can be read up to its end."""
+    """As much memory as can be read up to ``end``."""
     found: List[bytes] = []
     start = end
     for address, data in reversed(list(_readable(read, end - size, end))):
@@ -125,14 +130,14 @@ def _read_to(read: Reader, end: int, size: int) -> bytes:
 
 
 class _Tokens(NamedTuple):
-    """Where kallsyms_token_table and kallsyms_token_index lie."""
+    """Addresses of kallsyms_token_table and kallsyms_token_index."""
 
     table: int
     index_at: int
 
 
 class _Names(NamedTuple):
-    """Where kallsyms_num_syms and kallsyms_names lie, and how many symbols there are."""
+    """Addresses of kallsyms_num_syms and kallsyms_names, and the number of symbols."""
 
     num_syms: int
     names: int
@@ -144,7 +149,7 @@ def find_kallsyms(read: Reader, symbols: Mapping[str, int]) -> Kallsyms:
 
     :param read: reads virtual memory.
     :param symbols: VMCOREINFO's symbols.
-    :raises KallsymsError: there is none, or what looks like one does not fit VMCOREINFO.
+    :raises KallsymsError: there is none, or the one found contradicts VMCOREINFO.
     """
     start, end = image_of(symbols)
     problem = ""
@@ -160,7 +165,7 @@ def find_kallsyms(read: Reader, symbols: Mapping[str, int]) -> Kallsyms:
     read_bytes = sum(len(data) for _, data in pieces(read, start, end))
     if problem:
         raise KallsymsError(
-            f"what looks like the symbol table in the kernel's image is none: {problem}", _REMEDY
+            f"what looks like the symbol table in the kernel's image is not one: {problem}", _REMEDY
         )
     if read_bytes < end - start:
         missing = (end - start - read_bytes) >> 10
@@ -169,7 +174,7 @@ def find_kallsyms(read: Reader, symbols: Mapping[str, int]) -> Kallsyms:
 
 
 def _candidates(read: Reader, start: int, end: int) -> Iterator[_Tokens]:
-    """Token tables that agree with the index behind them."""
+    """Token tables that agree with the index after them."""
     left = _MAX_CANDIDATES
     seen = 0
     for address, data in pieces(read, start, end, overlap=len(_DIGITS) - 1):
@@ -185,10 +190,10 @@ def _candidates(read: Reader, start: int, end: int) -> Iterator[_Tokens]:
 
 
 def _tokens_around(read: Reader, zero: int) -> Optional[_Tokens]:
-    """The token table in which the token of the character ``0`` lies there.
+    """The token table that has the token of the character ``0`` at address ``zero``.
 
-    The texts of 256 tokens end with a NUL each; the index follows and says where each begins. It is aligned
-    to 8, or since 6.15 as its words are.
+    The table has the texts of 256 tokens, each with a NUL at its end. The index follows and has the offset of
+    each. It is aligned to 8 bytes; since 6.15, to the size of its words.
     """
     data = _read_from(read, zero, _MAX_TOKEN_TABLE + 8 + 2 * _TOKENS)
     at = 0
@@ -208,7 +213,7 @@ def _tokens_around(read: Reader, zero: int) -> Optional[_Tokens]:
 
 
 def _starts(read: Reader, table: int, size: int) -> Optional[Tuple[int, ...]]:
-    """Where each of 256 texts in a table begins."""
+    """Offsets of the 256 texts in a table."""
     try:
         texts = read(table, size)
     except READ_ERRORS:
@@ -222,9 +227,9 @@ def _starts(read: Reader, table: int, size: int) -> Optional[Tuple[int, ...]]:
 
 
 def _find_names(read: Reader, table: int) -> Optional[_Names]:
-    """The names that lie before a token table, and before their own markers."""
+    """The names before a token table. Their markers lie between the two."""
     for place, markers in islice(_find_markers(read, table), _MAX_TABLES):
-        # What follows the last marker are the names of 1 to 256 symbols, and less than 8 bytes to align.
+        # The last marker points to the first of 1 to 256 names, followed by less than 8 bytes of padding.
         first = (place & -8) - (markers[-1] + _MARKED * _MAX_NAME_SIZE + 16 & -8)
         data = _read_to(read, place, place - first)
         first = place - len(data)
@@ -235,9 +240,9 @@ def _find_names(read: Reader, table: int) -> Optional[_Names]:
 
 
 def _numbers(data: bytes, first: int, markers: List[int]) -> Iterator[Tuple[int, int, int]]:
-    """(where names may begin, where their number before them lies, that number), by what the markers allow.
+    """(start of the names, place of their number before them, that number), for all that the markers allow.
 
-    Each table is aligned to 8 until 6.15, then as its words are.
+    Before 6.15 each table is aligned to 8 bytes; since then, to the size of its words.
 
     :param first: the address of the data.
     """
@@ -253,10 +258,11 @@ def _numbers(data: bytes, first: int, markers: List[int]) -> Iterator[Tuple[int,
 
 
 def _find_markers(read: Reader, table: int) -> Iterator[Tuple[int, List[int]]]:
-    """What may be kallsyms_markers: where in the names every 256th begins, so words from 0 upwards.
+    """Candidates for kallsyms_markers: the offsets of every 256th name, which are words ascending from 0.
 
-    They end where the token table begins; or, from 6.2 to 6.3 and in stable kernels that took it over, where
-    kallsyms_seqs_of_names begins, which has 3 bytes for each symbol. The nearest one comes first.
+    They end where the token table begins; or, in 6.2 and 6.3 and in stable kernels with that backport, where
+    kallsyms_seqs_of_names begins, which has 3 bytes for each symbol. The candidate nearest to the token table
+    comes first.
     """
     data = _read_to(read, table, (_MAX_SYMBOLS // _MARKED * 4 + 3 * _MAX_SYMBOLS + _PAGE) & -_PAGE)
     place = table - len(data)
@@ -270,7 +276,7 @@ def _find_markers(read: Reader, table: int) -> Iterator[Tuple[int, List[int]]]:
             if not 2 * _MARKED <= word - markers[-1] <= _MARKED * _MAX_NAME_SIZE:
                 break
             markers.append(word)
-        # One too many, if what follows them looks like another.
+        # The last one may be one too many, if the data after the markers looks like another marker.
         for found in (markers, markers[:-1]):
             gap = len(data) - at - 4 * len(found)
             low, high = 3 * _MARKED * (len(found) - 1), 3 * _MARKED * len(found) + 16
@@ -279,7 +285,7 @@ def _find_markers(read: Reader, table: int) -> Iterator[Tuple[int, List[int]]]:
 
 
 def _names_fit(data: bytes, start: int, markers: List[int], count: int) -> bool:
-    """Whether names begin there: the first 256 end at the second marker, the last where the table does."""
+    """Whether names begin at ``start``: 256 of them end at the second marker, and all at the table's end."""
 
     def skip(at: int, names: int) -> int:
         for _ in range(names):
@@ -301,9 +307,9 @@ def _names_fit(data: bytes, start: int, markers: List[int], count: int) -> bool:
 
 
 def _decode(read: Reader, symbols: Mapping[str, int], tokens: _Tokens, names: _Names) -> Kallsyms:
-    """The symbol table, by whichever of the places and encodings of its addresses fits.
+    """The symbol table, with the place and encoding of its addresses that fits.
 
-    :raises KallsymsError: none does.
+    :raises KallsymsError: none fits.
     """
     found = {
         "_stext": symbols["_stext"],
@@ -324,7 +330,7 @@ def _decode(read: Reader, symbols: Mapping[str, int], tokens: _Tokens, names: _N
 
 
 def _address_places(read: Reader, stext: int, tokens: _Tokens, names: _Names) -> Iterator[Dict[str, int]]:
-    """Where the addresses can be: before the number of symbols, or behind the tokens (since 6.4).
+    """Possible places of the addresses: before the number of symbols, or after the tokens (since 6.4).
 
     They are offsets and their base; or offsets from their own places (7.0); or addresses (before 4.6, and in
     kernels without CONFIG_KALLSYMS_BASE_RELATIVE). The base is the lowest address, which is not above _stext.
@@ -338,25 +344,30 @@ def _address_places(read: Reader, stext: int, tokens: _Tokens, names: _Names) ->
 
     size = 4 * names.number
     before = names.num_syms - 8
-    if _START_KERNEL_MAP <= word(before) <= stext:
+    if _is_base(word(before), stext):
         yield {"kallsyms_offsets": before - size & -8, "kallsyms_relative_base": before}
     behind = tokens.index_at + 2 * _TOKENS + 3 & -4
     base = behind + size + 7 & -8
-    if _START_KERNEL_MAP <= word(base) <= stext:
+    if _is_base(word(base), stext):
         yield {"kallsyms_offsets": behind, "kallsyms_relative_base": base}
     if word(names.num_syms - 8) >= stext:
         yield {"kallsyms_addresses": names.num_syms - 8 * names.number}
     yield {"kallsyms_offsets": behind}
 
 
-def check(table: Kallsyms, symbols: Mapping[str, int]) -> None:
-    """Compare a symbol table with the symbols that VMCOREINFO gives.
+def _is_base(address: int, stext: int) -> bool:
+    """Whether an address can be the lowest of the image."""
+    return 0 <= stext - address < _MAX_IMAGE
 
-    :raises KallsymsError: one that both have is elsewhere.
+
+def check(table: Kallsyms, symbols: Mapping[str, int]) -> None:
+    """Compare a symbol table with the symbols in VMCOREINFO.
+
+    :raises KallsymsError: a symbol has different addresses.
     """
     for name, address in symbols.items():
-        # What is not in the image is the value of a variable and not its place (mem_section, vmemmap).
-        if not in_image(address):
+        # An address outside the image is the value of a variable, not its place (mem_section, vmemmap).
+        if not in_image(address, symbols):
             continue
         known = [symbol.address for symbol in table.lookup_all(name)]
         if known and address not in known:
@@ -367,11 +378,11 @@ def check(table: Kallsyms, symbols: Mapping[str, int]) -> None:
 
 
 def find_btf(read: Reader, start: int, end: int) -> Iterator[bytes]:
-    """What looks like a kernel's BTF in its image: a header whose sizes fit, and strings from NUL to NUL.
+    """Candidates for the kernel's BTF in its image: a valid header, and strings that begin and end with NUL.
 
     :param read: reads virtual memory.
-    :param start: first address to look at.
-    :param end: address behind the last.
+    :param start: first address to search.
+    :param end: end of the search, exclusive.
     """
     left, bytes_left = _MAX_CANDIDATES, _MAX_BTF_IN_ALL
     for address, data in pieces(read, start, end, overlap=len(_BTF_HEADER) - 1):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Dumps that come through a pipe: kept in a file without a name, as dumps are not read from front to back."""
+"""Copies dumps from pipes to an unnamed file, as dumps are not read sequentially."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ import tempfile
 from typing import BinaryIO, Callable, Iterable, Tuple
 
 from kvintro.errors import NoSuchSource, SourceError
+from kvintro.source.content import Content, FileContent
 from kvintro.text import size_text
 
 _PIECE = 1 << 20
 _LOOK = 128 << 10  # enough to recognise any format
-_KEEP_FREE = 20  # the part of a file system that is not used up: one twentieth
+_KEEP_FREE = 20  # keep one twentieth of the file system free
 
 
 def spool_directory() -> str:
-    """Where large temporary files go: ``$TMPDIR``, else /var/tmp, as /tmp may be in memory."""
+    """The directory for large temporary files: ``$TMPDIR``, else /var/tmp, as /tmp may be in memory."""
     wanted = os.environ.get("TMPDIR") or "/var/tmp"
     return wanted if os.access(wanted, os.W_OK | os.X_OK) else tempfile.gettempdir()
 
 
 def room_in(directory: str) -> int:
-    """Bytes that may be written there."""
+    """Number of bytes that may be written to a directory."""
     status = os.statvfs(directory)
     return max(0, status.f_bavail - status.f_blocks // _KEEP_FREE) * status.f_frsize
 
@@ -31,8 +32,8 @@ def room_in(directory: str) -> int:
 def copy_stretches(source: int, target: int, stretches: Iterable[Tuple[int, int, int]]) -> None:
     """Copy parts of a file.
 
-    :param stretches: first and last (exclusive) offset in the target, and the offset in the source.
-    :raises OSError: the target takes no more.
+    :param stretches: start and end (exclusive) offset in the target, and the offset in the source.
+    :raises OSError: the target is full or cannot be written.
     """
     for start, end, source_at in stretches:
         done = 0
@@ -44,15 +45,39 @@ def copy_stretches(source: int, target: int, stretches: Iterable[Tuple[int, int,
             done += len(data)
 
 
-def spooled(stream: int, check: Callable[[BinaryIO], None]) -> BinaryIO:
-    """What a descriptor gives, as a file that can be read in any order.
+def copied(content: Content, path: str) -> FileContent:
+    """Copy a content to an unnamed file, for code that can only read files.
 
-    A regular file that is at its beginning is used as it is. The rest is copied to a file without a name in
-    :func:`spool_directory`, zeros as holes, until 95% of that file system are full.
-
-    :param check: is given a file with the first bytes, and raises if the rest is not wanted.
     :raises SourceError: there is no room for it.
-    :raises NoSuchSource: the descriptor cannot be read, or has nothing.
+    """
+    directory = spool_directory()
+    if content.real > room_in(directory):
+        raise SourceError(f"{path} needs {size_text(content.real)} in {directory}", "set TMPDIR")
+    try:
+        with tempfile.TemporaryFile(dir=directory) as file:
+            at = 0
+            while at < content.size:
+                data = content.at(at, _PIECE)
+                if not data:
+                    break
+                if data.count(0) != len(data):
+                    os.pwrite(file.fileno(), data, at)
+                at += len(data)
+            os.truncate(file.fileno(), at)
+            return FileContent(file)
+    except OSError as error:
+        raise SourceError(f"{path} cannot be copied to {directory}: {error.strerror}", "set TMPDIR") from None
+
+
+def spooled(stream: int, check: Callable[[BinaryIO], None]) -> BinaryIO:
+    """The content of a descriptor, as a file that can be read in any order.
+
+    A regular file at its beginning is used directly. Everything else is copied to an unnamed file in
+    :func:`spool_directory`, with zeros as holes, until that file system is 95% full.
+
+    :param check: receives a file with the first bytes, and raises if the rest is not wanted.
+    :raises SourceError: there is no room for it.
+    :raises NoSuchSource: the descriptor cannot be read, or is a terminal.
     """
     try:
         if stat.S_ISREG(os.fstat(stream).st_mode) and os.lseek(stream, 0, os.SEEK_CUR) == 0:
@@ -91,9 +116,9 @@ def spooled(stream: int, check: Callable[[BinaryIO], None]) -> BinaryIO:
 
 
 def _copy(source: int, target: int, at: int, end: int) -> int:
-    """Copy a stream to a file from an offset on, zeros as holes, until it or the room ends.
+    """Copy a stream to a file from an offset on, with zeros as holes, up to an end offset.
 
-    :return: the offset behind the last byte.
+    :return: the offset after the last byte.
     """
     while at < end:
         data = os.read(source, min(_PIECE, end - at))

@@ -1,23 +1,24 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Types of global variables, which BTF does not have (it has the per-CPU ones only, on most kernels).
+"""Types of global variables, which BTF does not have (on most kernels, it only has those of per-CPU ones).
 
 The table in :mod:`kvintro.source._variable_table` is generated from the debuginfo of several kernels by
-tools/gen_variable_table.py. It has, for each variable, the types that it has been seen with. Which of them a
-kernel has is decided by what its BTF and its symbol table say, never by its version: the kernel must know the
-type, there must be room for it up to the next symbol, and of several it is the one that fills the room best.
+tools/gen_variable_table.py. For each variable, it has all types found there. The module ``variables`` of an
+architecture adds its own (:func:`types_on`). The kernel's BTF and symbol table decide which type applies,
+never its version: the kernel must have the type, there must be room for it up to the next symbol, and of
+several types the one that fills the room best is chosen.
 
-An entry of the table is what drgn takes for the name of a type, or one of these:
+An entry of the table is a type name as drgn accepts it, or one of these:
 
 =========================  ===================================================================================
 ``T[]``, ``T[][n]``        an array of as many T (of n) as there is room for
 ``T[?]``                   an array of unknown length (a string)
 ``T!``                     an array whose length is the same in all kernels, however much room there is
 ``T[]~``                   an array of as many T as there is room for, up to the first that is all zeros
-``T[ENUMERATOR]``          an array whose length is an enumerator
+``T[ENUMERATOR]``          an array whose length is the value of an enumerator
 ``T[STRUCT.MEMBER]``       an array as long as that member of struct STRUCT
-``typeof(ENUMERATOR)``     the enumeration that has it, for one without a name
-``struct{a,b,c}``          the structure without a name that has these members
-``T if STRUCT.MEMBER``     T in a kernel whose struct STRUCT has this member; ``if not``: has not
+``typeof(ENUMERATOR)``     the unnamed enumeration that has this enumerator
+``struct{a,b,c}``          the unnamed structure that has these members
+``T if STRUCT.MEMBER``     T if the kernel's struct STRUCT has this member; ``if not``: if it does not
 =========================  ===================================================================================
 """
 
@@ -29,27 +30,43 @@ from typing import Callable, Iterable, Mapping, Optional, Sequence
 import drgn
 from drgn import TypeKind
 
+from kvintro.arch import Architecture, part
 from kvintro.source._variable_table import TYPES
 from kvintro.source.kallsyms import KallsymsSymbol
 
-__all__ = ("TYPES", "VariableTypes")
+__all__ = ("TYPES", "VariableTypes", "types_on")
 
-# Between two variables: alignment to a cache line, or KASAN's red zone (asan_var_and_redzone_size() of GCC).
+#: A function that only kernels with KASAN have.
+KASAN_FUNCTION = "__asan_register_globals"
+# Padding between variables: alignment to a cache line, or KASAN's red zone (asan_var_and_redzone_size() of
+# GCC).
 _MAX_PADDING = 64
-_MOST_FULL = 1 << 16  # bytes of an array that ends where padding begins
+_MOST_FULL = 1 << 16  # bytes of an array with unknown padding after it
 
 FindAnonymous = Callable[[Sequence[str]], Optional[drgn.Type]]
 """Names of members -> the structure without a name that has them."""
+
+
+def types_on(arch: Optional[Architecture]) -> Mapping[str, Sequence[str]]:
+    """The table for kernels of an architecture."""
+    own: Mapping[str, Sequence[str]] = {}
+    if arch is not None:
+        try:
+            own = part(arch, "variables").TYPES
+        except ModuleNotFoundError as error:
+            if error.name != f"{arch.package}.variables":
+                raise
+    return {**TYPES, **own}
 
 
 class VariableTypes:
     """The types of a kernel's global variables.
 
     :param prog: program with a type finder.
-    :param find_anonymous: finds structures without a name.
-    :param padded: whether there is a red zone behind variables (KASAN), so that they may be smaller than the
-        room that there is for them.
-    :param table: the table to look into.
+    :param find_anonymous: finds unnamed structures.
+    :param padded: whether variables have a red zone after them (KASAN), so that a variable may be smaller
+        than its space.
+    :param table: the table to use.
     """
 
     def __init__(
@@ -69,8 +86,8 @@ class VariableTypes:
         """A global variable.
 
         :param name: name of the variable.
-        :param symbols: the symbols of that name, the likeliest first.
-        :return: the variable, at the first symbol that has room for one of its types; None if none has.
+        :param symbols: the symbols of that name, the most likely first.
+        :return: the variable, at the first symbol with room for one of its types; None if there is none.
         """
         entries = self._table.get(name, ())
         for symbol in symbols:
@@ -87,7 +104,7 @@ class VariableTypes:
         """The type that an entry of the table stands for, or None if it cannot be this kernel's.
 
         :param entry: the entry.
-        :param symbol: the variable's; its size is the distance to the next, 0 if that is unknown.
+        :param symbol: the variable's symbol. Its size is the distance to the next one, 0 if unknown.
         """
         room = symbol.size
         entry, _, condition = entry.partition(" if ")
@@ -99,11 +116,11 @@ class VariableTypes:
                 return None
             result = self._type(entry.rstrip("!"), room)
             size = 0 if result is None else _size(result)
-        except (LookupError, TypeError, AttributeError):  # not known; known, but incomplete, or no array
+        except (LookupError, TypeError, AttributeError):  # unknown; incomplete; or not an array
             return None
         if result is None or not room or size == 0:
             return result
-        # An array that leaves much room is the array of another configuration.
+        # An array that leaves much room belongs to another configuration.
         most = room if fixed or result.kind != TypeKind.ARRAY else _MAX_PADDING
         return result if 0 <= room - size <= most else None
 

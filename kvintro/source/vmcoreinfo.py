@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Which VMCOREINFO is this memory's.
+"""Finds the VMCOREINFO that belongs to a dump's memory.
 
-It is given with an option, or is in a note of the dump, or is found in the dump's memory: every kernel with
-CONFIG_KEXEC keeps the note ready for a crash, at the beginning of pages of its own
-(kernel/crash_core.c:crash_save_vmcoreinfo_init, kernel/vmcore_info.c since 6.9). Each of these may be of
-another boot. A person gives the wrong file, and memory has copies that nothing uses any more: of the kernel
-that booted before, or of a dump in the page cache. :class:`Judge` therefore compares it with the memory: by
-its own page tables the image must lie where it says, init_uts_ns must have its release, and the image must
-have its build id.
+VMCOREINFO is given with an option, or is in a note of the dump, or is found in the dump's memory: every
+kernel with CONFIG_KEXEC keeps the note ready for a crash, at the start of pages of its own
+(kernel/crash_core.c:crash_save_vmcoreinfo_init, kernel/vmcore_info.c since 6.9). Any of these may be from
+another boot: the user may give the wrong file, and memory contains stale copies, of the kernel that booted
+before or of a dump in the page cache. :class:`Judge` therefore compares it with the memory: its page tables
+must map the image where it says, init_uts_ns must have its release, and the image must have its build id.
 """
 
 from __future__ import annotations
@@ -16,29 +15,30 @@ import re
 import struct
 from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
-from kvintro.arch import x86_64
+from kvintro.arch import Architecture, architectures, by_vmcoreinfo
+from kvintro.arch.address_space import AddressSpace, symbol_in
+from kvintro.arch.form import ENTRY_SIZE
 from kvintro.errors import KvintroError, NotADump, WrongVmcoreinfo
+from kvintro.paging.broken import entries_of
 from kvintro.paging.step import ReadPhysical, walk
 from kvintro.source.encrypted import REMEDY, why_unreadable
 from kvintro.source.note import MAX_TEXT, parse, what_is_missing
+from kvintro.source.physical import PAGE as _PAGE
 from kvintro.source.physical import PhysicalMemory
 
-_PAGE = 4096
 _NAME = b"VMCOREINFO\0\0"
 _NOTE = struct.Struct("<III")  # namesz, descsz, type
 _PATTERN = _NAME + b"OSRELEASE="
 _MAX_CANDIDATES = 256  # different texts
 _MAX_PAGES = 1 << 14  # that begin as a note does
-_START_KERNEL_MAP = 0xFFFFFFFF80000000
 _MAX_IMAGE = 1 << 30
-_PRESENT = 1
-_MIN_KERNEL_ALIGN = 2 << 20  # arch/x86/include/asm/boot.h
+_MAX_LAYOUTS = 16  # of a file that does not record the addresses of its memory
 # struct uts_namespace begins with the names, or with a kref before them; each has 65 bytes (new_utsname).
 _MAX_UTS_OFFSET = 64
 _UTS_FIELD = 65
-_BUILD_ID_BUDGET = 256 << 20  # bytes of images that are looked through for build ids
+_BUILD_ID_BUDGET = 256 << 20  # bytes of images that are searched for build ids
 _NOTE_ORIGIN = "the dump's note"
-# A note: sizes of the name and the id, type, name. bytes.find() takes ten times as long in memory of zeros.
+# A note: sizes of the name and the id, type, name. bytes.find() would take ten times as long on zeros.
 _BUILD_ID = re.compile(rb"\x04\0\0\0(....)\x03\0\0\0GNU\0", re.DOTALL)
 _LONGEST_ID = 64
 _NO_TEXT_REMEDY = "give its text with --vmcoreinfo FILE; for QEMU guests use -device vmcoreinfo"
@@ -48,17 +48,17 @@ Search = Callable[[Iterable[Piece], int], Iterable[Piece]]
 
 
 def in_silence(pieces: Iterable[Piece], size: int) -> Iterable[Piece]:
-    """A search that nobody watches."""
+    """A search without a progress display."""
     return pieces
 
 
-# Is it this memory's?
+# Does it belong to this memory?
 
 
 class Verdict(NamedTuple):
-    """What memory says of a text.
+    """The result of comparing a text with memory.
 
-    :ivar state: ``fits``; ``wrong``: memory contradicts it; ``unknown``: the source does not tell.
+    :ivar state: ``fits``; ``wrong`` if memory contradicts it; ``unknown`` if the source does not say.
     :ivar reason: why it does not fit, or what could not be compared.
     """
 
@@ -81,7 +81,8 @@ class Judge:
     """Compares texts with physical memory.
 
     :param read: reads physical memory; raises NotInDump.
-    :param lacks: whether the machine has no memory at an address, as far as the source says so.
+    :param lacks: whether the source says that the machine has no memory at an address.
+    :param arch: the machine's architecture, if the source says so.
     """
 
     def __init__(
@@ -90,16 +91,18 @@ class Judge:
         *,
         lacks: Callable[[int], bool] = lambda _: False,
         build_ids: Optional[BuildIds] = None,
+        arch: Optional[Architecture] = None,
     ) -> None:
         self._read = read
         self._lacks = lacks
+        self._arch = arch
         self._build_ids = BuildIds(read) if build_ids is None else build_ids
 
     def __call__(self, text: bytes, *, with_build_id: bool = True) -> Verdict:
         """The verdict.
 
-        :param with_build_id: look through the image for the build id, if what is compared first does not
-            contradict. That costs most.
+        :param with_build_id: also search the image for the build id, if the first comparisons find no
+            contradiction. This is the slowest step.
         """
         problem = what_is_missing(text)
         if problem is not None:
@@ -108,6 +111,8 @@ class Judge:
             info = _Info(parse(text))
         except ValueError as error:
             return _wrong(str(error))
+        if self._arch not in (None, info.arch):
+            return _wrong(f"it is of a kernel of {info.arch.name}")
         verdicts = [self._release(info), self._tables(info)]
         if with_build_id and not any(verdict.state == "wrong" for verdict in verdicts):
             verdicts.append(self._build_id(info))
@@ -115,14 +120,14 @@ class Judge:
         for state in ("wrong", "absent", "unknown"):
             if state in states:
                 reason = verdicts[states.index(state)].reason
-                # A page that is in no range of a dump may have been left out. Where all is missing that would
-                # tell, the text is of another machine or boot.
+                # A page outside the ranges of a dump may have been excluded. If every page to compare
+                # with is missing, the text is from another machine or boot.
                 wrong = state == "wrong" or (state == "absent" and FITS not in verdicts[:2])
                 return Verdict("wrong" if wrong else "unknown", reason)
         return FITS
 
     def recognises(self, text: bytes) -> bool:
-        """Whether the image that the text describes is where it says, by its release and its build id."""
+        """Whether the image is where the text says, according to its release and its build id."""
         try:
             info = _Info(parse(text))
             wanted = bytes.fromhex(info.build_id or "")
@@ -154,21 +159,22 @@ class Judge:
         return _wrong(f"init_uts_ns does not say {info.release} where it would be")
 
     def _tables(self, info: _Info) -> Verdict:
-        """By the text's page tables, is the image where the text says?
+        """Whether the text's page tables map the image where the text says.
 
-        One symbol that is decides: all of the image lies in one piece. But that one is not mapped may be a
-        damaged table's fault.
+        One symbol that is mapped there is enough, as the image is contiguous. If a symbol is not mapped, a
+        damaged table may be the reason.
         """
+        space = info.space
         agreed = missing = absent = False
         for name in ("init_uts_ns", "_stext", "swapper_pg_dir"):
             address = info.symbols.get(name)
             if address is None:
                 continue
-            found = walk(self._read, info.geometry, info.root, address)
+            found = walk(self._read, space.form, space.root, address)
             if found.physical is not None and found.physical != info.physical(address):
                 return _wrong(
                     f"by its page tables {name} is at physical {found.physical:#x}, "
-                    f"and by its phys_base at {info.physical(address):#x}"
+                    f"and by its {space.image_by} at {info.physical(address):#x}"
                 )
             agreed |= found.physical is not None
             if found.state == "not-in-dump":
@@ -180,118 +186,92 @@ class Judge:
             return Verdict("absent", "the machine has no memory where its page tables would be")
         if missing:
             return _unknown("its page tables are not in this source")
-        if self._image_is_mapped(info):
+        if self._image_is_mapped(space):
             return _wrong("its page tables map the image elsewhere")
-        other = 9 - info.levels
-        geometry = info.geometry_of(other)
-        if any(
-            walk(self._read, geometry, info.root, address).physical == info.physical(address)
-            for address in info.symbols.values()
-        ):
-            return _wrong(f"its page tables have {other} levels, and it says {info.levels}")
+        for form in space.other_forms():
+            if any(
+                walk(self._read, form, space.root, address).physical == info.physical(address)
+                for address in info.symbols.values()
+            ):
+                return _wrong(f"its page tables have {form.levels} levels, and it says {space.form.levels}")
         return _unknown("its page tables map no image")
 
-    def _image_is_mapped(self, info: _Info) -> bool:
-        """Whether the tables have something where images are, and that makes sense."""
-        steps = walk(self._read, info.geometry, info.root, _START_KERNEL_MAP).steps
+    def _image_is_mapped(self, space: AddressSpace) -> bool:
+        """Whether the tables map something sensible at the addresses of the image."""
+        form, start = space.form, space.image.start
+        steps = walk(self._read, form, space.root, start).steps
         if not steps or steps[-1].level > 2:
             return False
-        table = next(step.entry_address for step in steps if step.level == 2)
+        entry = next(step.entry_address for step in steps if step.level == 2)
+        table = entry - ENTRY_SIZE * form.index(start, 2)
         try:
-            entries = struct.unpack("<512Q", self._read(table, _PAGE))
+            entries = entries_of(form, self._read(table, form.table_size(2)))
         except KvintroError:
             return False
-        present = [entry for entry in entries if entry & _PRESENT]
-        return 2 * sum(self._is_sane(info, entry) for entry in present) > len(present)
+        present = [entry for entry in entries if form.is_present(entry, 2)]
+        return 2 * sum(self._is_sane(space, entry) for entry in present) > len(present)
 
-    def _is_sane(self, info: _Info, entry: int) -> bool:
-        """Whether an entry can be a kernel's and not what a table was overwritten with."""
-        geometry = info.geometry
-        physical = entry & geometry.pfn_mask
-        if entry & geometry.large_bit() and entry & geometry.reserved_bits(2):
+    def _is_sane(self, space: AddressSpace, entry: int) -> bool:
+        """Whether an entry is plausible, as opposed to data that overwrote a table."""
+        form = space.form
+        if form.is_table(entry, 2):
+            physical: int = form.table_address(entry)
+        elif form.is_leaf(entry, 2):
+            physical = form.page_address(entry, 2)
+        else:
             return False
-        return physical >> geometry.max_physmem_bits == 0 and not self._lacks(physical)
+        return physical >> space.physical_bits == 0 and not self._lacks(physical)
 
     def _build_id(self, info: _Info) -> Verdict:
         start, namespace = info.symbols.get("_stext"), info.symbols.get("init_uts_ns")
         if not info.build_id or start is None or namespace is None:
-            return FITS  # before 5.9 there is none
+            return FITS  # before 5.9 there is no build id
         try:
             wanted = bytes.fromhex(info.build_id)
         except ValueError:
-            return _wrong("its BUILD-ID is no number")
+            return _wrong("its BUILD-ID is not a number")
         found = self._build_ids.has(info.physical(start), info.physical(namespace), wanted)
         if found is False:
             return _wrong(f"the image in memory does not have the build id {info.build_id}")
         if found is None and self._build_ids.exhausted:
             return _unknown("too many texts ask for build ids in too much memory")
-        return FITS  # two other things agree; what is not in the dump cannot contradict
+        return FITS  # the two other checks agree; data that is not in the dump cannot contradict them
 
 
 class _Info:
-    """What of a text is compared.
+    """The parts of a text that are compared.
 
-    :raises ValueError: a number is none, or not one of a kernel's.
+    :raises ValueError: a number is malformed or impossible.
     """
 
     def __init__(self, lines: Dict[str, str]) -> None:
-        self._lines = lines
+        arch = by_vmcoreinfo(lines)
+        if arch is None:
+            raise ValueError("it is of no architecture that kvintro reads")
+        self.arch = arch
         self.release = lines["OSRELEASE"]
         self.build_id = lines.get("BUILD-ID")
-        self._base = self._number("NUMBER(phys_base)")
+        self.space = arch.address_space(lines)
         self.symbols = {
-            name: self._symbol(name)
+            name: symbol_in(lines, name, self.space.image)
             for name in ("swapper_pg_dir", "init_uts_ns", "_stext")
             if f"SYMBOL({name})" in lines
         }
-        self.levels = 5 if self._number("NUMBER(pgtable_l5_enabled)", 0) else 4
-        self._mask = (1 << 52) - 1 & ~self._number("NUMBER(sme_mask)", 0)
-        self.geometry = self.geometry_of(self.levels)
-        self.root = self.physical(self.symbols["swapper_pg_dir"])
-        offset = self._number("KERNELOFFSET", 0, 16)
-        start = self.symbols.get("_stext", _START_KERNEL_MAP + _MAX_IMAGE)
-        highest = (
-            start - _START_KERNEL_MAP
-        )  # it moved the image to there from the window's beginning or later
-        if not 0 <= offset <= highest or offset >= _MAX_IMAGE or offset % _MIN_KERNEL_ALIGN:
-            raise ValueError("its KERNELOFFSET is none that a kernel has")
-
-    def geometry_of(self, levels: int) -> x86_64.X86Geometry:
-        """Page tables with so many levels."""
-        return x86_64.ARCHITECTURE.geometry(levels, self._mask)
 
     def physical(self, address: int) -> int:
-        """Where in physical memory something of the image is."""
-        return address - _START_KERNEL_MAP + self._base & (1 << 64) - 1
-
-    def _symbol(self, name: str) -> int:
-        value = self._number(f"SYMBOL({name})", None, 16)
-        if not _START_KERNEL_MAP <= value < _START_KERNEL_MAP + _MAX_IMAGE:
-            raise ValueError(f"its {name} is not in a kernel's image")
-        return value
-
-    def _number(self, key: str, default: Optional[int] = None, base: int = 10) -> int:
-        text = self._lines.get(key)
-        if text is None:
-            assert default is not None
-            return default
-        try:
-            if len(text) > 32:
-                raise ValueError
-            return int(text, base)
-        except ValueError:
-            raise ValueError(f"its {key} is no number") from None
+        """Physical address of an address in the image."""
+        return self.space.physical(address)
 
 
 class _Stretch(NamedTuple):
-    """Pages that are not in the source, and the build ids, each with its address."""
+    """Addresses of pages that are not in the source, and build ids with their addresses."""
 
     missing: List[int]
     ids: List[Tuple[int, bytes]]
 
 
 def build_ids_in(address: int, data: bytes) -> Iterator[Tuple[int, bytes]]:
-    """The build ids in some memory, each with the address of its note."""
+    """The build ids in a piece of memory, each with the address of its note."""
     for found in _BUILD_ID.finditer(data):
         size = int.from_bytes(found[1], "little")
         if 0 < size <= min(_LONGEST_ID, len(data) - found.end()):
@@ -299,10 +279,10 @@ def build_ids_in(address: int, data: bytes) -> Iterator[Tuple[int, bytes]]:
 
 
 class BuildIds:
-    """The build ids in physical memory: looked for once, and remembered.
+    """The build ids in physical memory. Each part of memory is searched only once.
 
     :param read: reads physical memory.
-    :param budget: bytes that are looked through, for all that is asked together.
+    :param budget: bytes that are searched at most, over all calls.
     """
 
     _STEP = 1 << 20
@@ -314,9 +294,12 @@ class BuildIds:
         self.exhausted = False
 
     def has(self, start: int, end: int, build_id: bytes) -> Optional[bool]:
-        """Whether an image (physical, end exclusive) has a build id; None if it was not all to be looked at.
+        """Whether an image contains a build id; None if the image could not be searched as a whole.
 
-        From its end on, as the note is the last but one of the constants, and these lie before the data.
+        It is searched from its end, as the note is near the end of the constants, which precede the data.
+
+        :param start: physical address.
+        :param end: physical address, exclusive.
         """
         start = max(start, end - _MAX_IMAGE)
         whole = True
@@ -334,7 +317,7 @@ class BuildIds:
         return False if whole else None
 
     def _look(self, address: int) -> _Stretch:
-        behind = 16 + _LONGEST_ID  # of a note that begins just before the end
+        behind = 16 + _LONGEST_ID  # for a note that begins just before the end
         try:
             return _Stretch([], list(build_ids_in(address, self._read(address, self._STEP + behind))))
         except KvintroError:
@@ -357,23 +340,23 @@ class BuildIds:
 
 
 class Found(NamedTuple):
-    """VMCOREINFO in memory that fits.
+    """VMCOREINFO that was found in memory and fits.
 
     :ivar text: its lines.
-    :ivar address: where in physical memory it was, by the first layout.
-    :ivar layouts: indices of the layouts by which it fits.
+    :ivar address: its physical address, according to the first of the layouts.
+    :ivar layouts: the layouts with which it fits.
     """
 
     text: bytes
     address: int
-    layouts: Tuple[int, ...]
+    layouts: Tuple[PhysicalMemory, ...]
 
 
 class KernelFound(NamedTuple):
     """A kernel whose VMCOREINFO is in memory and fits.
 
-    :ivar lines: of its VMCOREINFO.
-    :ivar address: where in physical memory that is.
+    :ivar lines: lines of its VMCOREINFO.
+    :ivar address: physical address of its VMCOREINFO.
     """
 
     lines: Dict[str, str]
@@ -383,7 +366,8 @@ class KernelFound(NamedTuple):
 class Kernels(NamedTuple):
     """The kernels in memory.
 
-    :ivar looked_at: bytes that were looked through; ``whole`` if that was all.
+    :ivar looked_at: bytes that were searched.
+    :ivar whole: whether that was all of memory.
     """
 
     found: List[KernelFound]
@@ -392,22 +376,23 @@ class Kernels(NamedTuple):
 
 
 def identity_of(lines: Dict[str, str]) -> Tuple[Optional[str], ...]:
-    """What tells two kernels in one memory apart: their page tables."""
-    return tuple(lines.get(key) for key in ("SYMBOL(swapper_pg_dir)", "NUMBER(phys_base)"))
+    """Distinguishes kernels in the same memory, by their page tables."""
+    keys = (key for arch in architectures() for key in arch.vmcoreinfo_keys)
+    return tuple(lines.get(key) for key in ("SYMBOL(swapper_pg_dir)", *keys))
 
 
 class NotBelieved(NotADump):
-    """There is VMCOREINFO in memory, and the memory says otherwise or is not all there."""
+    """VMCOREINFO was found, but memory contradicts it, or memory needed to verify it is missing."""
 
 
 class Encrypted(NotADump):
-    """The memory of a guest that its host cannot read."""
+    """The memory is that of a guest and is encrypted, so its host cannot read it."""
 
 
 def candidates(pieces: Iterable[Piece]) -> Iterator[int]:
-    """Physical addresses of pages that begin with a note of VMCOREINFO.
+    """Physical addresses of pages that begin with a VMCOREINFO note.
 
-    Only one byte of each page is looked at in most cases, so that this costs nothing next to reading them.
+    For most pages only one byte is examined, so the cost is negligible compared to reading them.
     """
     name_at = _NOTE.size
     for address, data in pieces:
@@ -422,7 +407,7 @@ def candidates(pieces: Iterable[Piece]) -> Iterator[int]:
 
 
 def text_at(read: ReadPhysical, address: int) -> Optional[bytes]:
-    """The text of a note in memory."""
+    """The text of a VMCOREINFO note in memory; None if there is no such note at the address."""
     try:
         namesz, descsz, kind = _NOTE.unpack(read(address, _NOTE.size))
         name = read(address + _NOTE.size, len(_NAME))
@@ -434,58 +419,76 @@ def text_at(read: ReadPhysical, address: int) -> Optional[bytes]:
 
 
 class MemorySearch:
-    """A source's physical memory, and the VMCOREINFO in it.
+    """Searches a source's physical memory for VMCOREINFO.
 
-    :param layouts: what addresses the file's content may have; its content is taken from the first.
-    :param watch: is handed the content and its size in bytes, and iterated over while it is looked through.
-    :param lacks: whether the machine has no memory at an address, as far as the source says so.
-    :param limit: bytes that are looked through at most.
+    :param layouts: possible assignments of addresses to the file's content. The first is used for the search.
+    :param more: returns further layouts with which a text may fit; called if none of ``layouts`` fits.
+    :param watch: takes the content and its size in bytes, and yields the content while it is searched.
+    :param lacks: whether the source says that the machine has no memory at an address.
+    :param limit: how many bytes to search at most.
+    :param arch: the machine's architecture, if the source says so.
     """
 
     def __init__(
         self,
         layouts: Sequence[PhysicalMemory],
         *,
+        more: Callable[[bytes], Sequence[PhysicalMemory]] = lambda _: (),
         watch: Search = in_silence,
         lacks: Callable[[int], bool] = lambda _: False,
         limit: Optional[int] = None,
+        arch: Optional[Architecture] = None,
     ) -> None:
-        self.layouts = layouts
+        self.layouts = list(layouts)
         self.size = sum(extent.size for extent in layouts[0].extents)
         self.looked_at = 0
-        #: What did not fit, but whose image is where it says: its page tables are damaged or missing.
+        #: Texts that did not fit, but whose image is where they say: page tables are damaged or missing.
         self.unsure: List[Tuple[Verdict, Found]] = []
         self.given_up = False
         self._watch = watch
         self._limit = limit
+        self._more = more
         budget = _BUILD_ID_BUDGET // len(layouts)
-        self._judges = [
-            Judge(layout.read, lacks=lacks, build_ids=BuildIds(layout.read, budget)) for layout in layouts
-        ]
+        self._judge_of: Callable[[PhysicalMemory], Judge] = lambda layout: Judge(
+            layout.read, lacks=lacks, build_ids=BuildIds(layout.read, budget), arch=arch
+        )
+        self._judges = [self._judge_of(layout) for layout in layouts]
 
     @property
     def whole(self) -> bool:
-        """Whether all was looked through, once :meth:`found` has ended."""
+        """Whether all memory was searched. Valid once :meth:`found` has ended."""
         cut = self._limit is not None and self.looked_at >= self._limit and self.size > self._limit
         return not cut and not self.given_up
 
-    def judge(self, text: bytes, *, with_build_id: bool = True) -> Tuple[Verdict, Tuple[int, ...]]:
-        """The best verdict by any layout, and the indices of the layouts that have it."""
+    def judge(self, text: bytes, *, with_build_id: bool = True) -> Tuple[Verdict, Tuple[PhysicalMemory, ...]]:
+        """The best verdict over all layouts, and the layouts that have it."""
         verdicts = [judge(text, with_build_id=with_build_id) for judge in self._judges]
+        if not any(verdict.state == "fits" for verdict in verdicts):
+            for layout in self._new_layouts(text):
+                self.layouts.append(layout)
+                self._judges.append(self._judge_of(layout))
+                verdicts.append(self._judges[-1](text, with_build_id=with_build_id))
         for state in ("fits", "unknown", "wrong"):
-            which = tuple(number for number, verdict in enumerate(verdicts) if verdict.state == state)
+            which = [number for number, verdict in enumerate(verdicts) if verdict.state == state]
             if which:
-                return verdicts[which[0]], which
+                return verdicts[which[0]], tuple(self.layouts[number] for number in which)
         raise AssertionError
 
+    def _new_layouts(self, text: bytes) -> List[PhysicalMemory]:
+        """Further layouts with which a text may fit, up to a limit."""
+        known = [layout.extents for layout in self.layouts]
+        left = max(0, _MAX_LAYOUTS - len(known))
+        return [layout for layout in self._more(text) if layout.extents not in known][:left]
+
     def text_at(self, address: int) -> Optional[bytes]:
-        """The text of a note there."""
-        return text_at(self.layouts[0].read, address)
+        """The text of a note at an address in any layout, including layouts that a search has added."""
+        texts = (text_at(layout.read, address) for layout in self.layouts)
+        return next((text for text in texts if text is not None), None)
 
     def found(self, rejected: Optional[Dict[bytes, str]] = None) -> Iterator[Found]:
-        """What fits, by ascending address, each kernel once.
+        """VMCOREINFO that fits, by ascending address, once for each kernel.
 
-        :param rejected: is given the texts that do not fit, with the reason.
+        :param rejected: receives the texts that do not fit, with the reasons.
         """
         rejected = {} if rejected is None else rejected
         known: Set[Tuple[Optional[str], ...]] = set()
@@ -493,25 +496,26 @@ class MemorySearch:
             if number >= _MAX_PAGES or len(rejected) + len(known) >= _MAX_CANDIDATES:
                 self.given_up = True
                 break
-            text = self.text_at(address)
+            text = text_at(self.layouts[0].read, address)
             if text is None or text in rejected:
                 continue
             kernel = identity_of(parse(text))
             if kernel in known:
                 continue
             verdict, which = self.judge(text)
+            found = Found(text, which[0].moved(self.layouts[0], address), which)
             if verdict.state == "fits":
                 known.add(kernel)
-                yield Found(text, address, which)
+                yield found
                 continue
             rejected[text] = verdict.reason
-            if verdict.state == "unknown" and self._judges[which[0]].recognises(text):
-                self.unsure.append((verdict, Found(text, address, which)))
+            if verdict.state == "unknown" and self._judges[self.layouts.index(which[0])].recognises(text):
+                self.unsure.append((verdict, found))
 
     def kernels(self, watch: Search = in_silence, limit: Optional[int] = None) -> Kernels:
         """All kernels in memory.
 
-        :param limit: bytes that are looked through at most, where that is less than the search's own limit.
+        :param limit: how many bytes to search at most, if that is less than the search's own limit.
         """
         self._watch = watch
         if limit is not None:
@@ -521,9 +525,9 @@ class MemorySearch:
         return Kernels(found, self.looked_at, self.whole)
 
     def first(self, what: str) -> Found:
-        """The first that fits. What comes behind it is not read.
+        """The first VMCOREINFO that fits. Memory after it is not read.
 
-        :param what: how people call the memory.
+        :param what: the name of the memory in messages.
         :raises NotADump: there is none.
         """
         rejected: Dict[bytes, str] = {}
@@ -537,7 +541,7 @@ class MemorySearch:
             )
         where = what if self.whole else f"the first {self.looked_at >> 20} MB of {what}"
         raise NotADump(
-            f"no VMCOREINFO was found in {where}, so nothing tells which kernel it is", _NO_TEXT_REMEDY
+            f"no VMCOREINFO was found in {where}, so nothing says which kernel it is", _NO_TEXT_REMEDY
         )
 
     def _pieces(self) -> Iterator[Piece]:
@@ -548,14 +552,14 @@ class MemorySearch:
                 return
 
 
-# Which one is taken
+# Which one to use
 
 
 class Wanted(NamedTuple):
-    """What the user says of VMCOREINFO.
+    """The user's choice of VMCOREINFO.
 
-    :ivar text: this one, of the file ``name``.
-    :ivar address: the one that is there in physical memory.
+    :ivar text: text of the file ``name``.
+    :ivar address: physical address of the VMCOREINFO to use.
     """
 
     text: Optional[bytes] = None
@@ -564,32 +568,34 @@ class Wanted(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """VMCOREINFO to go on with.
+    """The VMCOREINFO to use.
 
-    :ivar origin: where it comes from, for people.
-    :ivar layouts: indices of the layouts by which it is right.
-    :ivar warnings: what people should know about it.
-    :ivar address: where in physical memory it was found, by the first layout.
+    :ivar origin: where it came from, for display.
+    :ivar layouts: the layouts with which it fits.
+    :ivar warnings: warnings about it for the user.
+    :ivar address: physical address where it was found, according to the first of the layouts; None if it was
+        not found in memory.
     """
 
     text: bytes
     origin: str
-    layouts: Tuple[int, ...]
+    layouts: Tuple[PhysicalMemory, ...]
     warnings: Tuple[str, ...] = ()
     address: Optional[int] = None
 
 
 def choose(memory: MemorySearch, path: str, wanted: Wanted, note: Optional[bytes], what: str) -> Chosen:
-    """Take the text that the user gives, else the dump's note, else the first in memory that fits.
+    """Choose the text that the user gives, else the dump's note, else the first in memory that fits.
 
-    What memory contradicts is not taken. What it neither confirms nor contradicts is taken with a warning,
-    unless there is one that it confirms.
+    A text that memory contradicts is not used. A text that memory neither confirms nor contradicts is used
+    with a warning, unless there is one that memory confirms.
 
-    :param path: how people call the source; ``what`` is what they call its memory.
+    :param path: name of the source in messages.
     :param note: the text of the dump's note.
-    :raises WrongVmcoreinfo: what the user says does not fit.
-    :raises Encrypted: there is nothing to take, as the memory is encrypted.
-    :raises NotADump: there is nothing to take.
+    :param what: name of the source's memory in messages.
+    :raises WrongVmcoreinfo: the user's choice does not fit.
+    :raises Encrypted: no text can be used because the memory is encrypted.
+    :raises NotADump: no text can be used.
     """
     try:
         return _choose(memory, path, wanted, note, what)
@@ -622,7 +628,7 @@ def _first(memory: MemorySearch, what: str) -> Chosen:
 
 
 def _note_or_better(memory: MemorySearch, path: str, note: bytes, what: str) -> Chosen:
-    # The image's build id is compared when a symbol leads to it: see check_vmcoreinfo() in core.py.
+    # The image's build id is compared later, once a symbol gives its address: see verify.check_vmcoreinfo().
     verdict, which = memory.judge(note, with_build_id=False)
     if verdict.state == "fits":
         return Chosen(note, _NOTE_ORIGIN, which)
@@ -645,11 +651,11 @@ def _found(found: Found) -> Chosen:
 
 
 def found_at(address: int) -> str:
-    """An origin."""
+    """The origin text for an address."""
     return f"found in memory at physical {address:#x}"
 
 
-def _not_verified(verdict: Verdict, text: bytes, origin: str, which: Tuple[int, ...]) -> Chosen:
+def _not_verified(verdict: Verdict, text: bytes, origin: str, which: Tuple[PhysicalMemory, ...]) -> Chosen:
     warning = f"whether VMCOREINFO ({origin}) is of this boot could not be verified: {verdict.reason}"
     return Chosen(text, f"{origin} (not verified)", which, (warning,))
 
@@ -657,6 +663,9 @@ def _not_verified(verdict: Verdict, text: bytes, origin: str, which: Tuple[int, 
 def _chosen_by_address(memory: MemorySearch, path: str, address: int) -> Chosen:
     remedy = "kvintro info lists those that fit"
     text = memory.text_at(address)
+    if text is None:
+        next(memory.found(), None)
+        text = memory.text_at(address)
     if text is None:
         raise WrongVmcoreinfo(f"{path} has no VMCOREINFO at physical {address:#x}", remedy)
     verdict, which = memory.judge(text)
@@ -672,7 +681,7 @@ def _chosen_by_file(memory: MemorySearch, path: str, text: bytes, name: str, not
     verdict, which = memory.judge(text)
     if verdict.state == "fits":
         return Chosen(text, "--vmcoreinfo", which)
-    # What does not fit, or cannot be verified, yields to what does.
+    # Prefer a text that fits over one that does not fit or cannot be verified.
     right, where = None, _NOTE_ORIGIN
     if note is not None and memory.judge(note)[0].state == "fits":
         right = note

@@ -1,89 +1,25 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What a file is, by its content: the formats that kvintro reads, and those that people try it with.
+"""Formats that kvintro does not read but may be given: each has a name and advice.
 
-A format is one line of :data:`FORMATS`: how people call it, how it is recognised, and what to do with it. The
-first that fits wins. To read another one, give its line a ``form`` and handle that in
-:func:`kvintro.source.core.examine`.
-
-Where the marks come from: QEMU's qemu-file and docs/interop/qcow2.rst, libvirt's qemu_saveimage.h, Xen's
-tools/libs/saverestore and docs/misc/dump-core-format.txt, VirtualBox' dbgfcorefmt.h, VMware's vmss as crash's
-vmware_vmss.h has it, makedumpfile's sadump_mod.h, kernel/power/swap.c, LKCD's dump.h, s390-tools' zgetdump,
-and file(1) for what is no dump at all.
+The marks come from QEMU's qemu-file and docs/interop/qcow2.rst, libvirt's qemu_saveimage.h, Xen's
+tools/libs/saverestore and docs/misc/dump-core-format.txt, VirtualBox's dbgfcorefmt.h, crash's
+vmware_vmss.h, makedumpfile's sadump_mod.h, kernel/power/swap.c, LKCD's dump.h, s390-tools' zgetdump, and
+file(1) for files that are not dumps at all.
 """
 
 from __future__ import annotations
 
-import re
-import struct
-from typing import Callable, NamedTuple, Optional, Sequence, Tuple
+from typing import Sequence, Tuple
 
 from kvintro.source.content import Content
-from kvintro.source.flattened import MAGIC as FLATTENED
-from kvintro.source.kdump import SIGNATURES as KDUMP
-from kvintro.source.physical import AVML_MAGIC, LIME_MAGIC
+from kvintro.source.dump import READS, Format, Test, begins, either, ends, has, matches
+from kvintro.source.formats.raw import LEAST as RAW_LEAST
 
-READS = "kvintro reads ELF vmcores and kdump files, raw memory, LiME and AVML"
-_HEAD = 1 << 10
-# A file without any header is taken for memory only if a machine can have so much.
-_MIN_RAW = 8 << 20
+HEAD = 1 << 10
+_SHORTEST = 16  # bytes; a shorter file may be truncated within its mark
 _AS_ELF = "virsh dump --memory-only DOMAIN FILE writes ELF, as QEMU's dump-guest-memory does"
 _VM_AGAIN = "dump the guest as ELF: "
 _SWAP_PAGES = (4096, 8192, 16384, 32768, 65536)
-
-Test = Callable[[Content, bytes], bool]
-
-
-class Format(NamedTuple):
-    """One format.
-
-    :ivar name: what the file is, with an article: "FILE is NAME".
-    :ivar fits: whether a file is that, from its content and its first kilobyte.
-    :ivar advice: what to do with it.
-    :ivar form: how :func:`kvintro.source.core.examine` knows it; None if kvintro does not read it.
-    """
-
-    name: str
-    fits: Test
-    advice: str = ""
-    form: Optional[str] = None
-
-
-def recognise(content: Content) -> Format:
-    """The format of a file; there always is one."""
-    head = content.at(0, _HEAD)
-    found = next((each for each in FORMATS if each.fits(content, head)), None)
-    if found is not None:
-        return found
-    return RAW if content.size >= _MIN_RAW else UNKNOWN
-
-
-# How formats are recognised
-
-
-def begins(*marks: bytes) -> Test:
-    """Files that begin with one of these."""
-    return lambda content, head: head.startswith(marks)
-
-
-def has(offset: int, *marks: bytes) -> Test:
-    """Files that have one of these at an offset."""
-    return lambda content, head: content.at(offset, max(map(len, marks))).startswith(marks)
-
-
-def matches(pattern: bytes) -> Test:
-    """Files whose first kilobyte begins as a pattern says."""
-    compiled = re.compile(pattern, re.DOTALL)
-    return lambda content, head: compiled.match(head) is not None
-
-
-def ends(distance: int, mark: bytes) -> Test:
-    """Files that have a mark so many bytes before their end."""
-    return lambda content, head: content.at(content.size - distance, len(mark)) == mark
-
-
-def either(*tests: Test) -> Test:
-    """Files that one of the tests fits."""
-    return lambda content, head: any(test(content, head) for test in tests)
 
 
 def _swap(*marks: bytes) -> Test:
@@ -91,32 +27,8 @@ def _swap(*marks: bytes) -> Test:
     return either(*(has(page - 10, *marks) for page in _SWAP_PAGES))
 
 
-_ELF = b"\x7fELF"
-_ET_CORE = 4
-
-
-def _virtualbox(content: Content, head: bytes) -> bool:
-    # VBoxManage leaves EI_VERSION 0, which ELF does not know.
-    return head.startswith(_ELF + b"\2\1\0") and head[16:18] == b"\4\0"
-
-
-def _xen_core(content: Content, head: bytes) -> bool:
-    """A core of `xl dump-core` has sections and no program headers."""
-    if not head.startswith(_ELF + b"\2\1") or len(head) < 64:
-        return False
-    (kind,), (offset,) = struct.unpack_from("<H", head, 16), struct.unpack_from("<Q", head, 40)
-    count, size, sections, names = struct.unpack_from("<HHHH", head, 56)
-    if kind != _ET_CORE or count or size != 64 or not names < sections:
-        return False
-    entry = content.at(offset + names * size, size)
-    if len(entry) < size:
-        return False
-    at, length = struct.unpack_from("<QQ", entry, 24)
-    return b".xen_pages\0" in content.at(at, min(length, 4096))
-
-
 def _mbr(content: Content, head: bytes) -> bool:
-    """A boot sector with a table of partitions, of which each is active or not, and one has sectors."""
+    """A boot sector with a partition table: all flags are valid, and at least one partition has sectors."""
     if head[510:512] != b"\x55\xaa":
         return False
     entries = [head[at : at + 16] for at in range(446, 510, 16)]
@@ -130,17 +42,17 @@ def _empty(content: Content, head: bytes) -> bool:
 
 
 def _zeros(content: Content, head: bytes) -> bool:
-    """One hole; or a small file of zeros."""
+    """A file that is one hole, or a small file of zeros."""
     if any(head):
         return False
-    small = content.size < _MIN_RAW and not any(content.at(0, content.size))
+    small = content.size < RAW_LEAST and not any(content.at(0, content.size))
     return small or not any(True for _ in content.stretches(0, content.size))
 
 
 def _text(content: Content, head: bytes) -> bool:
-    sample = head.rstrip(b"\0") if content.size <= _HEAD else head
+    sample = head.rstrip(b"\0") if content.size <= HEAD else head
     try:
-        text = sample.decode("utf-8", "strict" if content.size <= _HEAD else "ignore")
+        text = sample.decode("utf-8", "strict" if content.size <= HEAD else "ignore")
     except UnicodeDecodeError:
         return False
     return len(text) > 3 and all(c.isprintable() or c in "\t\n\r\f\x1b\ufeff" for c in text)
@@ -168,60 +80,21 @@ _PACKED: Sequence[Tuple[str, Test, str]] = (
     ("snappy's framing", begins(b"\xff\x06\0\0sNaPpY"), "snzip -d FILE.sz"),
 )
 
-#: In the order in which they are tried.
-FORMATS: Tuple[Format, ...] = (
+#: Those that kvintro unpacks itself.
+_READ = ("gzip", "bzip2", "xz", "zstd", "lz4", "lzop", "lzma")
+
+#: Tried before the formats that kvintro reads, as they look like one of those.
+LOOKALIKES: Tuple[Format, ...] = (
     Format("empty", _empty, "take the dump again; check what wrote it and the disk it was written to"),
-    # What kvintro reads, behind what only looks like it.
+)
+
+#: Tried after the formats that kvintro reads, in this order.
+OTHERS: Tuple[Format, ...] = (
+    # Dumps and saved machines of other kinds.
     Format(
-        "a core dump of VirtualBox",
-        _virtualbox,
-        "its ELF header lacks the version; set it in a copy: "
-        "printf '\\1' | dd of=COPY bs=1 seek=6 conv=notrunc",
-    ),
-    Format(
-        "a core dump of Xen (xl dump-core)",
-        _xen_core,
-        "crash and volatility3 read it; kvintro reads what kdump writes in the guest",
-    ),
-    Format("an ELF file", begins(_ELF), form="elf"),
-    Format("a kdump", begins(*KDUMP), form="kdump"),
-    Format("a flattened dump", begins(FLATTENED), form="flattened"),
-    Format("a LiME dump", begins(LIME_MAGIC), form="lime"),
-    Format("an AVML dump", begins(AVML_MAGIC), form="avml"),
-    # Dumps and saved machines of others.
-    Format(
-        "QEMU's migration stream, which virsh dump writes without --memory-only",
-        begins(b"QEVM"),
-        f"{_VM_AGAIN}{_AS_ELF}; or load this one with qemu-system-x86_64 -incoming and dump that",
-    ),
-    Format(
-        "a guest saved by libvirt (virsh save)",
-        begins(b"LibvirtQemudSave"),
-        f"start it with virsh restore --paused FILE; then {_AS_ELF}",
-    ),
-    Format(
-        "a guest whose saving by libvirt did not end (virsh save)",
-        begins(b"LibvirtQemudPart"),
-        f"save it again, or {_AS_ELF}",
-    ),
-    Format(
-        "a qcow2 disk image",
-        begins(b"QFI\xfb"),
-        "a snapshot with memory in it can be loaded with qemu-system-x86_64 -loadvm NAME -S, and dumped with "
-        "dump-guest-memory",
-    ),
-    Format(
-        "a saved machine of VMware (.vmss or .vmsn)",
-        either(
-            *(begins(bytes((n, 0xBE, 0xD2, 0xBE))) for n in (0xD0, 0xD1, 0xD2)),
-            begins(b"\xd3\xbe\xd3\xbe", b"\xd0\xbe\xd0\xbe", b"\xd1\xba\xd1\xba", b"\xd2\xba\xd2\xba"),
-        ),
-        "give the .vmem beside it; or make ELF of both: vmss2core -N6 FILE.vmss FILE.vmem",
-    ),
-    Format(
-        "a guest saved by Xen (xl save)",
-        either(begins(b"Xen saved domain, ", b"LinuxGuestRecord"), matches(rb"\xff{8}(XENF|FNEX)")),
-        "restore it (xl restore FILE), and have kdump in the guest write a dump; crash reads xl dump-core's",
+        "a guest saved by an old Xen (before 4.6)",
+        either(begins(b"Xen saved domain, ", b"LinuxGuestRecord"), matches(rb"\xff{8}FNEX")),
+        "restore it (xl restore FILE), and dump it with xl dump-core",
     ),
     Format(
         "a machine saved by VirtualBox (.sav)",
@@ -231,8 +104,8 @@ FORMATS: Tuple[Format, ...] = (
     Format(
         "a machine saved by Hyper-V (.vmrs)",
         begins(b"\x14\x20\x28\x01"),
-        "convert it to raw memory with a tool that uses Microsoft's VmSavedStateDumpProvider, or have kdump "
-        "write a dump in the guest",
+        "convert it to raw memory on Windows, with LiveCloudKd or MemProcFS (by Microsoft's "
+        "VmSavedStateDumpProvider), or have kdump write a dump in the guest",
     ),
     Format(
         "a crash dump of Windows",
@@ -255,7 +128,7 @@ FORMATS: Tuple[Format, ...] = (
         _swap(b"S1SUSPEND", b"S2SUSPEND", b"ULSUSPEND", b"LINHIB0001"),
         "kvintro does not read hibernation images; resume the machine and have kdump write a dump",
     ),
-    Format("swap space", _swap(b"SWAPSPACE2", b"SWAP-SPACE"), "memory that was swapped out is no dump"),
+    Format("swap space", _swap(b"SWAPSPACE2", b"SWAP-SPACE"), "memory that was swapped out is not a dump"),
     Format(
         "an LKCD dump", begins(b"\xed\x23\x8f\x61\x73\x01\x19\xa8"), "use the crash of that time (SLES 9, 10)"
     ),
@@ -275,9 +148,15 @@ FORMATS: Tuple[Format, ...] = (
         "it has no memory; dump the running guest as ELF with dump-guest-memory in qm monitor",
     ),
     # Packed.
-    *(Format(f"compressed with {name}", test, _unpack(command)) for name, test, command in _PACKED),
+    *(
+        Format(f"compressed with {name}", test, _unpack(command), packing=name if name in _READ else "")
+        for name, test, command in _PACKED
+    ),
     Format(
-        "a tar archive", has(257, b"ustar"), "unpack it first: tar xf FILE; then give the dump that was in it"
+        "a tar archive",
+        has(257, b"ustar"),
+        "unpack it first: tar xf FILE; then give the dump that was in it",
+        packing="tar",
     ),
     Format("a cpio archive (an initramfs?)", begins(b"070701", b"070702", b"070707"), READS),
     Format("encrypted", begins(b"-----BEGIN PGP", b"age-encryption.org", b"Salted__"), "decrypt it first"),
@@ -336,6 +215,11 @@ FORMATS: Tuple[Format, ...] = (
         "kvintro diff compares it; -c takes a dump",
     ),
     Format(
+        "too short to be a kernel dump",
+        lambda content, head: content.size < _SHORTEST and any(head),
+        "was it cut off? take or copy the dump again",
+    ),
+    Format(
         "a text file, not a kernel dump",
         _text,
         f"{READS}; vmcore-dmesg.txt is the log, and the dump is beside it",
@@ -346,5 +230,4 @@ FORMATS: Tuple[Format, ...] = (
         "take or copy the dump again; check the disk it was written to",
     ),
 )
-RAW = Format("raw memory", lambda content, head: True, form="raw")
 UNKNOWN = Format("not a kernel dump", lambda content, head: True, READS)
