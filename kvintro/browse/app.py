@@ -1,0 +1,756 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The screen of ``kvintro browse``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shlex
+import signal
+import sys
+import threading
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Callable, ClassVar, Dict, Iterable, List, Optional, Sequence, Tuple
+
+from rich.segment import Segment
+from rich.text import Text
+from textual import events
+from textual.app import App, ComposeResult, SystemCommand
+from textual.binding import Binding, BindingType
+from textual.color import Color
+from textual.containers import Horizontal, Vertical
+from textual.filter import LineFilter
+from textual.message import Message
+from textual.screen import Screen
+from textual.timer import Timer
+from textual.widgets import Footer, Static
+
+from kvintro.browse import dialogs, places
+from kvintro.browse.left import LeftView, MapView, PhysicalView, ProcessView
+from kvintro.browse.lines import Link, Sheet, plain
+from kvintro.browse.listing import Listing
+from kvintro.browse.places import Place, Tab
+from kvintro.browse.session import Found, Session, View
+from kvintro.browse.worker import Answer, Question, Worker
+from kvintro.commands import Bar
+from kvintro.errors import KvintroError
+from kvintro.render.text import RED, columns_of, wrapped
+from kvintro.streams import in_ascii
+from kvintro.text import printable
+
+_SETTLE = 0.06  # seconds that the cursor must rest before the browser asks about what is under it
+_SWITCH = 0.002  # seconds until the worker must let the screen's thread run
+_NARROW = 110  # terminals with fewer columns show only one pane
+_LAST = 3.0  # seconds for an orderly exit after a signal
+_AGAIN = 2.0  # seconds between two reads of a running kernel
+
+_HELP = """\
+Enter        zoom into the map; follow an address, page, process ...
+Left, Right  zoom out and in; in a line, choose what to follow
+Tab          go to the other pane        z     show one pane alone
+b, f         back, forward               g     go to anything
+m p u        map, physical memory, processes
+1 to 9       choose a tab                [ ]   tab before, next tab
+/            filter lines                s S   sort, in reverse
+y            copy the address            c     the same as a command line
+T            show memory as a type, such as struct task_struct
+:            run a command of kvintro    ?     explain this region
+r            read a running kernel again
+a            keep reading it             t     light or dark
+Escape       cancel; back to the map     q     quit
+Ctrl+P       find any of these by name"""
+
+
+@dataclass
+class Stop:
+    """One stop in the history: a place, its open tab, and the cursor.
+
+    :ivar from_map: whether the left pane's cursor led here; its next such stop replaces this one.
+    """
+
+    place: Place
+    tab: int = 0
+    item: int = 0
+    view: View = field(default_factory=View)
+    from_map: bool = False
+
+
+class Ascii(LineFilter):
+    """Draws with ASCII only, for terminals that support nothing else."""
+
+    def apply(self, segments: List[Segment], background: Color) -> List[Segment]:
+        """Convert segments to ASCII."""
+        return [segment if segment.text.isascii() else self._plain(segment) for segment in segments]
+
+    def _plain(self, segment: Segment) -> Segment:
+        text = "".join(
+            in_ascii(char).ljust(columns_of(char), "?")[: columns_of(char)] for char in segment.text
+        )
+        return Segment(text, segment.style, segment.control)
+
+
+class Answered(Message):
+    """The worker has an answer.
+
+    :ivar then: function to call with the answer.
+    """
+
+    def __init__(self, answer: Answer, then: Callable[[Any], None]) -> None:
+        super().__init__()
+        self.answer = answer
+        self.then = then
+
+
+class Browser(App[int]):
+    """Map on the left, details of the selected item on the right.
+
+    :param light: begin with dark text on a light background.
+    :param ascii_only: draw with ASCII only.
+    :param begin: where to begin, as typed after ``g``.
+    :ivar map: the left pane.
+    :ivar detail: the right pane.
+    :ivar questions: the thread that queries the kernel.
+    :ivar stops: the history; :ivar:`at` is the index of the current stop.
+    """
+
+    TITLE = "kvintro"
+    CSS = """
+    Screen { layout: vertical; }
+    #head { height: 1; background: $primary; color: $text; text-style: bold; }
+    #crumbs { height: 1; background: $surface; padding: 0 1; }
+    #panes { height: 1fr; }
+    #left { width: 40%; min-width: 41; max-width: 70; }
+    #left.small { width: 21; min-width: 21; }
+    #right { width: 1fr; }
+    #tabs, #title { height: 1; background: $boost; padding: 0 1; }
+    .here #title, .here #tabs { background: $primary 30%; }
+    Listing { height: 1fr; padding: 0 0 0 1; }
+    .alone #left { width: 100%; max-width: 100%; }
+    .hidden { display: none; }
+    """
+    BINDINGS: ClassVar[List[BindingType]] = [
+        Binding("g", "goto", "Go"),
+        Binding("b,backspace,alt+left", "step(-1)", "Back"),
+        Binding("slash", "filter", "Filter", key_display="/"),
+        Binding("s", "sort", "Sort"),
+        Binding("c", "command_line", "Cmd"),
+        Binding("colon", "run", "Run", key_display=":"),
+        Binding("question_mark", "explain", "Explain", key_display="?"),
+        Binding("tab", "other_pane", "Pane", priority=True),
+        Binding("f1", "keys", "Keys"),
+        Binding("q", "quit", "Quit", show=False),
+        Binding("f,alt+right", "step(1)", "Forward", show=False),
+        Binding("m", "look('map')", "Map", show=False),
+        Binding("p", "look('physical')", "Physical memory", show=False),
+        Binding("u", "look('processes')", "Processes", show=False),
+        Binding("T", "as_type", "Show memory as a type", show=False),
+        Binding("S", "reverse", "Sort in reverse", show=False),
+        Binding("y", "copy", "Copy the address", show=False),
+        Binding("r", "read_again", "Read a running kernel again", show=False),
+        Binding("a", "keep_reading", "Keep reading a running kernel", show=False),
+        Binding("z", "alone", "Show one pane alone", show=False),
+        Binding("t", "other_theme", "Light or dark", show=False),
+        Binding("escape", "escape", "Cancel", show=False),
+        Binding("left_square_bracket", "tab(-1)", "Tab before", show=False),
+        Binding("right_square_bracket", "tab(1)", "Next tab", show=False),
+        *(Binding(str(n), f"choose_tab({n - 1})", show=False) for n in range(1, 10)),
+    ]
+
+    def __init__(
+        self, session: Session, *, light: bool = False, ascii_only: bool = False, begin: str = ""
+    ) -> None:
+        super().__init__()
+        self.session = session
+        self.questions = Worker()
+        session.say = self.questions.say
+        self.theme = "textual-light" if light else "textual-dark"
+        # Kept as attributes, because queries find the widgets of a dialog while it is open.
+        self.map, self.detail = Listing(id="map"), Listing(id="detail")
+        self._left, self._right = Vertical(id="left", classes="here"), Vertical(id="right")
+        self._panes = Horizontal(id="panes")
+        self._head, self._crumbs, self._title, self._tabs = (
+            Static("", id=name, markup=False) for name in ("head", "crumbs", "title", "tabs")
+        )
+        self._ascii = ascii_only
+        self._begin = begin
+        self.stops: List[Stop] = []
+        self.at = -1
+        page = session.kernel.form.page_size
+        self._views: Dict[str, LeftView] = {
+            "map": MapView(),
+            "physical": PhysicalView(page),
+            "processes": ProcessView(),
+        }
+        self._view = self._views["map"]
+        self._answers: Dict[LeftView, Any] = {}
+        self._sheet = Sheet((), ())
+        self._settling: Optional[Timer] = None
+        self._rereading: Optional[Timer] = None
+        self._marks = False
+
+    # The screen
+
+    def compose(self) -> ComposeResult:
+        """Head, breadcrumb, two panes, keys."""
+        yield self._head
+        yield self._crumbs
+        with self._panes:
+            with self._left:
+                yield self._title
+                yield self.map
+            with self._right:
+                yield self._tabs
+                yield self.detail
+        yield Footer(show_command_palette=False)
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        """Filters for every line of the screen."""
+        filters = super().get_line_filters()
+        return [*filters, Ascii()] if self._ascii else filters
+
+    def on_mount(self) -> None:
+        """Start by reading the map."""
+        sys.setswitchinterval(_SWITCH)
+        Bar.allowed = False
+        self._end_on_signals()
+        self.map.focus()
+        self.set_interval(0.15, self._show_head)
+        self._show_head()
+        self._read_left()
+        if self._begin:
+            self._go_to(self._begin)
+
+    def _end_on_signals(self) -> None:
+        """Restore the terminal if a signal ends this process."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+                loop.add_signal_handler(number, self._end_on, 128 + number)
+
+    def _end_on(self, code: int) -> None:
+        """Exit, even if the terminal is gone and Textual would wait forever to write to it."""
+        last = threading.Timer(_LAST, os._exit, (code,))
+        last.daemon = True
+        last.start()
+        self.exit(return_code=code)
+
+    def _fatal_error(self) -> None:
+        """End without a traceback on the screen; ``start`` raises the exception again."""
+        self._close_messages_no_wait()
+
+    def on_unmount(self) -> None:
+        """Stop the worker."""
+        self.questions.stop()
+        Bar.allowed = True
+
+    @property
+    def idle(self) -> bool:
+        """Whether no question is running or pending."""
+        return self.questions.idle and self._settling is None
+
+    def _ask(
+        self,
+        lane: str,
+        text: str,
+        question: Callable[[], Any],
+        then: Callable[[Any], None],
+        *,
+        patient: bool = False,
+    ) -> None:
+        """Have the worker run a question; ``then`` gets the answer in the screen's thread."""
+
+        def done(answer: Answer) -> None:
+            self.post_message(Answered(answer, then))
+
+        self.questions.ask(Question(lane, text, question, done, patient))
+
+    def on_answered(self, message: Answered) -> None:
+        """Pass an answer on, or show its error."""
+        if message.answer.error is None:
+            message.then(message.answer.value)
+            return
+        what, remedy = _problem(message.answer.error)
+        if message.answer.lane == "goto":
+            self.notify(f"{what}\n{remedy}".rstrip(), severity="error", markup=False, timeout=8)
+            return
+        pane = self.detail if message.answer.lane == "detail" else self.map
+        width = self._room(pane)
+        lines = [plain(line, RED) for line in wrapped(what, width)]
+        lines += [plain(line) for line in wrapped(remedy, width) if remedy]
+        pane.show(lines)
+
+    def _show_head(self) -> None:
+        who = self.session.kernel.identity
+        busy = self.questions.busy
+        kaslr = {True: "KASLR on", False: "KASLR off", None: "KASLR unknown"}[who.kaslr]
+        parts = ["kvintro", f"Linux {printable(who.release or 'of unknown release')}", kaslr]
+        parts.append(printable(self.session.kernel.source.label))
+        right = f" {busy}… " if busy else " again every 2 s " if self._rereading is not None else ""
+        room = max(self.size.width - len(right), 10)
+        left = f" {'   '.join(parts)}"[:room].ljust(room)
+        self._head.update(Text(left + right, no_wrap=True, overflow="crop"))
+
+    @staticmethod
+    def _room(pane: Listing) -> int:
+        """Columns for the lines of a pane, without its scroll bar."""
+        return max(pane.container_size.width - 3, 18)
+
+    # The left pane
+
+    def _read_left(self, cursor: int = 0) -> None:
+        view = self._view
+        self._title_left()
+        question, then = partial(view.ask, self.session), partial(self._show_left, view, cursor)
+        self._ask("map", view.doing, question, then, patient=isinstance(view, PhysicalView))
+
+    def _show_left(self, view: LeftView, cursor: int, answer: Any) -> None:
+        if view is not self._view:
+            return
+        self._answers[view] = answer
+        lines = view.lines(answer, self._room(self.map))
+        cells = isinstance(view, PhysicalView)
+        self.map.keeps_part = cells
+        part = 0 if cells else -1
+        self.map.show(lines or [plain("nothing")], cursor, part=part, marks=self._marks)
+        self._title_left()
+        self._preview()
+
+    def _title_left(self) -> None:
+        width = self._room(self.map)
+        text = self._view.title()
+        text = text if len(text) <= width else "…" + text[1 - width :]
+        self._title.update(Text(text, no_wrap=True))
+
+    def _preview(self) -> None:
+        """Show details of the item under the left pane's cursor."""
+        self._settling = None
+        stop = self.stop
+        if stop is not None and not stop.from_map and not self.map.has_focus:
+            return
+        place = self._view.place(self.map.cursor, self.map.link)
+        if place is not None:
+            self._stand(place, from_map=True)
+
+    def _zoom_out(self) -> None:
+        cursor = self._view.out()
+        if cursor is not None:
+            self._read_left(cursor)
+
+    # Places
+
+    @property
+    def stop(self) -> Optional[Stop]:
+        """The current stop."""
+        return self.stops[self.at] if 0 <= self.at < len(self.stops) else None
+
+    @property
+    def _tab(self) -> Optional[Tab]:
+        stop = self.stop
+        return stop.place.tabs[stop.tab] if stop is not None and stop.place.tabs else None
+
+    def _stand(self, place: Place, *, from_map: bool = False) -> None:
+        """Go to a place. If both it and the current stop come from the left pane, it replaces that stop."""
+        stop = self.stop
+        if stop is not None and stop.from_map and from_map:
+            if stop.place == place and not self._marks:
+                return
+            alike = [tab.title for tab in place.tabs] == [tab.title for tab in stop.place.tabs]
+            self.stops[self.at] = Stop(place, stop.tab if alike else 0, from_map=True)
+        else:
+            tab = 0
+            if stop is not None:
+                stop.item = self.detail.cursor
+                titles = [tab.title for tab in place.tabs]
+                if self._tab is not None and self._tab.title == places.MEMORY in titles:
+                    tab = titles.index(places.MEMORY)
+            self.at += 1
+            self.stops.insert(self.at, Stop(place, tab, from_map=from_map))
+            if not from_map:
+                self._mark(place)
+        del self.stops[self.at + 1 :]
+        self._read_detail()
+
+    def _mark(self, place: Place) -> None:
+        """Move the map's cursor to a place that was reached in another way."""
+        address = 0 if place.pid is not None else place.start
+        if address is None or not isinstance(self._view, MapView):
+            return
+        item = self._view.item_at(address)
+        if item is not None:
+            self.map.select(item)
+
+    def _follow(self, link: Link) -> None:
+        self._ask("goto", "looking it up", partial(self.session.place, link), self._arrive)
+
+    def _arrive(self, place: Place) -> None:
+        if self._right.has_class("hidden"):
+            self.action_alone()
+        self.detail.focus()
+        self._stand(place)
+
+    # Details
+
+    def _read_detail(self) -> None:
+        self._show_crumbs()
+        stop, tab = self.stop, self._tab
+        if stop is None or tab is None:
+            self._show_sheet(Sheet((), ()))
+            return
+        view = replace(stop.view, width=self._room(self.detail))
+        question = partial(self.session.sheet, tab, stop.place, view)
+        self._ask("detail", " ".join(tab.command[:2]), question, self._show_sheet)
+
+    def _show_sheet(self, sheet: Sheet) -> None:
+        self._sheet = sheet
+        stop = self.stop
+        item = stop.item if stop is not None else 0
+        self.detail.show(sheet.lines or (plain("nothing"),), item, marks=self._marks)
+        self._marks = False
+
+    def _show_crumbs(self) -> None:
+        stop = self.stop
+        names = [stop.place.title for stop in self.stops[: self.at + 1]]
+        width = max(self.size.width - 2, 20)
+        while len(names) > 1 and len(" › ".join(names)) > width:
+            del names[0]
+            names[0] = "…"
+        text = Text(no_wrap=True, overflow="ellipsis")
+        text.append("".join(f"{name} › " for name in names[:-1]), "dim")
+        text.append(names[-1] if names else "", "bold")
+        self._crumbs.update(text)
+        self._tabs.update(_tabs_text(stop))
+
+    # Events
+
+    def on_descendant_focus(self) -> None:
+        """Mark the pane that has the focus."""
+        for pane, listing in ((self._left, self.map), (self._right, self.detail)):
+            pane.set_class(listing.has_focus, "here")
+        small = self.size.width < _NARROW and self.detail.has_focus
+        if small != self._left.has_class("small"):
+            self._left.set_class(small, "small")
+            self.call_after_refresh(self._resized)
+
+    def on_listing_moved(self, message: Listing.Moved) -> None:
+        """Ask about the item under the left pane's cursor, once the cursor rests."""
+        if message.listing.id != "map":
+            return
+        if self._settling is not None:
+            self._settling.stop()
+        self._settling = self.set_timer(_SETTLE, self._preview)
+
+    def on_listing_followed(self, message: Listing.Followed) -> None:
+        """Enter: zoom in, or follow a link."""
+        if message.listing.id != "map":
+            if message.link is not None:
+                self._follow(message.link)
+            return
+        found = self._view.enter(message.item, message.link)
+        if found is True:
+            self._read_left()
+        elif isinstance(found, Link):
+            self._follow(found)
+        else:
+            self.detail.focus()
+
+    def on_listing_aside(self, message: Listing.Aside) -> None:
+        """Left and right in the map: zoom out and in."""
+        if message.listing.id == "map":
+            if message.by > 0:
+                self.map.action_follow()
+            else:
+                self._zoom_out()
+
+    def on_click(self, event: events.Click) -> None:
+        """Open the tab that was clicked."""
+        if event.widget is not None and event.widget.id == "tabs" and self.stop is not None:
+            at = 1
+            for number, tab in enumerate(self.stop.place.tabs):
+                at += len(tab.title) + 5
+                if event.x < at:
+                    self.action_choose_tab(number)
+                    return
+
+    def on_resize(self) -> None:
+        """Draw again for the new width."""
+        if self._view in self._answers:
+            self.call_after_refresh(self._resized)
+
+    def _resized(self) -> None:
+        answer = self._answers.get(self._view)
+        if self.stop is not None:
+            self.stop.item = self.detail.cursor
+        if answer is not None:
+            self.map.show(self._view.lines(answer, self._room(self.map)), self.map.cursor)
+            self._title_left()
+        self._read_detail()
+
+    # Keys
+
+    def check_action(self, action: str, parameters: Tuple[object, ...]) -> Optional[bool]:
+        """Only a dialog's own keys work while it is open."""
+        return len(self.screen_stack) == 1 or action in ("quit", "command_palette")
+
+    def action_other_pane(self) -> None:
+        """Go to the other pane."""
+        if self._panes.has_class("alone"):
+            self.action_alone()
+        (self.detail if self.map.has_focus else self.map).focus()
+
+    def action_escape(self) -> None:
+        """Cancel the running question, or go back to the map, or zoom out."""
+        if self.questions.busy:
+            self.questions.cancel()
+            self.notify("cancelled", timeout=2)
+        elif self.map.has_focus:
+            self._zoom_out()
+        elif self.stop is not None and self.stop.view.match:
+            self._filter("")
+        else:
+            self.map.focus()
+
+    def action_step(self, by: int) -> None:
+        """Go back, or forward again."""
+        if not 0 <= self.at + by < len(self.stops):
+            return
+        if self.stop is not None:
+            self.stop.item = self.detail.cursor
+        self.at += by
+        self._read_detail()
+
+    def action_tab(self, by: int) -> None:
+        """Go to the previous or next tab."""
+        stop = self.stop
+        if stop is not None and stop.place.tabs:
+            self.action_choose_tab((stop.tab + by) % len(stop.place.tabs))
+
+    def action_choose_tab(self, number: int) -> None:
+        """Go to a tab by number."""
+        stop = self.stop
+        if stop is None or not 0 <= number < len(stop.place.tabs) or number == stop.tab:
+            return
+        stop.tab, stop.item, stop.view = number, 0, View()
+        self._read_detail()
+
+    def action_look(self, name: str) -> None:
+        """Switch the left pane to another view."""
+        self._view = self._views[name]
+        if self._left.has_class("hidden"):
+            self.action_alone()
+        self.map.focus()
+        self.map.show([plain(f"{self._view.doing}…")])
+        if self._view in self._answers:
+            self._show_left(self._view, 0, self._answers[self._view])
+        else:
+            self._read_left()
+
+    def action_goto(self) -> None:
+        """Ask for a target and go there."""
+        title = "go to: address, symbol+offset, pfn:1a2b, phys:1000, pid or command, module, region"
+        self.push_screen(dialogs.Ask(title), self._go_to)
+
+    def _go_to(self, text: Optional[str]) -> None:
+        if text and text.strip():
+            self._ask("goto", "looking it up", partial(self.session.find, text), self._found)
+
+    def _found(self, found: List[Found]) -> None:
+        if len(found) == 1:
+            self._arrive(found[0].place)
+            return
+
+        def chosen(number: Optional[int]) -> None:
+            if number is not None:
+                self._arrive(found[number].place)
+
+        self.push_screen(dialogs.Choose("which one?", [f.text for f in found]), chosen)
+
+    def action_filter(self) -> None:
+        """Show only lines that contain a text."""
+        stop = self.stop
+        if stop is not None:
+            self.push_screen(dialogs.Ask("show lines that contain", stop.view.match), self._filter)
+
+    def _filter(self, text: Optional[str]) -> None:
+        stop = self.stop
+        if stop is not None and text is not None:
+            stop.view, stop.item = replace(stop.view, match=text), 0
+            self.detail.focus()
+            self._read_detail()
+
+    def action_sort(self) -> None:
+        """Sort by a column."""
+        columns = self._sheet.columns
+        if not columns:
+            self.notify("there is no table here", timeout=3)
+            return
+
+        def chosen(number: Optional[int]) -> None:
+            stop = self.stop
+            if number is not None and stop is not None:
+                stop.view, stop.item = replace(stop.view, sort=columns[number], reverse=False), 0
+                self._read_detail()
+
+        self.push_screen(dialogs.Choose("sort by", columns), chosen)
+
+    def action_reverse(self) -> None:
+        """Reverse the order."""
+        stop = self.stop
+        if stop is not None:
+            stop.view = replace(stop.view, reverse=not stop.view.reverse)
+            self._read_detail()
+
+    def action_explain(self) -> None:
+        """Explain the region that is shown."""
+        stop = self.stop
+        if stop is None:
+            return
+        place, region_at = stop.place, self.session.region_at
+
+        def question() -> Place:
+            key = None if place.start is None else region_at(place.start)
+            return places.explained(key or ("user" if place.pid is not None else "direct_map"))
+
+        self._ask("goto", "looking it up", question, self._arrive)
+
+    def action_keys(self) -> None:
+        """Show the keys."""
+        self.push_screen(dialogs.Message(_HELP))
+
+    def action_copy(self) -> None:
+        """Copy the address under the cursor, or that of the place."""
+        text = self._address()
+        if not text:
+            self.notify("there is no address here", timeout=3)
+            return
+        self.copy_to_clipboard(text)
+        self.notify(f"copied {text}", markup=False, timeout=3)
+
+    def _address(self) -> str:
+        link = self.detail.link if self.detail.has_focus else None
+        if link is not None:
+            return f"{link.value:x}" if isinstance(link.value, int) else link.value
+        stop = self.stop
+        if stop is None:
+            return ""
+        return stop.place.copied if stop.place.start is None else f"{stop.place.start:016x}"
+
+    def action_command_line(self) -> None:
+        """Show the command line with the same output, and copy it."""
+        stop, tab = self.stop, self._tab
+        if stop is None or tab is None:
+            return
+        line = self.session.command_line(self._sheet.command or tab.command, stop.view)
+        self.copy_to_clipboard(line)
+        self.push_screen(dialogs.Message(f"{line}\n\n(copied)"))
+
+    def action_run(self) -> None:
+        """Run a command of kvintro and show its output in the right pane."""
+
+        def typed(line: Optional[str]) -> None:
+            if line and line.strip():
+                self._arrive(places.typed(line))
+
+        self.push_screen(dialogs.Ask("run: kvintro"), typed)
+
+    def action_as_type(self) -> None:
+        """Show the memory at the cursor's address, or the place's, as members of a type."""
+        address = self._address()
+        stop = self.stop
+        if not address or stop is None:
+            return
+        pid = (
+            f"--pid {stop.place.pid} " if stop.place.pid is not None and stop.place.start is not None else ""
+        )
+
+        def typed(name: Optional[str]) -> None:
+            if name and name.strip():
+                line = shlex.join(["read", address, "--type", name.strip()])
+                self._arrive(places.typed(line.replace("read ", f"read {pid}", 1)))
+
+        self.push_screen(dialogs.Ask(f"{address} is a", "struct "), typed)
+
+    def action_read_again(self) -> None:
+        """Read a running kernel again."""
+        if not self.session.live:
+            self.notify("a dump does not change; this is for running kernels", timeout=3)
+            return
+        view = self._view
+        self._marks = True
+
+        def question() -> Any:
+            self.session.refresh()
+            return view.ask(self.session)
+
+        self._answers.clear()
+        self._ask("map", view.doing, question, partial(self._read_both, view))
+
+    def _read_both(self, view: LeftView, answer: Any) -> None:
+        self._show_left(view, self.map.cursor, answer)
+        if self.stop is not None:
+            self.stop.item = self.detail.cursor
+        self._marks = True
+        self._read_detail()
+
+    def action_keep_reading(self) -> None:
+        """Start or stop reading a running kernel periodically."""
+        if self._rereading is not None:
+            self._rereading.stop()
+            self._rereading = None
+        elif self.session.live:
+            self._rereading = self.set_interval(_AGAIN, self._read_if_idle)
+            self.action_read_again()
+        else:
+            self.notify("a dump does not change; this is for running kernels", timeout=3)
+
+    def _read_if_idle(self) -> None:
+        if not self.questions.busy:
+            self.action_read_again()
+
+    def action_alone(self) -> None:
+        """Show only the pane with the focus, or both again."""
+        hidden = [pane for pane in (self._left, self._right) if pane.has_class("hidden")]
+        for pane in hidden:
+            pane.remove_class("hidden")
+        if not hidden:
+            (self._right if self.map.has_focus else self._left).add_class("hidden")
+        self._panes.set_class(not hidden, "alone")
+        self.call_after_refresh(self._resized)
+
+    def action_other_theme(self) -> None:
+        """Switch between dark and light."""
+        self.theme = "textual-light" if self.theme == "textual-dark" else "textual-dark"
+
+    def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
+        """Entries of the command palette: all keys."""
+        for binding in self._bindings:
+            if binding[1].description:
+                run = partial(self.call_later, self.run_action, binding[1].action)
+                yield SystemCommand(binding[1].description, f"key {binding[0]}", run)
+
+
+def _tabs_text(stop: Optional[Stop]) -> Text:
+    text = Text(no_wrap=True, overflow="ellipsis")
+    if stop is None:
+        return text
+    for number, tab in enumerate(stop.place.tabs):
+        text.append(f" {number + 1} {tab.title} ", "reverse bold" if number == stop.tab else "")
+        text.append(" ")
+    view = stop.view
+    if view.match:
+        text.append(f" /{printable(view.match)}", "bold")
+    if view.sort:
+        text.append(f" by {view.sort}", "bold")
+    return text
+
+
+def _problem(error: Exception) -> Tuple[str, str]:
+    if isinstance(error, KvintroError):
+        return printable(error.what), printable(error.remedy)
+    return f"this cannot be read: {printable(' '.join(repr(error).split()))[:300]}", ""
+
+
+def is_light() -> bool:
+    """Whether the terminal declares a light background, as some do (COLORFGBG)."""
+    return os.environ.get("COLORFGBG", "").split(";")[-1] in ("7", "15")
