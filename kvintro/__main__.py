@@ -7,7 +7,7 @@ import sys
 from kvintro import isolation
 
 if os.geteuid() == 0:
-    # Before anything else is imported: -m puts the working directory first on the search path.
+    # Before any other import, because -m puts the working directory first on the search path.
     isolation.narrow_search_path()
 
 from kvintro.cli import main

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Every exception that a user of kvintro can meet.
 
-Each says in one line what happened and in another what to do about it. The command line prints the two
-and no traceback; :attr:`KvintroError.exit_code` is what the process then ends with.
+Each has one line that says what happened and one that says what to do about it. The command line prints
+these two lines and no traceback. :attr:`KvintroError.exit_code` is the exit status of the process.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ EXIT_INTERRUPTED = 130
 
 
 class KvintroError(Exception):
-    """Something that a person can do something about.
+    """An error that the user can do something about.
 
-    :param what: what happened, one line.
-    :param remedy: what to do about it, one line; may be empty.
+    :param what: what happened, in one line.
+    :param remedy: what to do about it, in one line; may be empty.
     """
 
     exit_code = EXIT_SOURCE
@@ -31,7 +31,7 @@ class KvintroError(Exception):
 
 
 class UsageError(KvintroError):
-    """The command line or an argument makes no sense."""
+    """The command line or an argument is wrong."""
 
     exit_code = EXIT_USAGE
 
@@ -41,46 +41,49 @@ class SourceError(KvintroError):
 
 
 class NoSuchSource(SourceError):
-    """The file named with -c, -s, --btf or --vmcoreinfo is not there, or is no file."""
+    """The file named with -c, -s, --btf or --vmcoreinfo does not exist, or is not a regular file."""
 
 
 class NotADump(SourceError):
-    """The file is there, but it is no dump of a kernel that kvintro reads."""
+    """The file exists, but it is not a dump that kvintro can read."""
 
 
 class WrongArchitecture(SourceError):
-    """The kernel is of an architecture that kvintro does not know."""
+    """kvintro does not support the kernel's architecture."""
 
 
 class WrongVmlinux(SourceError):
-    """The debuginfo given is not that of the kernel in the source."""
+    """The given debuginfo does not belong to the kernel in the source."""
 
 
 class WrongVmcoreinfo(SourceError):
-    """The VMCOREINFO that was asked for is none, or is not that of the kernel in the source."""
+    """The given VMCOREINFO is not valid, or does not belong to the kernel in the source."""
 
 
 class NotPermitted(SourceError):
-    """The source exists, but this user may not read it (permission or lockdown)."""
+    """The source exists, but this user cannot read it (permissions or lockdown).
+
+    :ivar by: what helps on the command line: the option ``--sudo``, the program ``sudo``, or nothing.
+    """
+
+    def __init__(self, what: str, remedy: str = "", by: str = "") -> None:
+        super().__init__(what, remedy)
+        self.by = by
 
 
 class NoTypes(SourceError):
-    """The types asked for are not there, or make no sense."""
-
-
-class SymbolsMissing(SourceError):
-    """Nothing leads to the kernel's symbols, and the command cannot do without."""
+    """The requested types do not exist, or are damaged."""
 
 
 class NotWritten(KvintroError):
-    """The report is made, but cannot be written to where it is wanted."""
+    """The report is complete, but cannot be written to its destination."""
 
 
 class Unavailable(KvintroError):
     """One fact about the kernel cannot be read from this source.
 
-    Raised by what reads facts and caught by what reports them: it becomes an
-    :class:`~kvintro.model.Absent` with the same reason, and the rest of the report goes on.
+    Code that reads facts raises it. Code that reports them catches it, shows the reason instead of the value,
+    and goes on with the rest of the report.
     """
 
 
@@ -91,6 +94,6 @@ class NotInDump(Unavailable):
         kind = "physical" if physical else "virtual"
         super().__init__(
             f"{kind} memory {address:016x}-{address + size - 1:016x} is not in this source",
-            "take the dump without page exclusion, or from its beginning to its end",
+            "take a complete dump, without page exclusion",
         )
         self.address = address

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What a process of ours must not load: it may be root's, and what it is asked about may be a stranger's.
+"""Keep untrusted code out of this process, which may run as root for another user.
 
-This is called before anything but the standard library is imported, and so imports nothing else itself.
+This runs before any import outside the standard library, so it imports nothing else itself.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from typing import Set
 def disable_drgn_plugins() -> None:
     """Keep drgn from loading plugins when a program is set.
 
-    drgn imports all that installed packages offer it and what the environment names: code that no report of
-    ours needs, a fifth of the time that a report takes, and with root's rights. Both variables are
-    documented by drgn.
+    drgn imports every plugin of installed packages and of the environment, with root's rights. No report
+    needs them, and they take a fifth of a report's time. drgn documents both variables.
     """
     os.environ["DRGN_DISABLE_PLUGINS"] = "*"
     os.environ.pop("DRGN_PLUGINS", None)
 
 
 def narrow_search_path() -> None:
-    """Take from Python's search path what the working directory and the environment put there.
+    """Remove entries of the working directory and the environment from Python's search path.
 
-    What remains is what ``python -I`` searches. Modules of this package are found by the package's own path,
-    so that it may lie in such a directory itself.
+    The rest is what ``python -I`` searches. Modules of this package are found by the package's own path, so
+    the package may be in such a directory.
     """
     unwanted = _outside() - _installed()
     sys.path[:] = [entry for entry in sys.path if entry and os.path.realpath(entry) not in unwanted]
 
 
 def forget_paths_of_locales() -> None:
-    """Take from the environment what names a locale by its path.
+    """Remove variables that name a locale by path from the environment.
 
-    argparse would have root read a catalogue of messages there. sudo does this, too; not all others do.
+    Otherwise argparse would read a message catalogue from there as root. sudo removes them; not every other
+    such program does.
     """
     for name in ("LANGUAGE", "LC_ALL", "LC_MESSAGES", "LANG"):
         if "/" in os.environ.get(name, ""):
@@ -45,7 +45,7 @@ def forget_paths_of_locales() -> None:
 
 
 def may_more_than_its_user() -> bool:
-    """Whether this process is root's, or has capabilities. Where that cannot be told, it may have."""
+    """Whether this process is root or has capabilities; True if that is unknown."""
     try:
         with open("/proc/self/status", "rb") as file:
             sets = [int(line.split()[1], 16) for line in file if line.startswith((b"CapPrm", b"CapEff"))]
@@ -55,16 +55,16 @@ def may_more_than_its_user() -> bool:
 
 
 def _installed() -> Set[str]:
-    """Where the standard library and installed packages lie, whoever else names it."""
+    """Directories of the standard library and installed packages, even if others name them too."""
     return {os.path.realpath(entry) for entry in (*site.getsitepackages(), os.path.dirname(os.__file__))}
 
 
 def _outside() -> Set[str]:
-    """The directories that ``python -I`` does not search, resolved."""
+    """Resolved directories that ``python -I`` does not search."""
     found = []
-    with contextlib.suppress(OSError):  # it was removed
+    with contextlib.suppress(OSError):  # the working directory was removed
         found.append(os.getcwd())
-    # Empty entries of PYTHONPATH stand for the working directory.
+    # Empty entries of PYTHONPATH mean the working directory.
     found += [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     if site.ENABLE_USER_SITE and site.USER_SITE:
         found.append(site.USER_SITE)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Where output goes: never onto a file that the run reads, and to a file completely or not at all."""
+"""Writing output: never over a file that the run reads, and either a complete file or none."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from typing import Any, BinaryIO, Dict, Iterator, Optional, Set, TextIO, Tuple
 from kvintro.commands import InputPath
 from kvintro.errors import NotWritten, UsageError
 
-#: A file, whatever path leads to it: device and inode.
+#: Device and inode: identify a file whatever its path.
 FileId = Tuple[int, int]
 
 _MOST_LINKS = 40  # the kernel's MAXSYMLINKS
-# What a file system answers that has no O_TMPFILE.
+# Errors of a file system without O_TMPFILE.
 _NO_UNNAMED = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
-# Why a file cannot be replaced that can be written: a sticky or read-only directory, a mount point.
+# Errors of replacing a file that is itself writable: a sticky or read-only directory, a mount point.
 _IN_PLACE = (errno.EPERM, errno.EACCES, errno.EBUSY, errno.EROFS, errno.EXDEV, errno.EOPNOTSUPP)
-# Written through, so that nothing is left in a buffer when the file below it fails.
+# write_through, so that no buffer holds data when writing the file below fails.
 _FORM: Dict[str, Any] = {
     "encoding": "utf-8",
     "errors": "backslashreplace",
@@ -38,7 +38,7 @@ _FORM: Dict[str, Any] = {
 
 
 def refuse_inputs(args: argparse.Namespace) -> None:
-    """Refuse a command line whose output would go onto a file that it reads. Opens nothing.
+    """Refuse a command line whose output would overwrite a file that it reads. Opens nothing.
 
     :raises UsageError: the file of ``-o``, standard output or standard error is such a file.
     """
@@ -56,7 +56,7 @@ def refuse_inputs(args: argparse.Namespace) -> None:
     if target is not None and stat.S_ISREG(target.st_mode) and target.st_dev in _kernel_devices():
         raise UsageError(f"-o {args.output} is a file of the kernel", "choose another file")
     if err is not None and _id(err) in inputs:
-        # What is said now must not go there, either.
+        # The error message must not go there either.
         to = os.open(os.devnull, os.O_WRONLY) if out is None or _id(out) in inputs else sys.stdout.fileno()
         os.dup2(to, sys.stderr.fileno())
     for name, status in (("standard output", out), ("standard error", err)):
@@ -74,7 +74,7 @@ def _id(status: os.stat_result) -> FileId:
 
 
 def _named_files(args: argparse.Namespace) -> Dict[FileId, str]:
-    """The files that the command line names to be read."""
+    """Input files named on the command line."""
     found: Dict[FileId, str] = {}
     for value in vars(args).values():
         for path in value if isinstance(value, list) else [value]:
@@ -85,10 +85,10 @@ def _named_files(args: argparse.Namespace) -> Dict[FileId, str]:
 
 
 def _open_files() -> Dict[FileId, str]:
-    """The files that this process has open for reading, or mapped: what it found by itself, too."""
+    """Files that this process has mapped or open for reading, including those not named by the user."""
     found: Dict[FileId, str] = {}
     for name in _listed("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # the listing's own descriptor is gone
+        with contextlib.suppress(OSError):  # descriptor of the listing itself, closed by now
             flags = fcntl.fcntl(int(name), fcntl.F_GETFL)
             if flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_PATH:
                 status = os.fstat(int(name))
@@ -123,7 +123,7 @@ def _stat(path: Optional[str]) -> Optional[os.stat_result]:
 
 
 def _fstat(stream: Optional[TextIO]) -> Optional[os.stat_result]:
-    """None for what is closed, or is no file (a notebook's)."""
+    """Status of a stream; None if it is closed or is not a file (as in a notebook)."""
     try:
         return None if stream is None else os.fstat(stream.fileno())
     except (OSError, ValueError):
@@ -136,13 +136,13 @@ def _kernel_devices() -> Set[int]:
 
 @contextlib.contextmanager
 def written_file(path: str) -> Iterator[TextIO]:
-    """A file of UTF-8 text that takes the place of what is at ``path`` when the block ends without an error.
+    """Open a UTF-8 text file that replaces ``path`` when the block ends without an error.
 
-    Until then the old file is as it was. What is no regular file (a pipe, a device, a descriptor such as
-    ``/dev/fd/3``) is written directly.
+    Until then the old file stays unchanged. Anything but a regular file (a pipe, a device, a descriptor such
+    as ``/dev/fd/3``) is written directly.
 
-    :raises OSError: it cannot be written.
-    :raises NotWritten: it should not be: a block device.
+    :raises OSError: the file cannot be written.
+    :raises NotWritten: the file is a block device.
     """
     if not path or path.endswith("/"):
         number = errno.EISDIR if path else errno.ENOENT
@@ -162,7 +162,7 @@ def written_file(path: str) -> Iterator[TextIO]:
 
 
 def _direct(path: str) -> Optional[BinaryIO]:
-    """What can only be written as it is; None for a regular file and for none."""
+    """Open a file that can only be written in place; None for a regular or missing file."""
     descriptor = _own_descriptor(path)
     if descriptor is not None:
         return os.fdopen(os.dup(descriptor), "wb")
@@ -178,7 +178,7 @@ def _direct(path: str) -> Optional[BinaryIO]:
 
 
 def _own_descriptor(path: str) -> Optional[int]:
-    """The descriptor of this process that a path such as ``/dev/stdout`` stands for."""
+    """The descriptor of this process that a path such as ``/dev/stdout`` refers to."""
     descriptors = os.path.realpath("/proc/self/fd")
     for _ in range(_MOST_LINKS):
         directory, name = os.path.split(path)
@@ -193,7 +193,7 @@ def _own_descriptor(path: str) -> Optional[int]:
 
 
 class _Replacement:
-    """The new content of a regular file, without a name for as long as the file system allows that.
+    """New content of a regular file. It has no name until the commit, if the file system supports that.
 
     :ivar content: write it here, then call :meth:`commit`.
     """
@@ -225,10 +225,10 @@ class _Replacement:
         return self
 
     def _beside(self) -> int:
-        """A temporary file in the directory of the target; a name it gets only where it must have one."""
+        """Open a temporary file in the target's directory, unnamed if possible."""
         flags = os.O_RDWR | os.O_CLOEXEC
         try:
-            if os.path.exists("/proc/self/fd"):  # by which it gets its name
+            if os.path.exists("/proc/self/fd"):  # needed to link it to its name later
                 return os.open(".", flags | os.O_TMPFILE, 0o666, dir_fd=self._directory)
         except OSError as error:
             if error.errno not in _NO_UNNAMED:
@@ -239,7 +239,7 @@ class _Replacement:
         return os.open(self._temporary, flags, 0o666, dir_fd=self._directory)
 
     def _end_on_signals(self) -> None:
-        """Have the usual signals end the process by an exception, so that no file is left behind."""
+        """Make the usual signals raise an exception that ends the process, so that no file is left behind."""
         if threading.current_thread() is not threading.main_thread():
             return
 
@@ -251,9 +251,9 @@ class _Replacement:
                 self._handlers[number] = signal.signal(number, end)
 
     def commit(self) -> None:
-        """Put the new content in the place of the old.
+        """Replace the old content with the new.
 
-        :raises OSError: that cannot be done, and the old content is still there.
+        :raises OSError: the content cannot be replaced; the old content is still there.
         """
         self.content.flush()
         os.fsync(self.content.fileno())
@@ -267,9 +267,9 @@ class _Replacement:
         self._created = False
 
     def _keep_attributes(self) -> None:
-        """Give the new file the old one's owner, mode and access list.
+        """Give the new file the owner, mode and access list of the old one.
 
-        :raises OSError: this user may not. Then the old file itself must be written.
+        :raises OSError: this user may not. Then the old file itself must be overwritten.
         """
         if self._old is None or self._created:
             return
@@ -283,7 +283,7 @@ class _Replacement:
             os.setxattr(self.content.fileno(), attribute, os.getxattr(self._old, attribute))
 
     def _is_named(self, old: os.stat_result) -> bool:
-        """Whether the name still is that of the old file."""
+        """Whether the name still refers to the old file."""
         try:
             found = os.stat(self._name, dir_fd=self._directory, follow_symlinks=False)
         except FileNotFoundError:
@@ -299,7 +299,7 @@ class _Replacement:
         self._temporary = None
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):  # what could not be written cannot be flushed
+        with contextlib.suppress(OSError):  # after a failed write, flushing fails as well
             self.content.close()
         self._forget()
 
@@ -316,10 +316,10 @@ class _Replacement:
 
 
 def _place(path: str, descriptor: int) -> str:
-    """Where an open file is, behind all links: the new one goes there."""
+    """Path of an open file with all links resolved. The new file goes there."""
     try:
         return os.readlink(f"/proc/self/fd/{descriptor}")
-    except OSError:  # /proc is not mounted here
+    except OSError:  # /proc is not mounted
         return os.path.realpath(path)
 
 
@@ -328,10 +328,10 @@ def _private_name() -> str:
 
 
 def _opened(path: str) -> Tuple[bool, Optional[int]]:
-    """Whether the target had to be created, and its descriptor, None where it is not there yet.
+    """Whether the target was created, and its descriptor; None if it does not exist yet.
 
-    The kernel follows links here, by its rules for those that others made. Where a link leads to nothing, an
-    empty file is made there, which is removed again if the output fails.
+    The kernel follows links here, under its rules for links of other users. If a link is dangling, this
+    creates an empty file at its target; it is removed again if the output fails.
     """
     flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY
     try:
@@ -343,15 +343,15 @@ def _opened(path: str) -> Tuple[bool, Optional[int]]:
 
 
 def _attributes(descriptor: int) -> Iterator[str]:
-    """Extended attributes that are not the system's own to set."""
-    with contextlib.suppress(OSError):  # the file system has none
+    """Extended attributes except those that only the system sets."""
+    with contextlib.suppress(OSError):  # the file system has no attributes
         yield from (name for name in os.listxattr(descriptor) if not name.startswith("security."))
 
 
 def _copy(content: BinaryIO, descriptor: int) -> None:
-    """Overwrite a file with new content. The room for it is taken first, so that a full disk does no harm.
+    """Overwrite a file with new content. Space is allocated first, so that a full disk does no harm.
 
-    :raises OSError: there is none.
+    :raises OSError: there is not enough space.
     """
     size, old = content.seek(0, os.SEEK_END), os.fstat(descriptor).st_size
     try:

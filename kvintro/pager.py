@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Text that is longer than the terminal, in the pager that its user likes."""
+"""Shows text that is longer than the terminal in the user's pager."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from kvintro.streams import encoded
 def show_paged(text: str, stream: TextIO) -> bool:
     """Show text in a pager, if the stream is a terminal and the text does not fit on it.
 
-    ``$KVINTRO_PAGER`` or ``$PAGER`` names the pager (``cat`` or nothing for none); root gets less, since
-    what a variable names need not be what root wants to run.
+    ``$KVINTRO_PAGER`` or ``$PAGER`` names the pager (``cat`` or an empty value for none). root gets less,
+    because root may not want to run what a variable names.
 
-    :return: whether that was done; if not, somebody else has to write the text.
+    :return: whether the text was shown; if not, the caller has to write it.
     """
     if not stream.isatty() or text.count("\n") < shutil.get_terminal_size().lines:
         return False
@@ -27,7 +27,7 @@ def show_paged(text: str, stream: TextIO) -> bool:
         command = ["less"]
     if command[:1] in ([], ["cat"]):
         return False
-    # Colours pass, what fits is not held up, and no shell or editor opens from within.
+    # Pass colours through, do not page what fits, and forbid shells and editors from within less.
     environment = {"LESS": "FRX", **os.environ, "LESSSECURE": "1"}
     stream.flush()
     try:
@@ -39,10 +39,10 @@ def show_paged(text: str, stream: TextIO) -> bool:
         pager.stdin.write(encoded(text, stream))
         pager.stdin.close()
     except (BrokenPipeError, KeyboardInterrupt):
-        pass  # Who has seen enough leaves.
+        pass  # the user quit before the end
     while True:
         try:
             pager.wait()
             return True
         except KeyboardInterrupt:
-            continue  # It is the pager's to answer.
+            continue  # the pager handles it

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """``%kvintro`` at drgn's prompt: the command line's commands on the program of the session.
 
-drgn imports this module, by the entry point ``drgn.plugins``, whenever anybody opens a program. So it imports
-nothing that is not loaded by then, and fails on nothing: what a command needs is imported when it runs.
+drgn imports this module, through the entry point ``drgn.plugins``, whenever a program is opened. So it
+imports only modules that are already loaded, and must not fail. What a command needs is imported when it
+runs.
 """
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Any, Sequence
 
 if TYPE_CHECKING:
@@ -23,23 +23,27 @@ A program without debuginfo is given the symbols and types that the kernel carri
 
 
 def run(prog: Program, arguments: Sequence[str]) -> Any:
-    """Run one command line; prints what the command line would, and returns the report.
+    """Run one command line: print what the command line would print, and return the report.
 
-    :raises drgn.commands.CommandError: where the command line would end with status 2 or 3.
+    :raises drgn.commands.CommandError: the command line would exit with status 2 or 3.
     """
     from drgn.commands import CommandError
 
-    from kvintro.cli import deliver, parse
+    from kvintro.delivery import deliver
     from kvintro.errors import KvintroError
-    from kvintro.model import Stream
+    from kvintro.model import Raw, Stream
+    from kvintro.parser import parse
     from kvintro.prompt import Answer, Listing, kernel, run_command
     from kvintro.text import printable
 
     try:
         args = parse(arguments)
         result = run_command(kernel(prog), args)
+        if isinstance(result, Raw):
+            deliver(result, args)
+            return None
         if isinstance(result, Stream):
-            # An endless one must come as it goes; one that reads nothing can be kept.
+            # An endless stream must be printed as it arrives; one that does not read stdin can be kept.
             found: Any = result if "-" in arguments else Listing.of(result)
         else:
             found = Answer.of(result)
@@ -68,6 +72,4 @@ def _register() -> None:
     )(_cmd_kvintro)
 
 
-# drgn before 0.1 has no commands.
-with contextlib.suppress(ImportError):
-    _register()
+_register()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""``kvintro shell``: drgn's own prompt, and its way of running scripts, on a kernel that kvintro opened."""
+"""``kvintro shell``: drgn's own prompt and script runner, for a kernel that kvintro opened."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from typing import Any, Dict, Optional
 
 import drgn
 
+from kvintro import prompt
 from kvintro.commands import standard_input
 from kvintro.errors import KvintroError, NoSuchSource
-from kvintro.kernel import Kernel
+from kvintro.kernels import Kernel
 from kvintro.source.attached import adopt
 from kvintro.text import printable
 
@@ -26,7 +27,7 @@ Every command of kvintro is a method of k, and %kvintro COMMAND runs it as the s
 
 
 def start(kernel: Kernel, args: argparse.Namespace) -> int:
-    """Run the prompt, or what is to be run in place of it; returns the exit code."""
+    """Run the prompt, or the given code instead, and return the exit code."""
     _load_commands()
     adopt(kernel.source)
     drgn.set_default_prog(kernel.prog)
@@ -43,7 +44,7 @@ def start(kernel: Kernel, args: argparse.Namespace) -> int:
 
 
 def _load_commands() -> None:
-    """drgn's own commands and ours: an installed drgn would load them as plugins, which root's does not."""
+    """Load drgn's commands and ours. drgn would load them as plugins, but not for root."""
     for name in ("drgn.commands._builtin", "drgn.commands._crash", "kvintro.plugin"):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
@@ -52,10 +53,8 @@ def _load_commands() -> None:
 def _globals(kernel: Kernel, names: Optional[Dict[str, Any]] = None) -> Dict[str, Any]:
     from drgn.cli import default_globals
 
-    from kvintro import prompt
-
     found = default_globals(kernel.prog) if names is None else names
-    found["k"] = prompt.PromptKernel(kernel.source)
+    found["k"] = prompt.Kernel(kernel.source)
     found["kernel"] = prompt.kernel
     return found
 
@@ -74,7 +73,7 @@ def _interactive(kernel: Kernel) -> None:
 
 
 class _NotFromHere:
-    """Keeps root's prompt from importing what lies in the working directory, which drgn lets it search."""
+    """Keeps root's prompt from importing modules in the working directory, which drgn adds to the path."""
 
     def find_spec(self, *_: Any) -> None:
         while "" in sys.path:
@@ -106,12 +105,12 @@ def _script(kernel: Kernel, path: str, arguments: "list[str]") -> int:
 
 
 def _say(text: str) -> None:
-    """Lines for standard error; an exception's may have strings of the kernel in them."""
+    """Write lines to standard error. Text of an exception may contain strings of the kernel."""
     sys.stderr.write("".join(f"{printable(line)}\n" for line in text.split("\n")))
 
 
 def _guarded(run: Any) -> int:
-    """Run it as python would: an exception is printed with its traceback, less our own part of that."""
+    """Run code as python would: an exception prints its traceback, without the frames of kvintro."""
     try:
         run()
     except (KvintroError, BrokenPipeError):

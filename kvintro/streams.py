@@ -1,22 +1,26 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Standard input, output and error: closed ones, and ones that take no Unicode."""
+"""Standard input, output and error, including closed ones and ones that cannot encode Unicode."""
 
 from __future__ import annotations
 
 import codecs
+import colorsys
 import contextlib
 import io
 import locale
 import logging
 import os
+import re
+import shutil
 import sys
+from functools import lru_cache
 from typing import Any, List, TextIO, Tuple, Union
 
 from kvintro.errors import NotWritten
 from kvintro.text import printable
 
 _FALLBACK = "kvintro"
-# What is drawn with, in ASCII: a character for a character, so that columns stay where they are.
+# ASCII for each drawing character, one for one, so that columns stay aligned.
 _ASCII = {
     "─": "-",
     "│": "|",
@@ -29,6 +33,9 @@ _ASCII = {
     "…": "~",
     "–": "-",
     "×": "x",
+    "›": ">",
+    **dict.fromkeys("▌▎▏▍▐▕", "|"),
+    **dict.fromkeys("▁▂▃▄▅▆▇▀▔", "#"),
     "≥": ">",
     "≤": "<",
     **dict.fromkeys("┌┐└┘├┤", "+"),
@@ -46,8 +53,8 @@ class _Closed(io.TextIOBase):
 
 
 def prepare() -> None:
-    """Make the streams of this process safe to use, whatever it was started with. Call it first."""
-    # The next file opened would otherwise be number 0, 1 or 2, and get what libraries write there.
+    """Make the standard streams safe to use, however the process was started. Call this first."""
+    # Otherwise the next opened file would become number 0, 1 or 2, and libraries would write into it.
     while True:
         descriptor = os.open(os.devnull, os.O_RDWR)
         if descriptor > 2:
@@ -65,14 +72,14 @@ def prepare() -> None:
 
 
 class _Inert(logging.Formatter):
-    """Libraries' messages may have strings of a kernel in them."""
+    """Formats messages of libraries, which may contain strings of a kernel."""
 
     def format(self, record: logging.LogRecord) -> str:
         return "\n".join(map(printable, super().format(record).split("\n")))
 
 
 def let_go() -> None:
-    """Forget what cannot be written: Python would complain again when it flushes the streams at the end."""
+    """Discard output that cannot be written. Otherwise Python complains again when it flushes at exit."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -82,12 +89,12 @@ def let_go() -> None:
 
 
 def is_closed(stream: TextIO) -> bool:
-    """Whether this is a standard output that was closed before the process started."""
+    """Whether a stream is a standard output that was closed before the process started."""
     return isinstance(stream, _Closed)
 
 
 def _wants_ascii() -> bool:
-    """Whether the locale is C by its user's choice, where Python writes UTF-8 all the same (PEP 540)."""
+    """Whether the user chose the C locale, in which Python still writes UTF-8 (PEP 540)."""
     chosen = os.environ.get("PYTHONIOENCODING", "").split(":")[0] or os.environ.get("PYTHONUTF8")
     if chosen or "utf8" in sys._xoptions:
         return False
@@ -101,10 +108,10 @@ def _is_unicode(stream: Any) -> bool:
 
 
 def fitting(text: str, stream: TextIO, form: str) -> str:
-    """The text in characters that the stream can write.
+    """Replace characters that a stream cannot encode.
 
-    :param form: one of :data:`kvintro.render.FORMATS`. In markup what does not fit becomes a reference, so
-        that a page is the same in any encoding.
+    :param form: one of :data:`kvintro.render.FORMATS`. In markup such characters become references, so that a
+        page is the same in any encoding.
     """
     if text.isascii() or _is_unicode(stream):
         return text
@@ -113,25 +120,72 @@ def fitting(text: str, stream: TextIO, form: str) -> str:
     return text.encode(stream.encoding, _FALLBACK).decode(stream.encoding)
 
 
+_COLOR = re.compile("38;5;([0-9]+)(?=[;m])")
+# Names of terminals with a palette of more than 16 colours.
+_MANY_COLORS = re.compile(
+    "256color|direct|kitty|alacritty|foot|ghostty|wezterm|konsole|iterm|vte|truecolor|24bit"
+)
+# Those of the 16 colours that are legible on both black and white, by the first hue of each in degrees.
+_HUES = ((0, "95"), (15, "33"), (70, "32"), (160, "36"), (200, "94"), (255, "35"), (345, "95"))
+
+
+def in_its_colors(text: str) -> str:
+    """Replace colours of the 256-colour palette if the terminal has only 16."""
+    kind = f"{os.environ.get('TERM', '')} {os.environ.get('COLORTERM', '')}"
+    if "38;5;" not in text or _MANY_COLORS.search(kind):
+        return text
+    return _COLOR.sub(lambda found: _basic(int(found[1])), text)
+
+
+@lru_cache(maxsize=256)
+def _basic(number: int) -> str:
+    """Code of the most similar of the 16 colours. Red is kept for pure red, the colour of defects."""
+    if number >= 232:
+        return "90"
+    levels = (0, 95, 135, 175, 215, 255)
+    red, green, blue = (levels[(number - 16) // step % 6] / 255 for step in (36, 6, 1))
+    hue, saturation, _ = colorsys.rgb_to_hsv(red, green, blue)
+    if saturation < 0.15:
+        return "90"
+    if (red, green, blue)[1:] == (0, 0):
+        return "31"
+    return next(code for first, code in reversed(_HUES) if hue * 360 >= first)
+
+
+def takes_unicode(stream: TextIO) -> bool:
+    """Whether a stream can encode every character."""
+    return not _wants_ascii() and _is_unicode(stream)
+
+
 def encoded(text: str, stream: TextIO) -> bytes:
-    """The text as bytes for what shows it in the stream's place, such as a pager."""
+    """Encode text for a program that shows it in the stream's place, such as a pager."""
     return text.encode(getattr(stream, "encoding", None) or "utf-8", _FALLBACK)
 
 
+def in_ascii(char: str) -> str:
+    """Replace a drawing character with its ASCII substitute, any other character with an escape."""
+    return _ASCII.get(char) or char.encode("ascii", "backslashreplace").decode()
+
+
 def _to_ascii(error: UnicodeError) -> Tuple[Union[str, bytes], int]:
-    """The error handler for encoding: drawing characters become ASCII, others are escaped."""
+    """Error handler for encoding: drawing characters become ASCII, others are escaped."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     out: List[str] = []
     end = error.end
     for at in range(error.start, end):
         char = error.object[at]
-        out.append(_ASCII.get(char) or char.encode("ascii", "backslashreplace").decode())
+        out.append(in_ascii(char))
         if char in "≥≤" and error.object[at + 1 : at + 2] == " ":
-            out[-1] += "="  # in the place of the space
+            out[-1] += "="  # replaces the space
             end = at + 2
             break
     return "".join(out), end
 
 
 codecs.register_error(_FALLBACK, _to_ascii)
+
+
+def terminal_width(stream: TextIO) -> int:
+    """Number of columns of a stream's terminal; 0 if the stream is not a terminal."""
+    return shutil.get_terminal_size().columns if stream.isatty() else 0

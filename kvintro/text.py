@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""How sizes and strings of unknown origin are written wherever a sentence holds one."""
+"""Formatting of sizes, and of strings of unknown origin, for use in sentences."""
 
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Iterable, List
 
+_LONGEST_WORD = 64  # longer ones are not names
 _UNITS = ("B", "KB", "MB", "GB", "TB", "PB", "EB")
 
 
 def size_text(size: int) -> str:
-    """A number of bytes as ``64 TB``, ``59.2 TB``, ``4 KB``: powers of 1024, to 0.1 (below 10 to 0.01)."""
+    """Format bytes as ``64 TB``, ``59.2 TB``, ``4 KB``: powers of 1024, to 0.1 (below 10 to 0.01)."""
     unit = 0
     while unit < len(_UNITS) - 1 and abs(size) >= 1 << 10 * (unit + 1):
         unit += 1
@@ -26,13 +28,28 @@ def size_text(size: int) -> str:
 
 
 def displacement_text(value: int) -> str:
-    """A signed number of bytes as ``+6.47 TB``, ``-4 GB``, ``0``."""
+    """Format a signed number of bytes as ``+6.47 TB``, ``-4 GB``, ``0``."""
     if value == 0:
         return "0"
     return ("+" if value > 0 else "") + size_text(value)
 
 
-# Characters that show nothing or change the one before them, and are neither marks nor unprintable: Hangul
+def closest(word: str, candidates: Iterable[str]) -> List[str]:
+    """Up to three candidates that the user may have meant, the most likely first."""
+    from difflib import get_close_matches
+
+    by_lower = {candidate.lower(): candidate for candidate in candidates}
+    near = get_close_matches(word.lower()[:_LONGEST_WORD], by_lower, n=3, cutoff=0.7)
+    return [by_lower[name] for name in near]
+
+
+def did_you_mean(word: str, candidates: Iterable[str]) -> str:
+    """Return the beginning of a remedy, ``did you mean vmalloc? ``, or "" if no candidate is similar."""
+    near = closest(word, candidates)
+    return f"did you mean {' or '.join(map(printable, near))}? " if near else ""
+
+
+# Characters that are invisible or change the one before them, but are neither marks nor unprintable: Hangul
 # fillers, vowels and finals (which have no width of their own), blanks, U+FFFC, emoji modifiers.
 _INVISIBLE = (
     (0x115F, 0x11FF),
@@ -63,11 +80,11 @@ def _escaped(char: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Text of unknown origin as characters that each take a place of their own, from left to right.
+    """Keep characters that occupy a place of their own, left to right, and escape all others.
 
-    Everything else is escaped, so that no terminal obeys it and no reader is misled: control and format
-    characters, combining marks, variation selectors, fillers, letters that are written from right to left.
-    Letters that have their accent in them and those of East Asia stay. So does what is escaped already.
+    Escaped are control and format characters, combining marks, variation selectors, fillers and letters of
+    right-to-left scripts: no terminal obeys them and no reader is misled. Precomposed letters and those of
+    East Asia stay. Text that is already escaped stays too.
     """
     if text.isascii() and text.isprintable():
         return text

@@ -1,69 +1,130 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""One file per architecture: constants and pure arithmetic, no drgn.
+"""One package per architecture. The rest of kvintro uses the architecture of its kernel.
 
-An architecture is added by adding a file here with an ``ARCHITECTURE``; nothing else has to know of it.
+To add an architecture, add a package here with an ``ARCHITECTURE``; no other code has to change. Its modules
+have fixed names. docs/architecture.md says what each contains and what it may import:
+
+* ``form``: the :class:`~kvintro.arch.form.PagingForm` of its page tables; ``entries``: an
+  :class:`~kvintro.arch.entry.EntryFormat`, which decodes entries, and ``of_any``; ``ptdump_text``: the format
+  of a line of the kernel's ptdump, as ``TEXT``, see :class:`~kvintro.arch.ptdump_text.PtdumpText`; ``slots``:
+  the places that KASLR chooses from. Pure arithmetic.
+* ``address_space``: the :class:`~kvintro.arch.address_space.AddressSpace` that VMCOREINFO describes.
+* ``facts``: facts of a kernel's address space, as ``FACTS``, see :class:`kvintro.kernels.Facts`.
+* ``ptdump``: what the kernel's ptdump shows of a tree, as ``DUMP``, see :class:`kvintro.queries.ptdump.Dump`.
+* ``variables``, if needed: types of variables that only its kernels have.
+* ``regions``: the regions that only this architecture has, one module each, and in ``regions.explained``
+  their texts for ``kvintro explain``.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
-from typing import Any, List, Optional, Protocol, Sequence, Tuple
+from functools import cache
+from typing import Any, Mapping, Optional, Protocol, Sequence, Tuple
 
+from kvintro.arch.address_space import AddressSpace
+from kvintro.arch.entry import EntryFormat
+from kvintro.arch.image import InnerPart, Part
+from kvintro.arch.ptdump_text import PtdumpText
 from kvintro.errors import WrongArchitecture
 
 
-class Geometry(Protocol):
-    """Page-table geometry of one kernel: what :mod:`kvintro.paging` needs to walk its tables.
-
-    Levels are counted from 1 (tables of 4K pages on x86-64) to ``levels`` (the root). All tables have
-    512 entries of 8 bytes.
-    """
-
-    levels: int
-    flags_mask: int
-    pfn_mask: int
-
-    def shift(self, level: int) -> int:
-        """log2 of the bytes that one entry of a table at ``level`` spans."""
-
-    def large_levels(self) -> Sequence[int]:
-        """Levels above 1 at which an entry may map a page itself."""
-
-    def large_bit(self) -> int:
-        """The bit that says an entry at such a level maps a page."""
-
-    def sign_extend(self, address: int) -> int:
-        """The canonical address with the given low bits."""
-
-
 class Architecture(Protocol):
-    """What an architecture file exports as ``ARCHITECTURE``."""
+    """Interface of ``ARCHITECTURE`` in the package of an architecture."""
 
-    name: str
-    drgn_name: str
-    elf_machine: int
-    machine: str
-    regions: Tuple[Any, ...]
+    @property
+    def name(self) -> str:
+        """Its name for display and for JSON's ``arch``."""
 
-    def geometry(self, levels: int, physical_mask: int) -> Geometry:
-        """The geometry with ``levels`` of paging; entries hold addresses within ``physical_mask``."""
+    @property
+    def package(self) -> str:
+        """Full name of its package."""
+
+    @property
+    def drgn_name(self) -> str:
+        """Name of drgn's ``Architecture``."""
+
+    @property
+    def elf_machine(self) -> int:
+        """``e_machine`` of its ELF files."""
+
+    @property
+    def machine(self) -> str:
+        """``utsname.machine`` of its kernels."""
+
+    @property
+    def ram_from_zero(self) -> bool:
+        """Whether all its machines have RAM at physical address 0."""
+
+    @property
+    def page_sizes(self) -> Sequence[int]:
+        """Possible sizes of the smallest page of its kernels, in bytes."""
+
+    @property
+    def qemu_machine(self) -> str:
+        """Its name in the headers of kdumps that QEMU writes."""
+
+    @property
+    def vmcoreinfo_keys(self) -> Sequence[str]:
+        """Keys of VMCOREINFO that only its kernels have."""
+
+    @property
+    def root_symbol(self) -> str:
+        """The kernel's root table in symbol tables; in VMCOREINFO it is always ``swapper_pg_dir``."""
+
+    @property
+    def image_parts(self) -> Sequence[Part]:
+        """The main parts of the kernel's image, in the order of addresses."""
+
+    @property
+    def image_inner(self) -> Sequence[InnerPart]:
+        """Parts of the main parts."""
+
+    @property
+    def protected_pages(self) -> Sequence[str]:
+        """Variables of one page each that are read-only although they lie among writable ones."""
+
+    @property
+    def unused_top(self) -> int:
+        """Start of the last addresses, where nothing is mapped. Error pointers and poison values are here."""
+
+    @property
+    def marked_variables(self) -> Mapping[str, Tuple[bytes, int]]:
+        """Variables recognised by their content: a regular expression, and the offset where it matches."""
+
+    @property
+    def minimal_vmcoreinfo(self) -> bytes:
+        """The minimum for drgn and libkdumpfile to read physical memory."""
+
+    def address_space(self, lines: Mapping[str, str]) -> AddressSpace:
+        """The address space that the lines of VMCOREINFO describe.
+
+        :raises ValueError: a number is malformed or impossible. The text says which: "its KEY is ...".
+        """
 
 
-def architectures() -> List[Architecture]:
-    """All architectures that have a file here."""
-    return [
+def architectures() -> Sequence[Architecture]:
+    """All architectures that have a package here."""
+    return _in(tuple(__path__))
+
+
+@cache
+def _in(path: Tuple[str, ...]) -> Sequence[Architecture]:
+    return tuple(
         module.ARCHITECTURE
-        for info in pkgutil.iter_modules(__path__)
+        for info in pkgutil.iter_modules(path)
+        if info.ispkg
         for module in [importlib.import_module(f"{__name__}.{info.name}")]
         if hasattr(module, "ARCHITECTURE")
-    ]
+    )
 
 
 def by_elf_machine(machine: int) -> Architecture:
     """The architecture of an ELF file's ``e_machine``.
 
-    :raises WrongArchitecture: kvintro has none of that number.
+    :raises WrongArchitecture: kvintro does not support it.
     """
     known = architectures()
     for arch in known:
@@ -73,21 +134,79 @@ def by_elf_machine(machine: int) -> Architecture:
     raise _wrong(names.get(machine, f"ELF machine {machine}"))
 
 
-def by_machine(machine: str) -> Optional[Architecture]:
-    """The architecture of a kernel's ``utsname.machine``; None for none, as QEMU writes it into kdumps.
+def by_machine(machine: str) -> Architecture:
+    """The architecture of a kernel's ``utsname.machine``, or of QEMU's name for it in kdumps.
 
-    :raises WrongArchitecture: kvintro has none of that name.
+    :raises WrongArchitecture: kvintro does not support it.
     """
     for arch in architectures():
-        if arch.machine == machine:
+        if machine in (arch.machine, arch.qemu_machine):
             return arch
-    if machine:
-        raise _wrong(machine)
+    raise _wrong(machine or "unknown")
+
+
+def by_vmcoreinfo(lines: Mapping[str, str]) -> Optional[Architecture]:
+    """The architecture of the kernel that wrote the lines; None if unknown."""
+    for arch in architectures():
+        if all(lines.get(key) for key in arch.vmcoreinfo_keys):
+            return arch
     return None
 
 
+def by_drgn_name(name: str) -> Architecture:
+    """The architecture of a drgn program's platform.
+
+    :raises WrongArchitecture: kvintro does not support it.
+    """
+    for arch in architectures():
+        if arch.drgn_name == name:
+            return arch
+    raise _wrong(name)
+
+
+def by_name(name: str) -> Architecture:
+    """The architecture of JSON's ``arch``.
+
+    :raises WrongArchitecture: kvintro does not support it.
+    """
+    for arch in architectures():
+        if arch.name == name:
+            return arch
+    raise _wrong(name)
+
+
+def of_this_machine() -> Architecture:
+    """The architecture of the machine that this runs on, if kvintro supports it; otherwise any."""
+    known = architectures()
+    return next((arch for arch in known if arch.machine == os.uname().machine), known[-1])
+
+
+def part(arch: Architecture, name: str) -> Any:
+    """A module of an architecture, by its fixed name."""
+    return importlib.import_module(f"{arch.package}.{name}")
+
+
+def entries_of_any(arch: Architecture, level: str) -> EntryFormat:
+    """A decoder of entries for all kernels of an architecture.
+
+    :param level: the level of the tables, by name or number.
+    """
+    found: EntryFormat = part(arch, "entries").of_any(level)
+    return found
+
+
+def ptdump_text_of(arch: Architecture) -> PtdumpText:
+    """The format of lines of the kernel's ptdump."""
+    found: PtdumpText = part(arch, "ptdump_text").TEXT
+    return found
+
+
 def _wrong(name: str) -> WrongArchitecture:
-    known = ", ".join(arch.name for arch in architectures())
     return WrongArchitecture(
-        f"the dump is of another architecture ({name})", f"kvintro reads kernels of {known}"
+        f"the dump is of another architecture ({name})", f"kvintro reads kernels of {names()}"
     )
+
+
+def names() -> str:
+    """Names of the architectures that have a package here, for display."""
+    return ", ".join(arch.name for arch in architectures())

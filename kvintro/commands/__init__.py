@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """One file per subcommand: ``HELP``, ``configure(parser)`` and ``run(kernel, args) -> Report``.
 
-A command that can do without a kernel also has ``needs_source(args) -> bool``; where that says no, ``kernel``
-is None. ``run`` may return a :class:`~kvintro.model.Stream` in place of a report.
+A command that can run without a kernel also has ``needs_source(args) -> bool``; if that returns False,
+``kernel`` is None. ``run`` may return a :class:`~kvintro.model.Stream` instead of a report.
 
-The three doors (:mod:`kvintro.cli`, ``kvintro shell``, ``%kvintro`` in drgn) find commands by the names of
-these files, and by the aliases here.
+The three entry points (:mod:`kvintro.cli`, ``kvintro shell``, ``%kvintro`` in drgn) find commands by the
+names of these files, and by the aliases here.
 """
 
 from __future__ import annotations
@@ -25,49 +25,101 @@ from typing import (
     Iterable,
     Iterator,
     List,
+    Mapping,
     Optional,
+    Protocol,
     Sequence,
     TypeVar,
     Union,
 )
 
+from kvintro.entry_points import COMMANDS, added
 from kvintro.errors import Unavailable, UsageError
 from kvintro.text import printable
 
 if TYPE_CHECKING:
     import argparse
 
-    from kvintro.kernel import Kernel
+    from kvintro.kernels import Kernel
     from kvintro.model import Report, Stream
+    from kvintro.source.unpack import Piece as Unpacked
     from kvintro.source.vmcoreinfo import Piece
 
 T = TypeVar("T")
 
-#: Other names that people know a command by; ``args.command`` says which was used.
-ALIASES: Dict[str, str] = {"vtop": "translate", "ptov": "translate"}
+#: Other names of commands; ``args.command`` is the name that was used.
+ALIASES: Dict[str, str] = {
+    "vtop": "translate",
+    "ptov": "translate",
+    "rd": "read",
+    "vm": "user",
+    "mach": "info",
+}
 
 
 class InputPath(str):
-    """A file that the command line names to be read: output never goes onto it.
+    """The ``type`` of every argument that names a file to read; output never overwrites such a file."""
 
-    The ``type`` of every such argument.
+
+class AddedCommand(Protocol):
+    """A subcommand of another package; the entry point's name is the command's.
+
+    :ivar interface: ``1``.
+    :ivar help: one line, for people.
     """
+
+    interface: int
+    help: str
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """Add the options and arguments."""
+
+    def run(self, kernel: Kernel, args: argparse.Namespace) -> Report:
+        """Ask the kernel."""
+
+
+class _Added:
+    """A command of another package in the form of a module here."""
+
+    def __init__(self, command: AddedCommand) -> None:
+        self.HELP = command.help
+        self.configure = command.configure
+        self.run = command.run
 
 
 def command_names() -> List[str]:
-    """Names of all subcommands."""
+    """Names of kvintro's own subcommands."""
     return [info.name for info in pkgutil.iter_modules(__path__)]
 
 
+def added_commands() -> Mapping[str, AddedCommand]:
+    """Subcommands of other packages by name."""
+    return added(COMMANDS, ("help", "configure", "run"), (*command_names(), *ALIASES))
+
+
+def process(text: str) -> Union[int, str]:
+    """The ``type`` of every argument that names a process: its pid, or the name of its command."""
+    return int(text) if text.isdecimal() else text
+
+
+def kcore_can_be_read() -> bool:
+    """False if it is masked, as in containers (an empty file, /dev/null), or if lockdown forbids reading."""
+    try:
+        with open("/proc/kcore", "rb") as file:
+            return file.read(1) != b""
+    except OSError:
+        return False
+
+
 def add_addresses(parser: argparse.ArgumentParser, forms: Sequence[str]) -> None:
-    """The addresses that a command is asked about, and what numbers among them may be said to be."""
+    """Add the addresses to ask about, and ``--from``, which says how to interpret numbers among them."""
     parser.add_argument(
         "addresses",
         nargs="+",
         metavar="ADDR",
-        help="hex with or without 0x, symbol, symbol+offset; - for a list on standard input",
+        help="hex with or without 0x, symbol or symbol+offset; - reads a list from standard input",
     )
-    parser.add_argument("--from", dest="form", choices=forms, help="what the numbers are")
+    parser.add_argument("--from", dest="form", choices=forms, help="how to interpret the numbers")
 
 
 def standard_input() -> int:
@@ -85,15 +137,18 @@ _DELAY = 1.0
 
 
 class Bar:
-    """How far something is, on a terminal's standard error, once it has taken longer than a second.
+    """A progress bar on standard error, if that is a terminal, once the work has taken longer than a second.
 
     tqdm's own ``delay`` shows nothing while the first item takes long, and does not erase what ``refresh``
-    showed before; so here it is made by a timer.
+    showed before, so a timer makes the bar here.
 
-    :param total: how much there is to do.
-    :param unit: what that is counted in.
-    :param scale: whether large numbers are to be written short.
+    :param total: the amount of work.
+    :param unit: the unit of that amount.
+    :param scale: whether to shorten large numbers, as 1.5M.
     """
+
+    #: False while something else has the whole terminal.
+    allowed = True
 
     def __init__(self, total: int, unit: str, *, scale: bool = False) -> None:
         self._settings: Dict[str, Any] = {"total": total, "unit": unit, "unit_scale": scale}
@@ -105,7 +160,7 @@ class Bar:
         self._timer.daemon = True
 
     def __enter__(self) -> Bar:
-        if sys.stderr.isatty():
+        if self.allowed and sys.stderr.isatty():
             self._timer.start()
         return self
 
@@ -121,7 +176,7 @@ class Bar:
         with self._lock:
             if self._timer.finished.is_set():
                 return  # it ended just now
-            # A serial console knows no width.
+            # A serial console does not report a width.
             columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
             self._bar = tqdm(
                 **self._settings,
@@ -130,19 +185,19 @@ class Bar:
                 leave=False,
                 file=sys.stderr,
                 ncols=columns - 1,
-                # Items take very different times: how long the rest will take is not known.
+                # Items take very different times, so there is no estimate of the time left.
                 bar_format="{l_bar}{bar:20}| {n_fmt}/{total_fmt} {unit}s{postfix}",
             )
 
     def at(self, what: str) -> None:
-        """What is worked on now."""
+        """Show what is being worked on now."""
         with self._lock:
             self._what = printable(what)
             if self._bar is not None:
                 self._bar.set_postfix_str(self._what)
 
     def did(self, count: int = 1) -> None:
-        """So much more is done."""
+        """Add to the work done."""
         with self._lock:
             self._done += count
             if self._bar is not None:
@@ -150,10 +205,10 @@ class Bar:
 
 
 def watched(items: Sequence[T], unit: str, name: Callable[[T], str] = str) -> Iterator[T]:
-    """The items, with a :class:`Bar` while they are dealt with.
+    """Yield the items, and show a :class:`Bar` meanwhile.
 
-    :param unit: what one item is called.
-    :param name: what to show beside the bar while an item is at work.
+    :param unit: the name of one item.
+    :param name: the text to show beside the bar while an item is worked on.
     """
     with Bar(len(items), unit) as bar:
         for item in items:
@@ -163,7 +218,7 @@ def watched(items: Sequence[T], unit: str, name: Callable[[T], str] = str) -> It
 
 
 def searched(pieces: Iterable[Piece], size: int) -> Iterator[Piece]:
-    """Memory piece by piece, with a :class:`Bar` while it is looked through for VMCOREINFO."""
+    """Yield memory piece by piece, and show a :class:`Bar` while it is searched for VMCOREINFO."""
     with Bar(size, "byte", scale=True) as bar:
         bar.at("looking for VMCOREINFO")
         for address, data in pieces:
@@ -171,27 +226,46 @@ def searched(pieces: Iterable[Piece], size: int) -> Iterator[Piece]:
             bar.did(len(data))
 
 
+def unpacked(pieces: Iterable[Unpacked], size: int) -> Iterator[Unpacked]:
+    """Yield what is unpacked, with how much of the packed file was read, and show a :class:`Bar`."""
+    with Bar(size, "byte", scale=True) as bar:
+        bar.at("unpacking")
+        before = 0
+        for position, data in pieces:
+            yield position, data
+            bar.did(max(0, position - before))
+            before = max(before, position)
+
+
 def load_command(name: str) -> Any:
     """The module of one subcommand, by its name or an alias."""
-    return importlib.import_module(f"{__name__}.{ALIASES.get(name, name)}")
+    name = ALIASES.get(name, name)
+    if name not in command_names() and name in added_commands():
+        return _Added(added_commands()[name])
+    return importlib.import_module(f"{__name__}.{name}")
 
 
-#: How often a running kernel is asked that changes while it is read, and for how many seconds at most.
+#: How many times a running kernel that changes while it is read is asked, and for how many seconds at most.
 ATTEMPTS = 3
 _PATIENCE = 10.0
-_CHANGING = "what could not be read was asked for again: it changes all the time, or is not to be read here"
+_CHANGING = "some data could not be read even after retries: it keeps changing, or cannot be read here"
 
 
 def run_command(kernel: Optional[Kernel], args: argparse.Namespace) -> Union[Report, Stream]:
     """Run a parsed command.
 
-    A running kernel changes under the reader: a list is followed into what has just been freed, a page table
-    is gone. What comes out partial, or not at all, is asked again a few times, of all that is cached anew;
-    what still is partial then is marked as such. Lists that come as they are read are not.
+    A running kernel changes while it is read: a list leads into freed memory, or a page table disappears.
+    So if the report is partial, or fails, the command runs again a few times with nothing cached. A report
+    that is still partial then says so. A :class:`~kvintro.model.Stream` is not retried, since its first
+    lines may already be written.
     """
     module = load_command(args.command)
     if kernel is not None:
         kernel.source.check_size()
+        if isinstance(getattr(args, "pid", None), str):
+            from kvintro.queries.names import pid_named
+
+            args.pid = pid_named(kernel, args.pid)
     if kernel is None or not kernel.source.live:
         found: Union[Report, Stream] = module.run(kernel, args)
         return found
@@ -215,5 +289,5 @@ def run_command(kernel: Optional[Kernel], args: argparse.Namespace) -> Union[Rep
                 return found
             if last or time.monotonic() - started > _PATIENCE:
                 return dataclasses.replace(found, notes=(*found.notes, _CHANGING))
-        kernel = type(kernel)(kernel.source)
+        kernel = kernel.fresh()
     raise AssertionError

@@ -7,14 +7,14 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kvintro.kernel import Kernel
+    from kvintro.kernels import Kernel
     from kvintro.model import Report
 
-HELP = "every virtual address of a page of physical memory, in the kernel and in processes"
+HELP = "every virtual address that maps a physical page, in the kernel and in processes"
 EXAMPLES = """\
 examples:
   kvintro -c vmcore aliases 1a2b3000                 a physical address
-  kvintro -c vmcore aliases init_task                the page that a virtual address maps to
+  kvintro -c vmcore aliases init_task                the page behind a virtual address
   kvintro -c vmcore aliases --from pfn 1a2b3
 """
 
@@ -24,10 +24,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "address",
         metavar="ADDR",
-        help="physical below the kernel half, virtual above it; hex, symbol, symbol+offset",
+        help="hex, symbol or symbol+offset; a number below the kernel half is a physical address, "
+        "any other a virtual one",
     )
     parser.add_argument(
-        "--from", dest="form", choices=("virtual", "physical", "pfn", "page"), help="what the number is"
+        "--from",
+        dest="form",
+        choices=("virtual", "physical", "pfn", "page"),
+        help="how to interpret the number",
     )
 
 

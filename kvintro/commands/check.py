@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""``kvintro check``: the kernel against itself."""
+"""``kvintro check``: look for contradictions in the kernel's own data."""
 
 from __future__ import annotations
 
@@ -9,22 +9,26 @@ from typing import TYPE_CHECKING
 from kvintro.commands import watched
 
 if TYPE_CHECKING:
-    from kvintro.kernel import Kernel
+    from kvintro.kernels import Kernel
     from kvintro.model import Report
 
-HELP = "the kernel against itself: bounds, rights, lists, struct pages, and /proc where it runs"
+HELP = (
+    "check the kernel's own data for contradictions: bounds, rights (is anything writable and executable?), "
+    "lists, struct pages, /proc"
+)
 EXAMPLES = """\
-exit status: 1 for a defect (not for warnings and notices), 4 if a rule could not be checked and there is none
+exit status: 1 if a defect was found (warnings and notices do not count); otherwise 4 if some rule could not
+be checked
 
 examples:
   kvintro -c vmcore check
-  sudo kvintro check
+  sudo "$(command -v kvintro)" check
   kvintro -c vmcore --format csv check | grep ^defect
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """It has no options of its own."""
+    """Add nothing: the command has no options of its own."""
 
 
 def run(kernel: Kernel, args: argparse.Namespace) -> Report:

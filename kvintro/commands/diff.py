@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""``kvintro diff``: two kernels, or two moments of one."""
+"""``kvintro diff``: compare two kernels, or one kernel at two times."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any, Iterator, Optional, Sequence
 from kvintro.commands import InputPath, searched, watched
 
 if TYPE_CHECKING:
-    from kvintro.kernel import Kernel
+    from kvintro.kernels import Kernel
     from kvintro.model import Report
 
 HELP = "what differs between two dumps, or between a dump and the running kernel"
 EXAMPLES = """\
-A and B are dumps, or what `kvintro --json layout` or `kvintro --json report` wrote. With one of them alone
-the other is what -c or --qemu names, else the running kernel.
+A and B are dumps, or files that `kvintro --json layout` or `kvintro --json report` wrote. Without B, A is
+compared with the source that -c or --qemu names, or else with the running kernel.
 
 examples:
   kvintro diff monday.vmcore tuesday.vmcore
-  sudo kvintro diff vmcore                       the dump (A) and the running kernel (B)
+  kvintro --sudo diff vmcore                     the dump (A) and the running kernel (B)
   kvintro --json report -o before.json           and later:
-  kvintro diff before.json --exit-code           1 if anything differs
+  kvintro diff before.json --exit-code           exits with 1 if anything differs
 """
 
 
@@ -34,20 +34,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="B",
         type=InputPath,
         nargs="?",
-        help="another; none: what -c or --qemu names, or this host",
+        help="the same (default: the source that -c or --qemu names, or the running kernel)",
     )
-    parser.add_argument(
-        "--all", action="store_true", dest="everything", help="tables also have what is the same"
-    )
+    parser.add_argument("--all", action="store_true", dest="everything", help="also list what is the same")
     parser.add_argument(
         "--exit-code",
         action="store_true",
-        help="end with 1 if anything differs, with 4 if not all could be compared",
+        help="exit with 1 if anything differs, with 4 if something could not be compared",
     )
 
 
 def needs_source(args: argparse.Namespace) -> bool:
-    """With both named, they are opened here."""
+    """Not if both sides are named: ``run`` opens them itself."""
     return args.b is None
 
 
@@ -58,7 +56,8 @@ def run(kernel: Optional[Kernel], args: argparse.Namespace) -> Report:
 
     if args.b is not None and (args.core or args.qemu or args.symbols or args.btf):
         raise UsageError(
-            "with A and B both named nothing else is opened", "omit -c, --qemu, -s and --btf, or omit B"
+            "A and B are both given, so no other source can be used",
+            "omit -c, --qemu, -s and --btf, or omit B",
         )
     a = _side(args.a, args)
     if args.b is not None:
@@ -68,7 +67,7 @@ def run(kernel: Optional[Kernel], args: argparse.Namespace) -> Report:
         b = side_of_kernel(kernel, kernel.source.label, progress=_progress)
     report = diff(a, b, everything=args.everything)
     negative = args.exit_code and report.extra["same"] is False
-    # A difference is an answer, whatever else could not be compared.
+    # A difference decides the exit code, even if something else could not be compared.
     return dataclasses.replace(report, negative=negative, partial=report.partial and not negative)
 
 
@@ -77,7 +76,7 @@ def _progress(parts: Sequence[str]) -> Iterator[str]:
 
 
 def _side(path: str, args: argparse.Namespace) -> Any:
-    from kvintro.kernel import open_kernel
+    from kvintro.opening import open_kernel
     from kvintro.reports.diff import side_of_json, side_of_kernel
     from kvintro.source import Request
     from kvintro.source.files import open_file
@@ -86,6 +85,5 @@ def _side(path: str, args: argparse.Namespace) -> Any:
         saved = file.read(1) == b"{"
     if saved:
         return side_of_json(path)
-    return side_of_kernel(
-        open_kernel(Request(core=path, types=args.types, search=searched)), path, progress=_progress
-    )
+    kernel = open_kernel(Request(core=path, types=args.types, search=searched))
+    return side_of_kernel(kernel, path, progress=_progress)

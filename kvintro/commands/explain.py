@@ -6,19 +6,21 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Optional
 
+from kvintro.commands import kcore_can_be_read
+
 if TYPE_CHECKING:
-    from kvintro.kernel import Kernel
+    from kvintro.kernels import Kernel
     from kvintro.model import Report
 
-HELP = "what a region is for, what makes and moves it, and what it is on this kernel"
+HELP = "what a region is for, what decides its place, and its values on this kernel"
 EXAMPLES = """\
 examples:
-  kvintro -c vmcore explain                      an overview of all
+  kvintro -c vmcore explain                      an overview of all regions
   kvintro -c vmcore explain vmalloc              one region in full
-  kvintro -c vmcore explain physmap LDT          by other names, too
-  kvintro -c vmcore explain ffffffffa1234567     the region that an address lies in
+  kvintro -c vmcore explain physmap LDT          other names work too
+  kvintro -c vmcore explain ffffffffa1234567     the region that contains an address
   kvintro -c vmcore explain --all | less         everything
-  kvintro explain modules                        where no kernel can be read: the text alone
+  kvintro explain modules                        without a readable kernel: the text alone
 """
 
 
@@ -28,23 +30,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "regions",
         nargs="*",
         metavar="REGION",
-        help="its key or another name, or an address in it; none: all in short",
+        help="the region's key or another name, or an address in it (default: a summary of all)",
     )
     parser.add_argument("--all", action="store_true", dest="everything", help="all regions in full")
 
 
 def needs_source(args: argparse.Namespace) -> bool:
-    """The texts can be read without a kernel, so the running one is only asked if that needs no privilege."""
-    return bool(args.core or args.qemu) or _kcore_can_be_read()
-
-
-def _kcore_can_be_read() -> bool:
-    """Not where it is masked, as in containers (an empty file, /dev/null), nor where lockdown forbids it."""
-    try:
-        with open("/proc/kcore", "rb") as file:
-            return file.read(1) != b""
-    except OSError:
-        return False
+    """The texts need no kernel, so the running one is read only if this user may read it anyway."""
+    return bool(args.core or args.qemu) or kcore_can_be_read()
 
 
 def run(kernel: Optional[Kernel], args: argparse.Namespace) -> Report:

@@ -1,31 +1,50 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""``kvintro info``: which dump this is."""
+"""``kvintro info``: identify a dump."""
 
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Optional
+
+from kvintro.commands import kcore_can_be_read, searched
 
 if TYPE_CHECKING:
-    from kvintro.kernel import Kernel
+    from kvintro.kernels import Kernel
     from kvintro.model import Report
 
-HELP = "which dump is this: its format, its kernel, and what each command can do with it"
+HELP = "identify a dump: its format, its kernel, and what each command can do with it"
 EXAMPLES = """\
 examples:
   kvintro -c vmcore info
   kvintro -c memory.lime info
+  kvintro -c vmcore info --bug-report          what to add to a bug report
   kvintro -c vmcore --json info | jq -r '.facts[] | select(.key == "release").value'
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """It has no options of its own."""
+    """Add the command's own options."""
+    parser.add_argument(
+        "--bug-report",
+        dest="bug_report",
+        action="store_true",
+        help="show what a bug report needs: versions, and facts about the dump without addresses, paths and "
+        "names of hosts; -o FILE writes the same text",
+    )
 
 
-def run(kernel: Kernel, args: argparse.Namespace) -> Report:
+def needs_source(args: argparse.Namespace) -> bool:
+    """A bug report can also be about no kernel."""
+    named = args.core or args.qemu or getattr(args, "sudo", False)
+    return bool(named) or not args.bug_report or kcore_can_be_read()
+
+
+def run(kernel: Optional[Kernel], args: argparse.Namespace) -> Report:
     """The report."""
-    from kvintro.commands import searched
+    from kvintro.reports.bug_report import bug_report
     from kvintro.reports.info import info
 
+    if args.bug_report:
+        return bug_report(kernel, searched)
+    assert kernel is not None
     return info(kernel, searched)

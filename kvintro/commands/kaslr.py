@@ -7,20 +7,20 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kvintro.kernel import Kernel
+    from kvintro.kernels import Kernel
     from kvintro.model import Report
 
-HELP = "every randomised base: default, actual, displacement, slots and bits of entropy"
+HELP = "every randomised base: default, actual value, displacement, slots and bits of entropy"
 EXAMPLES = """\
 examples:
-  sudo kvintro kaslr
+  kvintro --sudo kaslr
   kvintro -c vmcore kaslr
   kvintro -c vmcore --json kaslr
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """The command has no options of its own."""
+    """Add nothing: the command has no options of its own."""
 
 
 def run(kernel: Kernel, args: argparse.Namespace) -> Report:

@@ -6,18 +6,20 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from kvintro.commands import process
+
 if TYPE_CHECKING:
-    from kvintro.kernel import Kernel
+    from kvintro.kernels import Kernel
     from kvintro.model import Report
 
-HELP = "the whole address space: every region and hole at its real place"
+HELP = "the whole address space: every region and hole at its actual address"
 EXAMPLES = """\
 examples:
-  sudo kvintro layout                  the running kernel
+  kvintro --sudo layout                the running kernel
   kvintro -c vmcore layout             a dump, no debuginfo needed
   kvintro -c vmcore --json layout      for programs
-  kvintro -c vmcore layout --pid 1     with what process 1 maps in the user half
-  kvintro -c vmcore layout --map       drawn in the terminal
+  kvintro -c vmcore layout --pid 1     also count what process 1 maps in user space
+  kvintro -c vmcore layout --map       draw it in the terminal
   kvintro -c vmcore --format svg -o map.svg layout
 """
 
@@ -25,16 +27,18 @@ examples:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's own options."""
     holes = parser.add_mutually_exclusive_group()
-    holes.add_argument("--holes", action="store_true", default=True, help="show unused stretches (default)")
-    holes.add_argument("--no-holes", action="store_false", dest="holes", help="omit unused stretches")
-    parser.add_argument("--pid", type=int, metavar="PID", help="count what this process maps in user space")
+    holes.add_argument("--holes", action="store_true", default=True, help="show unused ranges (default)")
+    holes.add_argument("--no-holes", action="store_false", dest="holes", help="hide unused ranges")
+    parser.add_argument(
+        "--pid", type=process, metavar="PID", help="count what this process maps in user space"
+    )
     parser.add_argument(
         "--map",
         action="store_const",
         dest="format",
         const="map",
         default=argparse.SUPPRESS,
-        help="draw it in the terminal (--format svg: as a picture)",
+        help="draw it in the terminal (--format svg draws a picture)",
     )
 
 

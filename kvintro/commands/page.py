@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""``kvintro page``: what a page of memory is, and who has it."""
+"""``kvintro page``: decode one page frame and say who uses it."""
 
 from __future__ import annotations
 
 import argparse
 from typing import TYPE_CHECKING
 
+from kvintro.commands import process
+
 if TYPE_CHECKING:
-    from kvintro.kernel import Kernel
+    from kvintro.kernels import Kernel
     from kvintro.model import Report
 
 HELP = "one page frame: flags, type, counts, slab, file, owner, and every process that maps it"
 EXAMPLES = """\
-numbers are hexadecimal; below the kernel half they are physical addresses, in the memory map struct pages,
-elsewhere virtual addresses, unless --from or pfn: says otherwise.
+numbers are hexadecimal. Without --from or pfn:, a number below the kernel half is a physical address, a
+number in the memory map (vmemmap) is a struct page, and any other number is a virtual address.
 
 examples:
   kvintro -c vmcore page 1a2b3000                  a physical address
@@ -21,7 +23,7 @@ examples:
   kvintro -c vmcore page ffffea0000068ac0          a struct page
   kvintro -c vmcore page init_task ffff888003a1c240
   kvintro -c vmcore page --pid 1 7ffd12345000      an address of a process
-  kvintro -c vmcore page --search 1a2b3000         look through all page tables for who maps it
+  kvintro -c vmcore page --search 1a2b3000         find its mappings by searching all page tables
 """
 
 
@@ -31,16 +33,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "pages", nargs="+", metavar="PAGE", help="address, pfn:NUMBER, symbol or symbol+offset"
     )
     parser.add_argument(
-        "--from", dest="form", choices=("virtual", "physical", "pfn", "page"), help="what the numbers are"
+        "--from",
+        dest="form",
+        choices=("virtual", "physical", "pfn", "page"),
+        help="how to interpret the numbers",
     )
-    parser.add_argument("--pid", type=int, metavar="PID", help="whose page tables to take for user addresses")
+    parser.add_argument(
+        "--pid", type=process, metavar="PID", help="translate user addresses with this process's page tables"
+    )
     who = parser.add_mutually_exclusive_group()
     who.add_argument(
-        "--search", action="store_true", help="find who maps it in all page tables, not by reverse map"
+        "--search",
+        action="store_true",
+        help="find mappings by searching all page tables instead of the reverse map",
     )
-    who.add_argument(
-        "--no-mappings", action="store_false", dest="mappings", help="do not look for who maps it"
-    )
+    who.add_argument("--no-mappings", action="store_false", dest="mappings", help="do not look for mappings")
 
 
 def run(kernel: Kernel, args: argparse.Namespace) -> Report:

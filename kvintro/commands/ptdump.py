@@ -6,20 +6,23 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Optional
 
+from kvintro.commands import process
+
 if TYPE_CHECKING:
-    from kvintro.kernel import Kernel
+    from kvintro.kernels import Kernel
     from kvintro.model import AddressRange, Stream
 
-HELP = "page tables as ranges, as the kernel's own ptdump prints them"
+HELP = "page tables as ranges, in the format of the kernel's own ptdump; or what is writable and executable"
 EXAMPLES = """\
-the text is that of /sys/kernel/debug/page_tables/kernel (ends are exclusive), to be compared with diff:
+the text has the format of /sys/kernel/debug/page_tables/kernel (ends are exclusive), so that diff can compare
+the two:
   kvintro -c vmcore ptdump | diff page_tables/kernel -
 
 examples:
-  kvintro -c vmcore ptdump --wx                    what is writable and executable
+  kvintro -c vmcore ptdump --wx                    what is both writable and executable
   kvintro -c vmcore ptdump --range modules
   kvintro -c vmcore ptdump --range ffffffff81000000-ffffffff82000000
-  kvintro -c vmcore ptdump --pid 1 --root user     what process 1 runs on in user mode, under PTI
+  kvintro -c vmcore ptdump --pid 1 --root user     the tables of process 1 in user mode, under PTI
 """
 
 
@@ -29,12 +32,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--root",
         choices=("kernel", "user", "efi"),
         default="kernel",
-        help="kernel: what the kernel runs on; user: what user mode does under page-table isolation; "
-        "efi: what firmware does",
+        help="which tables: kernel (those that the kernel runs on), user (those that user mode runs on under "
+        "page-table isolation) or efi (those that firmware runs on); default: kernel",
     )
-    parser.add_argument("--pid", type=int, metavar="PID", help="the tables of this process")
+    parser.add_argument("--pid", type=process, metavar="PID", help="the tables of this process")
     parser.add_argument(
-        "--range", metavar="A-B", help="only from A up to but not including B; or the key of a region"
+        "--range", metavar="A-B", help="only addresses from A up to but not including B; or a region's key"
     )
     parser.add_argument("--wx", action="store_true", help="only what is both writable and executable")
 
@@ -47,7 +50,7 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Stream:
 
     if args.root == "efi":
         if args.pid is not None:
-            raise UsageError("firmware's page tables belong to no process", "omit --pid or --root efi")
+            raise UsageError("firmware's page tables do not belong to a process", "omit --pid or --root efi")
         root = efi_root(kernel)
     else:
         root = kernel_root(kernel) if args.pid is None else process_root(kernel, args.pid)
@@ -59,20 +62,23 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Stream:
 def _range(kernel: Kernel, text: Optional[str]) -> Optional[AddressRange]:
     from kvintro.errors import UsageError
     from kvintro.model import AddressRange, NoRange, Placement
+    from kvintro.queries.names import region_key
+    from kvintro.queries.placements import HOLE
 
     if text is None:
         return None
-    keys = [region.key for region in kernel.regions]
-    if text in keys:
-        found = kernel.locate(text)
+    key = region_key(kernel.regions, kernel.arch, text)
+    if key is not None and key != HOLE:
+        found = kernel.locate(key)
         if not isinstance(found, Placement):
-            raise UsageError(f"this kernel has no {text}: {found.reason}", "choose another range")
+            raise UsageError(f"this kernel has no {key}: {found.reason}", "choose another range")
         return found.range
     try:
         start, end = (int(part, 16) for part in text.split("-"))
-        # The top of the address space has no address behind it.
+        # An exclusive end of 2^64 is written as 0.
         return AddressRange(start, (end or 1 << 64) - 1 if end != (1 << 64) - 1 else end)
     except (ValueError, NoRange):
         raise UsageError(
-            f"{text} is no range", f"give A-B in hex, or one of {', '.join(sorted(keys))}"
+            f"{text} is not a range",
+            f"give A-B in hex, or one of {', '.join(sorted(region.key for region in kernel.regions))}",
         ) from None

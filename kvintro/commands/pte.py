@@ -7,10 +7,10 @@ import argparse
 from typing import TYPE_CHECKING, Optional
 
 if TYPE_CHECKING:
-    from kvintro.kernel import Kernel
+    from kvintro.kernels import Kernel
     from kvintro.model import Report
 
-HELP = "decode a page-table entry: every flag, the page, swap and migration entries"
+HELP = "decode a page-table entry: flags, page, swap and migration entries"
 EXAMPLES = """\
 examples:
   kvintro pte 8000000003a12163                 needs no kernel
@@ -26,17 +26,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--level",
         default="pte",
         metavar="LEVEL",
-        help="of which table it is an entry: pte (default), pmd, pud, p4d, pgd, or 1 to 5",
+        help="the table that the entry is from: pte (default), pmd, pud, p4d, pgd, or 1 to 5",
     )
     parser.add_argument(
         "--half",
         choices=("user", "kernel"),
-        help="whose addresses it translates (default: what it looks like)",
+        help="which half of the address space the entry maps (default: inferred from its flags)",
     )
 
 
 def needs_source(args: argparse.Namespace) -> bool:
-    """A kernel is opened if one was named, for its address mask; the running one is not asked."""
+    """Only if the user names a kernel, whose address mask is then used; the running one is not opened."""
     return bool(args.core or args.qemu or getattr(args, "sudo", False))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""``kvintro report``: all of it on one page."""
+"""``kvintro report``: everything on one page."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING
 from kvintro.commands import watched
 
 if TYPE_CHECKING:
-    from kvintro.kernel import Kernel
+    from kvintro.kernels import Kernel
     from kvintro.model import Report
 
 HELP = "everything about a kernel on one self-contained HTML page, with the map drawn"
 EXAMPLES = """\
 examples:
   kvintro -c vmcore report -o vmcore.html
-  sudo kvintro report -o this-host.html
-  kvintro -c vmcore --json report -o vmcore.json     the same for programs
+  kvintro --sudo report -o this-host.html
+  kvintro -c vmcore --json report -o vmcore.json     the same as JSON
 """
-#: What it is unless --format says otherwise.
+#: The output format unless --format names another.
 FORMAT = "html"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """It has no options of its own."""
+    """Add nothing: the command has no options of its own."""
 
 
 def run(kernel: Kernel, args: argparse.Namespace) -> Report:
@@ -35,6 +35,6 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
 
     if args.format == "html" and args.output is None and sys.stdout.isatty():
         raise UsageError(
-            "a page is nothing for a terminal", "name a file for it: kvintro report -o FILE.html"
+            "an HTML page cannot be shown in a terminal", "name a file: kvintro report -o FILE.html"
         )
     return full(kernel, progress=lambda titles: watched(titles, "section"))

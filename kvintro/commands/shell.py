@@ -10,17 +10,17 @@ from kvintro.commands import InputPath
 from kvintro.errors import UsageError
 
 if TYPE_CHECKING:
-    from kvintro.kernel import Kernel
+    from kvintro.kernels import Kernel
     from kvintro.model import Report
 
-HELP = "drgn's prompt on this kernel, with its types and symbols and all commands"
+HELP = "a drgn prompt for this kernel, with its types, its symbols and all commands of kvintro"
 EXAMPLES = """\
 examples:
-  sudo kvintro shell                                     the running kernel
+  kvintro --sudo shell                                   the running kernel
   kvintro -c vmcore shell
   kvintro -c vmcore shell -e 'print(k.translate("init_task").physical)'
   kvintro -c vmcore shell -e '%kvintro layout | head -5'
-  kvintro -c vmcore shell script.py ARGUMENT             as `drgn script.py` would run it
+  kvintro -c vmcore shell script.py ARGUMENT             runs as under `drgn script.py`
   kvintro -c vmcore shell < script.py
 """
 
@@ -28,7 +28,7 @@ examples:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's own options."""
     parser.add_argument(
-        "-e", dest="code", metavar="CODE", help="run this: Python, or one command that starts with %%"
+        "-e", dest="code", metavar="CODE", help="run CODE: Python, or one command that starts with %%"
     )
     parser.add_argument(
         "script",
@@ -38,10 +38,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="run this file; - for standard input",
     )
     parser.add_argument(
-        "arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT", help="the script's sys.argv"
+        "arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT", help="arguments of the script, in sys.argv"
     )
 
 
 def run(kernel: Kernel, args: argparse.Namespace) -> Report:
     """Only the command line can start a prompt."""
-    raise UsageError("this is a prompt already", "start another with kvintro shell")
+    raise UsageError("this is already a prompt", "run kvintro shell from a command line")

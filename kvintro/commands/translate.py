@@ -8,25 +8,24 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING, Iterator, List, Union
 
-from kvintro.commands import add_addresses, standard_input
+from kvintro.commands import add_addresses, process, standard_input
 
 if TYPE_CHECKING:
-    from kvintro.kernel import Kernel
+    from kvintro.kernels import Kernel
     from kvintro.model import Report, Stream
 
-HELP = "any of virtual, physical, pfn and struct page to all the others"
+HELP = "translate between virtual addresses, physical addresses, pfns and struct pages"
 EXAMPLES = """\
-the value of a number decides what it is, unless --from says so. Kernel addresses are virtual, except in
-vmemmap, where they are struct pages. Below the kernel half numbers are physical (vtop: virtual; with --pid:
-virtual).
-All numbers are hexadecimal.
+numbers are hexadecimal. Without --from, a number's kind is inferred from its value: a number in the memory
+map (vmemmap) is a struct page, any other number in the kernel half is a virtual address, and a number below
+the kernel half is a physical address (a virtual one for vtop and with --pid).
 
 examples:
   kvintro -c vmcore translate ffffffff81000000 init_task+0x10 1a2b3000
   kvintro -c vmcore vtop --walk ffffc90000004000
   kvintro -c vmcore translate --from pfn 1a2b3
   kvintro -c vmcore vtop --pid 1 7ffd12345000
-  kvintro -c vmcore ptov - < addresses         a line for each, as they come
+  kvintro -c vmcore ptov - < addresses         one line for each, as they arrive
 """
 
 _CHUNK = 1 << 20
@@ -35,13 +34,13 @@ _CHUNK = 1 << 20
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's own options."""
     add_addresses(parser, ("virtual", "physical", "pfn", "page"))
-    parser.add_argument("--pid", type=int, metavar="PID", help="by the page tables of this process")
+    parser.add_argument("--pid", type=process, metavar="PID", help="use the page tables of this process")
     parser.add_argument(
         "--user-half",
         action="store_true",
-        help="by the tables that user mode runs on under page-table isolation",
+        help="use the tables that user mode runs on under page-table isolation",
     )
-    parser.add_argument("--walk", action="store_true", help="show the entry of each level, decoded")
+    parser.add_argument("--walk", action="store_true", help="show and decode the entry at each level")
 
 
 def run(kernel: Kernel, args: argparse.Namespace) -> Union[Report, Stream]:
@@ -61,7 +60,8 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Union[Report, Stream]:
     if "-" in args.addresses:
         if args.addresses != ["-"]:
             raise UsageError(
-                "- stands alone", "put all addresses on standard input, or all on the command line"
+                "- cannot be combined with other addresses",
+                "put all addresses on standard input, or all on the command line",
             )
         return translate_stream(kernel, translator, _chunks(standard_input()), walk=args.walk)
     report = translate(kernel, translator, args.addresses)
@@ -69,14 +69,17 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Union[Report, Stream]:
 
 
 def _chunks(descriptor: int) -> Iterator[List[str]]:
-    """The words on a file, as many at a time as have come: people see answers at once, and pipes are fast."""
+    """Yield the words of a file as soon as they arrive, so that people see answers at once.
+
+    All words that have arrived come in one list, so that long pipes are fast.
+    """
     rest = b""
     while True:
         data = os.read(descriptor, _CHUNK)
         head, newline, tail = (rest + data).rpartition(b"\n")
         rest = tail if data else b""
         if len(rest) > _CHUNK:
-            # No line is that long; what has no end must not be waited for.
+            # No valid line is that long, and an endless one would fill memory.
             head, rest = head + newline + rest, b""
         words = (head if data else head + newline + tail).decode("utf-8", "replace").split()
         if words:

@@ -6,17 +6,20 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from kvintro.commands import process
 from kvintro.commands.show import add_selection, selection_of
 
 if TYPE_CHECKING:
-    from kvintro.kernel import Kernel
+    from kvintro.kernels import Kernel
     from kvintro.model import Report
 
-HELP = "a process's memory areas with what is resident and swapped, or a line for each process"
+HELP = "how much memory each process uses; or one process's areas, and what of each is resident or swapped"
 EXAMPLES = """\
 examples:
-  kvintro -c vmcore user --all --top 20       the biggest processes
-  kvintro -c vmcore user 1                    areas with residency and page sizes
+  kvintro -c vmcore user                      all processes, one line for each
+  kvintro -c vmcore user --top 5              which processes use most memory
+  kvintro -c vmcore user 1                    areas with resident memory and page sizes
+  kvintro -c vmcore user bash                 by the name of the command
   kvintro -c vmcore user 1 --maps | diff /proc/1/maps -
   kvintro -c vmcore user 1 --match heap
 """
@@ -24,10 +27,12 @@ examples:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's own options."""
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("pid", nargs="?", type=int, metavar="PID", help="a process")
-    which.add_argument("--all", action="store_true", help="all processes, a line for each")
-    parser.add_argument("--maps", action="store_true", help="text exactly as /proc/PID/maps has it")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "pid", nargs="?", type=process, metavar="PID", help="a process, by its pid or the name of its command"
+    )
+    which.add_argument("--all", action="store_true", help="all processes, one line for each (default)")
+    parser.add_argument("--maps", action="store_true", help="print the text exactly as /proc/PID/maps does")
     add_selection(parser)
 
 
@@ -37,5 +42,5 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
     from kvintro.reports.user import user
 
     if args.maps and args.pid is None:
-        raise UsageError("--maps is of one process", "give its PID")
+        raise UsageError("--maps shows one process only", "give its PID")
     return user(kernel, args.pid, selection_of(args), maps=args.maps)

@@ -1,24 +1,25 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Page tables: one address step by step, many addresses at once, or a whole tree as ranges.
+"""Page-table walkers: for one address step by step, many addresses at once, or a whole tree as ranges.
 
-drgn's own x86-64 walker masks entries with a constant and keeps only the address; memory encryption takes
-bits from the address, and every report here is about the other bits, so these walkers are ours.
+kvintro does not use drgn's x86-64 walker, which masks entries with a constant and keeps only the address.
+Memory encryption takes bits from the address, and the reports here are about the other bits.
 
-Nothing in a dump can be trusted. A walk of one address takes at most ``levels`` reads, and so does each of
-many. A walk of a whole tree expands each distinct table once however often it is referred to, and gives up
-(with a range that says so) past limits that no real kernel comes near; tables that refer to themselves cost
-no more than others.
+A dump is not trusted. A walk of an address takes at most ``levels`` reads. A walk of a whole tree expands
+each table once, no matter how many entries refer to it, so tables that refer to themselves cost no more than
+others. It stops at limits that no real kernel reaches; a range then says so.
 """
 
 from __future__ import annotations
 
 from kvintro.paging.bulk import Bulk, BulkResult, BulkWalk
-from kvintro.paging.step import TABLE_SIZE, ReadPhysical, Step, Walk, walk
+from kvintro.paging.step import ReadPhysical, Step, Walk, walk
 from kvintro.paging.tree import (
-    EFFECTIVE_NX,
-    EFFECTIVE_RW,
+    EFFECTIVE_EXEC,
+    EFFECTIVE_READ,
+    EFFECTIVE_SHIFT,
     EFFECTIVE_USER,
-    FLAG_BITS,
+    EFFECTIVE_USER_EXEC,
+    EFFECTIVE_WRITE,
     LEVEL_MASK,
     LEVEL_SHIFT,
     MAPPED,
@@ -26,7 +27,7 @@ from kvintro.paging.tree import (
     OVER_LIMIT,
     PRUNED,
     REPEATED,
-    STALE_NX,
+    TABLES_EXEC,
     UNREADABLE,
     FrameTree,
     Ranges,
@@ -35,10 +36,12 @@ from kvintro.paging.tree import (
 )
 
 __all__ = (
-    "EFFECTIVE_NX",
-    "EFFECTIVE_RW",
+    "EFFECTIVE_EXEC",
+    "EFFECTIVE_READ",
+    "EFFECTIVE_SHIFT",
     "EFFECTIVE_USER",
-    "FLAG_BITS",
+    "EFFECTIVE_USER_EXEC",
+    "EFFECTIVE_WRITE",
     "LEVEL_MASK",
     "LEVEL_SHIFT",
     "MAPPED",
@@ -46,8 +49,7 @@ __all__ = (
     "OVER_LIMIT",
     "PRUNED",
     "REPEATED",
-    "STALE_NX",
-    "TABLE_SIZE",
+    "TABLES_EXEC",
     "UNREADABLE",
     "Bulk",
     "BulkResult",

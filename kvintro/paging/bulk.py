@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Many addresses at once, by one root.
+"""Translates many addresses at once, by one root.
 
-The addresses go down the levels together: at each, the tables that any of them needs are read once, and
-every address picks its entry with a handful of array operations. What it costs to translate an address does
-not depend on how the addresses are ordered.
+All addresses are processed level by level. At each level, every table that is needed is read once, and a few
+array operations select the entries of all addresses. The cost of translating an address does not depend on
+the order of the addresses.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, List, Sequence, Tuple
+from typing import TYPE_CHECKING, List, Optional, Sequence, Tuple
 
-from kvintro.arch.x86_64 import PRESENT, PTRS_PER_TABLE, X86Geometry
+from kvintro.arch.form import ENTRY_SIZE, PagingForm
+from kvintro.model import AddressRange
 from kvintro.paging.step import ReadPhysical
 from kvintro.paging.tree import read_tables
 
@@ -26,17 +27,17 @@ if TYPE_CHECKING:
 STATES = ("unmapped", "mapped", "not-in-dump", "non-canonical")
 UNMAPPED, MAPPED, NOT_IN_DUMP, NON_CANONICAL = range(4)
 
-_BATCH = 1 << 18  # addresses at a time: what their arrays take stays within the processor's cache
-_BLOCK = 1 << 12  # tables held at once: 16 MB
+_BATCH = 1 << 18  # addresses at a time, so that their arrays fit into the processor's cache
+_BLOCK = 16 << 20  # bytes of tables held at once
 
 
 @dataclass(frozen=True)
 class BulkResult:
-    """What became of an array of addresses, element by element.
+    """Result for an array of addresses, element by element.
 
-    :ivar physical: physical addresses, 0 where not mapped.
+    :ivar physical: physical addresses; 0 if not mapped.
     :ivar states: indices into :data:`STATES`.
-    :ivar page_shifts: log2 of the size of the page that maps it (12, 21, 30), 0 where not mapped.
+    :ivar page_shifts: log2 of the size of the page that maps the address (12 for 4K); 0 if not mapped.
     """
 
     physical: U64
@@ -46,11 +47,11 @@ class BulkResult:
 
 @dataclass(frozen=True)
 class BulkWalk(BulkResult):
-    """The same with every entry on the way, a row for each address and a column for each level, root first.
+    """As :class:`BulkResult`, with all entries: a row for each address, a column for each level, root first.
 
-    :ivar depths: how many entries there were: the columns of a row that say something; the others are 0.
+    :ivar depths: number of entries of each address, which is the number of valid columns; others are 0.
     :ivar entry_addresses: physical addresses of the entries.
-    :ivar values: the entries; 0 also for the last one of an address whose state is not-in-dump.
+    :ivar values: the entries; also 0 for the last entry of an address whose state is not-in-dump.
     """
 
     depths: U8
@@ -63,23 +64,27 @@ class Bulk:
 
     :param read: reads physical memory.
     :param root: physical address of the root table.
-    :param broken: addresses (first, last) whose tables are broken: they count as not in the dump.
+    :param broken: ranges (first, last inclusive) whose tables are broken; they count as not in the dump.
+    :param other: addresses that the root does not translate, and the root that does (None if there is none);
+        None if the root translates everything.
     """
 
     def __init__(
         self,
         read: ReadPhysical,
-        geometry: X86Geometry,
+        form: PagingForm,
         root: int,
         broken: Sequence[Tuple[int, int]] = (),
+        other: Optional[Tuple[AddressRange, Optional[int]]] = None,
     ) -> None:
+        self._other = other
         self._read = read
         self._broken = broken
-        self._geometry = geometry
+        self._form = form
         self._root = root
 
     def translate(self, addresses: U64) -> BulkResult:
-        """Translate virtual addresses (numpy uint64, one dimension)."""
+        """Translate virtual addresses (one-dimensional numpy array of uint64)."""
         import numpy
 
         addresses = _checked(addresses)
@@ -98,11 +103,11 @@ class Bulk:
         return result
 
     def walk(self, addresses: U64) -> BulkWalk:
-        """Translate virtual addresses (numpy uint64, one dimension), and keep the entries of each level."""
+        """Translate virtual addresses (one-dimensional numpy array of uint64), and return all entries."""
         import numpy
 
         addresses = _checked(addresses)
-        n, levels = len(addresses), self._geometry.levels
+        n, levels = len(addresses), self._form.levels
         result = BulkWalk(
             numpy.zeros(n, numpy.uint64),
             numpy.zeros(n, numpy.uint8),
@@ -124,47 +129,39 @@ class Bulk:
     ) -> None:
         import numpy
 
-        u = numpy.uint64
-        bits = self._geometry.shift(self._geometry.levels) + 9
-        # Sign extension is a shift up and an arithmetic shift down.
-        extended = (addresses.view(numpy.int64) << (64 - bits)) >> (64 - bits)
-        canonical = extended.view(numpy.uint64) == addresses
-        if canonical.all():
+        u, form = numpy.uint64, self._form
+        canonical = served = form.is_canonical(addresses)
+        if self._other is not None and self._other[1] is None:
+            served = canonical & ~self._is_other(addresses)
+        if served.all():
             live = addresses
             index = None
         else:
             states[~canonical] = NON_CANONICAL
-            index = numpy.flatnonzero(canonical)
+            index = numpy.flatnonzero(served)
             live = addresses[index]
         tables = numpy.array([self._root], numpy.uint64)
         slot = numpy.zeros(len(live), numpy.int64)
-        for level in range(self._geometry.levels, 0, -1):
+        if self._other is not None and self._other[1] is not None:
+            tables = numpy.array([self._root, self._other[1]], numpy.uint64)
+            slot += self._is_other(live)
+        for level in range(form.levels, 0, -1):
             if not len(live):
                 return
             entries, lost = self._entries(tables, slot, live, level)
             if steps is not None:
                 depths, entry_addresses, values = steps
                 reached = slice(None) if index is None else index
-                column = self._geometry.levels - level
+                column = form.levels - level
                 depths[reached] = column + 1
-                within = self._indices(live, level).view(numpy.uint64) * u(8)
+                within = self._indices(live, level).view(numpy.uint64) * u(ENTRY_SIZE)
                 entry_addresses[reached, column] = tables[slot] + within
                 values[reached, column] = entries
-            present = entries & u(PRESENT) != u(0)
-            reserved = self._geometry.reserved_bits(level)
-            if level == 1:
-                leaf = present
-            elif level in self._geometry.large_levels():
-                large = present & (entries & u(self._geometry.large_bit()) != u(0))
-                leaf = large & (entries & u(reserved) == u(0))
-                present &= leaf | ~large
-            else:
-                present &= entries & u(reserved) == u(0)
-                leaf = numpy.zeros(len(live), bool)
+            leaf = form.is_leaf(entries, level)
             if lost is not None:
                 where = numpy.flatnonzero(lost)
                 states[where if index is None else index[where]] = NOT_IN_DUMP
-            if level == 1 and lost is None and index is None and present.all():
+            if level == 1 and lost is None and index is None and leaf.all():
                 self._finish(entries, live, level, slice(None), physical, states, shifts)
                 return
             at = numpy.flatnonzero(leaf)
@@ -173,11 +170,20 @@ class Bulk:
                 self._finish(entries[at], live[at], level, where_to, physical, states, shifts)
             if level == 1:
                 return
-            down = numpy.flatnonzero(present & ~leaf)
+            down = numpy.flatnonzero(form.is_table(entries, level))
             if len(down) < len(live):
                 live, entries, slot = live[down], entries[down], slot[down]
                 index = down if index is None else index[down]
             tables, slot = self._next_tables(slot, live, entries, level, len(tables))
+
+    def _is_other(self, addresses: U64) -> "NDArray[numpy.bool_]":
+        import numpy
+
+        assert self._other is not None
+        where = self._other[0]
+        inside: NDArray[numpy.bool_]
+        inside = (addresses >= numpy.uint64(where.start)) & (addresses <= numpy.uint64(where.end))
+        return inside
 
     def _finish(
         self,
@@ -191,25 +197,25 @@ class Bulk:
     ) -> None:
         import numpy
 
-        shift = self._geometry.shift(level)
-        page = (1 << shift) - 1
-        base = entries & numpy.uint64(self._geometry.pfn_mask & ~page)
-        physical[where] = base | addresses & numpy.uint64(page)
+        shift = self._form.shift(level)
+        base = self._form.page_address(entries, level)
+        physical[where] = base | addresses & numpy.uint64((1 << shift) - 1)
         states[where] = MAPPED
         shifts[where] = shift
 
     def _next_tables(
         self, slot: "NDArray[numpy.int64]", live: U64, entries: U64, level: int, count: int
     ) -> "tuple[U64, NDArray[numpy.int64]]":
-        """The tables that entries point to, ascending, and which of them each entry needs."""
+        """The tables that entries point to, ascending, and for each entry the index of its table."""
         import numpy
 
         u = numpy.uint64
-        targets = entries & u(self._geometry.pfn_mask)
-        span = count * PTRS_PER_TABLE
-        if span <= 4 * len(live) + PTRS_PER_TABLE:
-            # Which entries are in use is marked in an array with a place for each, which beats sorting.
-            key = slot * PTRS_PER_TABLE + self._indices(live, level)
+        targets = self._form.table_address(entries)
+        width = self._form.entries(level)
+        span = count * width
+        if span <= 4 * len(live) + width:
+            # Mark the entries in use in an array with an element per entry, which is faster than sorting.
+            key = slot * width + self._indices(live, level)
             value_of = numpy.zeros(span, numpy.uint64)
             value_of[key] = targets
             used = numpy.flatnonzero(value_of)
@@ -217,7 +223,7 @@ class Bulk:
             slot_of = numpy.zeros(span, numpy.int64)
             slot_of[used] = place
             if (targets == u(0)).any():
-                # A table at physical address 0 makes no sense, but a damaged dump can say so.
+                # A table at physical address 0 is invalid, but a damaged dump can have such entries.
                 tables, place = numpy.unique(targets, return_inverse=True)
                 return tables, place.astype(numpy.int64)
             return tables, slot_of[key]
@@ -227,33 +233,36 @@ class Bulk:
     def _indices(self, addresses: U64, level: int) -> "NDArray[numpy.int64]":
         import numpy
 
-        shifted: U64 = addresses >> numpy.uint64(self._geometry.shift(level))
-        indices: NDArray[numpy.int64] = (shifted & numpy.uint64(PTRS_PER_TABLE - 1)).view(numpy.int64)
+        shifted: U64 = addresses >> numpy.uint64(self._form.shift(level))
+        indices: NDArray[numpy.int64] = (shifted & numpy.uint64(self._form.entries(level) - 1)).view(
+            numpy.int64
+        )
         return indices
 
     def _entries(
         self, tables: U64, slot: "NDArray[numpy.int64]", addresses: U64, level: int
     ) -> "tuple[U64, NDArray[numpy.bool_] | None]":
-        """The entry of each address, and which of them lie in tables that are not in the source."""
+        """The entry of each address, and a mask of those whose table is not in the source (None if none)."""
         import numpy
 
-        index = self._indices(addresses, level)
-        if len(tables) <= _BLOCK:
-            data, missing = read_tables(self._read, tables)
-            entries = data.reshape(-1)[slot * PTRS_PER_TABLE + index]
+        index, width = self._indices(addresses, level), self._form.entries(level)
+        block = max(_BLOCK // self._form.table_size(level), 1)
+        if len(tables) <= block:
+            data, missing = read_tables(self._read, self._form, tables, level)
+            entries = data.reshape(-1)[slot * width + index]
             return entries, missing[slot] if missing.any() else None
         entries = numpy.zeros(len(addresses), numpy.uint64)
         lost = numpy.zeros(len(addresses), bool)
         order = numpy.argsort(slot, kind="stable")
         cuts: List[int] = numpy.searchsorted(
-            slot[order], numpy.arange(0, len(tables) + _BLOCK, _BLOCK)
+            slot[order], numpy.arange(0, len(tables) + block, block)
         ).tolist()
         for number, (low, high) in enumerate(zip(cuts, cuts[1:])):
-            first = number * _BLOCK
-            data, missing = read_tables(self._read, tables[first : first + _BLOCK])
+            first = number * block
+            data, missing = read_tables(self._read, self._form, tables[first : first + block], level)
             part = order[low:high]
             rows = slot[part] - first
-            entries[part] = data.reshape(-1)[rows * PTRS_PER_TABLE + index[part]]
+            entries[part] = data.reshape(-1)[rows * width + index[part]]
             lost[part] = missing[rows]
         return entries, lost if lost.any() else None
 

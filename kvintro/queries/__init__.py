@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Questions to a kernel whose answers several reports share."""
+"""Queries of a kernel whose answers several reports share."""

@@ -6,26 +6,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Iterator, List, Tuple
 
-from kvintro.arch.x86_64 import ALL, PAGE_SIZE
 from kvintro.errors import Unavailable
-from kvintro.kernel import Kernel
-from kvintro.model import AddressRange, Placement, Unknown
+from kvintro.kernels import Kernel
+from kvintro.model import AddressRange, Placement, Root, Unknown
 from kvintro.paging import LEVEL_MASK, LEVEL_SHIFT, MAPPED, FrameTree
 from kvintro.queries.roots import kernel_root
-from kvintro.regions import Root
 
-#: Stretches of one root; damaged tables can map a page in millions of places.
+#: Maximum number of ranges per root; damaged tables can map a page in millions of places.
 _MAX_FOUND = 1 << 16
 
 
 @dataclass(frozen=True)
 class Alias:
-    """A stretch of address space in which every page is the page asked for.
+    """A range of address space in which every page is the requested page.
 
-    :ivar virtual: where the byte asked for is found first.
-    :ivar count: how often the stretch maps it, ``page_size`` apart.
+    :ivar virtual: first address of the requested byte.
+    :ivar count: number of times that the range maps it, ``page_size`` apart.
     :ivar key: see :mod:`kvintro.paging.tree`.
-    :ivar root: who maps it.
+    :ivar root: root that maps the range.
     """
 
     virtual: int
@@ -37,10 +35,10 @@ class Alias:
 
 @dataclass(frozen=True)
 class Aliases:
-    """What was found, ascending by root and address.
+    """Aliases, ascending by root and address.
 
-    :ivar problems: roots that could not be looked through, and why.
-    :ivar complete: whether all page tables were there to be read.
+    :ivar problems: roots that could not be searched, and why.
+    :ivar complete: whether all page tables could be read.
     """
 
     found: Tuple[Alias, ...]
@@ -49,16 +47,16 @@ class Aliases:
 
 
 def aliases(kernel: Kernel, physical: int) -> Aliases:
-    """All kernel aliases of the page that holds a physical address."""
+    """Find all kernel aliases of the page that contains a physical address."""
     found: List[Alias] = []
     problems: List[str] = []
     complete = True
     for root, parts in _roots(kernel, problems):
         tree = FrameTree(
             kernel.read_physical,
-            kernel.geometry,
+            kernel.form,
             root.table,
-            physical & ~(PAGE_SIZE - 1),
+            physical & -kernel.form.page_size,
             table_limit=kernel.table_limit,
         )
         for part in parts:
@@ -68,8 +66,8 @@ def aliases(kernel: Kernel, physical: int) -> Aliases:
                 problems.append(f"{root.owner} maps it more than {_MAX_FOUND} times; the rest is left out")
             for start, end, key in stretches[:_MAX_FOUND]:
                 level = (key & LEVEL_MASK) >> LEVEL_SHIFT
-                size = 1 << kernel.geometry.shift(level)
-                # A large page may stick out of the part asked for; it starts where its size says.
+                size = 1 << kernel.form.shift(level)
+                # A large page may extend beyond the searched part; its size determines its start.
                 base = start & ~(size - 1)
                 count = -(-(end + 1 - base) // size)
                 found.append(Alias(base | physical & (size - 1), count, size, key, root.owner))
@@ -80,19 +78,14 @@ def aliases(kernel: Kernel, physical: int) -> Aliases:
 
 
 def _roots(kernel: Kernel, problems: List[str]) -> Iterator[Tuple[Root, List[AddressRange]]]:
-    """Roots, and what each maps that no other does."""
-    geometry = kernel.geometry
-    kernel_half = AddressRange(geometry.guard_hole.end + 1, ALL)
-    yield kernel_root(kernel), [kernel_half]
+    """Roots, each with the ranges that no other root maps."""
+    form = kernel.form
+    yield kernel_root(kernel), [form.kernel]
     for region in kernel.regions:
         place = kernel.locate(region)
         if isinstance(place, Unknown):
             problems.append(f"{region.name}: {place.reason}")
-        if (
-            not isinstance(place, Placement)
-            or region.kind == "hole"
-            or place.range.start <= geometry.user.end
-        ):
+        if not isinstance(place, Placement) or region.kind == "hole" or place.range.start in form.user:
             continue
         try:
             roots = region.roots(kernel)
@@ -100,10 +93,5 @@ def _roots(kernel: Kernel, problems: List[str]) -> Iterator[Tuple[Root, List[Add
             problems.append(f"{region.name}: {error.what}")
             continue
         for root in roots:
-            if root.table == kernel.root.value:
-                continue
-            parts = [place.range]
-            if region.key == "efi":
-                # Firmware also sees memory at its physical address (efi_64.c:efi_map_region).
-                parts.insert(0, geometry.user)
-            yield root, parts
+            if root.table != kernel.root.value:
+                yield root, [*region.also_mapped(kernel), place.range]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Everything that is known about an address, most specific first.
+"""Identities of an address, most specific first.
 
-drgn's own helpers answer where they are right: tasks, stacks, slab objects, vmalloc areas. What they do not
-know is added: whether anything is mapped there at all, per-CPU variables, sections of modules, slots of
-the fixmap, the image's freed parts.
+drgn's own helpers are used where they are right: tasks, stacks, slab objects, vmalloc areas. This adds what
+they do not know: whether anything is mapped there at all, per-CPU variables, sections of modules, slots of
+the fixmap, freed parts of the image.
 """
 
 from __future__ import annotations
@@ -11,25 +11,29 @@ from __future__ import annotations
 import contextlib
 import os
 from bisect import bisect_right
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import drgn
 
-from kvintro.arch.x86_64 import ALL, CPU_ENTRY_AREA_BASE, FIXADDR_TOP, PAGE_SHIFT, PAGE_SIZE
 from kvintro.errors import Unavailable
-from kvintro.kernel import Kernel
-from kvintro.model import Address, Placement
+from kvintro.kernels import Kernel, Region, Trait
+from kvintro.model import ALL, Address, Placement, Thing
+from kvintro.queries.constants import constants
 from kvintro.queries.modules import ModuleMemory, module_memory, module_sections
+from kvintro.queries.placements import HOLE
 from kvintro.queries.translate import Input, Translation, Translator
+from kvintro.readers.bounds import Budget
+from kvintro.readers.damage import Damage
 from kvintro.readers.kfence import KfencePool, cache_name, known_pool
-from kvintro.readers.structures import Budget, Damage
-from kvintro.regions.cpu_entry_area import areas_of, member_at
+from kvintro.readers.processes import find_process, mm_of, processes
+from kvintro.readers.structures import offset_of, type_of
+from kvintro.readers.vmas import Vma, vmas_of
 from kvintro.regions.vmalloc import bare_areas
 from kvintro.regions.vmemmap import REGION as VMEMMAP
 
-# What helpers raise on memory that is damaged, missing or laid out in a way they do not know.
+# Exceptions of helpers for memory that is damaged, missing or has an unknown layout.
 _TROUBLE = (
     LookupError,
     AttributeError,
@@ -41,85 +45,80 @@ _TROUBLE = (
     drgn.FaultError,
 )
 
-#: Kinds, most specific first.
+#: Kinds, most specific first. Kinds of regions come before slab objects.
 KINDS = (
+    "error_value",
+    "poison",
+    "stack_canary",
     "task",
     "task_stack",
     "per_cpu",
     "struct_page",
     "symbol",
+    "alias",
+    "memory_area",
     "fixmap_slot",
     "kfence",
-    "cpu_entry_area",
     "slab_object",
     "module_section",
     "module_memory",
     "init_section",
     "vmap_area",
+    "one_bit_off",
     "region",
 )
 
+_RANKS: Mapping[str, float] = {kind: rank for rank, kind in enumerate(KINDS)}
 _MAX_CPUS = 1 << 13
 _LONGEST_NAME = 256
-# Seconds of looking by drgn's helpers, which can go in circles. Three are enough for 150,000 tasks; a dump
-# may have been made to hold us up, and a running kernel was not.
+_MOST_WORDS = 1 << 16  # maximum number of words whose identity is cached
+# Time limits in seconds for drgn's helpers, which can go in circles. Three are enough for 150,000 tasks. A
+# dump may be made to waste time; a running kernel is not.
 _SECONDS, _SECONDS_LIVE, _SECONDS_EACH = 3.0, 60.0, 0.02
 
 
 @dataclass(frozen=True)
-class Identity:
-    """One thing that an address is.
-
-    :ivar kind: what it is: ``task``, ``symbol``, ``region`` and others (:data:`KINDS`).
-    :ivar text: for people.
-    :ivar start: where the thing begins, if it has a beginning.
-    :ivar size: its bytes, if known.
-    :ivar details: what is particular to the kind.
-    """
-
-    kind: str
-    text: str
-    start: Optional[Address] = None
-    size: Optional[int] = None
-    details: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Identified:
-    """All of them, with where the address lies; ``problems`` are look-ups that failed."""
+    """All identities of an address, with its translation; ``problems`` are lookups that failed."""
 
     translation: Translation
-    identities: Tuple[Identity, ...]
+    identities: Tuple[Thing, ...]
     problems: Tuple[str, ...]
 
 
 class Identifier:
-    """Answers for one kernel; keeps what it looked up for the next address."""
+    """Identifies addresses of one kernel, and caches lookups for the next address."""
 
     def __init__(self, kernel: Kernel, translator: Translator) -> None:
         self.kernel = kernel
         self.translator = translator
         self._cache: Dict[Any, Any] = {}
         self._sections: Dict[int, List[Tuple[int, str]]] = {}
+        self._finders: Dict[str, Callable[[int], Iterable[Thing]]] = {}
+        self._words: Dict[int, Optional[Thing]] = {}
         self._budget = Budget(_SECONDS_LIVE if kernel.source.live else _SECONDS, _SECONDS_EACH)
 
     def identify(self, asked: Input) -> Identified:
-        """One address."""
+        """Identify one address."""
         self._budget.question()
         found = self.translator.translate(asked)
         address = found.virtual if found.virtual is not None else asked.value
-        identities: List[Identity] = []
+        identities: List[Thing] = [*constants(asked.value)] if asked.form == "virtual" else []
         problems: List[str] = []
-        looks: Sequence[Callable[[int, Translation], Iterator[Identity]]] = (
+        looks: Sequence[Callable[[int, Translation], Iterable[Thing]]] = (
             self._by_drgn,
             self._variable,
             self._per_cpu,
             self._kfence,
             self._struct_page,
             self._fixmap,
-            self._entry_area,
+            self._inside,
             self._module,
             self._init,
+            self._alias,
+            self._memory_area,
+            self._canary,
+            self._one_bit_off,
             self._region,
         )
         if asked.form in ("physical", "pfn") and found.virtual is None:
@@ -133,17 +132,60 @@ class Identifier:
                 problems.append(f"{look.__name__.strip('_').replace('_', ' ')}: {self.kernel.why(error)}")
         if self._fence[1] and any(identity.kind == "slab_object" for identity in identities):
             problems.append(self._fence[1])
-        identities.sort(key=lambda identity: KINDS.index(identity.kind))
+        identities.sort(key=lambda thing: _RANKS.get(thing.kind, _RANKS["slab_object"] - 0.5))
         return Identified(found, tuple(identities), tuple(dict.fromkeys(problems)))
 
-    def _by_drgn(self, address: int, found: Translation) -> Iterator[Identity]:
+    def of_word(self, value: int) -> Optional[Thing]:
+        """The most specific identity of a word of memory, if the word is interpreted as an address.
+
+        :param value: eight bytes of memory as a number.
+        :return: None for plain data: a value that is not an address, or is in an unused range.
+        """
+        if value not in self._words:
+            if len(self._words) >= _MOST_WORDS:
+                self._words.clear()
+            self._words[value] = self._of_word(value)
+        return self._words[value]
+
+    def _of_word(self, value: int) -> Optional[Thing]:
+        form = self.kernel.form
+        known = next(constants(value), None)
+        if known is not None:
+            return known
+        if value not in form.kernel and (self.translator.pid is None or value not in form.user):
+            # A stack canary begins with a zero byte.
+            if value & 0xFF or form.is_canonical(value):
+                return None
+            with contextlib.suppress(Unavailable, *_TROUBLE):
+                return next(iter(self._canary(value, self.translator.translate(_as_address(value)))), None)
+            return None
+        found = self.identify(_as_address(value))
+        thing = next(iter(found.identities), None)
+        if thing is None or thing.kind != "region":
+            return thing
+        if thing.details.get("key") == HOLE or value in form.user:
+            return None
+        if found.translation.state == "mapped":
+            return thing
+        return replace(thing, text=f"{thing.text} ({found.translation.state.replace('-', ' ')})")
+
+    def _region_of(self, address: int, found: Translation) -> Optional[Region]:
+        """Region of the address, None if it is not an address."""
+        return None if found.region is None else self.translator.places.at(address)
+
+    def _lies_in(self, trait: Trait, address: int, found: Translation) -> bool:
+        region = self._region_of(address, found)
+        return region is not None and trait in region.traits
+
+    def _by_drgn(self, address: int, found: Translation) -> Iterator[Thing]:
         symbol = self._symbol(address, found)
         if symbol is not None:
             yield symbol
         if self.kernel.source.types == "none":
             yield from self._bare_area(address, found)
             raise Unavailable("no types here: tasks, slab objects and vmalloc areas cannot be looked up")
-        if address <= self.kernel.geometry.user.end or found.region == "vmemmap":
+        regions = self.kernel.regions
+        if address in self.kernel.form.user or self._region_of(address, found) is regions.vmemmap:
             return
         pool, _ = self._fence
         fenced = pool is not None and address in pool
@@ -153,19 +195,19 @@ class Identifier:
                 return
         from drgn.helpers.common.memory import identify_address_all
 
-        # With a cache all stacks are looked up at once; where one cannot be, the one asked for may still
-        # be found by looking for it alone.
+        # With a cache, drgn looks up all stacks at once. If one of them fails, the requested one may still be
+        # found on its own.
         for cache in (self._cache, None):
-            found_here: List[Identity] = []
+            found_here: List[Thing] = []
             try:
                 with self._budget.bounded():
                     for thing in identify_address_all(self.kernel.prog, address, cache=cache):
                         made = _MAKERS.get(type(thing).__name__)
-                        # A page of KFENCE's is no slab of the cache whose name it has.
+                        # A page of KFENCE names a cache but is not a slab of it.
                         if made is not None and not (fenced and made is _slab):
                             found_here.append(made(thing))
             except Exception as error:
-                # On damaged memory it raises what it comes upon, plain Exception included.
+                # On damaged memory drgn raises all kinds of exceptions, including plain Exception.
                 if cache is None or self._budget.spent:
                     yield from found_here
                     yield from self._area(address, found)
@@ -175,8 +217,8 @@ class Identifier:
             yield from found_here
             return
 
-    def _symbol(self, address: int, found: Translation) -> Optional[Identity]:
-        if found.region not in ("kernel_image", "modules"):
+    def _symbol(self, address: int, found: Translation) -> Optional[Thing]:
+        if not self._lies_in(Trait.SYMBOLS, address, found):
             return None
         try:
             symbol = self.kernel.prog.symbol(address)
@@ -186,7 +228,7 @@ class Identifier:
         text = f"symbol: {symbol.name}+{offset:#x}"
         if found.state == "unmapped":
             text += " (nothing is mapped there now)"
-        return Identity(
+        return Thing(
             "symbol",
             text,
             Address(symbol.address),
@@ -198,27 +240,27 @@ class Identifier:
     def _fence(self) -> Tuple[Optional[KfencePool], str]:
         return known_pool(self.kernel)
 
-    def _kfence(self, address: int, found: Translation) -> Iterator[Identity]:
+    def _kfence(self, address: int, found: Translation) -> Iterator[Thing]:
         pool, _ = self._fence
         if pool is None or address not in pool:
             return
         page = pool.object_at(address)
         if page is None:
-            yield Identity("kfence", "KFENCE guard page", details={"object": None})
+            yield Thing("kfence", "KFENCE guard page", details={"object": None})
             return
         details: Dict[str, Any] = {"object": page.number, "state": page.state}
         if page.state == "unused":
-            yield Identity("kfence", f"KFENCE object {page.number}, not used yet", details=details)
+            yield Thing("kfence", f"KFENCE object {page.number}, not used yet", details=details)
             return
         offset = address - page.address
         details.update(cache=cache_name(self.kernel, page.cache), offset=offset)
         text = f"KFENCE object {page.number}, {page.state}: {details['cache'] or 'a cache without a name'}"
         text += f"{offset:+#x}" if 0 <= offset < page.size else f", outside of its {page.size} bytes"
-        yield Identity("kfence", text, Address(page.address), page.size, details)
+        yield Thing("kfence", text, Address(page.address), page.size, details)
 
-    def _area(self, address: int, found: Translation) -> Iterator[Identity]:
-        """The vmalloc area alone: where variables have no names, drgn stops at those that tell of stacks."""
-        if not self.kernel.code_only or found.region not in ("vmalloc", "modules"):
+    def _area(self, address: int, found: Translation) -> Iterator[Thing]:
+        """The vmalloc area alone. Without names of variables, drgn fails earlier, at those for stacks."""
+        if not self.kernel.code_only or not self._lies_in(Trait.AREAS, address, found):
             return
         from drgn.helpers.linux.common import IdentifiedVmap
         from drgn.helpers.linux.mm import find_vmap_area
@@ -228,21 +270,22 @@ class Identifier:
             if area and area.vm:
                 yield _vmap(IdentifiedVmap(address, area, area.vm.read_()))
 
-    def _bare_area(self, address: int, found: Translation) -> Iterator[Identity]:
-        """The bounds of the vmalloc area, where there are no types."""
+    def _bare_area(self, address: int, found: Translation) -> Iterator[Thing]:
+        """Bounds of the vmalloc area, for sources without types."""
         place = self.kernel.locate("vmalloc")
-        if found.region not in ("vmalloc", "modules") or not isinstance(place, Placement):
+        if not self._lies_in(Trait.AREAS, address, found) or not isinstance(place, Placement):
             return
         with contextlib.suppress(Unavailable):
             for row in bare_areas(self.kernel, place.range, Damage()):
                 if row.start <= address <= row.end:
                     text = f"vmap: {row.start:#x}-{row.end + 1:#x}"
                     details = {"caller": None, "offset": address - row.start}
-                    yield Identity("vmap_area", text, row.start, row.size, details)
+                    yield Thing("vmap_area", text, row.start, row.size, details)
 
-    def _variable(self, address: int, found: Translation) -> Iterator[Identity]:
-        """That one is not known where variables have no names; those that have, are symbols."""
-        if self.kernel.code_only and found.region == "kernel_image" and self._symbol(address, found) is None:
+    def _variable(self, address: int, found: Translation) -> Iterator[Thing]:
+        """Report an unknown variable if variables have no names. Variables with names are symbols."""
+        image = self._region_of(address, found) is self.kernel.regions.kernel_image
+        if self.kernel.code_only and image and self._symbol(address, found) is None:
             raise Unavailable("which variable it belongs to is not known, as variables have no names here")
         yield from ()
 
@@ -250,7 +293,7 @@ class Identifier:
 
     @cached_property
     def _units(self) -> Tuple[Tuple[int, ...], int, int, int]:
-        """(offset of each CPU, first and last+1 address of the variables' template, size of a unit)."""
+        """(offset of each CPU, start and exclusive end of the variables' template, size of a unit)."""
         kernel = self.kernel
         start, end = kernel.symbol("__per_cpu_start"), kernel.symbol("__per_cpu_end")
         count = kernel.value("nr_cpu_ids", 4).value
@@ -266,12 +309,12 @@ class Identifier:
 
     @cached_property
     def _variables(self) -> List[Tuple[int, str]]:
-        """Per-CPU variables by the address that their symbols have, ascending; of aliases the last one."""
+        """Per-CPU variables by their symbols' addresses, ascending; the last one of aliases."""
         _, start, end, _ = self._units
         if self.kernel.source.kallsyms is None:
             symbols = self.kernel.prog.symbols()
             return sorted((s.address, s.name) for s in symbols if start <= s.address < end)
-        # An ordered table, in which they come first before 6.15; none is looked up by such an address.
+        # The table is sorted, and they come first before 6.15. No lookup uses such an address.
         found: List[Tuple[int, str]] = []
         for symbol in self.kernel.source.kallsyms:
             if symbol.address >= end:
@@ -280,8 +323,8 @@ class Identifier:
                 found.append((symbol.address, symbol.name))
         return found
 
-    def _per_cpu(self, address: int, found: Translation) -> Iterator[Identity]:
-        if found.region not in ("direct_map", "vmalloc") or self.kernel.source.symbols == "none":
+    def _per_cpu(self, address: int, found: Translation) -> Iterator[Thing]:
+        if self.kernel.source.symbols == "none" or not self._lies_in(Trait.PER_CPU, address, found):
             return
         offsets, start, end, unit = self._units
         for cpu, offset in enumerate(offsets):
@@ -290,40 +333,38 @@ class Identifier:
                 continue
             details: Dict[str, Any] = {"cpu": cpu, "name": None, "offset": inside}
             if start + inside >= end:
-                yield Identity(
-                    "per_cpu", f"per-CPU memory of CPU {cpu}, dynamic, +{inside:#x}", details=details
-                )
+                yield Thing("per_cpu", f"per-CPU memory of CPU {cpu}, dynamic, +{inside:#x}", details=details)
                 return
             at = bisect_right(self._variables, (start + inside, "\x7f")) - 1
             if at < 0:
-                yield Identity("per_cpu", f"per-CPU memory of CPU {cpu}, +{inside:#x}", details=details)
+                yield Thing("per_cpu", f"per-CPU memory of CPU {cpu}, +{inside:#x}", details=details)
                 return
             symbol, name = self._variables[at]
             into = start + inside - symbol
             details.update(name=name, offset=into)
             text = f"per-CPU variable: {name}+{into:#x} of CPU {cpu}"
-            yield Identity("per_cpu", text, Address(symbol + offset & ALL), None, details)
+            yield Thing("per_cpu", text, Address(symbol + offset & ALL), None, details)
             return
 
     # Pages, slots, modules
 
-    def _struct_page(self, address: int, found: Translation) -> Iterator[Identity]:
-        if self.translator.places.at(address) is not VMEMMAP:
+    def _struct_page(self, address: int, found: Translation) -> Iterator[Thing]:
+        if self.translator.places.at(address) is not self.kernel.regions.vmemmap:
             return
         base, size, count = VMEMMAP.pages(self.kernel)
-        pfn, inside = divmod(address - base, size)
+        pfn, inside = divmod(address - base & ALL, size)
         if self.kernel.walk(address).state == "unmapped" or pfn >= count:
-            yield Identity(
-                "struct_page", f"no struct page: page frame {pfn:#x} has none", details={"pfn": None}
-            )
+            yield Thing("struct_page", f"no struct page: page frame {pfn:#x} has none", details={"pfn": None})
             return
-        text = f"struct page: page frame {pfn:#x}, physical {pfn << PAGE_SHIFT:016x}"
+        text = f"struct page: page frame {pfn:#x}, physical {pfn << self.kernel.page_shift:016x}"
         text += f" +{inside:#x}" if inside else ""
-        yield Identity("struct_page", text, Address(base + pfn * size), size, {"pfn": pfn, "offset": inside})
+        yield Thing(
+            "struct_page", text, Address(base + pfn * size & ALL), size, {"pfn": pfn, "offset": inside}
+        )
 
     @cached_property
     def _slots(self) -> List[Tuple[int, str]]:
-        """Slots of the fixmap by number, ascending; the names of bounds are left out."""
+        """Slots of the fixmap by number, ascending, without the names of bounds."""
         enum = self.kernel.prog.type("enum fixed_addresses")
         found: Dict[int, str] = {}
         for enumerator in enum.enumerators or ():
@@ -331,51 +372,34 @@ class Identifier:
                 found.setdefault(int(enumerator.value), enumerator.name)
         return sorted(found.items())
 
-    def _fixmap(self, address: int, found: Translation) -> Iterator[Identity]:
-        if found.region not in ("fixmap", "vsyscall"):
+    def _fixmap(self, address: int, found: Translation) -> Iterator[Thing]:
+        if not self._lies_in(Trait.SLOTS, address, found):
             return
-        slot = (FIXADDR_TOP + 0xFFF - address) >> PAGE_SHIFT
+        top, shift = self.kernel.facts.fixmap_top, self.kernel.page_shift
+        slot = (top + self.kernel.form.page_size - 1 - address) >> shift
         at = bisect_right(self._slots, (slot, "\x7f")) - 1
         if at < 0:
             return
         number, name = self._slots[at]
         text = f"fixmap slot {slot}: {name}" + (f"+{slot - number}" if slot > number else "")
-        start = Address(FIXADDR_TOP - (slot << PAGE_SHIFT))
-        yield Identity("fixmap_slot", text, start, 1 << PAGE_SHIFT, {"slot": slot, "name": name})
+        start = Address(top - (slot << shift))
+        yield Thing("fixmap_slot", text, start, 1 << shift, {"slot": slot, "name": name})
 
-    @cached_property
-    def _areas(self) -> Tuple[List[Tuple[int, int]], Damage]:
-        """(address, CPU) of every CPU's cpu_entry_area, ascending; and which cannot be found."""
-        damage = Damage()
-        return sorted((start, cpu) for cpu, _, start in areas_of(self.kernel, damage)), damage
-
-    def _entry_area(self, address: int, found: Translation) -> Iterator[Identity]:
-        if found.region != "cpu_entry_area" or self.kernel.source.types == "none":
-            return
-        if address < CPU_ENTRY_AREA_BASE + PAGE_SIZE:
-            member: Optional[Tuple[str, int, int]] = ("IDT", CPU_ENTRY_AREA_BASE, PAGE_SIZE)
-            cpu, whose = None, "all CPUs"
-        else:
-            areas, damage = self._areas
-            at = bisect_right(areas, (address, ALL)) - 1
-            start, cpu = areas[at] if at >= 0 else (address, None)
-            member, whose = member_at(self.kernel, start, address) if at >= 0 else None, f"CPU {cpu}"
-            if member is None and damage:
-                raise Unavailable(f"cpu_entry_area: {damage.notes[0]}")
-        if member is None:
-            return
-        name, start, size = member
-        offset = address - start
-        text = f"cpu_entry_area of {whose}: {name} +{offset:#x}"
-        details = {"cpu": cpu, "member": name, "offset": offset}
-        yield Identity("cpu_entry_area", text, Address(start), size, details)
+    def _inside(self, address: int, found: Translation) -> Iterable[Thing]:
+        """Identities that the region itself has for the address."""
+        region = self._region_of(address, found)
+        if region is None:
+            return ()
+        if region.key not in self._finders:
+            self._finders[region.key] = region.finder(self.kernel)
+        return self._finders[region.key](address)
 
     @cached_property
     def _modules(self) -> List[ModuleMemory]:
         return module_memory(self.kernel)
 
-    def _module(self, address: int, found: Translation) -> Iterator[Identity]:
-        if found.region not in ("modules", "vmalloc") or self.kernel.source.types == "none":
+    def _module(self, address: int, found: Translation) -> Iterator[Thing]:
+        if self.kernel.source.types == "none" or not self._lies_in(Trait.AREAS, address, found):
             return
         at = bisect_right(self._modules, ModuleMemory(address, ALL, "", "")) - 1
         if at < 0 or address > self._modules[at].end:
@@ -384,15 +408,15 @@ class Identifier:
         offset = address - piece.start
         text = f"module {piece.module}: {piece.kind} +{offset:#x}"
         details = {"module": piece.module, "memory": piece.kind, "offset": offset}
-        yield Identity("module_memory", text, Address(piece.start), piece.end - piece.start + 1, details)
+        yield Thing("module_memory", text, Address(piece.start), piece.end - piece.start + 1, details)
         if piece.descriptor not in self._sections:
             self._sections[piece.descriptor] = module_sections(self.kernel, piece.descriptor)
         sections = self._sections[piece.descriptor]
         at = bisect_right(sections, (address, "\x7f")) - 1
-        # A section of another piece ends with that piece; where else one ends is not kept.
+        # A section that starts before this piece is in another. The ends of sections are not recorded.
         if at >= 0 and sections[at][0] >= piece.start:
             start, name = sections[at]
-            yield Identity(
+            yield Thing(
                 "module_section",
                 f"module {piece.module}: section {name} +{address - start:#x}",
                 Address(start),
@@ -400,63 +424,145 @@ class Identifier:
                 {"module": piece.module, "section": name, "offset": address - start},
             )
 
-    def _init(self, address: int, found: Translation) -> Iterator[Identity]:
-        if found.region != "kernel_image":
+    def _init(self, address: int, found: Translation) -> Iterator[Thing]:
+        if self._region_of(address, found) is not self.kernel.regions.kernel_image:
             return
         start, end = self.kernel.find_symbol("__init_begin"), self.kernel.find_symbol("__init_end")
         if start is None or end is None or not start <= address < end:
             return
-        yield Identity(
-            "init_section", "__init section, freed once the kernel is up", Address(start), end - start
-        )
+        text = "__init section, freed once the kernel is up"
+        if found.state == "unmapped":
+            text += " (it was: a pointer to here is stale)"
+        yield Thing("init_section", text, Address(start), end - start)
 
-    def _region(self, address: int, found: Translation) -> Iterator[Identity]:
+    def _alias(self, address: int, found: Translation) -> Iterator[Thing]:
+        """The part of the image that an address of the direct map, or a struct page, refers to."""
+        region = self._region_of(address, found)
+        regions = self.kernel.regions
+        if region is regions.vmemmap:
+            base, size, _ = VMEMMAP.pages(self.kernel)
+            physical = (address - base) // size << self.kernel.form.page_shift
+            what = "struct page of the page of"
+        elif region is regions.direct_map and found.physical is not None:
+            physical, what = found.physical, "direct map of"
+        else:
+            return
+        image = physical + self.kernel.image_offset.value & ALL
+        place = self.kernel.locate(regions.kernel_image)
+        if not isinstance(place, Placement) or image not in (place.used or place.range):
+            return
+        walk = self.kernel.walk(image)
+        if walk.physical != physical:
+            start, end = self.kernel.find_symbol("__init_begin"), self.kernel.find_symbol("__init_end")
+            if start is not None and end is not None and start <= image < end:
+                yield Thing("alias", f"{what} memory that was the __init section, freed and used anew")
+            return
+        name = self.translator.symbol_at(image, regions.kernel_image.key) or f"{image:016x}"
+        details = {"image": Address(image), "symbol": name}
+        yield Thing("alias", f"{what} {name}", details=details)
+
+    @cached_property
+    def _vmas(self) -> Sequence[Vma]:
+        process = find_process(self.kernel, self.translator.pid or 0)
+        return vmas_of(self.kernel, process, mm_of(self.kernel, process), Damage())
+
+    def _memory_area(self, address: int, found: Translation) -> Iterator[Thing]:
+        if self.translator.pid is None or found.region is None or address not in self.kernel.form.user:
+            return
+        for vma in self._vmas:
+            if vma.start <= address <= vma.end:
+                name = vma.name or "anonymous memory"
+                details = {"pid": self.translator.pid, "name": vma.name, "offset": address - vma.start}
+                text = f"memory area of pid {self.translator.pid}: {name} +{address - vma.start:#x}"
+                yield Thing("memory_area", text, Address(vma.start), vma.end - vma.start + 1, details)
+
+    @cached_property
+    def _canaries(self) -> Mapping[int, Tuple[int, str]]:
+        """(pid, command) of all processes, by stack canary."""
+        found: Dict[int, Tuple[int, str]] = {}
+        if not type_of(self.kernel, "struct task_struct").has_member("stack_canary"):
+            return found  # CONFIG_STACKPROTECTOR is off
+        offset = offset_of(self.kernel, "struct task_struct", "stack_canary")
+        with self._budget.bounded():
+            for process in processes(self.kernel, Damage()):
+                with contextlib.suppress(Unavailable):
+                    data = self.kernel.read(process.task + offset, 8)
+                    found.setdefault(
+                        int.from_bytes(data, self.kernel.form.byte_order), (process.pid, process.comm)
+                    )
+        return found
+
+    def _canary(self, address: int, found: Translation) -> Iterator[Thing]:
+        """Stack canary, which begins with a zero byte (include/linux/random.h:CANARY_MASK)."""
+        if found.state != "non-canonical" or self.kernel.source.types == "none":
+            return
+        whose = self._canaries.get(address)
+        if whose is not None:
+            text = f"stack canary of {whose[0]} ({whose[1]})"
+            yield Thing("stack_canary", text, details={"pid": whose[0], "comm": whose[1]})
+
+    def _one_bit_off(self, address: int, found: Translation) -> Iterator[Thing]:
+        """Mapped addresses that differ from the value in one bit."""
+        if found.state != "non-canonical":
+            return
+        for bit in range(64):
+            near = address ^ 1 << bit
+            if not self.kernel.form.is_canonical(near) or self.kernel.walk(near).physical is None:
+                continue
+            key = self.translator.places.key_at(near)
+            name = self.translator.symbol_at(near, key)
+            text = f"bit {bit} off from {near:016x}, which is mapped in {key}" + (f": {name}" if name else "")
+            yield Thing("one_bit_off", text, Address(near), None, {"bit": bit, "key": key, "symbol": name})
+
+    def _region(self, address: int, found: Translation) -> Iterator[Thing]:
         region = self.translator.places.at(address)
         if region is None:
-            yield Identity("region", "unused address space", details={"key": "hole"})
+            yield Thing("region", "unused address space", details={"key": "hole"})
             return
         at = bisect_right(self.translator.places.starts, address) - 1
         start = self.translator.places.starts[at]
-        yield Identity(
+        yield Thing(
             "region", f"{region.name} +{address - start:#x}", Address(start), None, {"key": region.key}
         )
 
 
-def _task(thing: Any) -> Identity:
+def _as_address(value: int) -> Input:
+    return Input(f"{value:016x}", value, "virtual")
+
+
+def _task(thing: Any) -> Thing:
     task = thing.task
     details = {"pid": task.pid.value_(), "comm": os.fsdecode(task.comm.string_())}
-    return Identity("task", str(thing), Address(task.value_()), None, details)
+    return Thing("task", str(thing), Address(task.value_()), None, details)
 
 
-def _stack(thing: Any) -> Identity:
+def _stack(thing: Any) -> Thing:
     task = thing.task
     details = {"pid": task.pid.value_(), "comm": os.fsdecode(task.comm.string_())}
     start = task.stack.value_()
-    return Identity(
-        "task_stack", str(thing), Address(start), None, {**details, "offset": thing.address - start}
-    )
+    return Thing("task_stack", str(thing), Address(start), None, {**details, "offset": thing.address - start})
 
 
-def _slab(thing: Any) -> Identity:
+def _slab(thing: Any) -> Thing:
     info = thing.slab_object_info
-    # Not str(thing): that reads the name to its end, wherever it is.
+    # Do not use str(thing), which reads the name without a length limit.
     name = info.slab_cache.prog_.read_c_string(info.slab_cache.name.value_(), max_size=_LONGEST_NAME)
     cache = os.fsdecode(name)
     details = {"cache": cache, "allocated": info.allocated, "offset": thing.address - info.address}
     size = info.slab_cache.object_size.value_()
     state = {True: "", False: "free ", None: "corrupted "}[info.allocated]
     text = f"{state}slab object: {cache}+{details['offset']:#x}"
-    return Identity("slab_object", text, Address(info.address), size, details)
+    return Thing("slab_object", text, Address(info.address), size, details)
 
 
-def _vmap(thing: Any) -> Identity:
+def _vmap(thing: Any) -> Thing:
     start, end = thing.vmap_area.va_start.value_(), thing.vmap_area.va_end.value_()
     caller = Address(thing.vm_struct.caller.value_())
     details = {"caller": caller, "offset": thing.address - start}
-    return Identity("vmap_area", str(thing), Address(start), end - start, details)
+    return Thing("vmap_area", str(thing), Address(start), end - start, details)
 
 
-_MAKERS: Mapping[str, Callable[[Any], Identity]] = {
+_MAKERS: Mapping[str, Callable[[Any], Thing]] = {
     "IdentifiedTaskStruct": _task,
     "IdentifiedTaskStack": _stack,
     "IdentifiedSlabObject": _slab,

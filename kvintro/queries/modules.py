@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Memory of loaded modules, piece by piece."""
+"""Memory of loaded modules, one piece at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Iterator, List, Tuple
 import drgn
 
 from kvintro.errors import Unavailable
-from kvintro.kernel import Kernel
+from kvintro.kernels import Kernel
 from kvintro.readers.structures import TROUBLE, struct_at
 from kvintro.regions.modules import section_addresses
 
@@ -24,7 +24,8 @@ class ModuleMemory:
     """One piece of one module.
 
     :ivar end: last address.
-    :ivar kind: of :data:`MEMORY_TYPES`; ``core`` or ``init`` before 6.4, when pieces held all rights mixed.
+    :ivar kind: one of :data:`MEMORY_TYPES`; before 6.4, when a piece had parts with different rights,
+        ``core`` or ``init``.
     :ivar descriptor: address of the module's ``struct module``.
     """
 
@@ -38,7 +39,7 @@ class ModuleMemory:
 def module_memory(kernel: Kernel) -> List[ModuleMemory]:
     """All pieces of all modules, ascending.
 
-    :raises Unavailable: this source does not tell.
+    :raises Unavailable: the source does not contain it.
     """
     from drgn.helpers.linux.module import for_each_module
 
@@ -66,8 +67,8 @@ def module_memory(kernel: Kernel) -> List[ModuleMemory]:
 def module_sections(kernel: Kernel, descriptor: int) -> List[Tuple[int, str]]:
     """(first address, name) of a module's sections, ascending.
 
-    :param descriptor: address of its ``struct module``.
-    :raises Unavailable: this source does not tell.
+    :param descriptor: address of the module's ``struct module``.
+    :raises Unavailable: the source does not contain it.
     """
     try:
         module = struct_at(kernel, "struct module", descriptor)
@@ -81,7 +82,7 @@ def _pieces(module: drgn.Object) -> Iterator[Tuple[int, int, str]]:
     try:
         memory = module.mem
     except AttributeError:
-        # Before 6.4 there were two, with parts of different rights in them.
+        # Before 6.4 there were two pieces, whose parts had different rights.
         for layout, kind in ((module.core_layout, "core"), (module.init_layout, "init")):
             yield layout.base.value_(), layout.size.value_(), kind
         return

@@ -1,27 +1,25 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Roots of page-table trees by what people call them."""
+"""Roots of page-table trees by their common names."""
 
 from __future__ import annotations
 
-from kvintro.arch.x86_64 import PTI_USER_ROOT_BIT
 from kvintro.errors import Unavailable, UsageError
-from kvintro.kernel import Kernel
-from kvintro.model import Absent, Placement
+from kvintro.kernels import Kernel
+from kvintro.model import Absent, Placement, Root
+from kvintro.readers.processes import physical_of
 from kvintro.readers.structures import TROUBLE
-from kvintro.regions import Root
-from kvintro.regions.ldt_remap import table_of
 
 
 def kernel_root(kernel: Kernel) -> Root:
-    """The kernel's own."""
-    return Root(kernel.root.value, "init_top_pgt")
+    """The kernel's own root."""
+    return kernel.kernel_root
 
 
 def process_root(kernel: Kernel, pid: int) -> Root:
-    """A process's.
+    """The root of a process.
 
     :raises UsageError: there is no such process, or it has no user memory.
-    :raises Unavailable: the source does not tell.
+    :raises Unavailable: the source does not contain it.
     """
     from drgn.helpers.linux.pid import find_task
 
@@ -36,34 +34,44 @@ def process_root(kernel: Kernel, pid: int) -> Root:
                 f"pid {pid} is a kernel thread and maps no user memory",
                 "omit --pid for the kernel's own",
             )
-        return Root(table_of(kernel, task.mm.pgd.value_()), f"pid {pid}")
+        return Root(physical_of(kernel, task.mm.pgd.value_()), f"pid {pid}")
     except TROUBLE as error:
         raise Unavailable(f"process {pid} cannot be found: {error}") from error
 
 
 def user_half(kernel: Kernel, root: Root) -> Root:
-    """What user mode runs on under page-table isolation, given the root that the kernel runs on.
+    """Return user mode's root under page-table isolation, from kernel mode's root.
 
-    :raises UsageError: this kernel has no such thing.
+    :raises UsageError: page-table isolation is off.
     """
-    if not kernel.pti.value:
+    isolation = kernel.isolation
+    table = kernel.facts.user_root(root.table)
+    if table is None:
         raise UsageError(
-            f"page-table isolation is off ({kernel.pti.provenance}): there is one root for both modes",
-            "leave away what asks for the user half",
+            f"page-table isolation is off ({isolation.provenance}): there is one root for both modes"
+            if not isolation.value
+            else "user mode runs on the tables of its process",
+            "omit the option for the user half",
         )
-    return Root(root.table | PTI_USER_ROOT_BIT, f"{root.owner}, user half")
+    return Root(table, f"{root.owner}, user half")
 
 
 def efi_root(kernel: Kernel) -> Root:
-    """The one that firmware's runtime services run on.
+    """Return the root of firmware's runtime services.
 
-    :raises UsageError: this kernel has none.
-    :raises Unavailable: the source does not tell.
+    :raises UsageError: this kernel has no such root.
+    :raises Unavailable: the source does not contain it.
     """
-    region = next(r for r in kernel.regions if r.key == "efi")
-    found = kernel.locate(region)
+    region = kernel.regions.named("efi")
+    if region is not None:
+        found = kernel.locate(region)
+        if isinstance(found, Placement):
+            return region.roots(kernel)[0]
+    else:
+        root = kernel.facts.firmware_root()
+        if isinstance(root, Root):
+            return root
+        found = root
     if isinstance(found, Absent):
         raise UsageError(f"there are no EFI page tables: {found.reason}", "choose another root")
-    if not isinstance(found, Placement):
-        raise Unavailable(found.reason)
-    return region.roots(kernel)[0]
+    raise Unavailable(found.reason)

@@ -1,29 +1,26 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""From any of virtual address, physical address, page frame number and struct page to all the others.
+"""Translate a virtual address, a physical address, a page frame number or a struct page into all the others.
 
-Whatever a region's own rule says (linear for direct map and image), the page tables decide what is mapped,
-and where the two differ the answer is the tables' and says so. What nothing maps gets no physical address.
+The page tables decide what is mapped. Some regions also have a linear rule (direct map, image); if that
+disagrees, the answer follows the page tables and has a note. An unmapped address has no physical address.
+:mod:`kvintro.queries.translate_many` translates lists.
 """
 
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Callable, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
-from kvintro.arch.x86_64 import ALL, PAGE_SHIFT
-from kvintro.arch.x86_64_entry import decode, level_name
 from kvintro.errors import NotInDump, Unavailable, UsageError
-from kvintro.kernel import Kernel
-from kvintro.model import Address, Size
+from kvintro.kernels import Kernel, Region, Trait
+from kvintro.model import ALL, Address, Linear, Root, Size
 from kvintro.paging import Walk
-from kvintro.paging.bulk import MAPPED, NOT_IN_DUMP, STATES
-from kvintro.queries.placements import HOLE, Places
+from kvintro.queries.names import similar_symbols
+from kvintro.queries.placements import Places
 from kvintro.queries.roots import kernel_root, process_root, user_half
-from kvintro.regions import Linear, Region, Root
-from kvintro.regions.direct_map import missing
+from kvintro.regions.direct_map_reasons import missing
 from kvintro.regions.vmemmap import REGION as VMEMMAP
 from kvintro.text import printable
 
@@ -33,11 +30,11 @@ if TYPE_CHECKING:
 
     U64 = NDArray[numpy.uint64]
 
-#: What a number can be.
+#: The kinds of numbers.
 FORMS = ("virtual", "physical", "pfn", "page")
 
 _HEX = re.compile(r"(?:0[xX])?[0-9a-fA-F]+")
-# What people write before a number to say what it is.
+# Prefixes that users write to state the kind of a number.
 _KINDS = {"pfn": "pfn", "phys": "physical", "physical": "physical", "virt": "virtual", "virtual": "virtual"}
 _SYMBOL = re.compile(r"(?P<name>[A-Za-z_.$][\w.$]*)(?P<offset>[+-](?:0[xX])?[0-9a-fA-F]+)?")
 
@@ -49,8 +46,8 @@ class WalkStep:
     :ivar level: the kernel's name of the level: ``pgd`` to ``pte``.
     :ivar entry_address: physical address of the entry.
     :ivar value: the entry; None if it is not in the source.
-    :ivar flags: its bits by the kernel's names.
-    :ivar kind: what the entry is: ``table``, ``page``, ``empty``, ``swap`` and others, as in ``kvintro pte``.
+    :ivar flags: the kernel's names of its set bits.
+    :ivar kind: kind of the entry: ``table``, ``page``, ``empty``, ``swap`` and others, as in ``kvintro pte``.
     """
 
     level: str
@@ -84,7 +81,7 @@ class Translation:
 
 @dataclass(frozen=True)
 class Input:
-    """What was asked for: the text, the number it stands for, what the number is, and what to add to that."""
+    """An input: its text, its number, the number's kind (of :data:`FORMS`), and a note about it."""
 
     text: str
     value: int
@@ -93,12 +90,12 @@ class Input:
 
 
 class Translator:
-    """Answers for one root.
+    """Translates through the page tables of one root.
 
-    :param form: what all numbers are; None to tell by where they lie.
-    :param below: what numbers of the user half are if nothing says (``virtual`` or ``physical``); None for
-        physical if there can be such memory, else virtual.
-    :param plain_virtual: take kernel addresses for what they are, those of struct pages too.
+    :param form: kind of all numbers; None to infer it from their values.
+    :param below: kind of numbers in the user half (``virtual`` or ``physical``) if ``form`` is None; None for
+        physical if such memory is possible, else virtual.
+    :param plain_virtual: treat addresses of struct pages as virtual addresses.
     :raises UsageError: there is no such process or root.
     """
 
@@ -114,14 +111,14 @@ class Translator:
     ) -> None:
         self.kernel = kernel
         self.root = kernel_root(kernel) if pid is None else process_root(kernel, pid)
-        self._own_root = pid is None and not user
+        self.own_root = pid is None and not user
         if user:
             self.root = user_half(kernel, self.root)
         self.pid = pid
         self._region_roots: Dict[str, Tuple[Sequence[Root], str]] = {}
-        self._form = form
-        self._below = below
-        self._plain_virtual = plain_virtual
+        self.form = form
+        self.below = below
+        self.plain_virtual = plain_virtual
 
     @cached_property
     def places(self) -> Places:
@@ -129,20 +126,21 @@ class Translator:
         return Places(self.kernel)
 
     @cached_property
-    def _pages(self) -> Optional[Tuple[int, int, int]]:
-        """See :meth:`kvintro.regions.vmemmap.Vmemmap.pages`; None if not known."""
+    def pages(self) -> Optional[Tuple[int, int, int]]:
+        """See :meth:`kvintro.regions.vmemmap.Vmemmap.pages`; None if unknown."""
         try:
             return VMEMMAP.pages(self.kernel)
         except Unavailable:
             return None
 
     @cached_property
-    def _direct_map(self) -> Optional[Linear]:
-        return self._rules.get("direct_map")
+    def direct_map(self) -> Optional[Linear]:
+        """The rule of the direct map, None if unknown."""
+        return self.rules.get("direct_map")
 
     @cached_property
-    def _rules(self) -> Mapping[str, Linear]:
-        """The rules of regions that have one, by key."""
+    def rules(self) -> Mapping[str, Linear]:
+        """Linear rules of regions, by the regions' keys."""
         found: Dict[str, Linear] = {}
         for region in self.kernel.regions:
             try:
@@ -153,23 +151,24 @@ class Translator:
                 found[region.key] = rule
         return found
 
-    # What was asked for
+    # Input
 
     def parse_frame(self, text: str) -> Input:
-        """The number of a page frame, in hex; never a symbol.
+        """Parse a page frame number in hex. Symbols are not accepted.
 
-        :raises UsageError: it is no number, or no processor has so many.
+        :raises UsageError: the text is not a number, or exceeds the largest page frame number.
         """
-        if not _HEX.fullmatch(text) or int(text, 16) > ALL >> PAGE_SHIFT:
+        if not _HEX.fullmatch(text) or int(text, 16) > ALL >> self.kernel.page_shift:
             raise UsageError(
-                f"{printable(_short(text))!r} is no page frame number", "give its hex digits, as in pfn:1a2b3"
+                f"{printable(_short(text))!r} is not a page frame number",
+                "give its hex digits, as in pfn:1a2b3",
             )
         return Input(text, int(text, 16), "pfn")
 
     def parse(self, text: str) -> Input:
-        """What an input stands for. Numbers are hexadecimal; what is one is never a symbol.
+        """Parse an input: a hexadecimal number, or else a symbol.
 
-        :raises UsageError: it is neither a number nor a symbol of this kernel.
+        :raises UsageError: the text is neither a number nor a symbol of this kernel.
         """
         text = text.strip()
         if _HEX.fullmatch(text):
@@ -178,12 +177,12 @@ class Translator:
                 raise UsageError(
                     f"{_short(text)} has more than 64 bits", "give an address of up to 16 hex digits"
                 )
-            return Input(text, value, self._form or self.form_of(value))
+            return Input(text, value, self.form or self.form_of(value))
         match = _SYMBOL.fullmatch(text)
         if match is None:
             kind = _KINDS.get(text.partition(":")[0].lower()) if ":" in text else None
             raise UsageError(
-                f"{printable(_short(text))!r} is no address",
+                f"{printable(_short(text))!r} is not an address",
                 f"give the hex digits alone, and --from {kind}"
                 if kind
                 else "give hex digits, a symbol, or symbol+offset in hex",
@@ -191,7 +190,8 @@ class Translator:
         found = self.kernel.find_symbol(match["name"])
         if found is None:
             missing = self.kernel.nameless(match["name"])
-            raise UsageError(missing.what, missing.remedy or "check the name, or give its address")
+            near = similar_symbols(self.kernel, match["name"])
+            raise UsageError(missing.what, missing.remedy or f"{near}check the name, or give its address")
         note = ""
         offset = int(match["offset"], 16) if match["offset"] else 0
         value = found
@@ -202,7 +202,7 @@ class Translator:
         return Input(text, value + offset & ALL, "virtual", note)
 
     def _per_cpu_base(self, symbol: int) -> Optional[int]:
-        """What makes a per-CPU symbol the address of CPU 0's copy; None for other symbols."""
+        """Offset from a per-CPU symbol to CPU 0's copy; None for other symbols."""
         start, end = (self.kernel.find_symbol(f"__per_cpu_{name}") for name in ("start", "end"))
         if start is None or end is None or not start <= symbol < end:
             return None
@@ -212,26 +212,31 @@ class Translator:
         except Unavailable:
             return None
 
+    @property
+    def first_page(self) -> int:
+        """Address of page frame 0's struct page, which may be after or before the region's start."""
+        return 0 if self.pages is None else self.pages[0]
+
     def form_of(self, value: int) -> str:
-        """What a number is, told by where it lies."""
-        if value > self.kernel.geometry.user.end:
-            if self._plain_virtual or self.places.at(value) is not VMEMMAP:
+        """The kind of a number, inferred from its value."""
+        if value not in self.kernel.form.user:
+            if self.plain_virtual or self.places.at(value) is not self.kernel.regions.vmemmap:
                 return "virtual"
-            return "page"
-        if self._below is not None:
-            return self._below
+            return "page" if value >= self.first_page else "virtual"
+        if self.below is not None:
+            return self.below
         if self.pid is not None:
             return "virtual"
-        return "physical" if value >> self.kernel.geometry.max_physmem_bits == 0 else "virtual"
+        return "physical" if value >> self.kernel.facts.max_physmem_bits.value == 0 else "virtual"
 
-    # One answer, with everything that is to be said
+    # One answer
 
     def translate(self, asked: Input) -> Translation:
-        """One address in all its forms."""
+        """Return one address in all its forms."""
         if asked.form == "page":
             return self._of_page(asked)
         if asked.form in ("physical", "pfn"):
-            physical = asked.value << PAGE_SHIFT if asked.form == "pfn" else asked.value
+            physical = asked.value << self.kernel.page_shift if asked.form == "pfn" else asked.value
             if physical >> 52:
                 return self._nothing(asked, "unmapped", "no processor has so much physical memory")
             return self._of_physical(asked, physical, [asked.note])
@@ -261,9 +266,9 @@ class Translator:
         notes = [asked.note]
         region = self.places.at(address)
         root, found = self._walk(address, notes)
-        if found.state == "unmapped" and address <= self.kernel.geometry.user.end:
-            found = self._kept(found, address, notes)
-        rule = None if region is None else self._rules.get(region.key)
+        if found.state == "unmapped" and address in self.kernel.form.user:
+            found = self.kept(found, address, notes)
+        rule = None if region is None else self.rules.get(region.key)
         method = None
         if found.state == "mapped":
             method = "walk"
@@ -271,24 +276,22 @@ class Translator:
                 if found.physical == address - rule.offset & ALL:
                     method = "linear"
                 else:
-                    notes.append(self._disagreement(address, rule))
+                    notes.append(disagreement(address, rule))
         elif found.state == "unmapped":
-            notes.append(self._why_unmapped(address, None if region is None else region.key))
+            notes.append(self._why_unmapped(address, region))
         elif found.state == "not-in-dump":
             notes.append("a page table on the way is not in this dump")
         return self._answer(asked, found, root, address, found.physical, method, notes)
 
-    def _kept(self, found: Walk, address: int, notes: List[str]) -> Walk:
-        """A user page that the processor refuses and the kernel still has mapped (``pte_present()``).
+    def kept(self, found: Walk, address: int, notes: List[str]) -> Walk:
+        """Treat a user page as mapped that the kernel has (``pte_present()``) and the processor does not see.
 
-        PROT_NONE and NUMA hinting leave such entries behind; pagemap calls them present too.
+        PROT_NONE and NUMA hinting make such entries. pagemap also reports them as present.
         """
-        last = found.steps[-1]
-        if last.value is None:
+        last = found.steps[-1] if found.steps else None
+        if last is None or last.value is None:
             return found
-        entry = decode(
-            last.value, last.level, self.kernel.geometry, half="user", dialect=self.kernel.entry_dialect
-        )
+        entry = self.kernel.entries.decode(last.value, last.level, half="user")
         if entry.kind not in ("protnone", "invalid") or entry.physical is None:
             if entry.swap is not None:
                 notes.append(f"not in memory: {entry.swap.text}")
@@ -300,21 +303,15 @@ class Translator:
         inside = address & (entry.page_size - 1)
         return Walk("mapped", found.steps, entry.physical | inside, entry.page_size)
 
-    def _disagreement(self, address: int, rule: Linear) -> str:
-        return (
-            f"the region's rule says {address - rule.offset & ALL:016x}, and the page tables say otherwise; "
-            "they decide"
-        )
-
-    def _why_unmapped(self, address: int, region: Optional[str]) -> str:
-        if address <= self.kernel.geometry.user.end and self.pid is None:
+    def _why_unmapped(self, address: int, region: Optional[Region]) -> str:
+        if address in self.kernel.form.user and self.pid is None:
             return "a user address: name the process with --pid"
-        if region == "kernel_image":
+        if region is self.kernel.regions.kernel_image:
             return "nothing of the image is mapped there now (freed after boot, or a gap between sections)"
-        if region == "direct_map":
+        if region is self.kernel.regions.direct_map:
             why = self._why_missing(address, self.kernel.walk(address))
             return f"a hole in the direct map: {why}" if why else "a hole in the direct map"
-        if region == "ldt_remap" and self.pid is None:
+        if region is not None and Trait.PER_PROCESS in region.traits and self.pid is None:
             return "mapped per process: name it with --pid"
         return ""
 
@@ -326,16 +323,16 @@ class Translator:
             return lambda address, kept: None
 
     def _why_missing(self, address: int, found: Walk) -> Optional[str]:
-        """Why nothing is mapped at an address of the direct map, None if that cannot be told."""
-        rule = self._direct_map
+        """Why nothing is mapped at an address of the direct map, None if unknown."""
+        rule = self.direct_map
         if rule is None or address not in rule.range:
             return None
         return self._missing(address - rule.offset & ALL, bool(found.steps and found.steps[-1].value))
 
     def _walk(self, address: int, notes: List[str]) -> Tuple[Root, Walk]:
-        """Walk by this translator's root, or if nothing was named by those of the region."""
+        """Walk from this translator's root; if none was named, from the roots of the region."""
         region = self.places.at(address)
-        if self._own_root and region is not None:
+        if self.own_root and region is not None:
             for root in self._roots_of(region, notes):
                 found = self.kernel.walk(address, root.table)
                 if found.state != "unmapped":
@@ -345,7 +342,7 @@ class Translator:
         return self.root, self.kernel.walk(address, self.root.table)
 
     def _roots_of(self, region: Region, notes: List[str]) -> Sequence[Root]:
-        """A region's roots, looked up once."""
+        """Roots of a region. They are looked up once."""
         known = self._region_roots.get(region.key)
         if known is None:
             try:
@@ -358,10 +355,10 @@ class Translator:
         return known[0]
 
     def _of_physical(self, asked: Input, physical: int, notes: List[str]) -> Translation:
-        """A physical address, at its place in the direct map."""
-        rule = self._direct_map
+        """Translate a physical address to its place in the direct map."""
+        rule = self.direct_map
         if rule is None:
-            notes.append("this source does not tell where the direct map lies")
+            notes.append("this source does not say where the direct map lies")
             return self._answer(asked, None, None, None, physical, None, notes, state="not-in-dump")
         address = physical + rule.offset & ALL
         if address not in rule.range:
@@ -381,14 +378,14 @@ class Translator:
         return self._answer(asked, found, self.root, address, physical, "linear", notes)
 
     def _of_page(self, asked: Input) -> Translation:
-        pages = self._pages
+        pages = self.pages
         if pages is None:
             raise Unavailable("where the struct pages lie is not known", "give -s VMLINUX")
         base, size, count = pages
-        pfn, inside = divmod(asked.value - base, size)
+        pfn, inside = divmod(asked.value - base & ALL, size)
         if not 0 <= pfn < count:
             raise UsageError(
-                f"{asked.text} is no struct page: they lie at {base:016x}-{base + count * size - 1:016x}",
+                f"{asked.text} is not a struct page: they are at {base:016x}-{base + count * size - 1:016x}",
                 "omit --from to have its kind recognised",
             )
         notes = [asked.note]
@@ -400,7 +397,7 @@ class Translator:
         if inside:
             notes.append(f"{inside:#x} into the struct page")
         notes.append(f"the struct page itself is at physical {own.physical:016x}")
-        return self._of_physical(asked, pfn << PAGE_SHIFT, notes)
+        return self._of_physical(asked, pfn << self.kernel.page_shift, notes)
 
     def _answer(
         self,
@@ -432,7 +429,7 @@ class Translator:
             region=region,
             virtual=None if virtual is None else Address(virtual),
             physical=None if physical is None else Address(physical),
-            pfn=None if physical is None else physical >> PAGE_SHIFT,
+            pfn=None if physical is None else physical >> self.kernel.page_shift,
             page=self._page_of(physical),
             page_size=Size(found.page_size) if found is not None and found.page_size else None,
             method=method,
@@ -440,24 +437,28 @@ class Translator:
             in_dump=in_dump,
             root=None if root is None else root.owner,
             note="; ".join(note for note in notes if note) or None,
-            # What was asked by its frame was looked for in the direct map.
+            # Page frames are looked up through the direct map.
             walk=() if found is None else self.steps(found, asked.value if asked.form == "virtual" else ALL),
         )
 
     def _page_of(self, physical: Optional[int]) -> Optional[Address]:
-        """The address of the struct page of a physical address, None if there is none."""
-        if physical is None or self._pages is None:
+        """Address of the struct page of a physical address, None if there is none."""
+        if physical is None or self.pages is None:
             return None
-        base, size, count = self._pages
-        pfn = physical >> PAGE_SHIFT
-        address = base + pfn * size
+        base, size, count = self.pages
+        pfn = physical >> self.kernel.page_shift
+        address = base + pfn * size & ALL
         if pfn >= count or self.kernel.walk(address).state == "unmapped":
             return None
         return Address(address)
 
+    @cached_property
+    def _with_symbols(self) -> Set[str]:
+        return {region.key for region in self.kernel.regions if Trait.SYMBOLS in region.traits}
+
     def symbol_at(self, address: Optional[int], region: Optional[str]) -> Optional[str]:
-        """``symbol`` or ``symbol+0x...`` where the region can hold any."""
-        if address is None or region not in ("kernel_image", "modules"):
+        """``symbol`` or ``symbol+0x...``, in regions that have symbols."""
+        if address is None or region not in self._with_symbols:
             return None
         try:
             symbol = self.kernel.prog.symbol(address)
@@ -468,237 +469,34 @@ class Translator:
 
     def steps(self, found: Walk, address: int) -> Tuple[WalkStep, ...]:
         """A walk with every entry decoded."""
-        geometry = self.kernel.geometry
-        half = "user" if address <= geometry.user.end else "kernel"
+        form, entries = self.kernel.form, self.kernel.entries
+        half = "user" if address in form.user else "kernel"
         out = []
         for step in found.steps:
-            name = level_name(step.level, geometry.levels)
+            name = form.level_name(step.level)
             entry_address = Address(step.entry_address)
             if step.value is None:
                 out.append(WalkStep(name, entry_address, None, (), None, "this table is not in the dump"))
                 continue
-            entry = decode(step.value, step.level, geometry, half=half, dialect=self.kernel.entry_dialect)
+            entry = entries.decode(step.value, step.level, half=half)
             note = ""
             if entry.swap is not None:
                 note = entry.swap.text
             elif entry.kind in ("protnone", "invalid"):
-                note = f"{entry.kind}: keeps page frame {(entry.physical or 0) >> PAGE_SHIFT:#x}"
+                note = f"{entry.kind}: keeps page frame {(entry.physical or 0) >> form.page_shift:#x}"
             elif entry.reserved:
                 note = "reserved bits are set: the processor refuses it"
             out.append(WalkStep(name, entry_address, Address(step.value), entry.flags, entry.kind, note))
         return tuple(out)
 
-    # Many answers, with what a line has room for
 
-    @cached_property
-    def _starts(self) -> U64:
-        import numpy
-
-        return numpy.array(self.places.starts, numpy.uint64)
-
-    @cached_property
-    def _keys(self) -> List[str]:
-        return [HOLE if region is None else region.key for region in self.places.regions]
-
-    def forms_of(self, values: U64) -> "NDArray[numpy.uint8]":
-        """:meth:`form_of` of many numbers, as indices into :data:`FORMS`."""
-        import numpy
-
-        if self._form is not None:
-            return numpy.full(len(values), FORMS.index(self._form), numpy.uint8)
-        forms = numpy.zeros(len(values), numpy.uint8)
-        if not self._plain_virtual and VMEMMAP in self.places.regions:
-            at = self.places.regions.index(VMEMMAP)
-            end = self.places.starts[at + 1] - 1 if at + 1 < len(self.places.starts) else ALL
-            start = numpy.uint64(self.places.starts[at])
-            forms[(values >= start) & (values <= numpy.uint64(end))] = FORMS.index("page")
-        below = values <= numpy.uint64(self.kernel.geometry.user.end)
-        if self._below is not None or self.pid is not None:
-            forms[below] = FORMS.index(self._below or "virtual")
-        else:
-            limit = numpy.uint64(self.kernel.geometry.max_physmem_bits)
-            forms[below & (values >> limit == numpy.uint64(0))] = FORMS.index("physical")
-        return forms
-
-    def columns(self, texts: Sequence[str], values: U64, forms: "NDArray[numpy.uint8]") -> Columns:
-        """The fields of many answers, a list for each; see :meth:`one_by_one` for which are not final.
-
-        :param forms: indices into :data:`FORMS`.
-        """
-        import numpy
-
-        u = numpy.uint64
-        n = len(values)
-        virtual = values.copy()
-        physical = numpy.zeros(n, u)
-        known = numpy.zeros(n, bool)  # physical follows from the input itself
-        lost = numpy.zeros(n, bool)  # a struct page that is not there
-        states = numpy.zeros(n, numpy.uint8)
-        shift = u(PAGE_SHIFT)
-        is_virtual = forms == FORMS.index("virtual")
-        is_pfn = forms == FORMS.index("pfn")
-        is_page = forms == FORMS.index("page")
-        other = ~is_virtual
-        if other.any():
-            physical[other] = values[other]
-            physical[is_pfn] = values[is_pfn] << shift
-            known |= other & ~((is_pfn & (values >> u(40) != u(0))) | (physical >> u(52) != u(0)))
-            if is_page.any() and self._pages is not None:
-                base, size, count = self._pages
-                pfns = (values[is_page] - u(base)) // u(size)
-                physical[is_page] = pfns << shift
-                own = self.kernel.bulk().translate(values[is_page]).states
-                gone = numpy.zeros(n, bool)
-                gone[is_page] = (own != MAPPED) | (pfns >= u(count))
-                states[is_page] = own
-                lost |= gone
-                known &= ~gone
-                known[is_page] = ~gone[is_page]
-            rule = self._direct_map
-            if rule is None:
-                virtual[other] = u(ALL >> 1)  # certainly not canonical
-            else:
-                virtual[other] = physical[other] + u(rule.offset)
-                beyond = other & (physical >= u(min(rule.range.size, ALL)))
-                virtual[beyond | (other & ~known)] = u(ALL >> 1)
-        result = self.kernel.bulk(self.root.table).translate(virtual)
-        mapped = result.states == MAPPED
-        found = numpy.where(is_virtual, result.states, numpy.where(mapped, MAPPED, result.states % 3))
-        found[lost] = numpy.where(states[lost] == MAPPED, 0, states[lost])
-        if self._direct_map is None:
-            found[other & known] = NOT_IN_DUMP
-        # A direct map that maps something else there does not map this page.
-        agrees = ~other | (result.physical == physical)
-        found[mapped & ~agrees] = 0
-        mapped = (found == MAPPED) & ~lost
-        out_physical = numpy.where(is_virtual, result.physical, physical)
-        has_physical = numpy.where(is_virtual, mapped, known)
-        has_virtual = is_virtual | mapped
-        stretch = numpy.searchsorted(self._starts, virtual, side="right") - 1
-        linear = self._linear(virtual, result.physical, stretch, mapped)
-        notes: List[Optional[str]] = [None] * n
-        for i in numpy.flatnonzero(mapped & (linear == 2)).tolist():
-            region = self.places.regions[int(stretch[i])]
-            notes[i] = self._disagreement(int(virtual[i]), self._rules["" if region is None else region.key])
-        names = self._keys
-
-        def optional(values: U64, has: NDArray[numpy.bool_]) -> List[Optional[int]]:
-            if has.all():
-                return list(values.tolist())
-            return [v if h else None for v, h in zip(values.tolist(), has.tolist())]
-
-        def paged() -> List[Optional[Address]]:
-            return _addresses(*self._pages_of(out_physical, has_physical))
-
-        methods = numpy.where(mapped, numpy.where(linear == 1, 2, 1), 0)
-        return Columns(
-            {
-                "input": lambda: list(texts),
-                "taken_as": lambda: [FORMS[f] for f in forms.tolist()],
-                "state": lambda: [STATES[s] for s in found.tolist()],
-                "region": lambda: [
-                    names[s] if h else None for s, h in zip(stretch.tolist(), has_virtual.tolist())
-                ],
-                "virtual": lambda: _addresses(virtual, has_virtual),
-                "physical": lambda: _addresses(out_physical, has_physical),
-                "pfn": lambda: optional(out_physical >> shift, has_physical),
-                "page": paged,
-                "page_size": lambda: optional(u(1) << result.page_shifts.astype(u), mapped),
-                "method": lambda: [(None, "walk", "linear")[m] for m in methods.tolist()],
-                "symbol": lambda: [None] * n,
-                "in_dump": lambda: [None] * n,
-                "root": lambda: [self.root.owner] * n,
-                "note": lambda: notes,
-                "walk": lambda: [()] * n,
-            }
-        )
-
-    def one_by_one(
-        self, values: U64, forms: "NDArray[numpy.uint8]", states: Sequence[str]
-    ) -> "NDArray[numpy.bool_]":
-        """Which of many numbers need a closer look than :meth:`columns` has.
-
-        They lie in regions that other roots map, or are pages that the kernel has and the processor refuses.
-
-        :param states: what :meth:`columns` says.
-        """
-        import numpy
-
-        out = numpy.zeros(len(values), bool)
-        if not self._own_root:
-            user = (forms == 0) & (values <= numpy.uint64(self.kernel.geometry.user.end))
-            if user.any():
-                out = user & (numpy.array(states) == "unmapped")
-            return out
-        stretch = numpy.searchsorted(self._starts, values, side="right") - 1
-        apart = [
-            i
-            for i, region in enumerate(self.places.regions)
-            if region is not None and region.key in ("efi", "ldt_remap")
-        ]
-        for i in apart:
-            out |= (stretch == i) & (forms == 0)
-        return out
-
-    def _linear(
-        self, virtual: U64, physical: U64, stretch: "NDArray[numpy.intp]", mapped: "NDArray[numpy.bool_]"
-    ) -> "NDArray[numpy.uint8]":
-        """For each address: 0 its region has no rule, 1 the rule agrees, 2 it does not."""
-        import numpy
-
-        u = numpy.uint64
-        out = numpy.zeros(len(virtual), numpy.uint8)
-        for key, rule in self._rules.items():
-            at = bisect_right(self.places.starts, rule.range.start) - 1
-            if self._keys[at] != key:
-                continue
-            inside = (
-                (stretch == at) & (virtual >= u(rule.range.start)) & (virtual <= u(rule.range.end)) & mapped
-            )
-            agree = virtual - u(rule.offset) == physical
-            out[inside & agree] = 1
-            out[inside & ~agree] = 2
-        return out
-
-    def _pages_of(self, physical: U64, has: "NDArray[numpy.bool_]") -> "Tuple[U64, NDArray[numpy.bool_]]":
-        import numpy
-
-        u = numpy.uint64
-        if self._pages is None:
-            return physical, numpy.zeros(len(physical), bool)
-        base, size, count = self._pages
-        pfns = physical >> u(PAGE_SHIFT)
-        pages = u(base) + pfns * u(size)
-        has = has & (pfns < u(count))
-        there = self.kernel.bulk().translate(numpy.where(has, pages, u(0))).states
-        return pages, has & (there != 0)
-
-
-class Columns(Mapping[str, List[Any]]):
-    """Lists of values by field, each made when it is first asked for: a line of text has not room for all."""
-
-    def __init__(self, make: Mapping[str, Callable[[], List[Any]]]) -> None:
-        self._make = make
-        self._made: Dict[str, List[Any]] = {}
-
-    def __getitem__(self, key: str) -> List[Any]:
-        made = self._made.get(key)
-        if made is None:
-            made = self._made[key] = self._make[key]()
-        return made
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._make)
-
-    def __len__(self) -> int:
-        return len(self._make)
+def disagreement(address: int, rule: Linear) -> str:
+    """Note about an address for which the page tables and the region's rule disagree."""
+    return (
+        f"the region's rule says {address - rule.offset & ALL:016x}, and the page tables say otherwise; "
+        "they decide"
+    )
 
 
 def _short(text: str) -> str:
     return text if len(text) <= 60 else text[:60] + "..."
-
-
-def _addresses(values: U64, has: "NDArray[numpy.bool_]") -> List[Optional[Address]]:
-    if has.all():
-        return list(map(Address, values.tolist()))
-    return [Address(v) if h else None for v, h in zip(values.tolist(), has.tolist())]

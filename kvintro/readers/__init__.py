@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A kernel's data, read without trust in it, for regions and queries."""
+"""Readers of a kernel's data that do not trust it, for regions and queries."""

@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""KFENCE's pool: a few objects of slab caches, each in a page of its own between two that nothing maps."""
+"""KFENCE's pool: objects of slab caches, each in its own page, with unmapped pages between them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Dict, Optional, Tuple
 
-from kvintro.arch.x86_64 import PAGE_SIZE
 from kvintro.errors import Unavailable
 from kvintro.readers.structures import TROUBLE, number, offset_of, size_of, slab_cache_at, text_at, type_of
 
 if TYPE_CHECKING:
-    from kvintro.kernel import Kernel
+    from kvintro.kernels import Kernel
 
 _MAX_OBJECTS = 65535  # lib/Kconfig.kfence: KFENCE_NUM_OBJECTS
 _STATES = {
@@ -24,13 +23,13 @@ _STATES = {
 
 @dataclass(frozen=True)
 class KfenceObject:
-    """What a page of the pool holds.
+    """The object in a page of the pool.
 
-    :ivar number: as /sys/kernel/debug/kfence/objects has it.
+    :ivar number: number as in /sys/kernel/debug/kfence/objects.
     :ivar state: ``unused``, ``allocated``, ``about to be freed``, ``freed``.
-    :ivar address: of the object, which lies at one end of its page.
-    :ivar size: that was asked for.
-    :ivar cache: the ``struct kmem_cache`` that it stands in for, 0 if it never did for any.
+    :ivar address: address of the object, which is at one end of its page.
+    :ivar size: requested size.
+    :ivar cache: address of its ``struct kmem_cache``, 0 if it was never used.
     """
 
     number: int
@@ -42,32 +41,33 @@ class KfenceObject:
 
 @dataclass(frozen=True)
 class KfencePool:
-    """Where the pool lies, in the direct map: ``start`` up to but not including ``end``."""
+    """The pool in the direct map. ``start`` is its first address, ``end`` is exclusive."""
 
     start: int
     end: int
     objects: Tuple[KfenceObject, ...]
+    page_size: int
 
     def __contains__(self, address: int) -> bool:
         return self.start <= address < self.end
 
     def object_at(self, address: int) -> Optional[KfenceObject]:
-        """Whose page an address is in, None in a guard page (mm/kfence/kfence.h:kfence_init_pool).
+        """The object of an address's page, None in a guard page (mm/kfence/kfence.h:kfence_init_pool).
 
-        Page 0 is a guard, then come pairs of a guard and a page with an object.
+        Page 0 is a guard. After it come pairs of a guard page and an object's page.
         """
-        page = (address - self.start) // PAGE_SIZE
+        page = (address - self.start) // self.page_size
         return self.objects[page // 2 - 1] if page >= 2 and not page % 2 else None
 
     def text(self, address: int) -> str:
-        """What is there, in words."""
+        """Describe what is at an address."""
         found = self.object_at(address)
         return "KFENCE guard" if found is None else f"KFENCE object, {found.state}"
 
     @property
     def frames(self) -> int:
-        """How many page frames it has."""
-        return (self.end - self.start) // PAGE_SIZE
+        """Number of page frames."""
+        return (self.end - self.start) // self.page_size
 
 
 def cache_name(kernel: Kernel, cache: int) -> Optional[str]:
@@ -79,12 +79,12 @@ def cache_name(kernel: Kernel, cache: int) -> Optional[str]:
 
 
 def kfence_pool(kernel: Kernel) -> Optional[KfencePool]:
-    """The pool, None where the kernel has none: KFENCE was not built in, or was never switched on.
+    """Find the pool; None if the kernel has none: KFENCE was not built in, or was never enabled.
 
-    How large it is only its makers know (``CONFIG_KFENCE_NUM_OBJECTS``): it has as many objects as
-    ``kfence_metadata`` has entries that lie in the page where the next one belongs.
+    Its size is a build-time constant (``CONFIG_KFENCE_NUM_OBJECTS``). It is found by counting the entries of
+    ``kfence_metadata`` whose object is in the expected page.
 
-    :raises Unavailable: it cannot be read.
+    :raises Unavailable: the pool cannot be read.
     """
     nameless = kernel.code_only and kernel.find_symbol("__kfence_alloc") is not None
     if kernel.find_symbol("__kfence_pool") is None and not nameless:
@@ -92,17 +92,17 @@ def kfence_pool(kernel: Kernel) -> Optional[KfencePool]:
     start = kernel.value("__kfence_pool").value
     if not start:
         return None
-    # A pointer since 6.6, before that the array itself.
-    table = kernel.symbol("kfence_metadata")
+    # A pointer since 6.6; before that, the array itself.
+    table, page = kernel.symbol("kfence_metadata"), kernel.form.page_size
     for first in (kernel.value("kfence_metadata").value, table):
         objects = _objects(kernel, start, first)
         if objects:
-            return KfencePool(start, start + 2 * PAGE_SIZE * (len(objects) + 1), objects)
+            return KfencePool(start, start + 2 * page * (len(objects) + 1), objects, page)
     raise Unavailable("the objects of KFENCE's pool cannot be found")
 
 
 def known_pool(kernel: Kernel) -> Tuple[Optional[KfencePool], str]:
-    """As :func:`kfence_pool`, and why slabs may be taken for others where it cannot be read, "" elsewhere."""
+    """Like :func:`kfence_pool`, with a note about slabs if the pool cannot be read, else ""."""
     try:
         return kfence_pool(kernel), ""
     except Unavailable as error:
@@ -110,11 +110,11 @@ def known_pool(kernel: Kernel) -> Tuple[Optional[KfencePool], str]:
 
 
 def _objects(kernel: Kernel, start: int, table: int) -> Tuple[KfenceObject, ...]:
-    """The objects of a table, as far as they lie where they should."""
+    """Objects of a table, up to the first that is not in its expected page."""
     name = "struct kfence_metadata"
     size = size_of(kernel, name)
     at = {member: offset_of(kernel, name, member) for member in ("addr", "size", "cache", "state")}
-    states = _states(kernel)
+    states, page = _states(kernel), kernel.form.page_size
     found = []
     for index in range(_MAX_OBJECTS):
         try:
@@ -125,7 +125,7 @@ def _objects(kernel: Kernel, start: int, table: int) -> Tuple[KfenceObject, ...]
             member: int.from_bytes(data[offset : offset + (4 if member == "state" else 8)], "little")
             for member, offset in at.items()
         }
-        if words["addr"] // PAGE_SIZE != start // PAGE_SIZE + 2 * (index + 1):
+        if words["addr"] // page != start // page + 2 * (index + 1):
             break
         state = states.get(words["state"], f"state {words['state']}")
         found.append(KfenceObject(index, state, words["addr"], words["size"], words["cache"]))
@@ -133,7 +133,7 @@ def _objects(kernel: Kernel, start: int, table: int) -> Tuple[KfenceObject, ...]
 
 
 def _states(kernel: Kernel) -> Dict[int, str]:
-    """Names of the states by their numbers, which have moved (6.12)."""
+    """Names of the states by number. 6.12 changed the numbers."""
     try:
         enumerators = type_of(kernel, "enum kfence_object_state").enumerators or ()
     except TROUBLE as error:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What the page tables say of a stretch of addresses: how much is mapped, with what rights, by what pages.
+"""State of an address range in the page tables: how much is mapped, with which rights, by which pages.
 
-Whatever lists the contents of a region asks here for each of them, since a structure that names a mapping and
-the table that makes it can disagree.
+Everything that lists the contents of a region uses this for each part, because a structure that describes a
+mapping can disagree with the page tables.
 """
 
 from __future__ import annotations
@@ -11,48 +11,49 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
-from kvintro.arch.x86_64 import PAT, PAT_LARGE, PCD, PWT
-from kvintro.arch.x86_64_entry import MEMORY_TYPES
 from kvintro.paging import (
-    EFFECTIVE_NX,
-    EFFECTIVE_RW,
+    EFFECTIVE_EXEC,
+    EFFECTIVE_READ,
     EFFECTIVE_USER,
+    EFFECTIVE_USER_EXEC,
+    EFFECTIVE_WRITE,
     LEVEL_MASK,
     LEVEL_SHIFT,
     MAPPED,
     OVER_LIMIT,
-    TABLE_SIZE,
     UNREADABLE,
 )
 from kvintro.paging.broken import MISSING
 from kvintro.text import size_text
 
 if TYPE_CHECKING:
-    from kvintro.kernel import Kernel
+    from kvintro.arch.form import PagingForm
+    from kvintro.kernels import Kernel
     from kvintro.paging import Ranges
-
-PAGE_NAMES = {1: "4K", 2: "2M", 3: "1G"}
 
 
 def rights_text(key: int) -> str:
-    """What may be done with a range, all levels together: ``rw-``, ``r-x``; ``u`` for user mode, too."""
+    """Effective rights of a range over all levels: ``rw-``, ``r-x``; with ``u`` if user mode has them too."""
     return (
-        "r"
-        + ("w" if key & EFFECTIVE_RW else "-")
-        + ("-" if key & EFFECTIVE_NX else "x")
+        ("r" if key & EFFECTIVE_READ else "-")
+        + ("w" if key & EFFECTIVE_WRITE else "-")
+        + ("x" if key & (EFFECTIVE_EXEC | EFFECTIVE_USER_EXEC) else "-")
         + ("u" if key & EFFECTIVE_USER else "")
     )
 
 
-def caching_text(key: int) -> str:
-    """The memory type, as Linux programs the PAT: ``WB``, ``UC-``, ``WC``..."""
-    large = (key & LEVEL_MASK) >> LEVEL_SHIFT > 1
-    third = key & (PAT_LARGE if large else PAT)
-    return MEMORY_TYPES[bool(key & PWT) | bool(key & PCD) << 1 | bool(third) << 2]
+def caching_text(form: PagingForm, key: int) -> str:
+    """The memory type by its name in the kernel: ``WB``, ``UC-``, ``WC``..."""
+    return form.memory_type(key, (key & LEVEL_MASK) >> LEVEL_SHIFT)
+
+
+def page_text(form: PagingForm, key: int) -> str:
+    """Size of the pages that map a range."""
+    return form.page_name((key & LEVEL_MASK) >> LEVEL_SHIFT)
 
 
 def ranges_of(kernel: Kernel, start: int, end: int, root: Optional[int] = None) -> Ranges:
-    """A stretch, both ends inclusive, in the tables of a root, by default the kernel's own."""
+    """Ranges between two inclusive addresses in the tables of a root, by default the kernel's own."""
     if root is None or root == kernel.root.value:
         first = int(kernel.kernel_ranges.starts[0])
         if start >= first:
@@ -61,24 +62,25 @@ def ranges_of(kernel: Kernel, start: int, end: int, root: Optional[int] = None) 
 
 
 def unread(kernel: Kernel, start: int, end: int, root: Optional[int] = None) -> str:
-    """Why it is not known what a root maps in a stretch, both ends inclusive; empty if it is known."""
+    """Why it is unknown what a root maps between two inclusive addresses; empty if it is known."""
     missing = ranges_of(kernel, start, end, root).select(UNREADABLE | OVER_LIMIT)
     if missing:
         size = sum(high - low + 1 for low, high, _ in missing)
         what = "are damaged" if _is_damaged(kernel, missing, root) else "are not in this source"
         return f"page tables of {size_text(size)} {what}"
-    # A table of zeros looks like one that maps nothing, and it can reach beyond the window it was judged by.
+    # A table of zeros looks like an empty one, and can reach beyond the window in which it was found broken.
     broken = {found.table: found for found in kernel.source.broken_tables}
     for step in kernel.walk(start).steps if broken and root is None else ():
-        if step.entry_address & -TABLE_SIZE in broken:
-            return broken[step.entry_address & -TABLE_SIZE].text
+        table = step.entry_address & -kernel.form.table_size(step.level)
+        if table in broken:
+            return broken[table].text
     if root in (None, kernel.root.value) and not kernel.kernel_ranges.any(MAPPED):
         return "the kernel's page tables map nothing at all: their memory was overwritten, or reads as zeros"
     return ""
 
 
 def _is_damaged(kernel: Kernel, missing: Sequence[Tuple[int, int, int]], root: Optional[int]) -> bool:
-    """Whether tables that cannot be used are in the source."""
+    """Whether unusable tables are in the source, and so are damaged."""
     for broken in kernel.source.broken_tables:
         if any(low <= broken.end and broken.start <= high for low, high, _ in missing):
             return broken.why != MISSING
@@ -90,11 +92,11 @@ def _is_damaged(kernel: Kernel, missing: Sequence[Tuple[int, int, int]], root: O
 class Stretch:
     """What is mapped from one address to another.
 
-    :ivar mapped: bytes that some entry maps.
+    :ivar mapped: number of mapped bytes.
     :ivar unreadable: bytes whose tables are not in the source.
-    :ivar pages: number of entries that map, by page size; a page that sticks out counts too.
-    :ivar rights: the rights that occur, in the order of addresses.
-    :ivar caching: the memory types that occur.
+    :ivar pages: number of mapping entries by page size, including those that extend beyond the addresses.
+    :ivar rights: rights that occur, in order of address.
+    :ivar caching: memory types that occur.
     """
 
     mapped: int = 0
@@ -105,23 +107,26 @@ class Stretch:
 
 
 class View:
-    """The ranges of one root, ready to be asked about many stretches.
+    """The ranges of one root, prepared for many lookups.
 
     :param ranges: as :meth:`kvintro.paging.Tree.ranges` returns them.
+    :param form: format of the tables.
     """
 
-    def __init__(self, ranges: Ranges) -> None:
+    def __init__(self, ranges: Ranges, form: PagingForm) -> None:
+        self._form = form
+        self._names = form.page_names
         self._starts: List[int] = ranges.starts.tolist()
         self._keys: List[int] = ranges.keys.tolist()
         self._end = ranges.end
 
     @classmethod
     def of(cls, kernel: Kernel, start: int, end: int, root: Optional[int] = None) -> View:
-        """The view of a stretch in the tables of a root, by default the kernel's own."""
-        return cls(ranges_of(kernel, start, end, root))
+        """The view of two inclusive addresses in the tables of a root, by default the kernel's own."""
+        return cls(ranges_of(kernel, start, end, root), kernel.form)
 
     def parts(self, start: int, end: int) -> Iterator[Tuple[int, int, int]]:
-        """(start, end inclusive, key) of each range between two addresses, both inclusive."""
+        """(start, end inclusive, key) of each range between two inclusive addresses."""
         if not self._starts or end < self._starts[0]:
             return
         index = max(bisect_right(self._starts, start) - 1, 0)
@@ -132,7 +137,7 @@ class View:
             index += 1
 
     def stretch(self, start: int, end: int) -> Stretch:
-        """What is mapped between two addresses, both inclusive."""
+        """Sum up what is mapped between two inclusive addresses."""
         mapped = unreadable = 0
         pages: Dict[str, int] = {}
         rights: Dict[str, None] = {}
@@ -144,10 +149,10 @@ class View:
                 continue
             mapped += high - low + 1
             level = (key & LEVEL_MASK) >> LEVEL_SHIFT
-            shift = 12 + 9 * (level - 1)
-            name = PAGE_NAMES[level]
+            shift = self._form.shift(level)
+            name = self._names[level]
             pages[name] = pages.get(name, 0) + (high >> shift) - (low >> shift) + 1
             rights[rights_text(key)] = None
-            caching[caching_text(key)] = None
-        ordered = {name: pages[name] for name in PAGE_NAMES.values() if name in pages}
+            caching[caching_text(self._form, key)] = None
+        ordered = {name: pages[name] for name in self._names.values() if name in pages}
         return Stretch(mapped, unreadable, ordered, tuple(rights), tuple(caching))

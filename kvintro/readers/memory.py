@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Physical memory as the kernel keeps account of it: ``iomem_resource``, and what lies behind an address."""
+"""Physical memory as ``iomem_resource`` lists it, and names for physical addresses."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, List, Optional, Set, Tuple
+from typing import TYPE_CHECKING, List, Optional, Tuple
 
-from kvintro.arch.x86_64 import ALL, START_KERNEL_MAP
 from kvintro.errors import Unavailable
-from kvintro.readers.structures import TROUBLE, Damage, number, struct_at, text_at
+from kvintro.model import ALL
+from kvintro.readers.damage import Damage
+from kvintro.readers.lists import nested_entries
+from kvintro.readers.structures import TROUBLE, number, struct_at, text_at
 
 if TYPE_CHECKING:
-    from kvintro.kernel import Kernel
+    from kvintro.kernels import Kernel
 
 _MAX_RESOURCES = 1 << 16
 _MAX_DEPTH = 32
@@ -21,7 +23,7 @@ SYSTEM_RAM = "System RAM"
 
 @dataclass(frozen=True)
 class Resource:
-    """A line of /proc/iomem: physical addresses, both inclusive, and how deep it lies in the tree."""
+    """A line of /proc/iomem: inclusive physical addresses, a name, and the depth in the tree."""
 
     start: int
     end: int
@@ -30,9 +32,9 @@ class Resource:
 
 
 def resources(kernel: Kernel, damage: Damage) -> List[Resource]:
-    """All of ``iomem_resource``, in the order of /proc/iomem.
+    """Read all of ``iomem_resource``, in the order of /proc/iomem.
 
-    :raises Unavailable: the source does not tell.
+    :raises Unavailable: the source does not contain it.
     """
     try:
         child = number(struct_at(kernel, "struct resource", kernel.symbol("iomem_resource")), "child")
@@ -40,21 +42,17 @@ def resources(kernel: Kernel, damage: Damage) -> List[Resource]:
         why = error.what if isinstance(error, Unavailable) else error
         raise Unavailable(f"the tree of memory resources cannot be read: {why}") from error
     out: List[Resource] = []
-    seen: Set[int] = set()
-    waiting: List[Tuple[int, int]] = [(child, 0)]
-    while waiting:
-        address, depth = waiting.pop()
-        if not address:
-            continue
-        if address in seen or depth > _MAX_DEPTH or len(seen) >= _MAX_RESOURCES:
-            damage.add("the tree of memory resources runs in a circle", f"back to {address:016x}")
-            continue
-        seen.add(address)
-        try:
-            entry = struct_at(kernel, "struct resource", address)
-        except Unavailable as error:
-            damage.add("the tree of memory resources breaks off", error.what)
-            continue
+    for entry, depth in nested_entries(
+        kernel,
+        child,
+        "struct resource",
+        "sibling",
+        "child",
+        damage,
+        "the tree of memory resources",
+        limit=_MAX_RESOURCES,
+        max_depth=_MAX_DEPTH,
+    ):
         pointer = number(entry, "name")
         try:
             name = text_at(kernel, pointer, 256) if pointer else "<BAD>"
@@ -63,13 +61,11 @@ def resources(kernel: Kernel, damage: Damage) -> List[Resource]:
         start, end = number(entry, "start"), number(entry, "end")
         if start <= end:
             out.append(Resource(start, end, name, depth))
-        waiting.append((number(entry, "sibling"), depth))
-        waiting.append((number(entry, "child"), depth + 1))
     return out
 
 
 def debug_pagealloc(kernel: Kernel) -> bool:
-    """Whether free pages, and what of the image is freed, are mapped nowhere: debug_pagealloc_enabled()."""
+    """Whether the kernel unmaps free pages and freed parts of the image: debug_pagealloc_enabled()."""
     try:
         return bool(kernel.value("_debug_pagealloc_enabled_early", 1).value)
     except Unavailable:
@@ -77,12 +73,12 @@ def debug_pagealloc(kernel: Kernel) -> bool:
 
 
 class Physical:
-    """What lies at a physical address: a part of the kernel image, a device, RAM.
+    """Names for physical addresses: part of the kernel image, device or RAM.
 
-    Never raises; what cannot be told is None.
+    Methods never raise; unknown values are None.
 
-    :param damage: told of what is wrong with the tree of resources.
-    :ivar problem: why there is no such tree, "" if there is one.
+    :param damage: collects problems of the tree of resources.
+    :ivar problem: why the tree cannot be read, "" if it can.
     """
 
     def __init__(self, kernel: Kernel, damage: Optional[Damage] = None) -> None:
@@ -95,7 +91,7 @@ class Physical:
             self.problem = error.what
         self._top = sorted((r for r in self.resources if not r.depth), key=lambda r: r.start)
         self._top_starts = [resource.start for resource in self._top]
-        # Leaves of the tree say most; a child starts where or behind its parent does, and comes later.
+        # Leaves are the most specific. A child starts at or after its parent's start, and sorts after it.
         self._starts = sorted(
             (resource.start, resource.depth, resource.end, resource.name) for resource in self.resources
         )
@@ -103,7 +99,8 @@ class Physical:
     def resource(self, address: int) -> Optional[str]:
         """Name of the innermost resource."""
         index = bisect_right(self._starts, (address, _MAX_DEPTH + 1, 0, "")) - 1
-        # Whatever encloses the address starts before it; the first that reaches so far is the innermost.
+        # Every enclosing resource starts at or before the address; the first that reaches it is the
+        # innermost.
         while index >= 0:
             start, depth, end, name = self._starts[index]
             if start <= address <= end:
@@ -114,7 +111,7 @@ class Physical:
         return None
 
     def overlapping(self, start: int, end: int) -> Tuple[str, ...]:
-        """Names of the resources at the top of the tree that lie between two addresses, both inclusive."""
+        """Names of the top-level resources that overlap two inclusive addresses."""
         index = max(bisect_right(self._top_starts, start) - 1, 0)
         names: List[str] = []
         for resource in self._top[index:]:
@@ -125,11 +122,11 @@ class Physical:
         return tuple(names)
 
     def symbol(self, address: int) -> Optional[str]:
-        """Symbol of the kernel image that is there, ``symbol+0x10``; freed parts of it keep their names."""
+        """Symbol of the kernel image at an address, ``symbol+0x10``; freed parts of it keep their names."""
         try:
             kernel = self._kernel
-            virtual = address - kernel.phys_base.value + START_KERNEL_MAP & ALL
-            # Where only code has names, none of it is at the end.
+            virtual = address + kernel.image_offset.value & ALL
+            # If only code has names, no symbol marks the end.
             if virtual < kernel.text.value or (not kernel.code_only and virtual >= kernel.symbol("_end")):
                 return None
             found = kernel.prog.symbol(virtual)
@@ -139,5 +136,5 @@ class Physical:
         return f"{found.name}+{offset:#x}" if offset else str(found.name)
 
     def behind(self, address: int) -> Optional[str]:
-        """The best of both."""
+        """The symbol at an address, or else the resource."""
         return self.symbol(address) or self.resource(address)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Addresses of code as the kernel itself writes them."""
+"""Formats addresses of code as the kernel does."""
 
 from __future__ import annotations
 
@@ -7,23 +7,25 @@ from bisect import bisect_right
 from typing import TYPE_CHECKING, Dict, List, Optional, Tuple
 
 from kvintro.errors import Unavailable
-from kvintro.readers.structures import TROUBLE, Damage, list_entries, number, text_of
+from kvintro.readers.damage import Damage
+from kvintro.readers.lists import list_entries
+from kvintro.readers.structures import TROUBLE, number, text_at, text_of
 
 if TYPE_CHECKING:
     import drgn
 
-    from kvintro.kernel import Kernel
+    from kvintro.kernels import Kernel
 
 _MAX_MODULES = 10_000
-_MAX_SYMBOLS = 1 << 18  # of one module
+_MAX_SYMBOLS = 1 << 18  # per module
 _ELF_SYMBOL_SIZE = 24
 
 
 def module_parts(module: drgn.Object) -> List[Tuple[str, int, int]]:
-    """(kind, start, size) of the pieces of memory that a ``struct module`` has, empty ones left out.
+    """(kind, start, size) of the non-empty pieces of memory of a ``struct module``.
 
-    Since ac3b43283923 "module: replace module_layout with module_memory" (6.4) each kind is a piece of its
-    own; before, the kinds followed one another in two blocks.
+    Since ac3b43283923 "module: replace module_layout with module_memory" (6.4) each kind is allocated
+    separately. Before that, the kinds were consecutive parts of two blocks.
     """
     parts: List[Tuple[str, int, int]] = []
     try:
@@ -43,7 +45,7 @@ def module_parts(module: drgn.Object) -> List[Tuple[str, int, int]]:
                 parts.append((prefix + kind, base + start, cut - start))
                 start = cut
         return [part for part in parts if part[2] > 0]
-    # enum mod_mem_type, whose values have not changed.
+    # enum mod_mem_type; its values have not changed.
     kinds = ("text", "data", "rodata", "ro_after_init", "init_text", "init_data", "init_rodata")
     parts = [(kind, number(piece, "base"), number(piece, "size")) for kind, piece in zip(kinds, memory)]
     return [part for part in parts if part[1] and part[2] > 0]
@@ -52,7 +54,7 @@ def module_parts(module: drgn.Object) -> List[Tuple[str, int, int]]:
 class Names:
     """Names of code.
 
-    Those of modules are looked for only if an address is none of the image's.
+    Modules are searched only for addresses outside the image.
     """
 
     def __init__(self, kernel: Kernel) -> None:
@@ -66,9 +68,9 @@ class Names:
             self._image = range(0)
 
     def code(self, address: int) -> str:
-        """As printk's ``%pS``: ``kernel_clone+0xc2/0x430``, ``probe+0x1f/0xa0 [virtio]``.
+        """Format an address like printk's ``%pS``: ``kernel_clone+0xc2/0x430``, ``probe+0x1f/0xa0 [virtio]``.
 
-        Mirrors kernel/kallsyms.c:__sprint_symbol; where there is no symbol, ``0x`` and the digits.
+        Mirrors kernel/kallsyms.c:__sprint_symbol. Without a symbol the result is ``0x`` and the digits.
         """
         text = self._known.get(address)
         if text is None:
@@ -105,11 +107,11 @@ class Names:
                 name = text_of(module.name)
                 out += [(start, start + size, name, module) for _, start, size in module_parts(module)]
         except TROUBLE:
-            pass  # names are a comfort; whoever lists modules reports what is wrong with them
+            pass  # reports are still correct without these names; lists of modules report the damage
         return out
 
     def _symbol_of(self, module: drgn.Object, name: str, start: int, end: int, address: int) -> str:
-        """kernel/module/kallsyms.c:find_kallsyms_symbol, where a size reaches to the next symbol."""
+        """kernel/module/kallsyms.c:find_kallsyms_symbol. A symbol extends to the next one."""
         table = self._tables.get((start, end))
         if table is None:
             table = self._tables[start, end] = self._table(module, start, end)
@@ -141,6 +143,5 @@ class Names:
         return sorted(found.items())
 
     def _string(self, address: int) -> str:
-        from kvintro.readers.structures import text_at
 
         return text_at(self._kernel, address, 512)

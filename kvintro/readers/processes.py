@@ -4,34 +4,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Iterator, Optional, Set
+from typing import TYPE_CHECKING, Iterator, List, Optional, Set
 
 import drgn
 
-from kvintro.arch.x86_64 import ALL, START_KERNEL_MAP
 from kvintro.errors import Unavailable, UsageError
-from kvintro.readers.structures import (
-    TROUBLE,
-    Damage,
-    list_entries,
-    need_types,
-    number,
-    offset_of,
-    struct_at,
-    text_of,
-)
+from kvintro.model import ALL
+from kvintro.paging import Tree
+from kvintro.paging.tree import read_tables
+from kvintro.readers.damage import Damage
+from kvintro.readers.lists import list_entries
+from kvintro.readers.structures import TROUBLE, need_types, number, offset_of, struct_at, text_of
 
 if TYPE_CHECKING:
-    from kvintro.kernel import Kernel
+    from kvintro.kernels import Kernel
 
 _MAX_PROCESSES = 1 << 22  # PID_MAX_LIMIT
+_MAX_FOREIGN = 1 << 10  # above this limit none of the process's tables is used
+#: The note about tables that :func:`foreign_tables` finds.
+SHARED_TABLES = "page tables of a process belong to another process too and are left out"
 
 
 @dataclass(frozen=True)
 class Process:
     """A thread group leader.
 
-    :ivar mm: address of its ``struct mm_struct``, 0 for kernel threads and for what has exited.
+    :ivar mm: address of its ``struct mm_struct``, 0 for kernel threads and exited processes.
     """
 
     pid: int
@@ -41,9 +39,9 @@ class Process:
 
 
 def processes(kernel: Kernel, damage: Damage) -> Iterator[Process]:
-    """All processes, kernel threads among them, in the order of the kernel's list.
+    """All processes, including kernel threads, in the order of the kernel's list.
 
-    :raises Unavailable: the source does not tell.
+    :raises Unavailable: the source does not contain them.
     """
     need_types(kernel, "processes")
     init = kernel.symbol("init_task")
@@ -66,7 +64,7 @@ def processes(kernel: Kernel, damage: Damage) -> Iterator[Process]:
 
 
 def _left_mm(kernel: Kernel, task: drgn.Object) -> int:
-    """The memory of a process whose first thread has exited: its other threads still have it."""
+    """The ``mm_struct`` of a process whose first thread has exited; its other threads still have it."""
     threads = number(task, "signal")
     if not threads or number(task, "flags") & 0x00200000:  # PF_KTHREAD
         return 0
@@ -80,10 +78,10 @@ def _left_mm(kernel: Kernel, task: drgn.Object) -> int:
 
 
 def find_process(kernel: Kernel, pid: int) -> Process:
-    """A process that has memory of its own.
+    """Find a process that has its own memory.
 
-    :raises UsageError: there is none of that number, or it has none.
-    :raises Unavailable: the source does not tell.
+    :raises UsageError: there is no process with this number, or it has no memory.
+    :raises Unavailable: the source does not contain the process.
     """
     damage = Damage()
     for process in processes(kernel, damage):
@@ -102,7 +100,7 @@ def find_process(kernel: Kernel, pid: int) -> Process:
 
 
 def each_mm(kernel: Kernel, damage: Damage) -> Iterator[Process]:
-    """Processes with memory of their own, each memory once (vfork and CLONE_VM share)."""
+    """Processes with their own memory; memory shared by several (vfork, CLONE_VM) occurs once."""
     seen: Set[int] = set()
     for process in processes(kernel, damage):
         if process.mm and process.mm not in seen:
@@ -111,7 +109,7 @@ def each_mm(kernel: Kernel, damage: Damage) -> Iterator[Process]:
 
 
 def mm_of(kernel: Kernel, process: Process) -> drgn.Object:
-    """Its ``struct mm_struct`` as a value.
+    """Read a process's ``struct mm_struct``.
 
     :raises Unavailable: it is not in the source.
     """
@@ -119,22 +117,73 @@ def mm_of(kernel: Kernel, process: Process) -> drgn.Object:
 
 
 def root_of(kernel: Kernel, mm: drgn.Object) -> int:
-    """Physical address of the root of its page tables."""
+    """Physical address of the root page table of an ``mm_struct``."""
     return physical_of(kernel, number(mm, "pgd"))
 
 
+def foreign_tables(kernel: Kernel, root: int) -> Set[int]:
+    """Find page tables of a process's user half that belong to a process examined before.
+
+    A table of user memory belongs to one process. Tables that map only huge pages are an exception
+    (mm/hugetlb.c:huge_pmd_share); they are never foreign. A dump in which processes share other tables is
+    damaged or forged. Expanding them for each process would take unbounded time, so walks over processes skip
+    them. Tables below a foreign one are not in the result.
+
+    :param root: physical address of the process's root table.
+    """
+    import numpy
+
+    u = numpy.uint64
+    foreign: Set[int] = set()
+    met: Set[int] = {root}
+    form = kernel.form
+    level = form.levels
+    tables: List[int] = [root]
+    while level > 1 and tables:
+        data, _ = read_tables(kernel.read_physical, form, numpy.array(tables, u), level)
+        if level == form.levels:
+            data = data[:, form.user_entries()]
+        lower = form.is_table(data, level)
+        own = numpy.ones(len(tables), bool)
+        for row in numpy.flatnonzero(lower.any(axis=1)).tolist():
+            if kernel.claims.problem("user page table", tables[row], form.table_size(level), root):
+                foreign.add(tables[row])
+                own[row] = False
+        following = numpy.unique(form.table_address(data[own][lower[own]])).tolist()
+        tables = [table for table in following if table not in met]
+        met.update(tables)
+        if len(met) > kernel.table_limit or len(foreign) > _MAX_FOREIGN:
+            return {root}
+        level -= 1
+    return foreign
+
+
+def user_tree(kernel: Kernel, root: int, damage: Damage, owner: str) -> Tree:
+    """Return the page tables of a process without those that belong to another process.
+
+    The kernel object does not cache the tree: thousands of processes would take too much memory.
+
+    :param root: physical address of the root table.
+    :param damage: collects a note about omitted tables.
+    :param owner: name of the process for that note.
+    """
+    foreign = foreign_tables(kernel, root)
+    if foreign:
+        damage.add(SHARED_TABLES, owner)
+    return kernel.new_tree(root, unusable=foreign)
+
+
 def physical_of(kernel: Kernel, address: int) -> int:
-    """``__pa()``: of an address in the image or the direct map."""
-    if address >= START_KERNEL_MAP:
-        return address - START_KERNEL_MAP + kernel.phys_base.value & ALL
-    return address - kernel.page_offset_base.value & ALL
+    """``__pa()`` of an address in the image or the direct map."""
+    offset = kernel.image_offset if address in kernel.facts.image else kernel.linear_offset
+    return address - offset.value & ALL
 
 
 def mapped_physical(kernel: Kernel, address: int) -> Optional[int]:
-    """What the kernel's page tables map an address to, None for nothing and where they are broken."""
+    """Physical address of a virtual one; None if it is unmapped, or a page table is broken."""
     return None if is_behind_broken_table(kernel, address) else kernel.walk(address & ALL).physical
 
 
 def is_behind_broken_table(kernel: Kernel, address: int) -> bool:
-    """Whether what maps an address is not known, as a page table on the way is broken."""
+    """Whether a broken page table hides the mapping of an address."""
     return any(broken.start <= address & ALL <= broken.end for broken in kernel.source.broken_tables)

@@ -1,29 +1,29 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Sections of memory (``struct mem_section``), and where each says which parts of it are memory."""
+"""Memory sections (``struct mem_section``), and where each records which of its parts are memory."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Optional, Tuple
 
-from kvintro.arch.x86_64 import ALL, PAGE_SHIFT, PAGE_SIZE
 from kvintro.errors import Unavailable
+from kvintro.model import ALL
 from kvintro.readers.structures import offset_of, pointer_at, size_of
 
 if TYPE_CHECKING:
-    from kvintro.kernel import Kernel
+    from kvintro.kernels import Kernel
 
 SUBSECTION_SHIFT = 21  # include/linux/mmzone.h
 
 
 @dataclass(frozen=True)
 class SectionForm:
-    """Where things are in a ``struct mem_section`` and its ``struct mem_section_usage``.
+    """Layout of ``struct mem_section`` and ``struct mem_section_usage``.
 
-    :ivar size: of a section's structure.
+    :ivar size: size of a ``struct mem_section`` in bytes.
     :ivar map: offset of ``section_mem_map`` in it.
     :ivar usage: offset of ``usage`` in it.
-    :ivar bitmap: offset of ``subsection_map`` in what ``usage`` points to; None where nothing tells.
+    :ivar bitmap: offset of ``subsection_map`` in what ``usage`` points to; None if unknown.
     """
 
     size: int
@@ -33,21 +33,21 @@ class SectionForm:
 
     @property
     def lack(self) -> str:
-        """What cannot be told, "" if all can."""
+        """What is unknown, "" if nothing is."""
         if self.bitmap is not None:
             return ""
-        return "which parts of a section are memory cannot be told without types: sections count as a whole"
+        return "without types it is unknown which parts of a section are memory: sections count as a whole"
 
 
 def section_form(kernel: Kernel) -> SectionForm:
-    """The form on this kernel, by its types, else by VMCOREINFO and by what the sections hold.
+    """Return the layout on this kernel, from its types, or else from VMCOREINFO and the sections' contents.
 
-    :raises Unavailable: neither tells enough.
+    :raises Unavailable: neither is sufficient.
     """
     name = "struct mem_section"
     size, map_at = size_of(kernel, name), offset_of(kernel, name, "section_mem_map")
     if kernel.source.types == "none":
-        # Since there is one (5.3) it comes right behind the map.
+        # Since it exists (5.3) it directly follows the map.
         form = SectionForm(size, map_at, map_at + 8, None)
         return next(
             (found for at in (0, 16) for found in [_with(form, at)] if _agrees(kernel, found)),
@@ -68,8 +68,8 @@ def _with(form: SectionForm, at: int) -> SectionForm:
 def _agrees(kernel: Kernel, form: SectionForm) -> bool:
     """Whether the bitmaps begin and end where VMCOREINFO's members of the nodes say that memory does.
 
-    Before the bitmap there is nothing, or a ``struct rcu_head`` ("mm/sparsemem: fix race in accessing
-    memory_section->usage", 5ec8e8ea8b77, 6.8), which is zero while the section is there.
+    Nothing precedes the bitmap, or a ``struct rcu_head`` ("mm/sparsemem: fix race in accessing
+    memory_section->usage", 5ec8e8ea8b77, 6.8), which is zero while the section is present.
     """
     assert form.bitmap is not None
     try:
@@ -91,25 +91,25 @@ def _agrees(kernel: Kernel, form: SectionForm) -> bool:
 
 
 def _place(kernel: Kernel, frame: int) -> Tuple[int, int]:
-    """(number of the section, number of the subsection in it) of a page frame."""
-    shift = kernel.section_size_bits.value - PAGE_SHIFT
-    return frame >> shift, (frame & (1 << shift) - 1) >> SUBSECTION_SHIFT - PAGE_SHIFT
+    """(section number, subsection number within it) of a page frame."""
+    shift = kernel.section_size_bits.value - kernel.page_shift
+    return frame >> shift, (frame & (1 << shift) - 1) >> SUBSECTION_SHIFT - kernel.page_shift
 
 
 def _usage(kernel: Kernel, form: SectionForm, section: int) -> int:
-    """What a section's ``usage`` holds.
+    """Value of a section's ``usage``.
 
     :raises Unavailable: there is no such section, or it is not in the source.
     """
-    per_root = PAGE_SIZE // form.size
+    per_root = kernel.form.page_size // form.size
     root = pointer_at(kernel, section_table(kernel) + 8 * (section // per_root))
     return pointer_at(kernel, root + section % per_root * form.size + form.usage & ALL)
 
 
 def section_table(kernel: Kernel) -> int:
-    """Address of the array of pointers to pages of sections (SPARSEMEM_EXTREME, as on all of x86-64).
+    """Address of the array of pointers to pages of sections (SPARSEMEM_EXTREME).
 
-    :raises Unavailable: the source does not tell.
+    :raises Unavailable: the source does not contain it.
     """
     return kernel.first_fact(
         lambda: kernel.number("SYMBOL(mem_section)"), lambda: kernel.value("mem_section")

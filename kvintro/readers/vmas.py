@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A process's memory areas, named as /proc/PID/maps names them (fs/proc/task_mmu.c:show_map_vma)."""
+"""Memory areas of a process, with names as in /proc/PID/maps (fs/proc/task_mmu.c:show_map_vma)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Dict, Iterator, List, Optional, Set, Tuple
 
 import drgn
 
-from kvintro.arch.x86_64 import PAGE_SHIFT, PAGE_SIZE
 from kvintro.errors import Unavailable
+from kvintro.readers.damage import Damage
+from kvintro.readers.index_trees import maple_entries
+from kvintro.readers.lists import claims, linked_entries
 from kvintro.readers.processes import Process
 from kvintro.readers.structures import (
+    LONGEST_TEXT,
     TROUBLE,
-    Damage,
-    claims,
     has_member,
-    maple_entries,
     number,
     offset_of,
     optional,
@@ -26,13 +26,12 @@ from kvintro.readers.structures import (
 )
 
 if TYPE_CHECKING:
-    from kvintro.kernel import Kernel
+    from kvintro.kernels import Kernel
 
 VM_READ, VM_WRITE, VM_EXEC, VM_MAYSHARE = 1, 2, 4, 0x80
-VM_HUGETLB = 0x400000
 _MAX_VMAS = 1 << 20  # vm.max_map_count is 65530 unless raised
 _MAX_DEPTH = 256  # components of a path
-_MAX_NAME = 4096
+_MAX_NAME = LONGEST_TEXT
 _FMODE_BACKING = 1 << 24
 _HAS_VSYSCALL = 2  # arch/x86/include/asm/mmu.h: MM_CONTEXT_HAS_VSYSCALL as a mask
 _MINOR_BITS = 20
@@ -43,10 +42,10 @@ class Vma:
     """A memory area; ``end`` is inclusive.
 
     :ivar flags: ``vm_flags``.
-    :ivar offset: into the file, in bytes.
-    :ivar device: of the file's file system, major and minor number.
-    :ivar name: as /proc/PID/maps prints it, empty for none.
-    :ivar mapping: address of the ``struct address_space`` of the file that it maps, 0 for none.
+    :ivar offset: offset into the file, in bytes.
+    :ivar device: major and minor number of the file's file system.
+    :ivar name: name as /proc/PID/maps prints it, empty if none.
+    :ivar mapping: address of the mapped file's ``struct address_space``, 0 if none.
     :ivar gate: whether it is the vsyscall page, which is in no process's list.
     """
 
@@ -62,14 +61,15 @@ class Vma:
 
 
 def vmas_of(kernel: Kernel, process: Process, mm: drgn.Object, damage: Damage) -> List[Vma]:
-    """The areas of a process, in the order of addresses; the last may be the vsyscall page."""
+    """Areas of a process, in order of address. The last one may be the vsyscall page."""
     reader = _Reader(kernel, mm, damage)
     found: List[Vma] = []
+    page = kernel.form.page_size
     for address, place in _addresses(kernel, process, mm, damage):
         try:
             vma = struct_at(kernel, "struct vm_area_struct", address)
             start, end = number(vma, "vm_start"), number(vma, "vm_end")
-            if not 0 <= start < end <= 1 << 63 or start % PAGE_SIZE or end % PAGE_SIZE:
+            if not 0 <= start < end <= 1 << 63 or start % page or end % page:
                 damage.add("the bounds of a memory area make no sense", f"{start:#x}-{end:#x}")
                 continue
             if place is not None and place != (start, end - 1):
@@ -86,14 +86,14 @@ def vmas_of(kernel: Kernel, process: Process, mm: drgn.Object, damage: Damage) -
 def _addresses(
     kernel: Kernel, process: Process, mm: drgn.Object, damage: Damage
 ) -> Iterator[Tuple[int, Optional[Tuple[int, int]]]]:
-    """Addresses of its ``struct vm_area_struct``, with the first and last address that a tree has them for.
+    """Addresses of each ``struct vm_area_struct``, with the first and last address that a tree has for it.
 
-    They are in a maple tree since 763ecb035029 "mm: remove the vma linked list" (6.1), in a list before.
+    They are in a maple tree since 763ecb035029 "mm: remove the vma linked list" (6.1), before that in a list.
     """
     what = f"the list of pid {process.pid}'s memory areas"
-    claim = claims(kernel, "struct vm_area_struct", size_of(kernel, "struct vm_area_struct"), process.mm)
-    seen: Set[int] = set()
     if has_member(kernel, "struct mm_struct", "mm_mt"):
+        claim = claims(kernel, "struct vm_area_struct", size_of(kernel, "struct vm_area_struct"), process.mm)
+        seen: Set[int] = set()
         tree = process.mm + offset_of(kernel, "struct mm_struct", "mm_mt")
         for first, last, address in maple_entries(kernel, tree, damage, what, limit=_MAX_VMAS):
             if address not in seen:
@@ -105,23 +105,21 @@ def _addresses(
                     return
                 yield address, (first, last)
         return
-    address = number(mm, "mmap")
-    while address:
-        if address in seen or len(seen) > _MAX_VMAS:
-            damage.add(f"{what} runs in a circle", f"back to {address:016x}")
-            return
-        seen.add(address)
-        try:
-            claim(address)
-            yield address, None
-            address = number(struct_at(kernel, "struct vm_area_struct", address), "vm_next")
-        except Unavailable as error:
-            damage.add(f"{what} breaks off", f"after {len(seen)} entries: {error.what}")
-            return
+    for address, _ in linked_entries(
+        kernel,
+        number(mm, "mmap"),
+        "struct vm_area_struct",
+        "vm_next",
+        process.mm,
+        damage,
+        what,
+        _MAX_VMAS,
+    ):
+        yield address, None
 
 
 class _Reader:
-    """Reads areas of one process; what many of them share is read once."""
+    """Reads areas of one process. Reads data that many of them share only once."""
 
     def __init__(self, kernel: Kernel, mm: drgn.Object, damage: Damage) -> None:
         self._kernel = kernel
@@ -130,7 +128,7 @@ class _Reader:
         self._files: Dict[int, Tuple[Tuple[int, int], int, str, int]] = {}
         self._special = kernel.find_symbol("special_mapping_name")
         self._backing = has_member(kernel, "struct backing_file", "user_path")
-        # Up to 6.1 the name of an area shares its place with what files use.
+        # Up to 6.1 an area's name shares a union with fields for files.
         self._names = has_member(kernel, "struct vm_area_struct", "anon_name")
         self._named_files = self._names and offset_of(
             kernel, "struct vm_area_struct", "anon_name"
@@ -141,7 +139,7 @@ class _Reader:
         flags = number(vma, "vm_flags")
         offset, device, inode, mapping = 0, (0, 0), 0, 0
         if file:
-            offset = number(vma, "vm_pgoff") << PAGE_SHIFT
+            offset = number(vma, "vm_pgoff") << self._kernel.page_shift
             device, inode, path, mapping = self._file(file)
             name = self._anonymous_name(vma, "anon_shmem") if self._named_files else ""
             name = name or path
@@ -164,7 +162,7 @@ class _Reader:
         return Vma(start, end - 1, number(gate, "vm_flags"), 0, (0, 0), 0, "[vsyscall]", gate=True)
 
     def _may_have_gate(self) -> bool:
-        """Whether it runs in 64-bit mode: told by a flag, or up to 5.10 by a number that says it does not."""
+        """Whether the process runs in 64-bit mode, by a flag; up to 5.10 by a number for 32-bit mode."""
         context = self._mm.context
         if context.type_.type.has_member("flags"):
             return bool(number(context, "flags") & _HAS_VSYSCALL)
@@ -186,7 +184,7 @@ class _Reader:
         return self._anonymous_name(vma, "anon") if self._names else ""
 
     def _anonymous_name(self, vma: drgn.Object, kind: str) -> str:
-        """What the process itself calls it (PR_SET_VMA_ANON_NAME)."""
+        """Name that the process itself gave the area (PR_SET_VMA_ANON_NAME)."""
         address = number(vma, "anon_name")
         if not address:
             return ""
@@ -205,7 +203,7 @@ class _Reader:
             where = path_at.f_path
             node = number(path_at, "f_inode")
             if self._backing and number(path_at, "f_mode") & _FMODE_BACKING:
-                # Of a stacked file system the user sees the upper file.
+                # For a stacked file system the user sees the upper file.
                 where = struct_at(self._kernel, "struct backing_file", address).user_path
                 node = number(struct_at(self._kernel, "struct dentry", number(where, "dentry")), "d_inode")
             if node:
@@ -223,9 +221,9 @@ class _Reader:
 
 
 def path_text(kernel: Kernel, mount: int, dentry: int) -> str:
-    """A file's path from the root of its mount namespace, as ``d_path()`` (fs/d_path.c) writes it.
+    """Path of a file from the root of its mount namespace, as ``d_path()`` (fs/d_path.c) writes it.
 
-    :raises Unavailable: a part of it is not in the source.
+    :raises Unavailable: a part of the path is not in the source.
     """
     mount_offset = offset_of(kernel, "struct mount", "mnt")
     entry = struct_at(kernel, "struct dentry", dentry)
@@ -259,7 +257,7 @@ def path_text(kernel: Kernel, mount: int, dentry: int) -> str:
             break
         parts.append(_component(kernel, entry))
         address = parent
-    # seq_path() writes newlines so that a line stays a line.
+    # seq_path() escapes newlines, so that a line remains a line.
     return ("/" + "/".join(reversed(parts)) + deleted).replace("\\n", "\\\\012")
 
 
@@ -269,7 +267,7 @@ def _component(kernel: Kernel, entry: drgn.Object) -> str:
 
 
 def _own_name(kernel: Kernel, operations: int, entry: drgn.Object) -> Optional[str]:
-    """What ``d_dname()`` of file systems without paths answers; None where paths are."""
+    """Result of ``d_dname()`` of a file system without paths; None if the file system has paths."""
     function = number(struct_at(kernel, "struct dentry_operations", operations), "d_dname")
     if not function:
         return None

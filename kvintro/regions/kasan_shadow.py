@@ -1,27 +1,28 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The shadow in which the address sanitizer keeps a byte for every eight bytes of the kernel half."""
+"""KASAN's shadow: one byte for every eight bytes of the kernel half."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Dict, Iterator, List, Mapping, Optional, Tuple
 
-from kvintro.arch.x86_64 import ALL, KASAN_SHADOW_OFFSET, PAGE_SIZE
 from kvintro.errors import Unavailable
-from kvintro.model import Absent, Address, AddressRange, Column, Located, Size, Table
-from kvintro.paging import LEVEL_MASK, LEVEL_SHIFT, MAPPED, PRUNED, FrameTree, Tree
-from kvintro.readers.mapped import View, rights_text
+from kvintro.kernels import Trait
+from kvintro.model import ALL, Address, AddressRange, Asked, Column, Contents, Located, Placement, Size, Table
+from kvintro.paging import MAPPED, PRUNED, FrameTree, Tree
+from kvintro.readers.damage import Damage
+from kvintro.readers.mapped import View, page_text, rights_text
+from kvintro.readers.neighbours import add_merged
 from kvintro.readers.processes import physical_of
-from kvintro.readers.structures import Damage, type_of
-from kvintro.regions import Asked, Contents, Region, fixed_place
-from kvintro.types import KASAN
+from kvintro.readers.structures import type_of
+from kvintro.regions import Region
 
 if TYPE_CHECKING:
-    from kvintro.kernel import Kernel
+    from kvintro.kernels import Kernel
 
 
-_SCALE_SHIFT = 3  # KASAN_SHADOW_SCALE_SHIFT: a byte stands for eight
-_MOST = 16 << 20  # bytes of shadow that are decoded in one go
+_SCALE_SHIFT = 3  # KASAN_SHADOW_SCALE_SHIFT: one byte for eight
+_MOST = 16 << 20  # bytes of shadow to decode at most
 # mm/kasan/kasan.h of generic KASAN.
 _MEANINGS = {
     0x00: "may be used",
@@ -40,7 +41,7 @@ _MEANINGS = {
     0xCA: "alloca, left redzone",
     0xCB: "alloca, right redzone",
 }
-# Before 5.8, when free tracks moved into the freed objects and got a byte.
+# Before 5.8, which moved free tracks into the freed objects and gave them a byte.
 _OLD_MEANINGS = {
     **_MEANINGS,
     0xFA: "redzone of a global variable",
@@ -51,12 +52,13 @@ _OLD_MEANINGS = {
 
 @dataclass(frozen=True)
 class ByteRow:
-    """Addresses whose shadow bytes are all the same.
+    """Addresses with equal shadow bytes.
 
-    :ivar start: first address of memory, to :ivar:`end`.
+    :ivar start: first address of memory; the last is :ivar:`end`.
     :ivar shadow: address of the first shadow byte.
     :ivar value: the shadow byte, None if it is not mapped or not in this source.
-    :ivar shared: whether the byte is in the page of zeros that all shadow without one of its own shares.
+    :ivar shared: whether the byte is in the page of zeros that is shared by all shadow without its own
+        memory.
     """
 
     start: Address
@@ -71,10 +73,10 @@ class ByteRow:
 
 @dataclass(frozen=True)
 class ShadowRow:
-    """A stretch of shadow of its own, or shared.
+    """A range of shadow with its own memory, or of shared shadow.
 
-    :ivar start: of the shadow, to :ivar:`end`.
-    :ivar covers: first address of the memory that it stands for, to :ivar:`covers_end`.
+    :ivar start: first address of the shadow; the last is :ivar:`end`.
+    :ivar covers: first address of the memory that it describes; the last is :ivar:`covers_end`.
     :ivar region: region of that memory.
     """
 
@@ -90,7 +92,7 @@ class ShadowRow:
 
 _BYTE_COLUMNS = (
     Column("start", "start"),
-    Column("end", "end"),
+    Column("end", "end", spare=1),
     Column("size", "size", "right"),
     Column("shadow", "shadow at"),
     Column("byte", "byte"),
@@ -102,63 +104,55 @@ _SHADOW_COLUMNS = (
     Column("end", "end"),
     Column("size", "size", "right"),
     Column("rights", "rights"),
-    Column("page_size", "pages"),
+    Column("page_size", "pages", spare=1),
     Column("covers", "stands for"),
     Column("covers_end", "to"),
 )
 
 
 class KasanShadow(Region):
-    """``KASAN_SHADOW_START .. KASAN_SHADOW_END``, arch/x86/include/asm/kasan.h."""
+    """``KASAN_SHADOW_START .. KASAN_SHADOW_END``."""
 
     key = "kasan_shadow"
     row = 8
     name = "KASAN shadow"
     macro = "KASAN_SHADOW_START"
+    traits = Trait.NO_EXEC
 
     def locate(self, kernel: Kernel) -> Located:
-        if not kernel.has_symbol(KASAN, code=True):
-            return Absent("CONFIG_KASAN is off")
-        return fixed_place(kernel.geometry.kasan_shadow, "what is mapped is mostly one shared page of zeros")
+        return kernel.facts.place(self.key)
+
+    def claimed(self, kernel: Kernel, place: Placement) -> AddressRange:
+        # arch/x86/mm/kasan_init_64.c fills whole entries of the root.
+        shift = kernel.form.shift(kernel.form.levels)
+        return AddressRange(place.range.start >> shift << shift, place.range.end)
+
+    def own_memory(self, kernel: Kernel) -> Optional[int]:
+        return _survey(kernel, _early_shadow(kernel), kernel.place(self).range)[1]
 
     def contents(self, kernel: Kernel, asked: Asked) -> Contents:
-        """What of the shadow is real; and the shadow of the addresses asked for, byte by byte.
+        """Parts of the shadow that have their own memory, and the shadow bytes of the requested range.
 
-        The range asked for may be of memory or of the shadow itself.
+        The requested range may be memory or shadow.
         """
         damage = Damage()
-        where = kernel.geometry.kasan_shadow
+        where = kernel.place(self).range
         early = _early_shadow(kernel)
-        # As in the kernel's own ptdump: what lies below a shared table is not looked at again and again.
-        tree = Tree(kernel.read_physical, kernel.geometry, kernel.root.value, prune=early.tables, prune_as=1)
-        ranges = tree.ranges(where.start, where.end)
-        shared_pages = _shared_pages(kernel, early, where)
-        rows: List[ShadowRow] = []
-        shared = real = 0
-        for low, high, key in ranges:
-            if key & PRUNED:
-                shared += high - low + 1
-            elif key & MAPPED:
-                for start, end, is_shared in _cut(low, high, shared_pages):
-                    size = end - start + 1
-                    if is_shared:
-                        shared += size
-                        continue
-                    real += size
-                    _add(rows, start, end, key)
+        rows, real, shared, unreadable = _survey(kernel, early, where)
         totals = {
             "real": Size(real),
             "shared_zero_page": Size(shared),
             "stands_for": Size(real << _SCALE_SHIFT),
         }
         notes: List[str] = []
-        if tree.unreadable_tables:
-            damage.add("tables of the shadow are not in this source", str(tree.unreadable_tables))
+        if unreadable:
+            damage.add("tables of the shadow are not in this source", str(unreadable))
         decoded: List[ByteRow] = []
         if asked.within is None:
             notes.append("give --range A-B to have the shadow of those addresses decoded")
         else:
             decoded = list(_decode(kernel, asked.within, where, early.page, damage))
+        table: Table
         if asked.within is not None:
             table = Table("bytes", _BYTE_COLUMNS, decoded, "shadow bytes")
         else:
@@ -166,18 +160,21 @@ class KasanShadow(Region):
         return Contents((table,), totals, (*damage.notes, *notes), partial=bool(damage), ranged=True)
 
 
-def shadow_of(address: int) -> int:
-    """``kasan_mem_to_shadow()``."""
-    return (address >> _SCALE_SHIFT) + KASAN_SHADOW_OFFSET & ALL
+def shadow_of(address: int, offset: int) -> int:
+    """``kasan_mem_to_shadow()``.
+
+    :param offset: KASAN_SHADOW_OFFSET.
+    """
+    return (address >> _SCALE_SHIFT) + offset & ALL
 
 
-def memory_of(shadow: int) -> int:
+def memory_of(shadow: int, offset: int) -> int:
     """``kasan_shadow_to_mem()``: the first of the eight addresses."""
-    return (shadow - KASAN_SHADOW_OFFSET & ALL) << _SCALE_SHIFT & ALL
+    return (shadow - offset & ALL) << _SCALE_SHIFT & ALL
 
 
 def _meanings(kernel: Kernel) -> Mapping[int, str]:
-    """What bytes mean on this kernel."""
+    """Meanings of shadow bytes on this kernel."""
     try:
         old = not type_of(kernel, "struct kasan_free_meta").has_member("free_track")
     except Unavailable:
@@ -186,7 +183,7 @@ def _meanings(kernel: Kernel) -> Mapping[int, str]:
 
 
 def _meaning(value: Optional[int], meanings: Mapping[int, str]) -> str:
-    """What a shadow byte says of its eight bytes."""
+    """Meaning of a shadow byte for its eight bytes of memory."""
     if value is None:
         return "not mapped, or not in this source"
     if 0 < value < 8:
@@ -209,57 +206,78 @@ class _Early:
 def _early_shadow(kernel: Kernel) -> _Early:
     # An entry at level 2 points to a table of PTEs, and so on.
     names = {2: "kasan_early_shadow_pte", 3: "kasan_early_shadow_pmd", 4: "kasan_early_shadow_pud"}
-    if kernel.geometry.levels == 5:
+    if kernel.form.levels == 5:
         names[5] = "kasan_early_shadow_p4d"
     tables = {level: physical_of(kernel, kernel.symbol(name)) for level, name in names.items()}
     return _Early(tables, physical_of(kernel, kernel.symbol("kasan_early_shadow_page")))
 
 
+def _survey(kernel: Kernel, early: _Early, where: AddressRange) -> Tuple[List[ShadowRow], int, int, int]:
+    """(shadow with its own memory, its bytes, bytes of the shared zero page, tables not in the source)."""
+    # Like the kernel's own ptdump, do not walk below shared tables again and again.
+    tree = Tree(kernel.read_physical, kernel.form, kernel.root.value, prune=early.tables, prune_as=1)
+    ranges = tree.ranges(where.start, where.end)
+    shared_pages = _shared_pages(kernel, early, where)
+    rows: List[ShadowRow] = []
+    shared = real = 0
+    for low, high, key in ranges:
+        if key & PRUNED:
+            shared += high - low + 1
+        elif key & MAPPED:
+            for start, end, is_shared in _cut(low, high, shared_pages):
+                size = end - start + 1
+                if is_shared:
+                    shared += size
+                    continue
+                real += size
+                add_merged(rows, _row(kernel, start, end, key), _alike, _join)
+    return rows, real, shared, tree.unreadable_tables
+
+
 def _shared_pages(kernel: Kernel, early: _Early, where: AddressRange) -> View:
-    """Where single entries point to the page of zeros."""
-    tree = FrameTree(kernel.read_physical, kernel.geometry, kernel.root.value, early.page)
-    return View(tree.ranges(where.start, where.end))
+    """Ranges whose entries point to the page of zeros one by one."""
+    tree = FrameTree(kernel.read_physical, kernel.form, kernel.root.value, early.page)
+    return View(tree.ranges(where.start, where.end), kernel.form)
 
 
 def _cut(low: int, high: int, shared: View) -> Iterator[Tuple[int, int, bool]]:
-    """A stretch in pieces: (start, end, whether it is the shared page)."""
+    """Split a range into pieces: (start, end, whether it is the shared page)."""
     for start, end, key in shared.parts(low, high):
         yield start, end, bool(key & MAPPED)
 
 
-def _add(rows: List[ShadowRow], start: int, end: int, key: int) -> None:
-    from dataclasses import replace
-
-    page = {1: "4K", 2: "2M", 3: "1G"}[(key & LEVEL_MASK) >> LEVEL_SHIFT]
-    rights = rights_text(key)
-    last = rows[-1] if rows else None
-    if last and last.end + 1 == start and (last.rights, last.page_size) == (rights, page):
-        rows[-1] = replace(
-            last, end=Address(end), size=Size(end - last.start + 1), covers_end=Address(memory_of(end) + 7)
-        )
-        return
-    rows.append(
-        ShadowRow(
-            start=Address(start),
-            end=Address(end),
-            size=Size(end - start + 1),
-            shared=False,
-            rights=rights,
-            page_size=page,
-            covers=Address(memory_of(start)),
-            covers_end=Address(memory_of(end) + 7),
-        )
+def _row(kernel: Kernel, start: int, end: int, key: int) -> ShadowRow:
+    offset = kernel.facts.kasan_shadow_offset
+    return ShadowRow(
+        start=Address(start),
+        end=Address(end),
+        size=Size(end - start + 1),
+        shared=False,
+        rights=rights_text(key),
+        page_size=page_text(kernel.form, key),
+        covers=Address(memory_of(start, offset)),
+        covers_end=Address(memory_of(end, offset) + 7),
     )
+
+
+def _alike(one: ShadowRow, other: ShadowRow) -> bool:
+    return (one.rights, one.page_size) == (other.rights, other.page_size)
+
+
+def _join(low: ShadowRow, high: ShadowRow) -> ShadowRow:
+    size = Size(high.end - low.start + 1)
+    return replace(low, end=high.end, size=size, covers_end=high.covers_end)
 
 
 def _decode(
     kernel: Kernel, within: AddressRange, where: AddressRange, zeros: int, damage: Damage
 ) -> Iterator[ByteRow]:
-    """Runs of equal shadow bytes of the addresses, which may be memory's or the shadow's."""
+    """Runs of equal shadow bytes. The addresses may be memory or shadow."""
+    offset, page = kernel.facts.kasan_shadow_offset, kernel.form.page_size
     if within.start in where and within.end in where:
         low, high = within.start, within.end
     else:
-        low, high = shadow_of(within.start), shadow_of(within.end)
+        low, high = shadow_of(within.start, offset), shadow_of(within.end, offset)
         if low not in where or high not in where:
             raise Unavailable(
                 f"{within.start:016x}-{within.end:016x} has no shadow: only the kernel half has"
@@ -271,14 +289,14 @@ def _decode(
     run: Optional[Tuple[int, Optional[int], bool]] = None
     at = low
     while at <= high:
-        last = min(at | PAGE_SIZE - 1, high)
+        last = min(at | page - 1, high)
         found = kernel.walk(at)
         values: List[Optional[int]]
         shared = False
         if found.physical is None:
             values = [None] * (last - at + 1)
         else:
-            shared = found.physical & ~(PAGE_SIZE - 1) == zeros
+            shared = found.physical & ~(page - 1) == zeros
             try:
                 values = list(kernel.read_physical(found.physical, last - at + 1))
             except Unavailable as error:
@@ -288,18 +306,20 @@ def _decode(
             if run is None:
                 run = (at + index, value, shared)
             elif (value, shared) != run[1:]:
-                yield _byte_row(run, at + index - 1, meanings)
+                yield _byte_row(run, at + index - 1, meanings, offset)
                 run = (at + index, value, shared)
         at = last + 1
     if run is not None:
-        yield _byte_row(run, high, meanings)
+        yield _byte_row(run, high, meanings, offset)
 
 
-def _byte_row(run: Tuple[int, Optional[int], bool], last: int, meanings: Mapping[int, str]) -> ByteRow:
+def _byte_row(
+    run: Tuple[int, Optional[int], bool], last: int, meanings: Mapping[int, str], offset: int
+) -> ByteRow:
     first, value, shared = run
     return ByteRow(
-        start=Address(memory_of(first)),
-        end=Address(memory_of(last) + 7),
+        start=Address(memory_of(first, offset)),
+        end=Address(memory_of(last, offset) + 7),
         size=Size((last - first + 1) << _SCALE_SHIFT),
         shadow=Address(first),
         value=value,

@@ -1,32 +1,31 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Loadable modules, and other code made at run time (BPF, ftrace trampolines)."""
+"""Loadable modules, and code that the kernel generates at run time (BPF, ftrace trampolines)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
-from kvintro.arch.x86_64 import MODULES_END, PAGE_SIZE, PMD_SHIFT, START_KERNEL_MAP
-from kvintro.arch.x86_64_kaslr import MODULE_SLOTS, module_slots
 from kvintro.errors import Unavailable
-from kvintro.model import Absent, Address, AddressRange, Column, Located, Placement, Size, Table
+from kvintro.kernels import Trait
+from kvintro.model import (
+    ALL,
+    Address,
+    Asked,
+    Column,
+    Contents,
+    Located,
+    Size,
+    Table,
+)
+from kvintro.readers.damage import Damage
+from kvintro.readers.index_trees import maple_entries
+from kvintro.readers.lists import list_entries
 from kvintro.readers.mapped import View
 from kvintro.readers.names import module_parts
-from kvintro.readers.randomness import (
-    NO_PLACE,
-    Randomised,
-    drawn,
-    kaslr_enabled,
-    not_drawn,
-    not_known,
-    why_off,
-)
 from kvintro.readers.structures import (
     TROUBLE,
-    Damage,
     has_member,
-    list_entries,
-    maple_entries,
     need_types,
     number,
     offset_of,
@@ -36,22 +35,19 @@ from kvintro.readers.structures import (
     text_at,
     text_of,
 )
-from kvintro.regions import Asked, Contents, Region
-from kvintro.regions.fixmap import has_kmap_slots
-from kvintro.text import size_text
-from kvintro.types import KASAN
+from kvintro.regions import Region
+from kvintro.regions.vmalloc import GAP_COLUMNS, AreaRow, Areas, GapRow, by_caller, gaps_between
 
 if TYPE_CHECKING:
     import drgn
 
-    from kvintro.kernel import Kernel
+    from kvintro.kernels import Kernel
 
-_MAX_MODULES = 1 << 12
-_KASAN_SHADOW_SHIFT = 3  # KASAN_SHADOW_SCALE_SHIFT
+_MAX_MODULES = 4 << 10
 _MAX_SECTIONS = 1 << 16  # -ffunction-sections makes thousands
 _LIVE, _COMING, _GOING, _UNFORMED = range(4)  # enum module_state
 _STATES = {_LIVE: "Live", _COMING: "Loading", _GOING: "Unloading"}
-# With CONFIG_STRICT_MODULE_RWX, which x86 always has, after kernel/module/strict_rwx.c was done.
+# With CONFIG_STRICT_MODULE_RWX, which x86 always has, once kernel/module/strict_rwx.c has run.
 _RIGHTS = {
     "text": "r-x",
     "rodata": "r--",
@@ -69,8 +65,8 @@ class MemoryRow:
     """A piece of memory of a module.
 
     :ivar kind: ``text``, ``rodata``, ``ro_after_init``, ``data``, or one of them with ``init_``.
-    :ivar expected: rights that the kind should have.
-    :ivar rights: rights that the page tables give, in the order of addresses.
+    :ivar expected: rights that memory of this kind should have.
+    :ivar rights: rights in the page tables, in order of address.
     """
 
     start: Address
@@ -103,7 +99,7 @@ class ModuleRow:
 class SectionRow:
     """A section of a module, as /sys/module/MODULE/sections has it.
 
-    :ivar kind: kind of the piece of memory that it lies in, None if it was freed after loading.
+    :ivar kind: kind of the piece of memory that contains it, None if it was freed after loading.
     """
 
     module: str
@@ -114,7 +110,7 @@ class SectionRow:
 
 @dataclass(frozen=True)
 class CodeRow:
-    """Code that no module brought: BPF programs and trampolines, ftrace trampolines, kprobe slots."""
+    """Code that belongs to no module: BPF programs and trampolines, ftrace trampolines, kprobe slots."""
 
     start: Address
     end: Address
@@ -128,7 +124,7 @@ class CodeRow:
 
 @dataclass(frozen=True)
 class CacheRow:
-    """A stretch of the cache from which executable memory is handed out in pieces of huge pages."""
+    """A range of the cache of executable memory, which hands out parts of huge pages."""
 
     start: Address
     end: Address
@@ -144,7 +140,7 @@ _MEMORY_COLUMNS = (
     Column("module", "module"),
     Column("kind", "type"),
     Column("rights", "rights"),
-    Column("page_sizes", "pages"),
+    Column("page_sizes", "pages", spare=1),
     Column("problem", ""),
 )
 _MODULE_COLUMNS = (
@@ -164,7 +160,7 @@ _SECTION_COLUMNS = (
 )
 _CODE_COLUMNS = (
     Column("start", "start"),
-    Column("end", "end"),
+    Column("end", "end", spare=2),
     Column("size", "size", "right"),
     Column("kind", "kind"),
     Column("name", "name"),
@@ -181,65 +177,24 @@ _CACHE_COLUMNS = (
 
 
 class Modules(Region):
-    """``MODULES_VADDR .. MODULES_END``: what the image's window leaves below the fixmap."""
+    """``MODULES_VADDR .. MODULES_END``."""
 
     key = "modules"
     row = 13
     name = "modules"
     macro = "MODULES_VADDR"
+    traits = Trait.SYMBOLS | Trait.AREAS | Trait.IN_USE
 
     def locate(self, kernel: Kernel) -> Located:
-        if kernel.source.symbols != "none" and not kernel.has_symbol("__module_address", code=True):
-            return Absent("CONFIG_MODULES is off")
-        window = kernel.image_window
-        start = START_KERNEL_MAP + window.value
-        end, provenance = MODULES_END, "MODULES_END"
-        if has_kmap_slots(kernel):
-            end = MODULES_END - (16 << 20)
-        return Placement(AddressRange(start, end - 1), f"{window.provenance}, {provenance}", start)
-
-    def randomised(self, kernel: Kernel) -> Sequence[Randomised]:
-        """Where the first piece goes: a number of pages behind the start, drawn once and rounded up.
-
-        With the cache of executable memory text comes out of huge pages, and only data from where the draw
-        says.
-        """
-        default = START_KERNEL_MAP + kernel.image_window.value
-        try:
-            enabled, _ = kaslr_enabled(kernel)
-        except Unavailable as error:
-            return (not_known(self.key, "modules", error.what),)
-        if not enabled:
-            return (not_drawn(self.key, "modules", why_off(kernel), default=default, actual=default),)
-        found = _first_place(kernel, default)
-        if found is None:
-            reason = "no module was loaded yet, so nothing was drawn, or the source does not tell"
-            return (not_known(self.key, "modules", reason),)
-        plain = _alignment(kernel)
-        huge = _text_alignment(kernel)
-        if huge is None:
-            reason = "whether text comes from huge pages is not known without types"
-            return (
-                not_known(self.key, "modules, text", reason, default=default),
-                _draw("modules_data", "modules, data", default, found, plain),
-            )
-        if huge <= plain:
-            return (_draw(self.key, "modules", default, found, plain),)
-        return (
-            _draw(self.key, "modules, text", default, found, huge),
-            _draw("modules_data", "modules, data", default, found, plain),
-        )
+        return kernel.facts.place(self.key)
 
     def contents(self, kernel: Kernel, asked: Asked) -> Contents:
-        """Modules by kind of memory, code that was made at run time, and what is free."""
-        from kvintro.regions.vmalloc import GAP_COLUMNS, AreaRow, Areas, GapRow, by_caller, gaps_between
-
+        """Modules by kind of memory, code generated at run time, and free ranges."""
         need_types(kernel, "modules")
-        found = kernel.locate(self)
-        if not isinstance(found, Placement):
-            raise Unavailable(found.reason)
+        found = kernel.place(self)
         damage = Damage()
-        view = View.of(kernel, found.range.start, found.range.end)
+        # Modules and other code may also be in the vmalloc area.
+        view = View.of(kernel, kernel.form.kernel.start, ALL)
         memory: List[MemoryRow] = []
         modules: List[ModuleRow] = []
         sections: List[SectionRow] = []
@@ -257,9 +212,10 @@ class Modules(Region):
         cache = list(_cache(kernel, view, damage))
         areas: List[AreaRow] = []
         gaps: List[GapRow] = []
-        allocated: Dict[str, Any] = {}
+        allocated: Dict[str, object] = {}
         try:
-            areas = [row for row in Areas(kernel, found.range, damage).rows() if row.start in found.range]
+            reader = Areas(kernel, found.range, damage, within=found.range)
+            areas = [row for row in reader.rows() if row.start in found.range]
             gaps = gaps_between(found.range, areas)
             allocated = {
                 "allocated": Size(sum(row.size for row in areas)),
@@ -268,7 +224,7 @@ class Modules(Region):
             }
         except Unavailable as error:
             damage.add("what is allocated and what is free cannot be read", error.what)
-        totals: Dict[str, Any] = {
+        totals: Dict[str, object] = {
             "modules": len(modules),
             "module_memory": Size(sum(row.size for row in memory)),
             "mapped": Size(view.stretch(found.range.start, found.range.end).mapped),
@@ -276,11 +232,7 @@ class Modules(Region):
             "trampolines": sum("trampoline" in row.kind for row in code),
             **allocated,
         }
-        wrong: List[Any] = [row for rows in (memory, code) for row in rows if row.problem]
-        notes = [*damage.notes]
-        if wrong:
-            shown = "; ".join(f"{row.start:016x}: {row.problem}" for row in wrong[:3])
-            notes.append(f"{len(wrong)} pieces are not mapped as they should be: {shown}")
+        notes = [*damage.notes, *_disagreements([*memory, *code])]
         tables = [
             Table("memory", _MEMORY_COLUMNS, memory),
             Table("modules", _MODULE_COLUMNS, modules, "modules"),
@@ -294,82 +246,16 @@ class Modules(Region):
         return Contents(tables, totals, notes, partial=bool(damage))
 
 
-def _first_place(kernel: Kernel, default: int) -> Optional[Tuple[int, str]]:
-    """(address, where it was read): ``module_load_offset``; since 223b5e57d0d5 "mm/execmem, arch: convert
-    remaining overrides of module_alloc to execmem" (6.10) the start of the first range of ``execmem_info``.
-    """
-    if kernel.find_symbol("module_load_offset") is not None:
-        offset = kernel.value("module_load_offset").value
-        return (default + offset, "module_load_offset") if offset else None
-    at = _ranges(kernel, default)
-    if at is None:
-        return None
-    return pointer_at(kernel, at), "execmem_info.ranges[EXECMEM_MODULE_TEXT].start"
-
-
-def _ranges(kernel: Kernel, default: int) -> Optional[int]:
-    """Where ``execmem_info.ranges`` lies; each begins with its start."""
-    try:
-        # Of two variables of this name one is a pointer to the other.
-        candidates = kernel.prog.symbols("execmem_info")
-    except LookupError:
-        return None
-    for symbol in candidates:
-        try:
-            if default <= pointer_at(kernel, symbol.address) < MODULES_END:
-                return int(symbol.address)
-        except Unavailable:
-            continue
-    return None
-
-
-def _draw(key: str, what: str, default: int, found: Tuple[int, str], align: int) -> Randomised:
-    """The first place in the region with such an alignment."""
-    start, provenance = found
-    rounded = "" if align == PAGE_SIZE else f", rounded up to {size_text(align)}"
-    return drawn(
-        key,
-        what,
-        default=default,
-        actual=-(-start // align) * align,
-        granularity=align,
-        slots=module_slots(align),
-        provenance=provenance,
-        computed=f"1 to {MODULE_SLOTS} pages{rounded}",
-        note="" if 0 < start - default <= MODULE_SLOTS * PAGE_SIZE and start % PAGE_SIZE == 0 else NO_PLACE,
-    )
-
-
-def _alignment(kernel: Kernel) -> int:
-    """MODULE_ALIGN: with KASAN and no shadow of vmalloc, whole pages of shadow."""
-    kasan = kernel.has_symbol(KASAN, code=True) and not kernel.has_symbol("kasan_populate_vmalloc", code=True)
-    return PAGE_SIZE << _KASAN_SHADOW_SHIFT if kasan else PAGE_SIZE
-
-
-def _text_alignment(kernel: Kernel) -> Optional[int]:
-    """What a piece of text is aligned to: 2 MB if it comes from the cache (mm/execmem.c:
-    execmem_cache_populate_alloc), 1 if it is like any other; None if the source does not tell.
-
-    2e45474ab14f "execmem: add support for cache of large ROX pages" brought the cache; x86 has used it on and
-    off since, and not on processors without PSE (arch/x86/mm/init.c:execmem_arch_setup).
-    """
-    if not kernel.has_symbol("execmem_fill_trapping_insns", code=True):
-        return 1
-    try:
-        first = _ranges(kernel, START_KERNEL_MAP)
-        if first is None:
-            return None
-        text = struct_at(kernel, "struct execmem_range", first)
-        cached = number(text, "flags") & int(kernel.prog.constant("EXECMEM_ROX_CACHE").value_())
-        # nohugevmalloc: mm/vmalloc.c:__vmalloc_node_range_noprof.
-        huge = kernel.value("vmap_allow_huge", 1).value
-    except (LookupError, Unavailable):
-        return None
-    return 1 << PMD_SHIFT if cached and huge else 1
+def _disagreements(pieces: Sequence[Union[MemoryRow, CodeRow]]) -> Iterator[str]:
+    """A note for pieces that the page tables map differently than expected."""
+    wrong = [row for row in pieces if row.problem]
+    if wrong:
+        shown = "; ".join(f"{row.start:016x}: {row.problem}" for row in wrong[:3])
+        yield f"{len(wrong)} pieces are not mapped as they should be: {shown}"
 
 
 def each_module(kernel: Kernel, damage: Damage) -> Iterator[Tuple[int, drgn.Object]]:
-    """(address, struct module) of all modules that /proc/modules would list, the last loaded first."""
+    """(address, struct module) of all modules in /proc/modules, the last loaded first."""
     head = kernel.symbol("modules")
     for address, module in list_entries(
         kernel, head, "struct module", "list", damage, "the list of modules", limit=_MAX_MODULES
@@ -389,7 +275,7 @@ def _module(
     name, state = text_of(module.name), number(module, "state")
     pieces = []
     for kind, start, size in module_parts(module):
-        if not START_KERNEL_MAP <= start < start + size <= 1 << 64:
+        if not kernel.form.kernel.start <= start < start + size <= 1 << 64:
             damage.add("a module's memory lies nowhere", f"{name}: {start:#x}")
             continue
         pieces.append(_piece(view, name, kind, state, start, size))
@@ -462,9 +348,9 @@ def _sections(
 
 
 def section_addresses(kernel: Kernel, module: drgn.Object) -> Iterator[Tuple[str, int]]:
-    """(name, address) by ``module.sect_attrs`` (kernel/module/sysfs.c), in the three forms it has had.
+    """(name, address) from ``module.sect_attrs`` (kernel/module/sysfs.c), in each of its three forms.
 
-    Empty sections are not in it, nor are those of init memory once that is freed.
+    It contains neither empty sections nor, once that is freed, those of init memory.
     """
     attributes = optional(module, "sect_attrs")
     if attributes is None or not attributes:
@@ -479,7 +365,7 @@ def section_addresses(kernel: Kernel, module: drgn.Object) -> Iterator[Tuple[str
             inner = entry.battr.attr if optional(entry, "battr") is not None else entry.mattr.attr
             yield text_at(kernel, number(inner, "name"), 256), number(entry, "address")
         return
-    # The group's list of attributes ends with a NULL; the address is what the attribute keeps for itself.
+    # The group's list of attributes ends with NULL. An attribute's private field holds the address.
     group = attributes.grp.read_()
     pointers = number(group, "bin_attrs") or number(group, "bin_attrs_new")
     for index in range(_MAX_SECTIONS):
@@ -491,13 +377,13 @@ def section_addresses(kernel: Kernel, module: drgn.Object) -> Iterator[Tuple[str
 
 
 def _taint_letters(kernel: Kernel) -> List[Tuple[int, str]]:
-    """(bit, letter) of the taints that modules can have; empty if they cannot be read."""
+    """(bit, letter) of the taints of modules; empty if they cannot be read."""
     try:
         array = kernel.prog.type("struct taint_flag")
         base = kernel.symbol("taint_flags")
         count = int(kernel.prog.constant("TAINT_FLAGS_COUNT").value_())
     except (LookupError, Unavailable):
-        # TAINT_FLAGS_COUNT is a macro: the array ends where its next symbol starts.
+        # TAINT_FLAGS_COUNT is a macro. The array ends at the next symbol.
         try:
             size = kernel.prog.symbol("taint_flags").size
             array = kernel.prog.type("struct taint_flag")
@@ -518,7 +404,7 @@ def _taint_letters(kernel: Kernel) -> List[Tuple[int, str]]:
 
 
 def _code(kernel: Kernel, view: View, damage: Damage) -> Iterator[CodeRow]:
-    """What has no module: each kind is there only if the kernel was built with it and uses it."""
+    """Code outside modules. Each kind exists only if the kernel was built with it and uses it."""
     if kernel.code_only:
         damage.add("code that was made at run time cannot be listed", kernel.nameless("bpf_kallsyms").what)
     if kernel.find_symbol("bpf_kallsyms") is not None:
@@ -550,7 +436,9 @@ def _code(kernel: Kernel, view: View, damage: Damage) -> Iterator[CodeRow]:
         for _, entry in list_entries(
             kernel, head, "struct kprobe_insn_page", "list", damage, f"pages of {symbol}"
         ):
-            yield from _code_row(view, number(entry, "insns"), 4096, "kprobe page", symbol, damage)
+            yield from _code_row(
+                view, number(entry, "insns"), kernel.form.page_size, "kprobe page", symbol, damage
+            )
 
 
 def _code_row(view: View, start: int, size: int, kind: str, name: str, damage: Damage) -> Iterator[CodeRow]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Sequence
 
-from kvintro.model import Located
-from kvintro.regions import Region, Root, fixed_place
+from kvintro.model import Located, Root
+from kvintro.regions import Region, fixed_place
 
 if TYPE_CHECKING:
-    from kvintro.kernel import Kernel
+    from kvintro.kernels import Kernel
 
 
 class NonCanonical(Region):
@@ -23,7 +23,7 @@ class NonCanonical(Region):
     fixed = True
 
     def locate(self, kernel: Kernel) -> Located:
-        return fixed_place(kernel.geometry.non_canonical)
+        return fixed_place(kernel.form.non_canonical)
 
     def roots(self, kernel: Kernel) -> Sequence[Root]:
         return ()

@@ -1,57 +1,51 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""User space: the half of the address space that differs from process to process."""
+"""User space: the half of the address space that each process has for itself."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from kvintro.arch.x86_64 import NX, PAGE_SIZE, PRESENT, PROTNONE, RW
-from kvintro.arch.x86_64_entry import (
-    SOFTW1,
-    SWP_OFFSET_FIRST_BIT,
-    SWP_TYPE_BITS,
-    SpecialSwapTypes,
-    marker_names,
+from kvintro.arch.rights import USER_EXEC, WRITE
+from kvintro.kernels import Trait
+from kvintro.model import Address, Asked, Column, Contents, Located, Root, Size, Table
+from kvintro.paging import (
+    LEVEL_MASK,
+    LEVEL_SHIFT,
+    MAPPED,
+    NONZERO,
+    OVER_LIMIT,
+    UNREADABLE,
 )
-from kvintro.errors import Unavailable
-from kvintro.model import Address, Column, Located, Size, Table
-from kvintro.paging import LEVEL_MASK, LEVEL_SHIFT, MAPPED, NONZERO, OVER_LIMIT, UNREADABLE, Tree
-from kvintro.readers.mapped import PAGE_NAMES, View
-from kvintro.readers.processes import Process, each_mm, find_process, mm_of, root_of
-from kvintro.readers.structures import (
-    TROUBLE,
-    Damage,
-    is_table,
-    number,
-    offset_of,
-    optional,
-    struct_at,
-    xarray_entries,
-)
+from kvintro.readers.damage import Damage
+from kvintro.readers.index_trees import xarray_entries
+from kvintro.readers.mapped import View
+from kvintro.readers.processes import Process, each_mm, find_process, mm_of, root_of, user_tree
+from kvintro.readers.structures import TROUBLE, is_operations, number, offset_of, optional, struct_at
 from kvintro.readers.vmas import VM_EXEC, VM_MAYSHARE, VM_READ, VM_WRITE, Vma, vmas_of
-from kvintro.regions import Asked, Contents, Region, Root, fixed_place
+from kvintro.regions import Region, fixed_place
 
 if TYPE_CHECKING:
-    from kvintro.kernel import Kernel
+    import drgn
 
-_SPECIAL = SOFTW1  # _PAGE_SPECIAL: no struct page is meant, so the page counts for nobody
-_SWAP_TYPE_SHIFT = 64 - SWP_TYPE_BITS
+    from kvintro.arch.entry import EntryFormat, UserRange
+    from kvintro.kernels import Kernel
 
 
 @dataclass(frozen=True)
 class VmaRow:
-    """A memory area as /proc/PID/maps prints it, and what of it is there.
+    """A memory area as /proc/PID/maps prints it, with the state of its pages.
 
-    ``end`` is inclusive; the kernel's file, and text that follows it, print one more.
+    ``end`` is inclusive; the kernel's file, and text in its format, print one more.
 
-    :ivar resident: bytes whose pages are mapped to memory, those of PROT_NONE and NUMA hints among them;
-        pages that count for nobody (the zero page, devices) are in :ivar:`special`.
-    :ivar swapped: bytes whose entries name a place in a swap file, and those of shared memory whose file has
-        them there.
+    :ivar resident: bytes whose pages are mapped to memory, including PROT_NONE and NUMA hints; uncounted
+        pages (the zero page, devices) are in :ivar:`special`.
+    :ivar swapped: bytes whose entries refer to a swap file, and bytes of shared memory whose file has them in
+        swap.
     :ivar moving: bytes whose entries are of another kind: under migration, poisoned, device memory.
-    :ivar markers: bytes where nothing is mapped but a marker, by what that says: ``uffd-wp``, ``poisoned``,
-        ``guard``. A marker that says several counts in each.
+    :ivar markers: bytes with only a marker, by its meaning: ``uffd-wp``, ``poisoned``, ``guard``. A marker
+        with several meanings counts in each.
     """
 
     start: Address
@@ -73,7 +67,7 @@ class VmaRow:
 
 @dataclass(frozen=True)
 class ProcessRow:
-    """A process with memory of its own."""
+    """A process with its own memory."""
 
     pid: int
     comm: str
@@ -90,16 +84,16 @@ VMA_COLUMNS = (
     Column("start", "start"),
     Column("end", "end"),
     Column("permissions", "perms"),
-    Column("size", "size", "right"),
+    Column("size", "size", "right", 1),
     Column("resident", "resident", "right"),
     Column("special", "special", "right"),
     Column("swapped", "swapped", "right"),
     _MOVING,
-    Column("pages", "pages"),
+    Column("pages", "pages", spare=3),
     Column("name", "what"),
     Column("problem", ""),
 )
-#: Shown where there are any.
+#: Shown if there are any markers.
 _MARKERS = Column("markers", "markers")
 PROCESS_COLUMNS = (
     Column("pid", "pid", "right"),
@@ -109,7 +103,7 @@ PROCESS_COLUMNS = (
     Column("resident", "resident", "right"),
     Column("swapped", "swapped", "right"),
     Column("page_tables", "page tables", "right"),
-    Column("pages", "pages"),
+    Column("pages", "pages", spare=1),
 )
 
 
@@ -121,16 +115,17 @@ class User(Region):
     name = "user space, one per process"
     macro = "TASK_SIZE_MAX"
     fixed = True
+    traits = Trait.PER_PROCESS
 
     def locate(self, kernel: Kernel) -> Located:
-        return fixed_place(kernel.geometry.user)
+        return fixed_place(kernel.form.user)
 
     def roots(self, kernel: Kernel) -> Sequence[Root]:
-        # The kernel's own root maps nothing here, and every process something else.
+        # The kernel's own root maps nothing here, and each process maps something else.
         return ()
 
     def contents(self, kernel: Kernel, asked: Asked) -> Contents:
-        """A process's areas; without a process, a row for each."""
+        """Areas of a process; without a process, one row per process."""
         if asked.pid is None:
             return _all(kernel)
         return _one(kernel, find_process(kernel, asked.pid))
@@ -140,8 +135,7 @@ def _one(kernel: Kernel, process: Process) -> Contents:
     damage = Damage()
     mm = mm_of(kernel, process)
     vmas = vmas_of(kernel, process, mm, damage)
-    tree = _tree(kernel, root_of(kernel, mm))
-    residency = _Residency(kernel, tree)
+    residency = _Residency(kernel, process, mm, damage)
     shared = _SharedSwap(kernel, damage)
     rows = [_vma_row(vma, residency, shared) for vma in vmas]
     notes = [*damage.notes]
@@ -153,7 +147,7 @@ def _one(kernel: Kernel, process: Process) -> Contents:
         )
     if residency.unreadable:
         notes.append(f"page tables of {residency.unreadable} bytes are not in this source")
-    totals: Dict[str, Any] = {
+    totals: Dict[str, object] = {
         "pid": process.pid,
         "command": process.comm,
         "areas": len(rows),
@@ -177,14 +171,14 @@ def _all(kernel: Kernel) -> Contents:
     for process in each_mm(kernel, damage):
         try:
             mm = mm_of(kernel, process)
-            residency = _Residency(kernel, _tree(kernel, root_of(kernel, mm)))
-            found = residency.of(0, kernel.geometry.user.end)
+            residency = _Residency(kernel, process, mm, damage)
+            found = residency.whole()
             rows.append(
                 ProcessRow(
                     pid=process.pid,
                     comm=process.comm,
                     areas=number(mm, "map_count"),
-                    size=Size(number(mm, "total_vm") * PAGE_SIZE),
+                    size=Size(number(mm, "total_vm") * kernel.form.page_size),
                     resident=Size(found.resident),
                     swapped=Size(found.swapped),
                     page_tables=Size(_page_tables(kernel, mm)),
@@ -205,88 +199,120 @@ def _all(kernel: Kernel) -> Contents:
     return Contents((Table("processes", PROCESS_COLUMNS, rows),), totals, notes, partial=bool(damage))
 
 
-def _tree(kernel: Kernel, root: int) -> Tree:
-    """A process's tree, which is not kept: with thousands of processes that would be much."""
-    try:
-        limit = kernel.max_pfn.value * 2 + (1 << 16)
-    except Unavailable:
-        limit = 1 << 24
-    return Tree(kernel.read_physical, kernel.geometry, root, table_limit=min(limit, 1 << 34))
-
-
-def _page_tables(kernel: Kernel, mm: Any) -> int:
+def _page_tables(kernel: Kernel, mm: drgn.Object) -> int:
     """``mm_pgtables_bytes()``."""
     counter = optional(mm, "pgtables_bytes")
     return 0 if counter is None else int(counter.counter.value_())
 
 
-@dataclass(frozen=True)
 class _Found:
-    resident: int = 0
-    special: int = 0
-    swapped: int = 0
-    moving: int = 0
-    markers: Mapping[str, int] = field(default_factory=dict)
-    writable: bool = False
-    executable: bool = False
-    pages: Mapping[str, int] = field(default_factory=dict)
+    """Sums over page-table ranges, added range by range.
+
+    :param known: cache of decoded range keys; new ones are added.
+    """
+
+    def __init__(self, entries: EntryFormat, known: Dict[Tuple[int, int], UserRange]) -> None:
+        self._entries = entries
+        self._known = known
+        self._names = entries.form.page_names
+        self.resident = self.special = self.swapped = self.moving = 0
+        self.markers: Dict[str, int] = {}
+        self.writable = self.executable = False
+        self._pages: Dict[str, int] = {}
+
+    @property
+    def pages(self) -> Dict[str, int]:
+        """Number of resident pages by size, the smallest first."""
+        return {name: self._pages[name] for name in self._names.values() if name in self._pages}
+
+    def add(self, key: int, size: int, pages: int) -> None:
+        """Add ranges with the same key.
+
+        :param size: bytes of all these ranges.
+        :param pages: number of pages that their entries map, if any.
+        """
+        level = (key & LEVEL_MASK) >> LEVEL_SHIFT
+        form = self._entries.form
+        if key & MAPPED or (key & NONZERO and form.holds_page(key, level)):
+            if self._kept(key, level).special:
+                self.special += size
+                return
+            self.resident += size
+            name = self._names[level]
+            self._pages[name] = self._pages.get(name, 0) + pages
+            if key & MAPPED:
+                # Rights of the entry itself: with isolation, the root for kernel mode forbids user execution.
+                rights = form.rights(key, level)
+                self.writable |= bool(rights & WRITE)
+                self.executable |= bool(rights & USER_EXEC)
+        elif key & NONZERO:
+            kept = self._kept(key, level)
+            if kept.swap == "swap":
+                self.swapped += size
+            elif kept.swap != "marker":
+                self.moving += size
+            else:
+                for name in ("unknown",) if kept.markers is None else kept.markers:
+                    self.markers[name] = self.markers.get(name, 0) + size
+
+    def _kept(self, key: int, level: int) -> UserRange:
+        found = self._known.get((key, level))
+        if found is None:
+            found = self._known[key, level] = self._entries.of_range(key, level)
+        return found
 
 
 class _Residency:
-    """What a process's tables have in its half."""
+    """Contents of a process's page tables for the user half."""
 
-    def __init__(self, kernel: Kernel, tree: Tree) -> None:
-        ranges = tree.ranges(0, kernel.geometry.user.end)
-        self._view = View(ranges)
-        self.unreadable = sum(high - low + 1 for low, high, _ in ranges.select(UNREADABLE | OVER_LIMIT))
-        dialect = kernel.entry_dialect
-        self._special = dialect.swap_types or SpecialSwapTypes({}, 0)
-        try:
-            # The huge page of zeros counts for nobody either (mm/huge_memory.c).
-            self._huge_zero: Optional[int] = kernel.value("huge_zero_pfn").value << 12
-        except Unavailable:
-            self._huge_zero = None
-        self._kernel = kernel
-        self._root = tree
+    def __init__(self, kernel: Kernel, process: Process, mm: drgn.Object, damage: Damage) -> None:
+        tree = user_tree(kernel, root_of(kernel, mm), damage, f"pid {process.pid}")
+        self._form = kernel.form
+        self._ranges = tree.ranges(0, kernel.form.user.end)
+        missing = self._ranges.select(UNREADABLE | OVER_LIMIT)
+        self.unreadable = sum(high - low + 1 for low, high, _ in missing)
+        self._entries = kernel.entries
+        self._known: Dict[Tuple[int, int], UserRange] = {}
+
+    @cached_property
+    def _view(self) -> View:
+        return View(self._ranges, self._form)
+
+    def whole(self) -> _Found:
+        """Sum over the user half, with a few array operations for any number of ranges."""
+        import numpy
+
+        u = numpy.uint64
+        found = _Found(self._entries, self._known)
+        keys, sizes = self._ranges.keys, self._ranges.sizes()
+        levels = (keys & u(LEVEL_MASK)) >> u(LEVEL_SHIFT)
+        shifts = numpy.array([0, *map(self._form.shift, range(1, self._form.levels + 1))], u)
+        pages = numpy.maximum(sizes >> shifts[levels], u(1))
+        order = numpy.argsort(keys, kind="stable")
+        alike, heads = numpy.unique(keys[order], return_index=True)
+        sums = [numpy.add.reduceat(values[order], heads).tolist() for values in (sizes, pages)]
+        for key, size, count in zip(alike.tolist(), *sums):
+            found.add(key, size, count)
+        return found
+
+    def nothing(self) -> _Found:
+        """The result for areas that are not memory of the process."""
+        return _Found(self._entries, self._known)
 
     def of(self, start: int, end: int) -> _Found:
-        """What is there between two addresses, both inclusive."""
-        resident = special = swapped = moving = 0
-        writable = executable = False
-        pages: Dict[str, int] = {}
-        markers: Dict[str, int] = {}
+        """Sum between two inclusive addresses."""
+        found = _Found(self._entries, self._known)
         for low, high, key in self._view.parts(start, end):
-            size = high - low + 1
             level = (key & LEVEL_MASK) >> LEVEL_SHIFT
-            no_rights = key & NONZERO and key & PROTNONE and not key & PRESENT and level in PAGE_NAMES
-            if key & MAPPED or no_rights:
-                if key & _SPECIAL:
-                    special += size
-                    continue
-                resident += size
-                name = PAGE_NAMES[level]
-                pages[name] = pages.get(name, 0) + (size >> 12 + 9 * (level - 1) or 1)
-                if key & MAPPED:
-                    writable |= bool(key & RW)
-                    executable |= not key & NX
-            elif key & NONZERO:
-                kind = self._special.names.get(key >> _SWAP_TYPE_SHIFT)
-                if kind is None:
-                    swapped += size
-                elif kind != "marker":
-                    moving += size
-                # Of a swap entry's offset a range keeps what lies below the address.
-                for name in marker_names(~key >> SWP_OFFSET_FIRST_BIT & 7, self._special.markers):
-                    if kind == "marker":
-                        markers[name] = markers.get(name, 0) + size
-        ordered = {name: pages[name] for name in PAGE_NAMES.values() if name in pages}
-        return _Found(resident, special, swapped, moving, markers, writable, executable, ordered)
+            size = high - low + 1
+            found.add(key, size, size >> self._form.shift(max(level, 1)) or 1)
+        return found
 
     def outside(self, vmas: Sequence[Vma]) -> List[Tuple[int, int]]:
-        """Stretches that are mapped in no area."""
+        """Mapped ranges that are in no area."""
         out: List[Tuple[int, int]] = []
         cursor = 0
-        for low, high in [*((v.start, v.end) for v in vmas if not v.gate), (1 << 63, 1 << 63)]:
+        for low, high in [*((v.start, v.end) for v in vmas if not v.gate), (self._form.user.end + 1,) * 2]:
             if low > cursor:
                 out += [(a, b) for a, b, key in self._view.parts(cursor, low - 1) if key & MAPPED]
             cursor = max(cursor, high + 1)
@@ -297,7 +323,7 @@ _SHMEM = ("shmem_aops", "struct address_space_operations", "write_begin", "shmem
 
 
 class _SharedSwap:
-    """Pages of shared memory that are swapped out: page tables have nothing for them, the file does
+    """Pages of shared memory in swap. Their page-table entries are empty, but the file records them
     (mm/shmem.c:shmem_partial_swap_usage)."""
 
     def __init__(self, kernel: Kernel, damage: Damage) -> None:
@@ -307,7 +333,7 @@ class _SharedSwap:
         self._swapped: Dict[int, List[Tuple[int, int]]] = {}
 
     def of(self, vma: Vma) -> int:
-        """Bytes of an area."""
+        """Bytes of an area that are in swap."""
         if not vma.mapping:
             return 0
         if vma.mapping not in self._swapped:
@@ -316,15 +342,16 @@ class _SharedSwap:
             except TROUBLE as error:
                 self._damage.add("what is swapped out of a file cannot be read", error)
                 self._swapped[vma.mapping] = []
-        first = vma.offset // PAGE_SIZE
-        last = first + (vma.end - vma.start) // PAGE_SIZE
+        page = self._kernel.form.page_size
+        first = vma.offset // page
+        last = first + (vma.end - vma.start) // page
         pages = self._swapped[vma.mapping]
-        return sum(max(min(b, last) - max(a, first) + 1, 0) for a, b in pages) * PAGE_SIZE
+        return sum(max(min(b, last) - max(a, first) + 1, 0) for a, b in pages) * page
 
     def _pages(self, mapping: int) -> List[Tuple[int, int]]:
         space = struct_at(self._kernel, "struct address_space", mapping)
         operations = number(space, "a_ops")
-        if not is_table(self._kernel, operations, *_SHMEM):
+        if not is_operations(self._kernel, operations, *_SHMEM):
             return []
         info = number(space, "host") - offset_of(self._kernel, "struct shmem_inode_info", "vfs_inode")
         if not number(struct_at(self._kernel, "struct shmem_inode_info", info), "swapped"):
@@ -335,7 +362,7 @@ class _SharedSwap:
 
 
 def _vma_row(vma: Vma, residency: _Residency, shared: _SharedSwap) -> VmaRow:
-    found = _Found() if vma.gate else residency.of(vma.start, vma.end)
+    found = residency.nothing() if vma.gate else residency.of(vma.start, vma.end)
     problem = None
     if found.writable and not vma.flags & VM_WRITE:
         problem = "pages are mapped writable, the area is not"
@@ -361,7 +388,7 @@ def _vma_row(vma: Vma, residency: _Residency, shared: _SharedSwap) -> VmaRow:
 
 
 def permissions(flags: int) -> str:
-    """``rwxp`` of ``vm_flags``."""
+    """``rwxp`` for ``vm_flags``."""
     return (
         ("r" if flags & VM_READ else "-")
         + ("w" if flags & VM_WRITE else "-")

@@ -1,59 +1,73 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Virtually contiguous memory: vmalloc, vmap, ioremap, kernel stacks."""
+"""The region of vmalloc, vmap, ioremap and kernel stacks: contiguous virtual addresses."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
-from kvintro.arch.x86_64 import ALL, PAGE_SHIFT, PAGE_SIZE
+from kvintro.arch.data import UINT64
 from kvintro.errors import Unavailable
-from kvintro.model import Address, AddressRange, Column, Fact, Located, Placement, Size, Table
+from kvintro.kernels import Trait
+from kvintro.model import (
+    ALL,
+    Address,
+    AddressRange,
+    Asked,
+    Column,
+    Contents,
+    Fact,
+    Located,
+    Size,
+    Table,
+)
 from kvintro.paging.bulk import MAPPED
+from kvintro.readers.damage import Damage
+from kvintro.readers.lists import chain_entries, list_nodes, list_words
 from kvintro.readers.mapped import View
 from kvintro.readers.names import Names
-from kvintro.readers.randomness import Randomised, region_draw
 from kvintro.readers.structures import (
     USE_TYPES,
-    Damage,
-    chain_entries,
     has_member,
-    list_entries,
-    list_nodes,
     number,
     offset_of,
     pointer_at,
     size_of,
     struct_at,
 )
-from kvintro.regions import Asked, Contents, Region
+from kvintro.regions import Region
 from kvintro.regions.vmemmap import REGION as VMEMMAP
 
 if TYPE_CHECKING:
-    from kvintro.kernel import Kernel
+    import numpy
+    from numpy.typing import NDArray
 
-# include/linux/vmalloc.h; the values have not changed since they were given out.
+    from kvintro.kernels import Kernel
+
+# include/linux/vmalloc.h. A bit has kept its value since it was introduced.
 _VM_IOREMAP, _VM_ALLOC, _VM_MAP, _VM_USERMAP, _VM_DMA_COHERENT = 1, 2, 4, 8, 0x10
-_VM_UNINITIALIZED, _VM_NO_GUARD, _VM_SPARSE = 0x20, 0x40, 0x1000
-# In the order in which /proc/vmallocinfo prints them.
+_VM_UNINITIALIZED, _VM_NO_GUARD, _VM_FLUSH_RESET_PERMS, _VM_SPARSE = 0x20, 0x40, 0x100, 0x1000
+# Kinds of areas as /proc/vmallocinfo names them.
+_DEVICE, _PAGES, _MAPPED = "ioremap", "vmalloc", "vmap"
+# In the order in which that file prints them.
 _FLAGS = (
-    (_VM_IOREMAP, "ioremap"),
+    (_VM_IOREMAP, _DEVICE),
     (_VM_SPARSE, "sparse"),
-    (_VM_ALLOC, "vmalloc"),
-    (_VM_MAP, "vmap"),
+    (_VM_ALLOC, _PAGES),
+    (_VM_MAP, _MAPPED),
     (_VM_USERMAP, "user"),
     (_VM_DMA_COHERENT, "dma-coherent"),
 )
 _VMAP_RAM, _VMAP_BLOCK = 1, 2  # mm/vmalloc.c: struct vmap_area.flags
-_MAX_NODES = 1 << 12  # vmap nodes; the kernel takes 128 at most
-_MAX_POOL = 1 << 16  # areas held back for one size
+_MAX_NODES = 4 << 10  # vmap nodes; the kernel takes 128 at most
+_MAX_POOL = 1 << 16  # areas held in a pool of one size
 
 
 @dataclass(frozen=True)
 class AreaRow:
-    """One area, as /proc/vmallocinfo prints it and more; docs/show.md describes the fields.
+    """One area, as in /proc/vmallocinfo and with more fields; docs/show.md describes them.
 
-    ``end`` is inclusive; the kernel's file, and text that follows it, print one more.
+    ``end`` is inclusive; the kernel's file, and text in its format, print one more.
     """
 
     start: Address
@@ -77,7 +91,7 @@ class AreaRow:
 
 @dataclass(frozen=True)
 class SumRow:
-    """Areas of one caller, or of one kind, together."""
+    """Sums over the areas of one caller, or of one kind."""
 
     name: str
     areas: int
@@ -89,9 +103,9 @@ class SumRow:
 
 @dataclass(frozen=True)
 class GapRow:
-    """A stretch between two areas.
+    """A gap between two areas.
 
-    :ivar behind: caller of the area that ends where it starts.
+    :ivar behind: caller of the area that ends where the gap starts.
     """
 
     start: Address
@@ -126,44 +140,24 @@ GAP_COLUMNS = (
 
 
 class Vmalloc(Region):
-    """``VMALLOC_START .. VMALLOC_END`` (inclusive), arch/x86/include/asm/pgtable_64_types.h."""
+    """``VMALLOC_START .. VMALLOC_END``."""
 
     key = "vmalloc"
     row = 6
     name = "vmalloc and ioremap"
     macro = "VMALLOC_START"
+    traits = Trait.AREAS | Trait.PER_CPU | Trait.IN_USE | Trait.NO_EXEC
 
     def locate(self, kernel: Kernel) -> Located:
-        base = kernel.first_fact(
-            lambda: kernel.value("vmalloc_base"), lambda: kernel.number("NUMBER(VMALLOC_START)")
-        )
-        default = kernel.geometry.vmalloc_base
-        note = ""
-        size = kernel.geometry.vmalloc_size
-        if kernel.source.symbols != "none" and kernel.has_symbol("__msan_poison_alloca", code=True):
-            size //= 4
-            note = "the first quarter; KMSAN keeps its metadata in the other three"
-        return Placement(
-            AddressRange(base.value, base.value + size - 1),
-            f"{base.provenance}, VMALLOC_SIZE_TB",
-            default_start=default,
-            slide=base.value - default,
-            note=note,
-        )
-
-    def randomised(self, kernel: Kernel) -> Sequence[Randomised]:
-        """Its base (arch/x86/mm/kaslr.c)."""
-        return (region_draw(kernel, self.key, "vmalloc"),)
+        return kernel.facts.place(self.key)
 
     def contents(self, kernel: Kernel, asked: Asked) -> Contents:
-        """Every area, as ``mm/vmalloc.c:vmalloc_info_show`` lists them: in use, then freed and not yet
-        purged.
+        """Every area, as ``mm/vmalloc.c:vmalloc_info_show`` lists them: first those in use, then those freed
+        but not yet purged.
 
-        Areas of modules are among them, since the same allocator hands out both regions.
+        Areas of modules are included, because the same allocator serves both regions.
         """
-        found = kernel.locate(self)
-        if not isinstance(found, Placement):
-            raise Unavailable(found.reason)
+        found = kernel.place(self)
         damage = Damage()
         if kernel.source.types == "none":
             return self._bounds(kernel, found.range, damage)
@@ -171,20 +165,20 @@ class Vmalloc(Region):
         rows = reader.rows()
         gaps = gaps_between(found.range, rows)
         inside = [row for row in rows if row.region == self.key]
-        free = sum(gap.size for gap in gaps)
+        free, small = sum(gap.size for gap in gaps), kernel.form.page_name(1)
         largest = gaps[0].size if gaps else 0
-        totals: Dict[str, Any] = {
+        totals: Dict[str, object] = {
             "areas": len(rows),
             "size": Size(sum(row.size for row in rows)),
             "mapped": Size(sum(row.mapped for row in rows)),
             "guard_pages": Size(sum(row.guard for row in rows)),
             "lazily_freed": Size(sum(row.size for row in rows if row.kind == "unpurged")),
-            "huge_mappings": sum(n for row in rows for name, n in row.page_sizes.items() if name != "4K"),
+            "huge_mappings": sum(n for row in rows for name, n in row.page_sizes.items() if name != small),
             "in_region": Size(sum(row.size for row in inside)),
             "free": Size(free),
             "gaps": len(gaps),
             "largest_gap": Size(largest),
-            # Of the space that is free, what the largest request that could be met leaves over.
+            # The part of the free space that remains after the largest request that can be satisfied.
             "fragmentation": round(1 - largest / free, 6) if free else None,
         }
         notes: List[str] = []
@@ -213,9 +207,9 @@ class Vmalloc(Region):
         )
 
     def _bounds(self, kernel: Kernel, where: AddressRange, damage: Damage) -> Contents:
-        """Bounds of the areas in use, which is what VMCOREINFO leads to (up to 6.8)."""
+        """Bounds of the areas in use, which VMCOREINFO gives access to (up to 6.8)."""
         rows = _checked(kernel, bare_areas(kernel, where, damage), None)
-        totals: Dict[str, Any] = {
+        totals: Dict[str, object] = {
             "areas": len(rows),
             "size": Size(sum(row.size for row in rows)),
             "mapped": Size(sum(row.mapped for row in rows)),
@@ -229,13 +223,13 @@ class Vmalloc(Region):
 
 
 def bare_areas(kernel: Kernel, where: AddressRange, damage: Damage) -> List[AreaRow]:
-    """Areas in use by ``vmap_area_list``, of which VMCOREINFO has the members ``va_start`` and ``list``.
+    """Areas in use from ``vmap_area_list``, for which VMCOREINFO has the members ``va_start`` and ``list``.
 
-    ``va_end`` has always been the word behind ``va_start``. That is believed if it holds for all areas of the
-    list, which is sorted: each ends on a page, behind its start and not behind the next one's.
+    ``va_end`` has always been the word after ``va_start``. This is checked on all areas of the sorted list:
+    each must end on a page boundary, after its own start and not after the next one's.
 
     :param where: the region.
-    :raises Unavailable: VMCOREINFO does not have the list (since 6.9), or the words are no ends.
+    :raises Unavailable: VMCOREINFO does not have the list (since 6.9), or the words are not ends of areas.
     """
     links = offset_of(kernel, "struct vmap_area", "list")
     at = offset_of(kernel, "struct vmap_area", "va_start")
@@ -248,14 +242,15 @@ def bare_areas(kernel: Kernel, where: AddressRange, damage: Damage) -> List[Area
         start, end = (pointer_at(kernel, node - links + at + word & ALL) for word in (0, 8))
         bounds.append((start, end))
     following = [start for start, _ in bounds[1:]] + [ALL]
+    page = kernel.form.page_size
     for (start, end), limit in zip(bounds, following):
-        if not 1 << 63 <= start < end <= limit or start % PAGE_SIZE or end % PAGE_SIZE:
+        if not 1 << 63 <= start < end <= limit or start % page or end % page:
             raise Unavailable(f"the areas' ends cannot be read without types: {start:#x}-{end:#x} is none")
     return [_bare_row(where, start, end, "unknown") for start, end in bounds]
 
 
 def _bare_row(where: AddressRange, start: int, end: int, kind: str) -> AreaRow:
-    """An area of which no more than its bounds are known."""
+    """A row with only the bounds of an area."""
     return AreaRow(
         start=Address(start),
         end=Address(end - 1),
@@ -268,7 +263,7 @@ def _bare_row(where: AddressRange, start: int, end: int, kind: str) -> AreaRow:
         nodes={},
         guard=Size(0),
         requested=None,
-        region="vmalloc" if where.start <= start <= where.end else "modules",
+        region="vmalloc" if start in where else "modules",
         mapped=Size(0),
         page_sizes={},
         rights=(),
@@ -278,21 +273,31 @@ def _bare_row(where: AddressRange, start: int, end: int, kind: str) -> AreaRow:
 
 
 class Areas:
-    """The kernel's own account of areas, whichever of its two forms this kernel has.
+    """Reads the kernel's lists of areas in both of their forms.
 
     Up to 6.8 it is ``vmap_area_list``. Since 6.9 ("mm: vmalloc: remove global vmap_area_root rb-tree") each
-    of ``vmap_nodes[]`` has lists of its own, sorted only by themselves.
+    of ``vmap_nodes[]`` has its own lists, each sorted by itself.
+
+    :param where: the vmalloc region.
+    :param damage: collects what cannot be read.
+    :param within: skip areas that begin outside this range, and do not read their details.
     """
 
-    def __init__(self, kernel: Kernel, where: AddressRange, damage: Damage) -> None:
+    def __init__(
+        self, kernel: Kernel, where: AddressRange, damage: Damage, within: Optional[AddressRange] = None
+    ) -> None:
         self._kernel = kernel
         self._where = where
+        self._within = within
         self._damage = damage
         self._names = Names(kernel)
         self._nodes: Optional[_Nodes] = None
-        #: Of areas that have one, by start: the pages that the kernel says are mapped there.
+        #: Array of the pages that should be mapped in an area, by its start: (address, number of pages).
         self.page_arrays: Dict[int, Tuple[int, int]] = {}
-        # VMCOREINFO has the one list, for as long as there was one.
+        #: First addresses of areas that change the rights of their pages, such as those of code
+        #: (VM_FLUSH_RESET_PERMS).
+        self.own_rights: Set[int] = set()
+        # VMCOREINFO has the single list in every kernel that has it.
         self._per_node = kernel.find_symbol("vmap_area_list") is None
         self._areas = has_member(kernel, "struct vmap_area", "flags")
 
@@ -307,7 +312,7 @@ class Areas:
             yield base + index * size
 
     def _lists(self, old: str, *members: str) -> Iterator[Tuple[int, str]]:
-        """(head, what it is) of the lists that hold areas of one state."""
+        """(head, name) of the lists of areas in one state."""
         if not self._per_node:
             yield self._kernel.symbol(old), old
             return
@@ -318,15 +323,23 @@ class Areas:
         for index, node in enumerate(self._vmap_nodes()):
             yield node + offset, f"vmap_nodes[{index}].{'.'.join(members)}"
 
-    def _entries(self, head: int, what: str) -> Iterator[Any]:
+    def _entries(self, head: int, what: str) -> Iterator[Tuple[int, ...]]:
+        """(start, address after the end, vm, flags) of a list's areas."""
         try:
-            for _, area in list_entries(self._kernel, head, "struct vmap_area", "list", self._damage, what):
-                yield area
+            yield from list_words(
+                self._kernel,
+                head,
+                "struct vmap_area",
+                "list",
+                ("va_start", "va_end", "vm", "flags"),
+                self._damage,
+                what,
+            )
         except Unavailable as error:
             self._damage.add(f"{what} cannot be read", error.what)
 
     def rows(self) -> List[AreaRow]:
-        """All areas, in use first, each in the order of addresses, compared with the page tables."""
+        """All areas, compared with the page tables: those in use first, each group in order of address."""
         busy = sorted(self.busy(), key=lambda row: row.start)
         lazy = sorted(self.lazy(), key=lambda row: row.start)
         return _checked(self._kernel, [*busy, *lazy], self)
@@ -335,23 +348,26 @@ class Areas:
         """Areas in use."""
         for head, what in self._lists("vmap_area_list", "busy", "head"):
             for area in self._entries(head, what):
-                row = self._busy_row(area)
+                row = self._busy_row(*area) if self._is_wanted(area[0]) else None
                 if row is not None:
                     yield row
 
     def lazy(self) -> Iterator[AreaRow]:
-        """Areas that were freed and whose addresses are not yet handed out again (lazy TLB flush)."""
+        """Areas that were freed but whose addresses cannot be reused yet (lazy TLB flush)."""
         try:
             for entries in self._lazy_entries():
-                for area in entries:
-                    row = self._bare(number(area, "va_start"), number(area, "va_end"), "unpurged")
+                for start, end, *_ in entries:
+                    row = self._bare(start, end, "unpurged") if self._is_wanted(start) else None
                     if row is not None:
                         yield row
         except Unavailable as error:
             self._damage.add("areas that were freed lately cannot be listed", error.what)
 
-    def _lazy_entries(self) -> Iterator[Iterator[Any]]:
-        # Before "mm/vmalloc: rework the drain logic" (5.11) they were chained, in the place of their vm.
+    def _is_wanted(self, start: int) -> bool:
+        return self._within is None or start in self._within
+
+    def _lazy_entries(self) -> Iterator[Iterator[Tuple[int, ...]]]:
+        # Before "mm/vmalloc: rework the drain logic" (5.11) they were chained by a member in a union with vm.
         chain = self._kernel.find_symbol("vmap_purge_list")
         if chain is not None and not self._per_node:
             yield self._chained(chain)
@@ -359,18 +375,18 @@ class Areas:
         for head, what in self._lists("purge_vmap_area_list", "lazy", "head"):
             yield self._entries(head, what)
 
-    def _chained(self, head: int) -> Iterator[Any]:
+    def _chained(self, head: int) -> Iterator[Tuple[int, ...]]:
         what = "vmap_purge_list"
         try:
             for _, area in chain_entries(
                 self._kernel, head, "struct vmap_area", "purge_list", self._damage, what
             ):
-                yield area
+                yield number(area, "va_start"), number(area, "va_end")
         except Unavailable as error:
             self._damage.add(f"{what} cannot be read", error.what)
 
     def free_space(self) -> Optional[Tuple[int, int]]:
-        """Bytes of the region that the kernel counts as free, and that it holds back in pools for one
+        """Bytes of the region that the kernel counts as free, and bytes that it holds in pools of one
         size.
         """
         kernel = self._kernel
@@ -379,9 +395,8 @@ class Areas:
         except Unavailable:
             return None
         free = pooled = 0
-        for area in self._entries(head, "free_vmap_area_list"):
-            low = max(number(area, "va_start"), self._where.start)
-            free += max(min(number(area, "va_end"), self._where.end + 1) - low, 0)
+        for start, end, *_ in self._entries(head, "free_vmap_area_list"):
+            free += max(min(end, self._where.end + 1) - max(start, self._where.start), 0)
         if self._per_node and has_member(kernel, "struct vmap_node", "pool"):
             pools = offset_of(kernel, "struct vmap_node", "pool")
             size = size_of(kernel, "struct vmap_pool")
@@ -394,25 +409,28 @@ class Areas:
                     continue
                 for slot in range(count):
                     pool = node + pools + slot * size
-                    # Nearly all are empty: their heads point to themselves.
+                    # Most pools are empty: their heads point to themselves.
                     if int.from_bytes(heads[slot * size : slot * size + 8], "little") in (pool, 0):
                         continue
-                    for area in self._entries(pool, f"vmap_nodes[{index}].pool[{slot}]"):
-                        pooled += number(area, "va_end") - number(area, "va_start")
+                    for start, end, *_ in self._entries(pool, f"vmap_nodes[{index}].pool[{slot}]"):
+                        pooled += end - start
         return free, pooled
 
-    def _busy_row(self, area: Any) -> Optional[AreaRow]:
-        address = number(area, "vm")
+    def _busy_row(self, area_start: int, area_end: int, address: int, area_flags: int) -> Optional[AreaRow]:
+        """The row of an area in use; None if the kernel's own file omits it or it makes no sense.
+
+        :param address: address of the ``struct vm_struct``.
+        """
         if not address:
-            # Before 6.9 the kernel's file takes an area that is just being freed for one of these, too.
-            if self._areas and not number(area, "flags") & _VMAP_RAM:
+            # Before 6.9 the kernel's file also shows an area that is being freed as one of these.
+            if self._areas and not area_flags & _VMAP_RAM:
                 return None
-            return self._bare(number(area, "va_start"), number(area, "va_end"), "vm_map_ram")
+            return self._bare(area_start, area_end, "vm_map_ram")
         try:
             vm = struct_at(self._kernel, "struct vm_struct", address)
         except Unavailable as error:
             self._damage.add("an area's vm_struct is missing", error.what)
-            return self._bare(number(area, "va_start"), number(area, "va_end"), "unknown")
+            return self._bare(area_start, area_end, "unknown")
         flags = number(vm, "flags")
         if flags & _VM_UNINITIALIZED and self._per_node:
             return None
@@ -421,20 +439,22 @@ class Areas:
         if row is None:
             return None
         count, pages = number(vm, "nr_pages"), number(vm, "pages")
-        if count > size >> PAGE_SHIFT:
+        if count > size >> self._kernel.page_shift:
             self._damage.add("an area has more pages than room", f"{start:016x}: {count}")
             count = 0
         if count and pages:
             self.page_arrays[start] = (pages, count)
+        if flags & _VM_FLUSH_RESET_PERMS:
+            self.own_rights.add(start)
         names = [name for bit, name in _FLAGS if flags & bit]
         kind = names[0] if names else "other"
         if self._where.start <= pages < self._where.end:
             names.append("vpages")
         caller, physical = number(vm, "caller"), number(vm, "phys_addr")
         requested = number(vm, "requested_size", -1)
-        # Chunks of per-CPU memory (pcpu_get_vm_areas) lie side by side without guards, mapped as they are
-        # used.
-        guarded = not flags & _VM_NO_GUARD and not (kind == "vmalloc" and not count)
+        # Chunks of per-CPU memory (pcpu_get_vm_areas) are adjacent and have no guard pages. They are mapped
+        # on demand.
+        guarded = not flags & _VM_NO_GUARD and not (kind == _PAGES and not count)
         return replace(
             row,
             caller=self._names.code(caller) if caller else None,
@@ -445,12 +465,13 @@ class Areas:
             nodes={}
             if flags & _VM_UNINITIALIZED
             else self._node_counts(pages, count, number(vm, "page_order")),
-            guard=Size(min(PAGE_SIZE, size) if guarded else 0),
+            guard=Size(min(self._kernel.form.page_size, size) if guarded else 0),
             requested=Size(requested) if requested > 0 else None,
         )
 
     def _bare(self, start: int, end: int, kind: str) -> Optional[AreaRow]:
-        if not 1 << 63 <= start < end <= ALL or start % PAGE_SIZE or end % PAGE_SIZE:
+        page = self._kernel.form.page_size
+        if not 1 << 63 <= start < end <= ALL or start % page or end % page:
             self._damage.add("an area's bounds make no sense", f"{start:#x}-{end:#x}")
             return None
         return _bare_row(self._where, start, end, kind)
@@ -469,13 +490,13 @@ class Areas:
 
 
 class _Nodes:
-    """NUMA nodes of pages."""
+    """Finds the NUMA nodes of pages."""
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         try:
-            # MAX_NUMNODES is nowhere in the kernel's memory, but this array has a place for each zone of
-            # each.
+            # The kernel's memory does not contain MAX_NUMNODES, but this array has an entry for each zone of
+            # each node.
             refs = kernel.prog.type("struct zonelist").member("_zonerefs").type.length - 1
             zones = kernel.prog.type("struct pglist_data").member("node_zones").type.length
             self._shift = (refs // zones).bit_length() - 1
@@ -483,7 +504,7 @@ class _Nodes:
         except (LookupError, AttributeError, TypeError, Unavailable):
             self._shift = 0
             return
-        # nodemask_t of N_MEMORY: with one node there is nothing to ask the pages.
+        # nodemask_t of N_MEMORY: with a single node, the pages need not be read.
         words = max((1 << self._shift) // 64, 1)
         try:
             index = int(kernel.prog.constant("N_MEMORY").value_())
@@ -493,7 +514,7 @@ class _Nodes:
         self._with_memory = [n for n in range(1 << self._shift) if mask >> n & 1]
 
     def count(self, pages: int, count: int, step: int) -> Mapping[str, int]:
-        """Pages of an array by node; without CONFIG_NUMA none are counted.
+        """Count the pages of an array by node; without CONFIG_NUMA the result is empty.
 
         :raises Unavailable: the array or a page is not in the source.
         """
@@ -506,17 +527,17 @@ class _Nodes:
         data = self._kernel.read(pages, 8 * count)
         for index in range(0, count, step):
             page = int.from_bytes(data[8 * index : 8 * index + 8], "little")
-            # include/linux/page-flags-layout.h: with a virtual memory map the node takes the topmost bits.
+            # include/linux/page-flags-layout.h: with a virtual memory map the node is in the topmost bits.
             node = pointer_at(self._kernel, page) >> (64 - self._shift)
             counts[node] = counts.get(node, 0) + step
         return {str(node): counts[node] for node in sorted(counts)}
 
 
 def _checked(kernel: Kernel, rows: Sequence[AreaRow], reader: Optional[Areas]) -> List[AreaRow]:
-    """The rows with what the page tables say, and where that is not what the area says."""
+    """Add to the rows what the page tables map, and how that contradicts the area."""
     if not rows:
         return []
-    view = View.of(kernel, kernel.geometry.guard_hole.end + 1, ALL)
+    view = View.of(kernel, kernel.form.kernel.start, ALL)
     frames = _Frames(kernel)
     out = []
     for row in rows:
@@ -537,40 +558,42 @@ def _checked(kernel: Kernel, rows: Sequence[AreaRow], reader: Optional[Areas]) -
 
 
 def _problem(row: AreaRow, mapped: int, frames: _Frames, reader: Areas) -> Optional[str]:
-    """What the page tables say against an area; None if nothing.
+    """How the page tables contradict an area; None if they do not.
 
-    A reservation (sparse, vm_map_ram, freed) may be mapped or not, others are mapped up to the guard page.
+    Reservations (sparse, vm_map_ram) may be mapped or not. Other areas are mapped up to the guard page.
     """
     room = row.size - row.guard
     if row.kind == "unpurged":
         return f"freed, but {mapped} bytes are still mapped" if mapped else None
-    if row.kind not in ("vmalloc", "vmap", "ioremap"):
+    if row.kind not in (_PAGES, _MAPPED, _DEVICE):
         return None
-    expected = row.pages << PAGE_SHIFT if row.pages else room
-    if not row.pages and (row.kind == "vmalloc" or (row.kind == "vmap" and not mapped)):
-        return None  # reservations that their owners map as they need: per-CPU chunks, get_vm_area()
+    shift = frames.page_shift
+    expected = row.pages << shift if row.pages else room
+    if not row.pages and (row.kind == _PAGES or (row.kind == _MAPPED and not mapped)):
+        return None  # reservations that are mapped on demand: per-CPU chunks, get_vm_area()
     if mapped != expected:
         return f"{mapped} bytes are mapped, not {expected}"
     array = reader.page_arrays.get(row.start)
     if array is not None:
         return frames.compare(row.start, *array)
-    if row.kind == "ioremap" and row.physical is not None:
-        return frames.compare_linear(row.start, row.physical, mapped >> PAGE_SHIFT)
+    if row.kind == _DEVICE and row.physical is not None:
+        return frames.compare_linear(row.start, row.physical, mapped >> shift)
     return None
 
 
 class _Frames:
-    """Compares page frames that the kernel names with those that its page tables have."""
+    """Compares expected page frames with those in the page tables."""
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
+        self.page_shift = kernel.page_shift
         try:
             self._base, self._size, _ = VMEMMAP.pages(kernel)
         except Unavailable:
             self._base = self._size = 0
 
     def compare(self, start: int, pages: int, count: int) -> Optional[str]:
-        """The pages of an array, mapped one after the other from an address."""
+        """Compare the pages of an array, mapped consecutively from an address."""
         import numpy
 
         if not self._size:
@@ -579,23 +602,23 @@ class _Frames:
             data = self._kernel.read(pages, 8 * count)
         except Unavailable:
             return None
-        structs = numpy.frombuffer(data, "<u8").astype(numpy.uint64)
+        structs = numpy.frombuffer(data, UINT64).astype(numpy.uint64)
         frames = (structs - numpy.uint64(self._base)) // numpy.uint64(self._size)
-        return self._differs(start, frames << numpy.uint64(PAGE_SHIFT))
+        return self._differs(start, frames << numpy.uint64(self.page_shift))
 
     def compare_linear(self, start: int, physical: int, count: int) -> Optional[str]:
-        """``count`` pages of consecutive memory."""
+        """Compare ``count`` consecutive pages of physical memory."""
         import numpy
 
         u = numpy.uint64
-        wanted = (numpy.arange(count, dtype=u) << u(PAGE_SHIFT)) + u(physical & ~(PAGE_SIZE - 1))
+        wanted = (numpy.arange(count, dtype=u) << u(self.page_shift)) + u(physical & -(1 << self.page_shift))
         return self._differs(start, wanted)
 
-    def _differs(self, start: int, wanted: Any) -> Optional[str]:
+    def _differs(self, start: int, wanted: "NDArray[numpy.uint64]") -> Optional[str]:
         import numpy
 
         u = numpy.uint64
-        addresses = (numpy.arange(len(wanted), dtype=u) << u(PAGE_SHIFT)) + u(start)
+        addresses = (numpy.arange(len(wanted), dtype=u) << u(self.page_shift)) + u(start)
         physical, states = self._kernel.translate_array(addresses)
         bad = numpy.flatnonzero((states == MAPPED) & (physical != wanted))
         if not len(bad):
@@ -608,7 +631,7 @@ class _Frames:
 
 
 def gaps_between(where: AddressRange, rows: Sequence[AreaRow]) -> List[GapRow]:
-    """What no area takes, largest first."""
+    """Gaps between areas, the largest first."""
     gaps = []
     cursor, behind = where.start, None
     inside = sorted((row for row in rows if row.start in where), key=lambda row: row.start)
@@ -628,12 +651,12 @@ def _gap(start: int, end: int, behind: Optional[str]) -> GapRow:
 
 
 def by_caller(rows: Sequence[AreaRow], title: str) -> Table:
-    """Areas of each function that allocates them together."""
+    """Sums over the areas of each allocating function."""
     return Table("by_caller", (Column("name", "caller"), *_SUM_COLUMNS), _sums(rows, _function), title)
 
 
 def _function(row: AreaRow) -> str:
-    """The caller without the place in it; areas without one by what they are."""
+    """The caller without the offset; the kind of area if the caller is unknown."""
     return row.caller.split("+")[0] if row.caller else f"({row.kind})"
 
 
@@ -642,7 +665,7 @@ def _kind(row: AreaRow) -> str:
 
 
 def _sums(rows: Sequence[AreaRow], key: Callable[[AreaRow], str]) -> List[SumRow]:
-    """Rows by a key together, largest first."""
+    """Sums over rows with the same key, the largest first."""
     groups: Dict[str, List[AreaRow]] = {}
     for row in rows:
         groups.setdefault(key(row), []).append(row)

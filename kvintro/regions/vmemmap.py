@@ -1,38 +1,42 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The virtual memory map: one ``struct page`` for every page frame, at its number."""
+"""The virtual memory map: an array of ``struct page``, indexed by page frame number."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
-from kvintro.arch.x86_64 import CPU_ENTRY_AREA_BASE, PAGE_SHIFT, PAGE_SIZE
 from kvintro.errors import Unavailable
-from kvintro.model import Address, AddressRange, Column, Fact, Located, Placement, Size, Table
-from kvintro.paging import LEVEL_MASK, LEVEL_SHIFT, MAPPED
-from kvintro.readers.mapped import View, rights_text
-from kvintro.readers.randomness import Randomised, region_draw
-from kvintro.readers.sections import SUBSECTION_SHIFT, SectionForm, section_form, section_table
-from kvintro.readers.structures import (
-    TROUBLE,
-    Damage,
-    need_types,
-    number,
-    pointer_at,
-    text_at,
+from kvintro.kernels import Trait
+from kvintro.model import (
+    ALL,
+    Address,
+    Asked,
+    Column,
+    Contents,
+    Located,
+    Size,
+    Table,
 )
-from kvintro.regions import Asked, Contents, Region
+from kvintro.paging import LEVEL_MASK, LEVEL_SHIFT, MAPPED
+from kvintro.readers.damage import Damage
+from kvintro.readers.mapped import View, rights_text
+from kvintro.readers.neighbours import merged
+from kvintro.readers.sections import SUBSECTION_SHIFT, SectionForm, section_form, section_table
+from kvintro.readers.structures import TROUBLE, need_types, number, pointer_at, text_at
+from kvintro.regions import Region
 
 if TYPE_CHECKING:
-    from kvintro.kernel import Kernel
+    from kvintro.kernels import Kernel
 
-# include/linux/mmzone.h: flags kept in the low bits of section_mem_map; 6 bits at most so far, while the map
+# include/linux/mmzone.h: flags in the low bits of section_mem_map. So far they take at most 6 bits; the map
 # of a section is aligned to far more.
-_SECTION_FLAGS = 0xFFF
+_FLAG_BITS = 12
+_SECTION_FLAGS = (1 << _FLAG_BITS) - 1
 
 _MAX_SECTIONS = 1 << 25  # MAX_PHYSMEM_BITS - SECTION_SIZE_BITS with 5 levels
-# include/linux/mmzone.h: bits 0 to 3 have been these since 5.3; the next one is there only with ZONE_DEVICE,
-# so it is looked for by its name.
+# include/linux/mmzone.h: bits 0 to 3 have had these meanings since 5.3. The next one exists only with
+# ZONE_DEVICE, so it is looked up by name.
 _FLAGS = ((0, "present"), (1, "has_mem_map"), (2, "online"), (3, "early"))
 _PRESENT, _HAS_MEM_MAP, _ONLINE, _EARLY = 1, 2, 4, 8
 _DEVICE = "SECTION_TAINT_ZONE_DEVICE_BIT"
@@ -40,12 +44,12 @@ _DEVICE = "SECTION_TAINT_ZONE_DEVICE_BIT"
 
 @dataclass(frozen=True)
 class SectionRow:
-    """Sections of memory one after the other that are alike.
+    """Consecutive sections of memory that are alike.
 
-    :ivar first: number of the first; :ivar:`count` how many.
-    :ivar start: of their struct pages, to :ivar:`end`.
-    :ivar physical: of their memory, to :ivar:`physical_end`.
-    :ivar subsections: how many of 2 MB have struct pages, of how many there could be.
+    :ivar first: number of the first section; :ivar:`count` is how many there are.
+    :ivar start: first address of their struct pages; the last is :ivar:`end`.
+    :ivar physical: first physical address of their memory; the last is :ivar:`physical_end`.
+    :ivar subsections: number of 2 MB subsections with struct pages; :ivar:`subsections_possible` counts all.
     :ivar zones: zones that span them, with the node: ``0:Normal``.
     """
 
@@ -68,7 +72,7 @@ class SectionRow:
 
 @dataclass(frozen=True)
 class ZoneRow:
-    """A zone of a node, with what it takes in struct pages."""
+    """A zone of a node, with the size of its struct pages."""
 
     node: int
     zone: str
@@ -81,23 +85,23 @@ class ZoneRow:
 
 _SECTION_COLUMNS = (
     Column("first", "section", "right"),
-    Column("count", "sections", "right"),
+    Column("count", "sections", "right", 4),
     Column("start", "start"),
-    Column("end", "end"),
+    Column("end", "end", spare=6),
     Column("physical", "of memory"),
-    Column("physical_end", "to"),
+    Column("physical_end", "to", spare=5),
     Column("flags", "flags"),
-    Column("subsections", "subsections", "right"),
+    Column("subsections", "subsections", "right", 2),
     Column("zones", "zones"),
-    Column("mapped", "mapped", "right"),
-    Column("pages", "pages"),
+    Column("mapped", "mapped", "right", 1),
+    Column("pages", "pages", spare=3),
     Column("problem", ""),
 )
 _ZONE_COLUMNS = (
     Column("node", "node", "right"),
     Column("zone", "zone"),
     Column("physical", "physical"),
-    Column("physical_end", "to"),
+    Column("physical_end", "to", spare=1),
     Column("spanned", "pages spanned", "right"),
     Column("present", "present", "right"),
     Column("struct_pages", "struct pages", "right"),
@@ -105,68 +109,32 @@ _ZONE_COLUMNS = (
 
 
 class Vmemmap(Region):
-    """From ``vmemmap_base``; what is reserved follows arch/x86/mm/kaslr.c:kernel_randomize_memory."""
+    """From ``VMEMMAP_START``: a struct page for each page frame."""
 
     key = "vmemmap"
     row = 7
     name = "virtual memory map, struct page"
     macro = "VMEMMAP_START"
+    traits = Trait.NO_EXEC
 
     def locate(self, kernel: Kernel) -> Located:
-        base = kernel.first_fact(
-            lambda: kernel.value("vmemmap_base"),
-            lambda: kernel.number("SYMBOL(vmemmap)"),
-            lambda: self._from_section(kernel),
-        )
-        default = kernel.geometry.vmemmap_base
-        page = kernel.page_struct_size.value
-        direct = kernel.locate("direct_map")
-        if not isinstance(direct, Placement):
-            raise Unavailable(f"its size follows the direct map's, and there {direct.reason}")
-        needed = (direct.range.size >> PAGE_SHIFT) * page
-        reserved, size = -(-needed >> 40) << 40, "size of the direct map"
-        if direct.slide and base.value + reserved > CPU_ENTRY_AREA_BASE > base.value:
-            # How much was reserved for the direct map need not be known exactly, but what comes next is.
-            reserved, size = CPU_ENTRY_AREA_BASE - base.value, "up to cpu_entry_area"
-        used, note = None, ""
-        try:
-            frames = kernel.max_pfn
-            last = base.value + frames.value * page - 1
-            if base.value <= last < base.value + reserved:
-                used, note = AddressRange(base.value, last), f"up to {frames.provenance}"
-        except Unavailable:
-            pass
-        return Placement(
-            AddressRange(base.value, base.value + reserved - 1),
-            f"{base.provenance}, {size}",
-            default_start=default,
-            slide=base.value - default,
-            used=used,
-            used_note=note,
-        )
+        return kernel.facts.place(self.key)
 
     def pages(self, kernel: Kernel) -> Tuple[int, int, int]:
-        """(address of page frame 0's struct page, size of each, how many there is room for).
+        """(address of page frame 0's struct page, size of a struct page, number that fit in the region).
 
-        :raises Unavailable: the source does not tell.
+        :raises Unavailable: the source does not contain it.
         """
-        found = kernel.locate(self)
-        if not isinstance(found, Placement):
-            raise Unavailable(found.reason)
+        found = kernel.place(self)
         size = kernel.page_struct_size.value
-        if not 0 < size <= PAGE_SIZE:
+        if not 0 < size <= kernel.form.page_size:
             raise Unavailable(f"a struct page of {size} bytes makes no sense")
-        return found.range.start, size, found.range.size // size
-
-    def randomised(self, kernel: Kernel) -> Sequence[Randomised]:
-        """Its base (arch/x86/mm/kaslr.c)."""
-        return (region_draw(kernel, self.key, "virtual memory map"),)
+        base = kernel.facts.memory_map.value
+        return base, size, ((found.range.end - base & ALL) + 1) // size
 
     def contents(self, kernel: Kernel, asked: Asked) -> Contents:
-        """Sections of memory, whose struct pages these are, and what they cost."""
-        found = kernel.locate(self)
-        if not isinstance(found, Placement):
-            raise Unavailable(found.reason)
+        """Sections of memory, where their struct pages are, and how much memory those take."""
+        found = kernel.place(self)
         damage = Damage()
         base, page, _ = self.pages(kernel)
         form = section_form(kernel)
@@ -174,45 +142,17 @@ class Vmemmap(Region):
             damage.add(form.lack)
         zones = list(_zones(kernel, page, damage))
         view = View.of(kernel, found.range.start, found.range.end)
-        rows: List[SectionRow] = []
-        for row in _sections(kernel, form, view, base, page, zones, damage):
-            last = rows[-1] if rows else None
-            alike = last and (last.flags, last.zones, last.problem, row.problem) == (
-                row.flags,
-                row.zones,
-                None,
-                None,
-            )
-            whole = (
-                last
-                and last.subsections == last.subsections_possible
-                and row.subsections == row.subsections_possible
-            )
-            if last and alike and whole and last.first + last.count == row.first:
-                pages = {n: last.pages.get(n, 0) + row.pages.get(n, 0) for n in {**last.pages, **row.pages}}
-                rows[-1] = replace(
-                    last,
-                    count=last.count + 1,
-                    end=row.end,
-                    size=Size(last.size + row.size),
-                    physical_end=row.physical_end,
-                    subsections=last.subsections + row.subsections,
-                    subsections_possible=last.subsections_possible + row.subsections_possible,
-                    mapped=Size(last.mapped + row.mapped),
-                    pages=pages,
-                )
-            else:
-                rows.append(row)
+        rows = merged(_sections(kernel, form, view, base, page, zones, damage), _alike, _join)
         whole_mapping = view.stretch(found.range.start, found.range.end)
         covered = sum(row.mapped for row in rows)
-        # Tails of huge pages, whose struct pages are all alike: mapped read-only to a page that is kept once
+        # The struct pages of a huge page's tails are all alike and are mapped read-only to one page
         # (mm/hugetlb_vmemmap.c).
         shared = sum(
             high - low + 1
             for low, high, key in view.parts(found.range.start, found.range.end)
             if key & MAPPED and (key & LEVEL_MASK) >> LEVEL_SHIFT == 1 and rights_text(key)[1] == "-"
         )
-        totals: Dict[str, Any] = {
+        totals: Dict[str, object] = {
             "sections": sum(row.count for row in rows),
             "online": sum(row.count for row in rows if row.online),
             "struct_page": Size(page),
@@ -235,17 +175,30 @@ class Vmemmap(Region):
             partial=bool(damage),
         )
 
-    def _from_section(self, kernel: Kernel) -> Fact[int]:
-        """The map of section 0, less the flags: with SPARSEMEM_VMEMMAP every section's is vmemmap itself."""
-        root = kernel.number("SYMBOL(mem_section)").value
-        offset = kernel.number("OFFSET(mem_section.section_mem_map)").value
-        if kernel.source.vmcoreinfo.get("LENGTH(mem_section)"):
-            # SPARSEMEM_EXTREME: an array of pointers to pages of sections; the key has the array's address.
-            root = int.from_bytes(kernel.read(root, 8), "little")
-        value = int.from_bytes(kernel.read(root + offset, 8), "little") & ~_SECTION_FLAGS
-        if value < kernel.geometry.guard_hole.end:
-            raise Unavailable("section 0 has no memory map")
-        return Fact(value, "VMCOREINFO SYMBOL(mem_section)")
+
+def _alike(one: SectionRow, other: SectionRow) -> bool:
+    """Whether two adjacent sections can share a row: both are complete and correct."""
+    return (
+        (one.flags, one.zones) == (other.flags, other.zones)
+        and one.problem is None
+        and other.problem is None
+        and one.subsections == one.subsections_possible
+        and other.subsections == other.subsections_possible
+    )
+
+
+def _join(low: SectionRow, high: SectionRow) -> SectionRow:
+    return replace(
+        low,
+        count=low.count + high.count,
+        end=high.end,
+        size=Size(low.size + high.size),
+        physical_end=high.physical_end,
+        subsections=low.subsections + high.subsections,
+        subsections_possible=low.subsections_possible + high.subsections_possible,
+        mapped=Size(low.mapped + high.mapped),
+        pages={n: low.pages.get(n, 0) + high.pages.get(n, 0) for n in {**low.pages, **high.pages}},
+    )
 
 
 def _sections(
@@ -257,15 +210,12 @@ def _sections(
     zones: Sequence[ZoneRow],
     damage: Damage,
 ) -> Iterator[SectionRow]:
-    """Sections that are present (mm/sparse.c), each alone."""
+    """Present sections (mm/sparse.c), one row each."""
     shift = kernel.section_size_bits.value
     if not SUBSECTION_SHIFT <= shift < 48:
         raise Unavailable(f"sections of 2^{shift} bytes make no sense")
-    pages, possible = 1 << shift - PAGE_SHIFT, 1 << shift - SUBSECTION_SHIFT
-    try:
-        device: Optional[int] = int(kernel.prog.constant(_DEVICE).value_())
-    except LookupError:
-        device = None
+    pages, possible = 1 << shift - kernel.page_shift, 1 << shift - SUBSECTION_SHIFT
+    flag_names = _flag_names(kernel)
     for index, address in _section_structs(kernel, form, damage):
         try:
             value, usage = (pointer_at(kernel, address + at) for at in (form.map, form.usage))
@@ -274,25 +224,16 @@ def _sections(
             continue
         if not value & _PRESENT:
             continue
-        flags = [name for bit, name in _FLAGS if value >> bit & 1]
-        if device is not None and value >> device & 1:
-            flags.append("zone_device")
         first = index * pages
-        bitmap = (1 << possible) - 1
-        try:
-            if usage and form.bitmap is not None:
-                data = kernel.read(usage + form.bitmap, -(-possible // 64) * 8)
-                bitmap = int.from_bytes(data, "little") & (1 << possible) - 1
-        except Unavailable as error:
-            damage.add("the subsections of a section cannot be read", error.what)
-        start, size = base + first * page, pages * page
+        bitmap = _bitmap(kernel, form, usage, possible, damage)
+        start, size = base + first * page & ALL, pages * page
         found = view.stretch(start, start + size - 1)
         problem = None
-        if value & _HAS_MEM_MAP and value & ~_SECTION_FLAGS & (1 << 64) - 1 != base:
+        if value & _HAS_MEM_MAP and value & ~_SECTION_FLAGS & ALL != base:
             problem = f"its map is at {value & ~_SECTION_FLAGS:016x}, not at {base:016x}"
         elif value & _HAS_MEM_MAP and not found.unreadable:
-            problem = _missing(view, start, page, bitmap, possible)
-        physical, physical_end = first << PAGE_SHIFT, (first + pages << PAGE_SHIFT) - 1
+            problem = _missing(view, start, page << SUBSECTION_SHIFT - kernel.page_shift, bitmap, possible)
+        physical, physical_end = first << kernel.page_shift, (first + pages << kernel.page_shift) - 1
         yield SectionRow(
             first=index,
             count=1,
@@ -301,7 +242,7 @@ def _sections(
             size=Size(size),
             physical=Address(physical),
             physical_end=Address(physical_end),
-            flags=tuple(flags),
+            flags=tuple(name for bit, name in flag_names if value >> bit & 1),
             online=bool(value & _ONLINE),
             subsections=bin(bitmap).count("1"),
             subsections_possible=possible,
@@ -316,9 +257,31 @@ def _sections(
         )
 
 
-def _missing(view: View, start: int, page: int, bitmap: int, possible: int) -> Optional[str]:
-    """Subsections that should have struct pages, and whose are not all mapped."""
-    each = (1 << SUBSECTION_SHIFT - PAGE_SHIFT) * page
+def _flag_names(kernel: Kernel) -> List[Tuple[int, str]]:
+    """(bit, name) of the flags of sections. One bit number depends on the kernel."""
+    try:
+        return [*_FLAGS, (int(kernel.prog.constant(_DEVICE).value_()), "zone_device")]
+    except LookupError:
+        return list(_FLAGS)
+
+
+def _bitmap(kernel: Kernel, form: SectionForm, usage: int, possible: int, damage: Damage) -> int:
+    """Bitmap of the subsections in use; all of them if that is unknown."""
+    every = (1 << possible) - 1
+    if not usage or form.bitmap is None:
+        return every
+    try:
+        return int.from_bytes(kernel.read(usage + form.bitmap, -(-possible // 64) * 8), "little") & every
+    except Unavailable as error:
+        damage.add("the subsections of a section cannot be read", error.what)
+        return every
+
+
+def _missing(view: View, start: int, each: int, bitmap: int, possible: int) -> Optional[str]:
+    """A note about subsections in use whose struct pages are not all mapped; None if there are none.
+
+    :param each: bytes of a subsection's struct pages.
+    """
     missing = [
         index
         for index in range(possible)
@@ -329,12 +292,12 @@ def _missing(view: View, start: int, page: int, bitmap: int, possible: int) -> O
 
 
 def _section_structs(kernel: Kernel, form: SectionForm, damage: Damage) -> Iterator[Tuple[int, int]]:
-    """(number, address of the struct) of all sections up to the highest present one."""
+    """(number, address of the struct) of all sections up to the highest that is present."""
     size = form.size
     try:
         last = kernel.value("__highest_present_section_nr").value
     except Unavailable:
-        bits = kernel.geometry.max_physmem_bits - kernel.section_size_bits.value
+        bits = kernel.facts.max_physmem_bits.value - kernel.section_size_bits.value
         last = (1 << bits) - 1
     if last >= _MAX_SECTIONS:
         damage.add("the number of sections makes no sense", str(last))
@@ -342,7 +305,7 @@ def _section_structs(kernel: Kernel, form: SectionForm, damage: Damage) -> Itera
     if kernel.number("LENGTH(mem_section)").value == 0 or not size:
         raise Unavailable("mem_section is empty")
     table = section_table(kernel)
-    per_root = PAGE_SIZE // size
+    per_root = kernel.form.page_size // size
     for root in range(last // per_root + 1):
         try:
             pointer = pointer_at(kernel, table + 8 * root)
@@ -357,15 +320,16 @@ def _section_structs(kernel: Kernel, form: SectionForm, damage: Damage) -> Itera
 
 
 def section_is_online(kernel: Kernel, index: int) -> bool:
-    """Whether a section of memory is present and online, by what VMCOREINFO says of ``mem_section``.
+    """Whether a section of memory is present and online, read with VMCOREINFO's ``mem_section``.
 
-    :raises Unavailable: the source does not tell.
+    :raises Unavailable: the source does not contain it.
     """
     size = kernel.number("SIZE(mem_section)").value
     offset = kernel.number("OFFSET(mem_section.section_mem_map)").value
-    if not 0 < size <= PAGE_SIZE or not kernel.number("LENGTH(mem_section)").value:
+    page = kernel.form.page_size
+    if not 0 < size <= page or not kernel.number("LENGTH(mem_section)").value:
         raise Unavailable("mem_section is empty")
-    root, within = divmod(index, PAGE_SIZE // size)
+    root, within = divmod(index, page // size)
     pointer = pointer_at(kernel, kernel.number("SYMBOL(mem_section)").value + 8 * root)
     if not pointer:
         return False
@@ -374,7 +338,7 @@ def section_is_online(kernel: Kernel, index: int) -> bool:
 
 
 def _zones(kernel: Kernel, page: int, damage: Damage) -> Iterator[ZoneRow]:
-    """Every node's zones that have memory."""
+    """All zones with memory, of every node."""
     try:
         need_types(kernel, "members of struct zone")
         for pgdat in kernel.nodes():
@@ -387,8 +351,8 @@ def _zones(kernel: Kernel, page: int, damage: Damage) -> Iterator[ZoneRow]:
                 yield ZoneRow(
                     node=node,
                     zone=text_at(kernel, number(zone, "name"), 32),
-                    physical=Address(start << PAGE_SHIFT),
-                    physical_end=Address((start + spanned << PAGE_SHIFT) - 1),
+                    physical=Address(start << kernel.page_shift),
+                    physical_end=Address((start + spanned << kernel.page_shift) - 1),
                     spanned=spanned,
                     present=present,
                     struct_pages=Size(present * page),

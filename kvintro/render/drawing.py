@@ -1,29 +1,82 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""How the address space is drawn to a readable scale; shared by the picture and the drawing in the terminal.
+"""Scales for drawings of the address space, shared by the picture and the drawing in the terminal.
 
-Sizes span 52 powers of two, so heights grow with the logarithm, and holes are compressed to a thin line. What
-KASLR moved is drawn a second time to true scale, since a displacement means nothing on a logarithmic one.
+Sizes span 52 powers of two, so heights grow with the logarithm of the size, and holes are compressed to a
+thin line. Regions that KASLR moved are drawn again on a linear scale, because a displacement has no meaning
+on a logarithmic one.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, List, Mapping, Optional, Protocol, Sequence, Tuple, cast
 
-from kvintro.model import Report
+from kvintro.model import Address, Displacement, Size
 
-# The keys of regions that KASLR moves against each other, and which two bound the room that it has.
+if TYPE_CHECKING:
+    from kvintro.reports.layout import LayoutReport
+
+# Keys of the regions that KASLR moves relative to each other, and of the region after their range.
 _MOVED = ("direct_map", "vmalloc", "vmemmap")
-_ROOM_ENDS = "cpu_entry_area"
+_SPACE_ENDS = "cpu_entry_area"
+
+
+class Placed(Protocol):
+    """Fields of a layout row that drawings use, for regions that have a place (see ``RegionRow``)."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def parent(self) -> Optional[str]: ...
+    @property
+    def start(self) -> Address: ...
+    @property
+    def end(self) -> Address: ...
+    @property
+    def offset(self) -> Displacement: ...
+    @property
+    def size(self) -> Size: ...
+    @property
+    def default_start(self) -> Optional[Address]: ...
+    @property
+    def slide(self) -> Optional[Displacement]: ...
+    @property
+    def used_start(self) -> Optional[Address]: ...
+    @property
+    def used_end(self) -> Optional[Address]: ...
+    @property
+    def used_note(self) -> str: ...
+    @property
+    def provenance(self) -> Optional[str]: ...
+    @property
+    def mapped(self) -> Optional[Size]: ...
+    @property
+    def shared(self) -> Optional[Size]: ...
+    @property
+    def at_least(self) -> bool: ...
+    @property
+    def unreadable(self) -> Optional[Size]: ...
+    @property
+    def leaves(self) -> Mapping[str, int]: ...
+    @property
+    def roots(self) -> Optional[int]: ...
+    @property
+    def root_noun(self) -> str: ...
+    @property
+    def note(self) -> str: ...
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One region on a true scale.
+    """One region on a linear scale.
 
-    :ivar default: (first, last) part of the scale, from 0 to 1, where it is without KASLR.
-    :ivar here: the same on this kernel.
+    :ivar default: position without KASLR: (start, end) as fractions of the scale, from 0 to 1.
+    :ivar here: position on this kernel.
     :ivar slide: displacement in bytes.
     """
 
@@ -35,11 +88,11 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Room:
-    """Room in which KASLR moves something, to true scale.
+class Space:
+    """A range of addresses in which KASLR moves regions, on a linear scale.
 
-    :ivar start: its first address.
-    :ivar size: bytes.
+    :ivar start: first address.
+    :ivar size: size in bytes.
     """
 
     title: str
@@ -48,53 +101,61 @@ class Room:
     bars: Sequence[Bar]
 
 
-def placed_rows(report: Report) -> List[Any]:
-    """The rows of a layout that lie somewhere, ascending."""
-    return [row for row in report.tables[0].rows if row.state == "present"]
+def placed_rows(report: LayoutReport) -> List[Placed]:
+    """Rows of a layout that have a place, by address."""
+    # Rows whose state is "present" have all addresses.
+    return [cast(Placed, row) for row in report.tables[0].rows if row.state == "present"]
+
+
+def partition_rows(report: LayoutReport) -> List[Placed]:
+    """Rows of :func:`placed_rows` outside other regions: each address is in one of them."""
+    return [row for row in placed_rows(report) if not row.parent]
 
 
 def weight(size: int) -> float:
-    """How large a region is drawn: 0 for a page, 1 for all that can be used."""
+    """Relative height of a region: from 0 for a page to 1 for the largest region that paging allows."""
     return max(0.0, min(1.0, (math.log2(max(size, 1)) - 12) / 44))
 
 
-def largest(rows: Sequence[Any]) -> int:
-    """The size that the scale of sizes must have room for: the largest that is no hole."""
+def largest(rows: Sequence[Placed]) -> int:
+    """Size of the largest region that is not a hole, which ends the scale of sizes."""
     return max((row.size for row in rows if row.kind == "region"), default=1 << 47)
 
 
-def rooms(rows: Sequence[Any]) -> List[Room]:
-    """Where KASLR moves things: from the default direct map to cpu_entry_area, and in the image's window."""
-    found: List[Room] = []
+def spaces(rows: Sequence[Placed]) -> List[Space]:
+    """Ranges in which KASLR moves regions: default direct map to cpu_entry_area, and the image's window."""
+    found: List[Space] = []
     by_key = {row.key: row for row in rows}
     moved = [by_key[key] for key in _MOVED if key in by_key and by_key[key].slide is not None]
-    end = by_key.get(_ROOM_ENDS)
+    end = by_key.get(_SPACE_ENDS)
     if moved and end is not None:
-        start = min(row.default_start for row in moved)
-        bars = [_bar(row, row.start, row.end, start, end.start - start) for row in moved]
-        found.append(Room("memory regions", start, end.start - start, [bar for bar in bars if bar]))
+        start = min(row.default_start for row in moved if row.default_start is not None)
+        size = end.start - start
+        bars = [_bar(row, row.start, row.end, row.slide or 0, start, size) for row in moved]
+        found.append(Space("memory regions", start, size, [bar for bar in bars if bar]))
     image = by_key.get("kernel_image")
-    if image is not None and image.slide is not None and image.used_start is not None:
-        bar = _bar(image, image.used_start, image.used_end, image.start, image.size)
+    if image is not None and None not in (image.slide, image.used_start, image.used_end):
+        first, last = image.used_start or 0, image.used_end or 0
+        bar = _bar(image, first, last, image.slide or 0, image.start, image.size)
         if bar:
-            found.append(Room("kernel image in its window", image.start, image.size, [bar]))
-    return [room for room in found if room.bars]
+            found.append(Space("kernel image in its window", image.start, image.size, [bar]))
+    return [space for space in found if space.bars]
 
 
-def _bar(row: Any, first: int, last: int, start: int, size: int) -> Optional[Bar]:
+def _bar(row: Placed, first: int, last: int, slide: int, start: int, size: int) -> Optional[Bar]:
     def part(address: int) -> float:
         return min(1.0, max(0.0, (address - start) / size))
 
     here = part(first), part(last + 1)
-    # The default may lie outside on a kernel whose bases make no sense; then there is nothing to compare.
-    default = part(first - row.slide), part(last + 1 - row.slide)
+    # If a kernel's bases make no sense, the default may be outside. Then there is nothing to compare.
+    default = part(first - slide), part(last + 1 - slide)
     if here[0] == here[1] or default[0] == default[1]:
         return None
-    return Bar(row.key, row.name, default, here, row.slide)
+    return Bar(row.key, row.name, default, here, slide)
 
 
 def spread(wanted: Sequence[float], distance: float, low: float, high: float) -> List[float]:
-    """Places for labels close to those wanted (ascending), at least so far apart, within low and high."""
+    """Positions of labels from low to high: near the wanted ones (ascending), at least ``distance`` apart."""
     out: List[float] = []
     for value in wanted:
         out.append(max(value, out[-1] + distance if out else low))

@@ -1,31 +1,41 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""One self-contained page: any report as tables, ``kvintro report`` with the drawing and a search.
+"""A self-contained page: any report as tables, ``kvintro report`` with the drawing and a search.
 
-Strings of a dump are never trusted: they come here inert (:mod:`kvintro.render.inert`), Jinja2 escapes all of
-them, and the page's own policy forbids any script but its own, whose hash it
-has, and any request at all.
+Strings of a dump are never trusted. They arrive without control characters (:mod:`kvintro.render.inert`),
+Jinja2 escapes all of them, and the page's policy forbids all requests and all scripts except its own, which
+is identified by its hash.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Dict, List, Mapping, Optional, Sequence, Tuple, cast
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
-from kvintro import __version__
-from kvintro.model import Address, Column, Displacement, Report, Section, Size, Table
+from kvintro.model import Address, Column, Displacement, Report, Row, Section, Size, Table
+from kvintro.render.drawing import placed_rows
 from kvintro.render.svg import color_of, layout_svg
-from kvintro.render.values import value_text
+from kvintro.render.values import field_of, value_text
 from kvintro.text import size_text
+from kvintro.version import __version__
 
-_MOST_ROWS = 1000  # of a table: a browser sorts and filters so many at once
-_MOST_PARTS = 20000  # that the address box knows
+if TYPE_CHECKING:
+    from kvintro.reports.check import CheckReport
+    from kvintro.reports.explain import ExplainReport, ExplainRow
+    from kvintro.reports.kaslr import KaslrReport
+    from kvintro.reports.layout import LayoutReport
+    from kvintro.reports.pages import CellRow, PagesReport, TypeRow
+    from kvintro.reports.report import FullReport
+    from kvintro.reports.show import ShowReport
+
+_MOST_ROWS = 1000  # rows per table: more would be too slow to sort and filter in a browser
+_MOST_PARTS = 20000  # parts of regions that the address box can find
 _TYPE_COLORS = (
     "#9fb3c4",
     "#4d79a8",
@@ -39,13 +49,6 @@ _TYPE_COLORS = (
     "#b58563",
     "#6670c8",
     "#a8a8a8",
-)
-_HEADINGS = (
-    ("users", "Who uses it"),
-    ("translation", "How addresses in it translate"),
-    ("attacker", "What an attacker looks for"),
-    ("debugger", "What a debugger looks for"),
-    ("changed", "Where kernels differ"),
 )
 
 
@@ -80,6 +83,7 @@ class _Table:
     rows: Sequence[_Row]
     more: int = 0
     command: str = ""
+    folded: str = ""
 
 
 @dataclass(frozen=True)
@@ -165,18 +169,17 @@ class _Page:
 
 
 def render_html(report: Report) -> str:
-    """A report as a page."""
-    sections: Sequence[Section] = report.extra.get("sections", ())
-    if report.command != "report":
-        sections = (Section(report.command, report.command.capitalize(), report=report),)
+    """Render a report as a page."""
+    full = cast("FullReport", report) if report.command == "report" else None
+    single = Section(report.command, report.command.capitalize(), report=report)
+    sections = (single,) if full is None else full.extra["sections"]
     by_key = {section.key: section for section in sections}
-    layout = by_key["layout"].report if "layout" in by_key else None
     page = _Page(
         title=_title(report),
         subtitle=_subtitle(report),
-        command_line=_clean(report.extra.get("command_line") or ""),
+        command_line=(full.extra["command_line"] or "") if full is not None else "",
         facts=_facts(report, by_key),
-        notes=_lines(report.notes) if report.command == "report" else (),
+        notes=report.notes if full is not None else (),
         sections=_sections(sections),
     )
     script = _file("page.js")
@@ -191,13 +194,13 @@ def render_html(report: Report) -> str:
         script=Markup(script),
         policy=policy,
         version=__version__,
-        addresses=_addresses(layout, by_key),
+        addresses=_addresses(by_key, None if full is None else full.extra["linear_offset"]),
     )
     return text + "\n"
 
 
 @cache
-def _template() -> Any:
+def _template() -> Template:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=False, keep_trailing_newline=False
     )
@@ -209,27 +212,19 @@ def _file(name: str) -> str:
     return (resources.files("kvintro.render") / "web" / name).read_text(encoding="utf-8")
 
 
-def _clean(text: Any) -> str:
-    return str(text)
-
-
-def _lines(texts: Sequence[str]) -> Tuple[str, ...]:
-    return tuple(_clean(text) for text in texts)
-
-
 def _title(report: Report) -> str:
     release = report.kernel.release if report.kernel else None
     what = "the address space" if report.command == "report" else report.command
-    return _clean(f"Linux {release}: {what}" if release else f"kvintro: {what}")
+    return f"Linux {release}: {what}" if release else f"kvintro: {what}"
 
 
 def _subtitle(report: Report) -> str:
-    # With a kernel the first line says what the title does; without one (diff) each line is a kernel's.
+    # With a kernel the first line repeats the title. Without one (diff) each line describes a kernel.
     lines = report.head[1:2] if report.kernel is not None else report.head
     parts = [part.strip() for line in lines for part in line.split("   ") if part.strip()]
     if report.kernel is not None and report.kernel.build_id:
         parts.append(f"build id {report.kernel.build_id}")
-    return " \u00b7 ".join(_clean(part) for part in parts)
+    return " \u00b7 ".join(parts)
 
 
 def _facts(report: Report, sections: Mapping[str, Section]) -> List[_Fact]:
@@ -242,26 +237,31 @@ def _facts(report: Report, sections: Mapping[str, Section]) -> List[_Fact]:
             return _Fact(name, "unknown", "warn")
         return _Fact(name, "on" if value else "off", "good" if value else "bad")
 
+    kaslr = switch("KASLR", who.kaslr)
+    drawn = cast("Optional[KaslrReport]", sections["kaslr"].report) if "kaslr" in sections else None
+    if who.kaslr and drawn is not None and drawn.extra.get("image_only"):
+        kaslr = _Fact("KASLR", "image only", "warn")
     facts = [
-        _Fact("architecture", _clean(f"{who.arch}, {who.paging_levels} levels")),
-        switch("KASLR", who.kaslr),
-        switch("page-table isolation", who.pti),
+        _Fact("architecture", f"{who.arch}, {who.paging_levels} levels"),
+        kaslr,
+        switch("page-table isolation", who.isolation),
     ]
-    check = sections["check"].report if "check" in sections else None
-    if check is not None and check.tables:
-        counts = {name: int(count) for name, count in check.extra.get("counts", {}).items() if count}
-        told = [f"{count} {name}{'s' if count > 1 else ''}" for name, count in counts.items()]
-        style = "bad" if "defect" in counts else "warn" if "warning" in counts else "good"
+    check = cast("Optional[CheckReport]", sections["check"].report) if "check" in sections else None
+    if check is not None:
+        counts = {name: count for name, count in check.extra["counts"].items() if count}
+        texts = [f"{count} {name}{'s' if count > 1 else ''}" for name, count in counts.items()]
+        # A notice is neither good nor bad.
+        style = "bad" if "defect" in counts else "warn" if "warning" in counts else "" if counts else "good"
         if check.partial:
-            told.append("not all known")
-            style = "warn" if style == "good" else style
-        facts.append(_Fact("findings", ", ".join(told) or "none", style))
-    elif check is None and "check" in sections:
+            texts.append("not all known")
+            style = style if style == "bad" else "warn"
+        facts.append(_Fact("findings", ", ".join(texts) or "none", style))
+    elif "check" in sections:
         facts.append(_Fact("findings", "unknown", "warn"))
-    pages = sections["pages"].report if "pages" in sections else None
-    if pages is not None and "total" in pages.extra:
-        facts.append(_Fact("page frames", size_text(int(pages.extra["total"]) << 12)))
-    facts.append(_Fact("types and symbols", _clean(f"{who.types}, {who.symbols}")))
+    pages = cast("Optional[PagesReport]", sections["pages"].report) if "pages" in sections else None
+    if pages is not None:
+        facts.append(_Fact("page frames", size_text(pages.extra["total"] * who.page_size)))
+    facts.append(_Fact("types and symbols", f"{who.types}, {who.symbols}"))
     return facts
 
 
@@ -282,34 +282,35 @@ def _sections(sections: Sequence[Section]) -> List[_Section]:
     by_key = {section.key: section for section in sections}
     out: List[_Section] = []
     for section in sections:
-        # Contents of a region stand under the region, where there are regions.
+        # The contents of a region are shown with its explanation, if there is one.
         if section.key.startswith("show_") and "explain" in by_key:
             continue
         made = _Section(
             section.key,
-            _clean(section.title),
-            _SHORT.get(section.key, _clean(section.title)),
-            _lines(section.text),
-            _clean(section.problem),
+            section.title,
+            _SHORT.get(section.key, section.title),
+            section.text,
+            section.problem,
         )
         out.append(made)
         report = section.report
         if report is None:
             continue
-        # What is wrong with the source as a whole is said once, at the top.
-        made.notes = _lines(report.notes) if len(sections) == 1 else _lines(_own_notes(report, by_key))
+        # Notes about the whole source are shown once, at the top.
+        made.notes = report.notes if len(sections) == 1 else _own_notes(report, by_key)
         if report.command == "layout":
-            _layout(made, report, linked="explain" in by_key)
+            _layout(made, cast("LayoutReport", report), linked="explain" in by_key)
         elif report.command == "explain":
-            made.text = _lines(report.extra.get("introduction", ()))
-            made.regions = [_region(row, by_key) for row in report.tables[0].rows]
+            explained = cast("ExplainReport", report)
+            made.text = explained.extra["introduction"]
+            made.regions = [_region(row, by_key) for row in explained.tables[0].rows]
         else:
             made.tables = _tables(section, report, by_key)
         if report.command == "check" and not report.tables[0].rows:
-            said = "Nothing was found in what could be checked" if report.partial else "Nothing was found"
-            made.text = [*made.text, f"{said}; these are the rules that were applied."]
+            result = "Nothing was found in what could be checked" if report.partial else "Nothing was found"
+            made.text = [*made.text, f"{result}. These rules were checked:"]
         if report.command == "pages":
-            _memory(made, report)
+            _memory(made, cast("PagesReport", report))
     return out
 
 
@@ -320,7 +321,7 @@ def _own_notes(report: Report, sections: Mapping[str, Section]) -> List[str]:
     return [note for note in report.notes if note not in layout.notes]
 
 
-def _layout(made: _Section, report: Report, *, linked: bool) -> None:
+def _layout(made: _Section, report: LayoutReport, *, linked: bool) -> None:
     made.drawing = Markup(layout_svg(report, links="#region-" if linked else ""))
     table = report.tables[0]
     present = [row for row in table.rows if row.state == "present"]
@@ -329,27 +330,26 @@ def _layout(made: _Section, report: Report, *, linked: bool) -> None:
     made.tables = [found]
     made.absent_title = "Not on this kernel"
     made.absent = [
-        _Missing(_clean(row.name), _clean(row.reason or ""), f"region-{row.key}" if linked else "")
+        _Missing(row.name, row.reason or "", f"region-{row.key}" if linked else "")
         for row in table.rows
         if row.state != "present"
     ]
 
 
-def _region(row: Any, sections: Mapping[str, Section]) -> _Region:
+def _region(row: ExplainRow, sections: Mapping[str, Section]) -> _Region:
     contents: List[_Table] = []
     notes: Sequence[str] = ()
     problem = ""
     inside = sections.get(f"show_{row.key}")
     if inside is not None:
-        problem = _clean(inside.problem)
+        problem = inside.problem
         if inside.report is not None:
-            contents = _tables(inside, inside.report, sections)
-            notes = _lines(_own_notes(inside.report, sections))
-            head = inside.report.extra.get("region")
-            if head is not None and getattr(head, "reason", None):
-                problem = problem or _clean(head.reason)
+            shown = cast("ShowReport", inside.report)
+            contents = _tables(inside, shown, sections)
+            notes = _own_notes(shown, sections)
+            problem = problem or shown.extra["region"].reason or ""
     place = ""
-    if row.start is not None:
+    if row.start is not None and row.size is not None:
         place = f"{row.start:016x}\u2013{row.end:016x}  {size_text(row.size)}"
     columns = (
         Column("kind", "kind"),
@@ -360,7 +360,7 @@ def _region(row: Any, sections: Mapping[str, Section]) -> _Region:
     definitions = None
     if row.definitions:
         definitions = _table(f"defs-{row.key}", "", columns, row.definitions)
-    # A section of its own has the same rows and more.
+    # Separate sections have the same rows and more.
     links = [
         _Link(key, title)
         for key, title in (("vmalloc", "vmalloc by caller"), ("modules", "the modules"))
@@ -368,19 +368,29 @@ def _region(row: Any, sections: Mapping[str, Section]) -> _Region:
     ]
     return _Region(
         id=f"region-{row.key}",
-        name=_clean(row.name),
+        name=row.name,
         color=color_of(row.key),
         place=place,
-        also=_clean(", ".join(row.also)),
+        also=", ".join(row.also),
         absent=row.state == "absent",
-        purpose=_lines(row.purpose),
-        here=_lines(row.here),
-        texts=[(title, _lines(getattr(row, key))) for key, title in _HEADINGS if getattr(row, key)],
+        purpose=row.purpose,
+        here=row.here,
+        texts=[(title, texts) for title, texts in _headed(row) if texts],
         definitions=definitions,
         contents=contents,
         notes=notes,
         problem=problem,
         links=links,
+    )
+
+
+def _headed(row: ExplainRow) -> Sequence[Tuple[str, Sequence[str]]]:
+    return (
+        ("Who uses it", row.users),
+        ("How its addresses translate", row.translation),
+        ("What an attacker looks for", row.attacker),
+        ("What a debugger looks for", row.debugger),
+        ("Where kernels differ", row.changed),
     )
 
 
@@ -392,18 +402,29 @@ def _tables(section: Section, report: Report, sections: Mapping[str, Section]) -
     regions = "explain" in sections
     command = f"kvintro {report.command}"
     if report.command == "show":
-        command += f" {getattr(report.extra.get('region'), 'key', '')}"
+        command += f" {cast('ShowReport', report).extra['region'].key}"
     out: List[_Table] = []
     for table in found:
-        title = _clean(table.title) or (table.key.replace("_", " ") if len(found) > 1 else "")
+        title = table.title or (table.key.replace("_", " ") if len(found) > 1 else "")
         links = (
-            {id(row): f"region-{row.region}" for row in table.rows}
+            {id(row): f"region-{field_of(row, 'region')}" for row in table.rows}
             if regions and _names_region(table)
             else {}
         )
         name = f"{section.key}-{table.key}"
-        out.append(_table(name, title, table.columns, table.rows, links=links, command=command))
+        folded = [row for row in table.rows if field_of(row, "state") in _FOLDED]
+        told = [row for row in table.rows if field_of(row, "state") not in _FOLDED] if folded else table.rows
+        if told:
+            out.append(_table(name, title, table.columns, told, links=links, command=command))
+        if folded:
+            what = _FOLDED[str(field_of(folded[0], "state"))]
+            more = _table(f"{name}-folded", "", table.columns, folded, command=command)
+            out.append(replace(more, folded=f"{len(folded)} {what}"))
     return out
+
+
+#: States of rows that are folded into one line, with its text.
+_FOLDED = {"ok": "rules found nothing", "works": "commands work without limits"}
 
 
 def _names_region(table: Table) -> bool:
@@ -414,58 +435,79 @@ def _table(
     name: str,
     title: str,
     columns: Sequence[Column],
-    rows: Sequence[Any],
+    rows: Sequence[Row],
     *,
     links: Optional[Mapping[int, str]] = None,
     linked_column: str = "region",
     command: str = "",
 ) -> _Table:
     shown = rows[:_MOST_ROWS]
-    # A column in which nothing stands says nothing.
-    columns = [c for c in columns if any(getattr(r, c.key, None) not in (None, "", (), {}) for r in shown)]
+    # Empty columns are hidden.
+    columns = [c for c in columns if any(field_of(r, c.key) not in (None, "", (), {}) for r in shown)]
     kinds = {column.key: _kind(column.key, shown) for column in columns}
     sums = _shares(columns, shown)
     made: List[_Row] = []
     for row in shown:
         cells = []
         for column in columns:
-            value = getattr(row, column.key, None)
+            value = field_of(row, column.key)
             link = (links or {}).get(id(row), "") if column.key == linked_column else ""
             share = ""
-            if column.key in sums and value:
-                share = f"{100 * int(value) / sums[column.key]:.1f}"
-            cells.append(
-                _cell(value, key=column.key, link=link, share=share, right=kinds[column.key] == "number")
-            )
-        style = "hole" if getattr(row, "kind", "") == "hole" else ""
-        state = getattr(row, "state", None) or getattr(row, "severity", None) or ""
-        made.append(_Row(cells, style, _clean(state)))
+            if column.key in sums and isinstance(value, int):
+                share = f"{100 * value / sums[column.key]:.1f}" if value else ""
+            cell = _cell(value, key=column.key, link=link, share=share, right=kinds[column.key] == "number")
+            cells.append(replace(cell, text=_as_in_text(row, column.key, cell.text)))
+        style = "hole" if field_of(row, "kind") == "hole" else ""
+        state = field_of(row, "state") or field_of(row, "severity") or ""
+        made.append(_Row(cells, style, str(state)))
     heads = [
-        _Column(_clean(c.title or c.key.replace("_", " ")), kinds[c.key], kinds[c.key] == "number")
-        for c in columns
+        _Column(c.title or c.key.replace("_", " "), kinds[c.key], kinds[c.key] == "number") for c in columns
     ]
-    return _Table(_clean(name), title, heads, made, len(rows) - len(shown), command)
+    return _Table(name, title, heads, made, len(rows) - len(shown), command)
 
 
-def _kind(key: str, rows: Sequence[Any]) -> str:
-    values = [v for v in (getattr(row, key, None) for row in rows) if v is not None]
+def _as_in_text(row: Row, key: str, text: str) -> str:
+    """Text of a cell, with the additions of the terminal's table: bounds, states, and that there is none."""
+    if key == "slots" and text:
+        return {"at least": "\u2265 ", "at most": "\u2264 "}.get(str(field_of(row, "bound")), "") + text
+    if key == "bits" and not text:
+        return {"off": "off", "unknown": "?"}.get(str(field_of(row, "state")), "")
+    if key == "mapped" and text:
+        own = _own_memory(row)
+        bound = "\u2265 " if field_of(row, "at_least") else ""
+        return f"{bound}{text}" + (f", {value_text(own)} of its own" if own is not None else "")
+    if key == "value" and field_of(row, "key") == "panic" and field_of(row, "value") == "":
+        return "none"
+    return text
+
+
+def _own_memory(row: Row) -> Optional[Size]:
+    """Bytes mapped to a region's own memory, if shared pages are much of what it maps."""
+    mapped, shared = field_of(row, "mapped"), field_of(row, "shared")
+    if not isinstance(mapped, Size) or not isinstance(shared, Size) or shared * 2 <= mapped:
+        return None
+    return Size(mapped - shared)
+
+
+def _kind(key: str, rows: Sequence[Row]) -> str:
+    values = [v for v in (field_of(row, key) for row in rows) if v is not None]
     numbers = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, (bool, Address))]
     return "number" if numbers and len(numbers) == len(values) else "text"
 
 
-def _shares(columns: Sequence[Column], rows: Sequence[Any]) -> Dict[str, int]:
-    """Columns of sizes in tables that sum things up, with their largest value: bars show them."""
+def _shares(columns: Sequence[Column], rows: Sequence[Row]) -> Dict[str, int]:
+    """Columns of sizes that get bars, with their largest value; only in tables of sums."""
     if len(rows) < 2 or any(column.key in ("start", "end") for column in columns):
         return {}
     out: Dict[str, int] = {}
     for column in columns:
-        values = [getattr(row, column.key, None) for row in rows]
-        if column.key == "size" and all(isinstance(v, Size) for v in values):
-            out[column.key] = max(int(v or 0) for v in values) or 1
+        sizes = [v for v in (field_of(row, column.key) for row in rows) if isinstance(v, Size)]
+        if column.key == "size" and len(sizes) == len(rows):
+            out[column.key] = max(map(int, sizes)) or 1
     return out
 
 
-def _cell(value: Any, *, key: str = "", link: str = "", share: str = "", right: bool = False) -> _Cell:
+def _cell(value: object, *, key: str = "", link: str = "", share: str = "", right: bool = False) -> _Cell:
     if isinstance(value, Address):
         return _Cell(f"{value:016x}", style="mono", link=link)
     if isinstance(value, bool):
@@ -487,54 +529,67 @@ def _cell(value: Any, *, key: str = "", link: str = "", share: str = "", right: 
     return _Cell(text, style=style, link=link)
 
 
-def _memory(made: _Section, report: Report) -> None:
-    """Shares of page types as one bar, and physical memory as squares."""
+def _memory(made: _Section, report: PagesReport) -> None:
+    """Draw shares of page types as one bar, and physical memory as squares."""
     tables = {table.key: table for table in report.tables}
-    types = tables.get("types")
-    if types is None or not types.rows:
+    types: Table[TypeRow] = tables["types"]
+    if not types.rows:
         return
     colors = {row.type: _TYPE_COLORS[n % len(_TYPE_COLORS)] for n, row in enumerate(types.rows)}
-    total = sum(int(row.pages) for row in types.rows) or 1
+    total = sum(row.pages for row in types.rows) or 1
+    page = _page_size(report)
     made.stack = [
         _Share(
-            _clean(row.type),
-            f"{size_text(int(row.pages) << 12)}, {100 * row.pages / total:.1f} %",
+            row.type,
+            f"{size_text(row.pages * page)}, {100 * row.pages / total:.1f} %",
             colors[row.type],
-            int(row.pages),
+            row.pages,
         )
         for row in types.rows
     ]
     largest = ", ".join(f"{share.name} {share.text}" for share in made.stack[:4])
     made.stack_label = f"Shares of page types: {largest}"
-    cells = tables.get("map")
-    if cells is None:
-        return
-    made.cell_size = size_text(int(report.extra.get("cell_size", 0)))
+    cells: Table[CellRow] = tables["map"]
+    made.cell_size = size_text(report.extra["cell_size"])
     squares: List[_Square] = []
-    for row in cells.rows:
-        if not row.types:
+    for cell in cells.rows:
+        if not cell.types:
             continue
-        most = max(row.types, key=lambda name: int(row.types[name]))
-        held = ", ".join(f"{_clean(name)} {count}" for name, count in row.types.items())
-        squares.append(_Square(colors.get(most, "#888888"), f"{row.start:x}: {held}"))
+        most = max(cell.types, key=lambda name: cell.types[name])
+        held = ", ".join(f"{name} {count}" for name, count in cell.types.items())
+        squares.append(_Square(colors.get(most, "#888888"), f"{cell.start:x}: {held}"))
     made.cells = squares
 
 
-def _addresses(layout: Optional[Report], sections: Mapping[str, Section]) -> Dict[str, Any]:
-    """What the address box knows: regions, what lies in them, and how they translate."""
+def _addresses(
+    sections: Mapping[str, Section], linear_offset: Optional[Address]
+) -> Dict[str, Sequence[Tuple[str, ...]]]:
+    """The data of the address box: regions, their parts, and how regions translate.
+
+    Regions inside other regions count as parts.
+    """
+    layout = cast("Optional[LayoutReport]", sections["layout"].report) if "layout" in sections else None
     if layout is None:
         return {"regions": [], "parts": [], "linear": []}
     linked = "explain" in sections
-    regions: List[Tuple[str, str, str, str]] = []
-    linear: List[Tuple[str, str, str]] = []
-    for row in layout.tables[0].rows:
-        if row.state != "present":
-            continue
-        link = f"region-{row.key}" if linked else ""
-        regions.append((f"{row.start:x}", f"{row.end:x}", _clean(row.name), link))
-        if row.key == "direct_map":
-            linear.append((f"{row.start:x}", f"{row.end:x}", f"{row.start:x}"))
-    parts: List[Tuple[str, str, str, str]] = []
+    rows = placed_rows(layout)
+    placed = [
+        (f"{row.start:x}", f"{row.end:x}", row.name, f"region-{row.key}" if linked else "") for row in rows
+    ]
+    return {
+        "regions": [place for place, row in zip(placed, rows) if not row.parent],
+        "parts": [*(place for place, row in zip(placed, rows) if row.parent and linked), *_parts(sections)],
+        "linear": [
+            (f"{row.start:x}", f"{row.end:x}", f"{linear_offset:x}")
+            for row in rows
+            if row.key == "direct_map" and linear_offset is not None
+        ],
+    }
+
+
+def _parts(sections: Mapping[str, Section]) -> List[Tuple[str, ...]]:
+    """(first address, last, name, link) of the parts of regions that the address box can find."""
+    parts: List[Tuple[str, ...]] = []
     for section in sections.values():
         if section.report is None or section.report.command != "show":
             continue
@@ -542,29 +597,39 @@ def _addresses(layout: Optional[Report], sections: Mapping[str, Section]) -> Dic
         for table in section.report.tables:
             if len(parts) >= _MOST_PARTS:
                 break
-            if table.key not in ("gaps", "slots", "holes", "ranges", "splits"):
-                parts += [
-                    (f"{r.start:x}", f"{_end(r):x}", _name(r, table), where)
-                    for r in table.rows[: _MOST_PARTS - len(parts)]
-                    if isinstance(getattr(r, "start", None), Address) and r.start >> 63
-                ]
-    return {"regions": regions, "parts": parts, "linear": linear}
+            if table.key in ("gaps", "slots", "holes", "ranges", "splits"):
+                continue
+            for row in table.rows[: _MOST_PARTS - len(parts)]:
+                start = field_of(row, "start")
+                if isinstance(start, Address) and start >> 63:
+                    parts.append(
+                        (
+                            f"{start:x}",
+                            f"{_end(row, start, _page_size(section.report)):x}",
+                            _name(row, table),
+                            where,
+                        )
+                    )
+    return parts
 
 
-def _end(row: Any) -> int:
-    end = getattr(row, "end", None)
-    if isinstance(end, Address) and end >= row.start:
-        return int(end)
-    # A slot of the fixmap is a page; of anything else only the start is known.
-    return int(row.start) + (4095 if hasattr(row, "slot") else 0)
+def _page_size(report: Report) -> int:
+    """Page size in bytes; 0 for a report without a kernel."""
+    return 0 if report.kernel is None else report.kernel.page_size
 
 
-def _name(row: Any, table: Table) -> str:
+def _end(row: Row, start: Address, page: int) -> int:
+    end = field_of(row, "end")
+    if isinstance(end, Address) and end >= start:
+        return end
+    # A slot of the fixmap is a page. Of everything else only the start is known.
+    return start + (page - 1 if hasattr(row, "slot") else 0)
+
+
+def _name(row: Row, table: Table) -> str:
     words: List[str] = []
     for key in ("module", "cpu", "member", "name", "section", "kind", "caller", "comm", "pid"):
-        value = getattr(row, key, None)
+        value = field_of(row, key)
         if value is not None and value != "" and not isinstance(value, (tuple, list, dict)):
-            words.append(
-                f"CPU {value}" if key == "cpu" else f"pid {value}" if key == "pid" else _clean(value)
-            )
-    return " ".join(words[:3]) or _clean(table.title or table.key)
+            words.append({"cpu": f"CPU {value}", "pid": f"pid {value}"}.get(key, str(value)))
+    return " ".join(words[:3]) or table.title or table.key

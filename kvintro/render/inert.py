@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The one place where strings of a kernel or of a file become harmless, before any renderer sees them.
+"""Makes strings of a kernel or a file harmless before a renderer sees them. No other module does so.
 
-A string may hold what a terminal obeys or what misleads its reader. Renderers of text, CSV, drawings and
-pages are given reports and streams that went through here, so none of them can forget to escape one. JSON is
-made of the strings as they are, and escapes all but printable ASCII itself.
+A string may contain characters that control a terminal or mislead a reader. The renderers of text, CSV,
+drawings and pages get reports and streams that have been processed here, so they cannot forget to escape one.
+The JSON renderer gets the strings unchanged and escapes everything except printable ASCII itself.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import contextlib
 import copy
 import dataclasses
 from functools import cache
-from typing import Any, Hashable, Iterator, List, Mapping, Sequence, Tuple, TypeVar
+from typing import Iterator, Mapping, Sequence, Tuple, Type, TypeVar, cast
 
-from kvintro.model import Batch, Stream
+from kvintro.model import Batch, Row, Stream
 from kvintro.text import printable
 
 T = TypeVar("T")
@@ -22,18 +22,16 @@ _NUMBERS = (int, float, type(None))
 
 
 def inert(value: T) -> T:
-    """The same report, row or value with every string in it escaped by :func:`kvintro.text.printable`.
+    """Return the same report, row or value with every string escaped by :func:`kvintro.text.printable`.
 
-    What has nothing to escape is returned itself.
+    A value with nothing to escape is returned unchanged.
 
-    :raises TypeError: it holds what no report is made of.
+    :raises TypeError: it contains a type that reports never contain.
     """
-    found: Any = _inert(value)
-    same: T = found
-    return same
+    return cast(T, _inert(value))
 
 
-def _inert(value: Any) -> Any:
+def _inert(value: object) -> object:
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, _NUMBERS):
@@ -46,12 +44,12 @@ def _inert(value: Any) -> Any:
         if all(new is old for new, old in zip(parts, value)):
             return value
         return parts if isinstance(value, list) else tuple(parts)
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _inert_fields(value)
     raise TypeError(f"a report with a {type(value).__name__} in it")
 
 
-def _inert_fields(value: Any) -> Any:
+def _inert_fields(value: Row) -> Row:
     changed = {}
     for name in _names(value.__class__):
         old = getattr(value, name)
@@ -67,8 +65,8 @@ def _inert_fields(value: Any) -> Any:
 
 
 @cache
-def _names(row: Hashable) -> Tuple[str, ...]:
-    return tuple(field.name for field in dataclasses.fields(row))  # type: ignore[arg-type]
+def _names(row: Type[Row]) -> Tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(row))
 
 
 class InertStream(Stream):
@@ -93,20 +91,19 @@ class InertStream(Stream):
             )
 
 
-def _inert_column(values: Sequence[Any]) -> Sequence[Any]:
+def _inert_column(values: Sequence[object]) -> Sequence[object]:
     kinds = set(map(type, values))
     if all(issubclass(kind, _NUMBERS) for kind in kinds):
         return values
     if kinds <= {str, tuple, type(None)}:
-        # Of millions of values few are different. Some hold what is not hashable.
+        # Millions of values have few distinct ones. Some are not hashable.
         with contextlib.suppress(TypeError):
             distinct = set(values)
             if all(_is_text(value) for value in distinct):
                 known = {value: _inert(value) for value in distinct}
                 return [known[value] for value in values]
-    column: List[Any] = [_inert(value) for value in values]
-    return column
+    return [_inert(value) for value in values]
 
 
-def _is_text(value: Any) -> bool:
+def _is_text(value: object) -> bool:
     return not isinstance(value, tuple) or all(type(part) is str for part in value)

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any, Dict, Mapping, Optional
+from typing import Dict, Mapping, Optional
 
 from kvintro.model import Address, Report, Section
 
 
-def plain(value: Any) -> Any:
-    """A value of a report as what the json module writes."""
+def plain(value: object) -> object:
+    """Convert a value of a report to types that the json module writes."""
     if isinstance(value, Address):
         return f"0x{value:016x}"
     if isinstance(value, (bool, str, float)) or value is None:
@@ -31,13 +31,13 @@ def plain(value: Any) -> Any:
             "problem": value.problem or None,
             "report": plain(value.report),
         }
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     raise TypeError(f"no JSON for {type(value).__name__}")
 
 
-def document(report: Report) -> Dict[str, Any]:
-    """The whole report as one document."""
+def document(report: Report) -> Dict[str, object]:
+    """Convert the report to one document."""
     return {
         "schema": f"kvintro.{report.command}/1",
         "kernel": plain(report.kernel),
@@ -48,11 +48,11 @@ def document(report: Report) -> Dict[str, Any]:
     }
 
 
-def ascii_json(value: Any, indent: Optional[int] = None) -> str:
-    """A value that :func:`plain` made as printable ASCII, so that nothing in it can reach a terminal."""
+def ascii_json(value: object, indent: Optional[int] = None) -> str:
+    """Format a value of :func:`plain` as printable ASCII, which cannot control a terminal."""
     return json.dumps(value, indent=indent).replace("\x7f", "\\u007f")
 
 
 def render_json(report: Report) -> str:
-    """The document as text."""
+    """Format the document as text."""
     return ascii_json(document(report), indent=2) + "\n"

@@ -1,86 +1,101 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The memory map as text: holes dimmed, the part in use under its region, what is absent below."""
+"""The memory map as text: holes dimmed, the used part below its region, absent regions at the end."""
 
 from __future__ import annotations
 
-from typing import Any, Dict, List
+from typing import TYPE_CHECKING, Dict, List
 
-from kvintro.model import Report
-from kvintro.render.text import CYAN, DIM, Line, paint, table_text
+from kvintro.render.colors import region_style
+from kvintro.render.drawing import Placed, placed_rows
+from kvintro.render.text import DIM, Line, paint, pairs_text, prose, table_text, wrapped
 from kvintro.render.values import value_text
 from kvintro.text import size_text
 
-# What a narrow terminal can do without, least needed first.
-_SPARE = ("offset", "provenance", "leaves", "slide")
+if TYPE_CHECKING:
+    from kvintro.reports.layout import LayoutReport
 
 
-def layout_lines(report: Report, color: bool, width: int) -> List[str]:
-    """The map's table, and what this kernel does not have."""
+# Shown only on a terminal.
+_NEXT = "next: kvintro show vmalloc, kvintro explain vmalloc, kvintro identify ADDRESS, kvintro help"
+
+
+def layout_lines(report: LayoutReport, color: bool, width: int) -> List[str]:
+    """The table of the map, and the regions that this kernel does not have."""
     (table,) = report.tables
-    lines: List[Line] = []
-    for row in table.rows:
-        if row.state == "present":
-            lines.extend(_row_lines(row))
-    out = table_text(table.columns, lines, color=color, width=width, spare=_SPARE)
-    for state, title in (("absent", "absent here"), ("unknown", "not known from this source")):
+    placed = placed_rows(report)
+    depths: Dict[str, int] = {}
+    for here in placed:
+        depths[here.key] = depths.get(here.parent, 0) + 1 if here.parent else 0
+    lines = [
+        line for here in placed for line in _row_lines(here, 0 if here.kind == "hole" else depths[here.key])
+    ]
+    out = table_text(table.columns, lines, color=color, width=width)
+    for state, title in (("absent", "not on this kernel"), ("unknown", "not known from this source")):
         rows = [row for row in table.rows if row.state == state]
         if rows:
             out += ["", paint(f"{title}:", DIM, color)]
-            pad = max(len(row.name) for row in rows)
-            out += [paint(f"  {row.name:{pad}}  {row.reason}", DIM, color) for row in rows]
+            missing = [(row.key, f"{row.name}: {row.reason}") for row in rows]
+            out += [paint(text, DIM, color) for text in pairs_text(missing, width, "  ")]
     noted = [row for row in table.rows if row.state == "present" and row.reason and not row.at_least]
     if noted:
         out.append("")
-        out += [f"{row.name}: {row.reason}" for row in noted]
+        for row in noted:
+            out += wrapped(f"{row.name}: {row.reason}", width, "", "  ")
+    if width:
+        out += ["", *prose(_NEXT, width, DIM, color, "", "  ")]
     return out
 
 
-def mapped_text(row: Any) -> str:
-    """How much of a region is mapped; ``row.mapped`` is known."""
+def mapped_text(row: Placed) -> str:
+    """Mapped size of a region, for rows in which it is known."""
     if not row.mapped:
         return "nothing"
     return f"≥ {size_text(row.mapped)}" if row.at_least else size_text(row.mapped)
 
 
-def _row_lines(row: Any) -> List[Line]:
+def _row_lines(row: Placed, depth: int) -> List[Line]:
+    """The row itself, and the lines below it.
+
+    :param depth: number of regions that contain it.
+    """
     hole = row.kind == "hole"
     cells: Dict[str, str] = {
         "start": value_text(row.start),
         "end": value_text(row.end),
         "offset": value_text(row.offset),
         "size": value_text(row.size),
-        "name": ("· " if hole else "") + row.name,
+        "key": "  " * depth + (f"· {'unused' if row.key == 'hole' else row.key}" if hole else row.key),
+        "name": "" if row.key == "hole" else row.name,
         "provenance": "" if row.provenance is None else row.provenance,
     }
-    if row.note and hole:
-        cells["name"] += f" ({row.note})"
-    if row.mapped is not None:
-        cells["mapped"] = mapped_text(row)
-        cells["leaves"] = " ".join(row.leaves)
-        if row.root_noun.startswith("process"):
-            cells["leaves"] = f"in {row.roots} {row.root_noun}"
-    elif row.unreadable is not None:
-        cells["mapped"] = "not known"
-    elif row.roots == 0 and row.root_noun.startswith("process"):
-        cells["mapped"] = "nothing"
-        cells["leaves"] = "in no process"
+    cells.update(_mapped_cells(row))
     if row.slide is not None:
         cells["slide"] = value_text(row.slide) if row.slide else "-"
-    lines = [Line(cells, DIM if hole else "")]
-    below: Dict[str, str] = {}
-    if row.note and not hole:
-        below["name"] = f"  {row.note}"
-    if row.shared and row.shared * 2 > row.mapped:
-        below["mapped"] = size_text(row.mapped - row.shared)
-        below["leaves"] = "not shared"
-    if below:
-        lines.append(Line(below, CYAN))
-    if row.used_start is not None:
+    notes = [row.note] if row.note else []
+    if row.shared and row.mapped is not None and row.shared * 2 > row.mapped:
+        notes.append(f"{size_text(row.mapped - row.shared)} of its own, the rest shared")
+    style = DIM if hole else ""
+    styles = {} if hole else {"key": region_style(row.key)}
+    lines = [Line(cells, style, styles, ("; ".join(notes),) if notes else (), "key")]
+    if row.used_start is not None and row.used_end is not None:
         used = {
             "start": value_text(row.used_start),
             "end": value_text(row.used_end),
             "size": size_text(row.used_end - row.used_start + 1),
-            "name": f"  used: {row.used_note}" if row.used_note else "  used",
+            "key": "  used",
+            "name": row.used_note,
         }
-        lines.append(Line(used, CYAN))
+        lines.append(Line(used, region_style(row.key)))
     return lines
+
+
+def _mapped_cells(row: Placed) -> Dict[str, str]:
+    of_processes = row.root_noun.startswith("process")
+    if row.mapped is not None:
+        pages = f"in {row.roots} {row.root_noun}" if of_processes else " ".join(row.leaves)
+        return {"mapped": mapped_text(row), "leaves": pages}
+    if row.unreadable is not None:
+        return {"mapped": "not known"}
+    if row.roots == 0 and of_processes:
+        return {"mapped": "nothing", "leaves": "in no process"}
+    return {}

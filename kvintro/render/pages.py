@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The census as text: what there is, and physical memory as a strip of cells."""
+"""The census as text: page frames by type, and physical memory as a strip of cells."""
 
 from __future__ import annotations
 
 from itertools import groupby
-from typing import Any, Dict, List, Mapping, Tuple
+from typing import TYPE_CHECKING, Dict, List, Mapping, Optional, Tuple
 
-from kvintro.arch.x86_64 import PAGE_SHIFT
-from kvintro.model import Column, Report, Table
-from kvintro.render.text import BOLD, DIM, Line, lines_of, paint, table_text
+from kvintro.model import Column, Table
+from kvintro.render.text import BOLD, DIM, Line, lines_of, paint, table_text, wrapped
 from kvintro.render.values import value_text
 from kvintro.text import size_text
 
-# Each type's letter and colour (256-colour palette). What is free is dim, what processes use is green and
-# blue, what the kernel uses is warm.
+if TYPE_CHECKING:
+    from kvintro.reports.pages import CellRow, FreeRow, PagesReport, TypeRow
+
+# Letter and colour (256-colour palette) of each type. Free pages are dim, pages of processes green and blue,
+# and pages of the kernel have warm colours.
 SIGNS: Dict[str, Tuple[str, int]] = {
     "free": (".", 238),
     "free_cpu": (",", 240),
@@ -48,64 +50,70 @@ _UNKNOWN = ("*", 255)
 _FREE = ("free", "free_cpu", "hugetlb_free")
 _LABEL = 16
 _MOST = 128  # cells in a line
-_SPARE = ("meaning", "share")
-_WORTH_A_RATE = 1 << 20  # counting fewer pages takes no time worth speaking of
+_WORTH_A_RATE = 1 << 20  # counting fewer pages takes too little time for a meaningful rate
 
 
-def pages_lines(report: Report, color: bool, width: int) -> List[str]:
-    """The list that was asked for; by default types, picture and free blocks."""
+def pages_lines(report: PagesReport, color: bool, width: int) -> List[str]:
+    """The requested breakdown; by default types, picture and free blocks."""
+    if report.extra["by"]:
+        return _table(report.tables[0], _page_size(report), color, width)
     tables = {table.key: table for table in report.tables}
-    if report.extra.get("by"):
-        chosen = report.tables[0]
-        return _table(chosen, color, width)
     total = value_text(report.extra["total"])
-    rate = report.extra.get("rate")
-    size = size_text(report.extra["total"] << PAGE_SHIFT)
-    out = [paint(f"{total} page frames, {size}", BOLD, color) + _aside(report, rate), ""]
-    out += _table(tables["types"], color, width)
+    size = size_text(report.extra["total"] * _page_size(report))
+    head = f"{total} page frames, {size}"
+    first, *rest = wrapped(head + _aside(report), width, "", "  ")
+    out = [paint(head, BOLD, color) + first[len(head) :], *rest, ""]
+    out += _table(tables["types"], _page_size(report), color, width)
     out += ["", *strip(tables["map"], report.extra["cell_size"], color, width)]
     if tables["free"].rows:
         out += ["", paint("free blocks by size, as in /proc/buddyinfo", BOLD, color)]
-        out += _free(tables["free"], color, width)
+        out += _free(tables["free"], _page_size(report), color, width)
     return out
 
 
-def _aside(report: Report, rate: Any) -> str:
+def _aside(report: PagesReport) -> str:
     parts = []
-    if report.extra.get("holes"):
-        parts.append(f"{size_text(report.extra['holes'] << PAGE_SHIFT)} of holes without struct pages")
+    rate: Optional[int] = report.extra["rate"]
+    if report.extra["holes"]:
+        parts.append(f"{size_text(report.extra['holes'] * _page_size(report))} of holes without struct pages")
     if rate and report.extra["total"] >= _WORTH_A_RATE:
         parts.append(f"counted at {rate / 1e6:.0f} million a second")
     return "".join(f"   {part}" for part in parts)
 
 
-def _table(table: Table, color: bool, width: int) -> List[str]:
+def _page_size(report: PagesReport) -> int:
+    assert report.kernel is not None
+    return report.kernel.page_size
+
+
+def _table(table: Table, page: int, color: bool, width: int) -> List[str]:
     if table.key == "free":
-        return _free(table, color, width)
+        return _free(table, page, color, width)
+    lines = _type_lines(table, color) if table.key == "types" else lines_of(table)
+    return table_text(table.columns, lines, color=color, width=width)
+
+
+def _type_lines(table: Table[TypeRow], color: bool) -> List[Line]:
+    """Types with their letters; on a colour terminal, free ones are dimmed."""
     lines = lines_of(table)
-    if table.key == "types":
-        for row, line in zip(table.rows, lines):
-            line.cells["type"] = f"{_sign(row.type, color)} {row.type}" if not color else row.type
-            line.cells["share"] = f"{row.share:.1f}"
-        if color:
-            lines = [
-                Line(line.cells, "" if row.type not in _FREE else DIM) for row, line in zip(table.rows, lines)
-            ]
-    return table_text(table.columns, lines, color=color, width=width, spare=_SPARE)
+    for row, line in zip(table.rows, lines):
+        line.cells["type"] = f"{_sign(row.type, color)} {row.type}"
+        line.cells["share"] = f"{row.share:.1f}"
+    if not color:
+        return lines
+    return [Line(line.cells, DIM if row.type in _FREE else "") for row, line in zip(table.rows, lines)]
 
 
-def _free(table: Table, color: bool, width: int) -> List[str]:
-    """Blocks in a column of their own for each order, with its size on top."""
+def _free(table: Table[FreeRow], page: int, color: bool, width: int) -> List[str]:
+    """Free blocks, one column per order, with the size of a block as its title."""
     orders = max((len(row.blocks) for row in table.rows), default=0)
-    sizes = [size_text(1 << order + PAGE_SHIFT) for order in range(orders)]
+    sizes = [size_text(page << order) for order in range(orders)]
     blocks = [Column(size, size.replace(" ", "").rstrip("B"), "right") for size in sizes]
     lines = lines_of(table)
     for row, line in zip(table.rows, lines):
         line.cells.update({column.key: str(count) for column, count in zip(blocks, row.blocks)})
     columns = [column for column in table.columns if column.key != "blocks"]
-    return table_text(
-        [*columns[:2], *blocks, *columns[2:]], lines, color=color, width=width, spare=("pages",)
-    )
+    return table_text([*columns[:2], *blocks, *columns[2:]], lines, color=color, width=width)
 
 
 def _sign(kind: str, color: bool) -> str:
@@ -113,12 +121,12 @@ def _sign(kind: str, color: bool) -> str:
     return paint("█", f"38;5;{number}", color) if color else letter
 
 
-def strip(table: Table, cell_size: int, color: bool, width: int) -> List[str]:
-    """Physical memory as lines of cells, each with the address of its first.
+def strip(table: Table[CellRow], cell_size: int, color: bool, width: int) -> List[str]:
+    """Physical memory as lines of cells, each line with its first address.
 
-    With colour a cell has the colour of what most of its memory in use is, and is the fuller the more is in
-    use; without, it has the letter of what most of it is. Lines without any struct page are left out, and how
-    many bytes those are is said.
+    With colour, a cell has the colour of the most frequent type among its used pages, and is the fuller the
+    more of its pages are used. Without colour, it is the letter of its most frequent type. Lines without
+    struct pages are replaced by their size.
     """
     if not table.rows:
         return []
@@ -141,7 +149,7 @@ def strip(table: Table, cell_size: int, color: bool, width: int) -> List[str]:
             out.append(paint(f"{'':{_LABEL}}  ... {size_text(gap)} without struct pages", DIM, color))
         following = line + 1
         signs = [_cell(cells.get(line * per_line + i, {}), color) for i in range(per_line)]
-        # One escape sequence for neighbours of one colour: lines of cells would be ten times as long.
+        # One escape sequence for adjacent cells of one colour; otherwise lines would be ten times as long.
         text = "".join(
             paint("".join(glyph for glyph, _ in group), style, color and bool(style))
             for style, group in groupby(signs, key=lambda sign: sign[1])

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Streams: a line for each result as it comes, or one JSON document written bit by bit.
+"""Streams: one line per result as it arrives, or one JSON document written in pieces.
 
-What costs here costs for every one of millions of results, so values are formatted a column at a time.
+There may be millions of results, so values are formatted a column at a time.
 """
 
 from __future__ import annotations
@@ -12,15 +12,18 @@ from kvintro.model import Address, Batch, Stream
 from kvintro.render.csv import cell_text, csv_line
 from kvintro.render.json import ascii_json, plain
 
+# Values of one field. Those that are not None have the type of the first of them.
+Column = Sequence[Any]
 
-def _texts(values: Sequence[Any], width: int) -> List[str]:
-    """Values of one kind as text of one width."""
+
+def _texts(values: Column, width: int) -> List[str]:
+    """Format values of one type as text of equal width."""
     form = f"%{width}s"
     sample = next((v for v in values if v is not None), None)
     if sample is None:
         return [form % "-"] * len(values)
     if isinstance(sample, int):
-        # The fastest way there is.
+        # The fastest way to write numbers.
         number = "%016x" if isinstance(sample, Address) else f"%{width}x"
         nothing = form % "-"
         return [nothing if v is None else number % v for v in values]
@@ -32,7 +35,7 @@ def _texts(values: Sequence[Any], width: int) -> List[str]:
 
 
 def stream_text(stream: Stream) -> Iterator[str]:
-    """A line a result, no header; ``-`` for what there is not."""
+    """One line per result, without a header; ``-`` for an absent value."""
     widths = {field.key: field.width for field in stream.fields}
     for note in stream.notes:
         yield f"# {note}\n"
@@ -42,7 +45,7 @@ def stream_text(stream: Stream) -> Iterator[str]:
         yield "".join([form % line for line in zip(*columns)])
 
 
-def _json_texts(values: Sequence[Any]) -> List[str]:
+def _json_texts(values: Column) -> List[str]:
     sample = next((v for v in values if v is not None), None)
     if sample is None:
         return ["null"] * len(values)
@@ -67,7 +70,7 @@ def _json_rows(stream: Stream, batch: Batch) -> str:
 
 
 def stream_json(stream: Stream) -> Iterator[str]:
-    """One document, as of a report."""
+    """One document with the same members as a report's."""
     head = {"schema": f"kvintro.{stream.command}/1", "kernel": plain(stream.kernel)}
     yield ascii_json(head, indent=2)[:-2] + f',\n  "{stream.key}": [\n'
     first = True
@@ -81,7 +84,7 @@ def stream_json(stream: Stream) -> Iterator[str]:
 
 
 def stream_csv(stream: Stream) -> Iterator[str]:
-    """A header, then a line a result."""
+    """A header, then one line per result."""
     keys = [field.key for field in stream.fields]
     yield csv_line(keys)
     form = csv_line(["%s"] * len(keys))
@@ -90,7 +93,7 @@ def stream_csv(stream: Stream) -> Iterator[str]:
         yield "".join([form % line for line in zip(*columns)])
 
 
-def _csv_cells(values: Sequence[Any]) -> List[str]:
+def _csv_cells(values: Column) -> List[str]:
     sample = next((v for v in values if v is not None), None)
     if isinstance(sample, Address):
         return ["" if v is None else "0x%016x" % v for v in values]  # noqa: UP031

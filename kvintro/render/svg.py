@@ -1,25 +1,27 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The memory map as a picture: one self-contained SVG, light and dark, which can stand alone or in a page.
+"""The memory map as a picture: a self-contained SVG, light and dark, for use alone or in a page.
 
-Everything that is text is escaped on its way (:func:`_safe`): names and notes may hold strings of a dump.
+All text is escaped when it is written (:func:`_safe`): names and notes may contain strings of a dump.
 """
 
 from __future__ import annotations
 
 import math
 from html import escape
-from typing import Any, List, Sequence
+from typing import TYPE_CHECKING, List, Sequence, Tuple
 
-from kvintro.model import Report
-from kvintro.render.drawing import Room, largest, placed_rows, rooms, spread, weight
+from kvintro.render.drawing import Bar, Placed, Space, largest, partition_rows, spaces, spread, weight
 from kvintro.render.layout import mapped_text
 from kvintro.text import displacement_text, size_text
 
+if TYPE_CHECKING:
+    from kvintro.reports.layout import LayoutReport
+
 _WIDTH = 1180
-_TOP = 66  # below the head of the columns
+_TOP = 66  # below the column titles
 _BAND_LEFT, _BAND_WIDTH = 156, 306
 _BAR_LEFT, _BAR_WIDTH = 486, 300
-_ROOM_LEFT, _ROOM_RIGHT = 846, _WIDTH - 8
+_SPACE_LEFT, _SPACE_RIGHT = 846, _WIDTH - 8
 _HOLE = 17
 
 _STYLE = """
@@ -66,17 +68,16 @@ _OTHER = "#4d8a99"
 
 
 def color_of(key: str) -> str:
-    """The colour in which a region is drawn, as ``#rrggbb``."""
+    """Colour of a region, as ``#rrggbb``."""
     return _COLORS.get(key, _OTHER)
 
 
-def layout_svg(report: Report, *, links: str = "") -> str:
-    """The drawing of a layout.
+def layout_svg(report: LayoutReport, *, links: str = "") -> str:
+    """Draw a layout.
 
-    :param links: what the ids of sections start with that bands link to, such as ``#region-``; empty for a
-        drawing that stands alone.
+    :param links: prefix of links to sections of a page, such as ``#region-``; empty for a standalone drawing.
     """
-    rows = placed_rows(report)
+    rows = partition_rows(report)
     body: List[str] = []
     y = float(_TOP)
     axis = _Axis(largest(rows))
@@ -86,18 +87,18 @@ def layout_svg(report: Report, *, links: str = "") -> str:
         y += height
     body.append(_text(_BAND_LEFT - 10, y + 4, f"{rows[-1].end:016x}" if rows else "", "mono soft", "end"))
     bottom = y + 14
-    # In a page the heading above says which kernel this is.
+    # In a page the heading above already names the kernel.
     head = _head("" if links else _who(report), axis, bottom)
-    drawn, floor = _rooms(rooms(rows), _TOP, bottom)
+    drawn, floor = _spaces(spaces(rows), _TOP, bottom)
     height = max(bottom + 10, floor) + 12
     who = report.kernel
-    # What the heading took is not left empty.
+    # Without a heading its space is removed.
     above = 18 if links else 0
     title = f"Address space of Linux {who.release or 'of unknown release'}" if who else "Address space"
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 {above} {_WIDTH} {height - above:.0f}" '
         'class="kv-map" '
-        # A picture with links in it is no image to a screen reader, but a group of them.
+        # Screen readers treat a picture with links as a group instead of an image.
         f'role="{"group" if links else "img"}" aria-labelledby="kv-map-title kv-map-desc">',
         f'<title id="kv-map-title">{_safe(title)}</title>',
         f'<desc id="kv-map-desc">{_safe(_description(rows))}</desc>',
@@ -114,36 +115,36 @@ def layout_svg(report: Report, *, links: str = "") -> str:
 
 
 class _Axis:
-    """The logarithmic scale of sizes, from a page to the largest region."""
+    """Logarithmic scale of sizes, from a page to the largest region."""
 
     def __init__(self, size: int) -> None:
         self._top = math.log2(max(size, 1 << 30))
 
     def x(self, size: int) -> float:
-        """Where a size lies."""
+        """x coordinate of a size."""
         if size <= 4096:
             return float(_BAR_LEFT)
         return _BAR_LEFT + _BAR_WIDTH * min(1.0, (math.log2(size) - 12) / (self._top - 12))
 
     def ticks(self) -> Sequence[int]:
-        """Sizes worth a line."""
+        """Sizes that get a grid line."""
         return [1 << bits for bits in (12, 20, 30, 40, 50) if bits <= self._top]
 
 
-def _height(row: Any) -> float:
+def _height(row: Placed) -> float:
     if row.kind == "hole":
         return _HOLE
     return 26 + 30 * weight(row.size) + (13 if _note(row) else 0)
 
 
-def _row(row: Any, y: float, height: float, axis: _Axis, links: str) -> List[str]:
+def _row(row: Placed, y: float, height: float, axis: _Axis, links: str) -> List[str]:
     middle = y + height / 2 + 4
     out = [_text(_BAND_LEFT - 10, y + 4, f"{row.start:016x}", "mono soft", "end")]
     band = f'x="{_BAND_LEFT}" y="{y:.1f}" width="{_BAND_WIDTH}" height="{height:.1f}"'
     rule = f'<path class="rule" d="M{_BAND_LEFT - 6} {y:.1f}H{_BAND_LEFT + _BAND_WIDTH}"/>'
     if row.kind == "hole":
         name = row.name if row.key != "hole" or not row.note else f"{row.name}, {row.note}"
-        out.append(f'<g><title>{_safe(_told(row))}</title><rect class="hole" {band}/></g>')
+        out.append(f'<g><title>{_safe(_sentence(row))}</title><rect class="hole" {band}/></g>')
         out.append(rule)
         out.append(
             _text(_BAND_LEFT + _BAND_WIDTH / 2, y + _HOLE / 2 + 4, f"{name} \u00b7 {size_text(row.size)}",
@@ -151,7 +152,7 @@ def _row(row: Any, y: float, height: float, axis: _Axis, links: str) -> List[str
         )  # fmt: skip
         return out
     shape = [
-        f"<title>{_safe(_told(row))}</title>",
+        f"<title>{_safe(_sentence(row))}</title>",
         f'<rect class="band" {band}/>',
         f'<rect class="edge" x="{_BAND_LEFT}" y="{y:.1f}" width="5" height="{height:.1f}"/>',
     ]
@@ -164,7 +165,7 @@ def _row(row: Any, y: float, height: float, axis: _Axis, links: str) -> List[str
     color = f'style="--c:{color_of(row.key)}"'
     bars = _bars(row, y + height / 2, axis)
     if links:
-        label = _safe(_told(row))
+        label = _safe(_sentence(row))
         out.append(f'<a href="{_safe(links + row.key)}" aria-label="{label}" {color}>')
         out += [*shape, "</a>", f"<g {color}>", *bars, "</g>"]
     else:
@@ -173,7 +174,7 @@ def _row(row: Any, y: float, height: float, axis: _Axis, links: str) -> List[str
     return out
 
 
-def _bars(row: Any, middle: float, axis: _Axis) -> List[str]:
+def _bars(row: Placed, middle: float, axis: _Axis) -> List[str]:
     end = axis.x(row.size)
     out = [
         f'<rect class="reserved" x="{_BAR_LEFT}" y="{middle - 5:.1f}" width="{max(end - _BAR_LEFT, 2):.1f}" '
@@ -190,20 +191,20 @@ def _bars(row: Any, middle: float, axis: _Axis) -> List[str]:
         text = "nothing mapped"
         if row.mapped:
             text = " \u00b7 ".join((f"{mapped_text(row)} mapped", " ".join(row.leaves)))
-    # Above the bar, so that no bar is ever too long for its text.
+    # Above the bar, so that even the longest bar does not collide with its text.
     out.append(_text(_BAR_LEFT + _BAR_WIDTH, middle - 9, text, "small", "end"))
     return out
 
 
-def _note(row: Any) -> str:
+def _note(row: Placed) -> str:
     if row.slide:
         of = "image " if row.key == "kernel_image" else ""
         return f"{of}moved by {displacement_text(row.slide)}"
     return row.note[:46] if row.note and row.kind != "hole" else ""
 
 
-def _told(row: Any) -> str:
-    """The row as a sentence, for tooltips and screen readers."""
+def _sentence(row: Placed) -> str:
+    """Describe the row in a sentence, for tooltips and screen readers."""
     parts = [f"{row.name}: {row.start:016x} to {row.end:016x}, {size_text(row.size)}"]
     if row.mapped is not None:
         parts.append(f"{mapped_text(row)} mapped")
@@ -212,7 +213,7 @@ def _told(row: Any) -> str:
     return ", ".join(parts)
 
 
-def _who(report: Report) -> str:
+def _who(report: LayoutReport) -> str:
     return " \u00b7 ".join(part for part in report.head[0].split("   ") if part) if report.head else ""
 
 
@@ -231,19 +232,19 @@ def _head(who: str, axis: _Axis, bottom: float) -> List[str]:
     return out
 
 
-def _rooms(found: Sequence[Room], top: float, bottom: float) -> "tuple[List[str], float]":
-    """What KASLR moved, to true scale; and how far down it reaches."""
+def _spaces(found: Sequence[Space], top: float, bottom: float) -> Tuple[List[str], float]:
+    """Draw the ranges of KASLR on a linear scale; returns the drawing and the y of its end."""
     if not found:
         return [], 0.0
-    out: List[str] = [_text(_ROOM_LEFT, top - 30, "What KASLR moved, to true scale", "head")]
-    left, right, wide = _ROOM_LEFT + 4, _ROOM_LEFT + 118, 46
-    # Rooms with more bars are taller; all together they take what the map does, but stay readable.
+    out: List[str] = [_text(_SPACE_LEFT, top - 30, "What KASLR moved, to true scale", "head")]
+    left, right, wide = _SPACE_LEFT + 4, _SPACE_LEFT + 118, 46
+    # Spaces with more bars are taller. Together they are as high as the map, within legible limits.
     total = max(min(bottom - top, 760), 420)
-    shares = [3 if len(room.bars) > 1 else 1 for room in found]
+    shares = [3 if len(space.bars) > 1 else 1 for space in found]
     y = top
-    for room, share in zip(found, shares):
+    for space, share in zip(found, shares):
         height = (total - 64 * len(found)) * share / sum(shares)
-        out.append(_text(_ROOM_LEFT, y - 8, f"{room.title}: {size_text(room.size)}", "small soft"))
+        out.append(_text(_SPACE_LEFT, y - 8, f"{space.title}: {size_text(space.size)}", "small soft"))
         y += 12
         out.append(_text(left + wide / 2, y + 2, "default", "small soft", "middle"))
         out.append(_text(right + wide / 2, y + 2, "here", "small soft", "middle"))
@@ -253,21 +254,21 @@ def _rooms(found: Sequence[Room], top: float, bottom: float) -> "tuple[List[str]
                 f'<rect class="rule" x="{x}" y="{y:.1f}" width="{wide}" height="{height:.1f}"/>'
                 f'<rect class="hole" x="{x}" y="{y:.1f}" width="{wide}" height="{height:.1f}"/>'
             )
-        labels = spread([y + bar.here[0] * height + 11 for bar in room.bars], 30, y + 11, y + height - 18)
-        for bar, at in zip(room.bars, labels):
+        labels = spread([y + bar.here[0] * height + 11 for bar in space.bars], 30, y + 11, y + height - 18)
+        for bar, at in zip(space.bars, labels):
             out += _bar(bar, y, height, left, right, wide, at)
-        last = room.start + room.size - 1
-        out.append(_text(left, y + height + 15, f"{room.start:016x} to {last:016x}", "mono soft"))
+        last = space.start + space.size - 1
+        out.append(_text(left, y + height + 15, f"{space.start:016x} to {last:016x}", "mono soft"))
         y += height + 56
     return out, y - 38
 
 
 def _bar(
-    bar: Any, y: float, height: float, left: float, right: float, wide: float, label: float
+    bar: Bar, y: float, height: float, left: float, right: float, wide: float, label: float
 ) -> List[str]:
-    def span(part: Sequence[float]) -> "tuple[float, float]":
+    def span(part: Sequence[float]) -> Tuple[float, float]:
         first = y + part[0] * height
-        # What is too thin to see is drawn three pixels high.
+        # Bars are at least three pixels high, so that they are visible.
         return first, max(first + 3, y + part[1] * height)
 
     d0, d1 = span(bar.default)
@@ -287,11 +288,11 @@ def _bar(
     ]
 
 
-def _description(rows: Sequence[Any]) -> str:
+def _description(rows: Sequence[Placed]) -> str:
     present = [row for row in rows if row.kind == "region"]
     return (
         f"{len(present)} regions from address 0 at the top to the last one at the bottom. "
-        + ". ".join(_told(row) for row in present)
+        + ". ".join(_sentence(row) for row in present)
         + "."
     )
 
@@ -301,5 +302,5 @@ def _text(x: float, y: float, text: str, classes: str, anchor: str = "start") ->
 
 
 def _safe(text: str) -> str:
-    """Text that is nothing but text in SVG: markup escaped, and no control characters, which XML forbids."""
+    """Escape markup. Control characters, which XML forbids, are already escaped."""
     return escape(text, quote=True)

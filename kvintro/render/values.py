@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""How single values are written."""
+"""Formatting of single values."""
 
 from __future__ import annotations
 
-from typing import Any, Mapping
+from typing import Mapping
 
-from kvintro.model import Address, Displacement, Size
+from kvintro.model import Address, Displacement, Row, Size
 from kvintro.text import displacement_text, printable, size_text
 
 
-def value_text(value: Any) -> str:
-    """Any value of a row, for a person."""
+def field_of(row: Row, key: str) -> object:
+    """The field of a row for a column key; None if rows of this kind do not have it."""
+    value: object = getattr(row, key, None)
+    return value
+
+
+def value_text(value: object) -> str:
+    """Format any value of a row for display."""
     if value is None:
         return ""
     if isinstance(value, Address):

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""One file per report: it asks the kernel and returns a :class:`~kvintro.model.Report`. None prints."""
+"""One file per report. Each queries the kernel and returns a :class:`~kvintro.model.Report`; none prints."""

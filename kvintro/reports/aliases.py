@@ -1,24 +1,16 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Every virtual address of a page of memory, with the region it lies in."""
+"""Every virtual address of a page of memory, with its region."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import List, Optional, Sequence, Tuple
 
-from kvintro.arch.x86_64 import PAGE_SHIFT, PAGE_SIZE
-from kvintro.arch.x86_64_entry import decode, level_name
+from kvintro.arch.rights import EXEC, USER, WRITE, words
 from kvintro.errors import Unavailable
-from kvintro.kernel import Kernel
+from kvintro.kernels import Kernel
 from kvintro.model import Address, Column, Report, Size, Table
-from kvintro.paging import (
-    EFFECTIVE_NX,
-    EFFECTIVE_RW,
-    EFFECTIVE_USER,
-    FLAG_BITS,
-    LEVEL_MASK,
-    LEVEL_SHIFT,
-)
+from kvintro.paging import EFFECTIVE_SHIFT, LEVEL_MASK, LEVEL_SHIFT
 from kvintro.queries.aliases import Alias, aliases
 from kvintro.queries.rmap import user_mappings
 from kvintro.queries.translate import Translation, Translator
@@ -42,7 +34,7 @@ class AliasRow:
 COLUMNS = (
     Column("virtual", "virtual"),
     Column("page_size", "mapped by", "right"),
-    Column("count", "times", "right"),
+    Column("count", "times", "right", 1),
     Column("region", "region"),
     Column("effective", "rights"),
     Column("root", "page tables of"),
@@ -51,11 +43,11 @@ COLUMNS = (
 
 
 def alias_report(kernel: Kernel, text: str, *, form: Optional[str] = None) -> Report:
-    """The aliases of what a physical or virtual address stands for.
+    """Find the aliases of a page, given by a physical or virtual address.
 
     :param text: see :meth:`kvintro.queries.translate.Translator.parse`.
-    :param form: what the number is; by default below the kernel half physical, above it virtual.
-    :raises UsageError: no address.
+    :param form: kind of the number; by default virtual in the kernel half, else physical.
+    :raises UsageError: the text is not an address.
     """
     translator = Translator(kernel, form=form, below="physical")
     subject = translator.translate(translator.parse(text))
@@ -104,50 +96,43 @@ def _head(subject: Translation) -> Tuple[str, ...]:
 def _row(kernel: Kernel, translator: Translator, alias: Alias) -> AliasRow:
     level = (alias.key & LEVEL_MASK) >> LEVEL_SHIFT
     region = translator.places.key_at(alias.virtual)
-    half = "user" if alias.virtual <= kernel.geometry.user.end else "kernel"
-    entry = decode(alias.key & FLAG_BITS, level, kernel.geometry, half=half, dialect=kernel.entry_dialect)
-    rights = (
-        "user" if alias.key & EFFECTIVE_USER else "",
-        "RW" if alias.key & EFFECTIVE_RW else "ro",
-        "NX" if alias.key & EFFECTIVE_NX else "x",
-    )
+    form = kernel.form
+    half = "user" if alias.virtual in form.user else "kernel"
+    entry = kernel.entries.decode(alias.key & form.flag_bits(level), level, half=half)
     return AliasRow(
         virtual=Address(alias.virtual),
         count=alias.count,
         page_size=Size(alias.page_size),
-        level=level_name(level, kernel.geometry.levels),
+        level=kernel.form.level_name(level),
         region=region,
         symbol=translator.symbol_at(alias.virtual, region),
         flags=entry.flags,
-        effective=tuple(right for right in rights if right),
+        effective=words(alias.key >> EFFECTIVE_SHIFT),
         root=alias.root,
     )
 
 
 def _user_rows(kernel: Kernel, physical: int) -> Tuple[List[AliasRow], Sequence[str]]:
-    """The addresses at which processes have the page, by the reverse map; notes on them.
+    """Addresses of the page in processes, from the reverse map, and notes about them.
 
-    :raises Unavailable: the struct page, or what it leads to, cannot be read.
+    :raises Unavailable: the struct page, or what it refers to, cannot be read.
     """
-    found = user_mappings(kernel, physical >> PAGE_SHIFT)
+    form = kernel.form
+    found = user_mappings(kernel, physical >> form.page_shift)
+    levels = {1 << form.shift(level): level for level in (1, *form.leaf_levels())}
     rows = []
     for mapping in found.found:
-        level = {12: 1, 21: 2, 30: 3}[mapping.page_size.bit_length() - 1]
-        rights = (
-            "user",
-            "RW" if "w" in mapping.rights else "ro",
-            "x" if "x" in mapping.rights else "NX",
-        )
+        rights = USER | ("w" in mapping.rights and WRITE) | ("x" in mapping.rights and EXEC)
         rows.append(
             AliasRow(
-                virtual=Address(mapping.address + physical % PAGE_SIZE),
+                virtual=Address(mapping.address + physical % form.page_size),
                 count=1,
                 page_size=mapping.page_size,
-                level=level_name(level, kernel.geometry.levels),
-                region="user",
+                level=form.level_name(levels[mapping.page_size]),
+                region=kernel.regions.user.key,
                 symbol=None,
                 flags=(),
-                effective=rights if mapping.state == "mapped" else (mapping.state,),
+                effective=words(rights) if mapping.state == "mapped" else (mapping.state,),
                 root=f"pid {mapping.pid} ({mapping.comm})",
             )
         )

@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The kernel against itself: findings first, and the rules that were applied."""
+"""Contradictions within the kernel: findings first, then the applied rules."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Callable, Iterable, List, Optional, Sequence
+from typing import Callable, Iterable, List, Mapping, Optional, Sequence, Tuple, TypedDict
 
-from kvintro.kernel import Kernel
+from kvintro.kernels import Kernel
 from kvintro.model import Address, Column, Report, Size, Table
 from kvintro.queries.audit import SEVERITIES, Check, audit
 
 
 @dataclass(frozen=True)
 class FindingRow:
-    """Something that is not as it should be; docs/check.md has the rules.
+    """A finding of a rule; docs/check.md describes the rules.
 
     :ivar severity: ``defect``, ``warning`` or ``notice``.
-    :ivar rule: key of the rule that it breaks.
+    :ivar rule: key of the broken rule.
     :ivar what: the evidence.
-    :ivar start: where; None for what has no place.
-    :ivar end: last address, None where only the start is of interest.
+    :ivar start: first address; None if the finding is not about addresses.
+    :ivar end: last address; None if only the start matters.
     """
 
     severity: str
@@ -36,8 +36,8 @@ class CheckRow:
     """One rule.
 
     :ivar detail: what was compared, and what could not be.
-    :ivar findings: how many of the findings are its.
-    :ivar compared: how many things were compared; a rule that compared nothing is not ``ok``.
+    :ivar findings: number of its findings.
+    :ivar compared: number of things compared; a rule that compared nothing is not ``ok``.
     :ivar unknown: what could not be compared, and why; None if everything was.
     """
 
@@ -49,6 +49,17 @@ class CheckRow:
     compared: int
     unknown: Optional[str]
 
+
+class CheckExtra(TypedDict):
+    """Further values of the report.
+
+    :ivar counts: number of findings by severity.
+    """
+
+    counts: Mapping[str, int]
+
+
+CheckReport = Report[Tuple[Table[FindingRow], Table[CheckRow]], CheckExtra]
 
 FINDING_COLUMNS = (
     Column("severity", "severity"),
@@ -69,10 +80,10 @@ COLUMNS = (
 
 def check(
     kernel: Kernel, *, progress: Callable[[Sequence[Check]], Iterable[Check]] = lambda checks: checks
-) -> Report:
+) -> CheckReport:
     """Apply all rules.
 
-    :param progress: is handed the rules, and iterated over while they are applied.
+    :param progress: gets the rules and yields them again while they are applied.
     """
     rows: List[CheckRow] = []
     findings: List[FindingRow] = []
@@ -110,7 +121,7 @@ def check(
             Table("checks", COLUMNS, rows, "rules"),
         ),
         notes=tuple(kernel.source.warnings),
-        # A defect is an answer, whatever else could not be looked at.
+        # A defect is a complete answer, even if something else could not be compared.
         partial=not failed and any(row.unknown is not None for row in rows),
         negative=failed,
         extra={"counts": {severity: counts[severity] for severity in SEVERITIES}},

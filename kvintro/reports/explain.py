@@ -1,50 +1,51 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What the regions are for, with this kernel's values."""
+"""Explains regions, with this kernel's values."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple, TypedDict
 
-from kvintro.arch import x86_64
-from kvintro.errors import Unavailable, UsageError
-from kvintro.kernel import Kernel
-from kvintro.model import Address, Column, Placement, Report, Size, Table
+from kvintro.arch import Architecture, of_this_machine
+from kvintro.errors import Unavailable
+from kvintro.kernels import Kernel, Region
+from kvintro.model import ALL, Address, Column, Report, Size, Table
 from kvintro.paging import MAPPED
-from kvintro.queries.command_line import given, options
+from kvintro.queries.names import no_region, region_key
 from kvintro.queries.placements import HOLE, Places
-from kvintro.regions import Region, regions_of
+from kvintro.readers.command_line import given, options
+from kvintro.regions import regions_of
 from kvintro.regions.explained import Definition, Explanation, explanation, explanation_of
-from kvintro.reports.layout import RegionRow, head, layout
+from kvintro.reports.layout import DAMAGED, RegionRow, head, layout
 from kvintro.text import displacement_text, size_text
 
-#: What a reader should know before the regions make sense.
+#: Background that a reader needs before the regions make sense.
 INTRODUCTION = """
-    A process sees 2^64 addresses and can use two ranges of them. The lower one is its own: each process
-    has page tables that fill it differently. The upper one is the kernel's and the same in every process,
-    because all root tables point to the same tables below: what the kernel maps there, it maps for all.
-    The one exception is the LDT remap. Between the two ranges lie the numbers that the processor does not
-    accept as addresses.
+    Of the 2^64 addresses, the processor accepts two ranges. The lower range belongs to the process: each
+    process has its own page tables for it. The upper range belongs to the kernel and is the same in every
+    process, because all root tables point to the same tables below. So the kernel maps something there for
+    all processes at once. The only exception is the LDT remap. The processor does not accept the numbers
+    between the two ranges as addresses.
 
-    User mode cannot access the kernel's half, apart from the vsyscall page: on the way to every other page
+    User mode cannot access the kernel's half, except the vsyscall page. On the way to every other page
     there, at least one level of the page tables lacks the USER bit (upper levels may have it). With
-    page-table isolation user mode runs on a second root, which maps of that half only what is needed to
-    enter the kernel. The way in is a system call, an interrupt or a fault, through code and stacks in the
-    cpu_entry_area and the kernel image.
+    page-table isolation, user mode runs on a second root, which maps only the part of that half that is
+    needed to enter the kernel. A system call, an interrupt or a fault enters the kernel, through code and
+    stacks in the cpu_entry_area and the kernel image.
 
-    Page tables have four levels, which translate 48 bits of address, or five, which translate 57. KASLR
-    moves the kernel image within its window, modules within theirs, each CPU's area within the
-    cpu_entry_area, and the direct map, vmalloc and vmemmap, in this order, within the space below the
-    cpu_entry_area. The other regions start at addresses that depend only on the number of levels and on
+    Page tables have four levels, which translate 48 bits of an address, or five, which translate 57 bits.
+    KASLR moves the kernel image within its window, modules within their region, and each CPU's area within
+    the cpu_entry_area. It also moves the direct map, vmalloc and vmemmap, in this order, within the space
+    below the cpu_entry_area. The start of every other region depends only on the number of levels and on
     how the kernel was built.
 """
 
 
 @dataclass(frozen=True)
 class DefinitionRow:
-    """What makes or moves a region, and what it is here.
+    """Something that defines or moves a region, with its value on this kernel.
 
-    :ivar here: the value on this kernel, None if there is none or it cannot be read.
+    :ivar here: the value on this kernel; None if it does not exist or cannot be read.
     """
 
     kind: str
@@ -74,6 +75,19 @@ class ExplainRow:
     changed: Tuple[str, ...]
 
 
+class ExplainExtra(TypedDict):
+    """Further values of the report.
+
+    :ivar introduction: paragraphs before the regions.
+    :ivar in_full: whether regions are explained in full; otherwise only their purpose.
+    """
+
+    introduction: Tuple[str, ...]
+    in_full: bool
+
+
+ExplainReport = Report[Tuple[Table[ExplainRow]], ExplainExtra]
+
 _COLUMNS = (
     Column("key", "region"),
     Column("start", "start"),
@@ -82,16 +96,17 @@ _COLUMNS = (
 )
 
 
-def explain(kernel: Optional[Kernel], names: Sequence[str] = (), *, everything: bool = False) -> Report:
+def explain(
+    kernel: Optional[Kernel], names: Sequence[str] = (), *, everything: bool = False
+) -> ExplainReport:
     """Explain regions.
 
-    :param kernel: whose values to fill in; None for the texts alone.
-    :param names: keys, names, other names, or addresses in a region. Without any an overview.
+    :param kernel: the kernel whose values to fill in; None for the texts alone.
+    :param names: keys, names, other names, or addresses in a region; empty for a summary of all regions.
     :param everything: all regions in full.
-    :raises UsageError: a name is none.
+    :raises UsageError: a name is unknown.
     """
-    # On their own texts speak of the one architecture that has any.
-    regions = kernel.regions if kernel else regions_of(x86_64.ARCHITECTURE)
+    regions = kernel.regions if kernel else regions_of(_arch(kernel))
     wanted = [_find(kernel, regions, name) for name in names]
     in_full = everything or bool(names)
     rows_by_key: Dict[str, RegionRow] = {}
@@ -101,7 +116,7 @@ def explain(kernel: Optional[Kernel], names: Sequence[str] = (), *, everything: 
     notes: List[str] = []
     if kernel is not None:
         table = layout(kernel)
-        partial = table.partial
+        partial = _partial(table, wanted)
         for row in table.tables[0].rows:
             if row.key == HOLE:
                 holes.append(row)
@@ -110,16 +125,16 @@ def explain(kernel: Optional[Kernel], names: Sequence[str] = (), *, everything: 
         try:
             found = options(kernel)
         except Unavailable as error:
-            notes.append(f"whether a boot option was given is not known: {error.what}")
+            notes.append(f"kvintro does not know which boot options were given: {error.what}")
     else:
-        notes.append("no kernel was read: these are the texts alone (name one with -c or --qemu)")
-    teller = _Teller(kernel, found)
+        notes.append("no kernel was read, so these are the texts alone (try -c or --qemu)")
+    explainer = _Explainer(kernel, found)
     out: List[ExplainRow] = []
     for region in regions:
         if not names or region.key in wanted:
-            out.append(teller.region(region, rows_by_key.get(region.key)))
+            out.append(explainer.region(region, rows_by_key.get(region.key)))
     if not names or HOLE in wanted:
-        out.append(teller.holes(holes))
+        out.append(explainer.holes(holes))
     order = {key: number for number, key in enumerate(wanted)}
     out.sort(key=lambda row: order.get(row.key, 0))
     return Report(
@@ -133,26 +148,26 @@ def explain(kernel: Optional[Kernel], names: Sequence[str] = (), *, everything: 
     )
 
 
+def _partial(table: Report, wanted: Sequence[str]) -> bool:
+    """Whether the layout of all regions lacks something about the requested ones."""
+    if not wanted or HOLE in wanted or DAMAGED in table.notes:
+        return table.partial
+    return any(row.reason and row.state != "absent" for row in table.tables[0].rows if row.key in wanted)
+
+
 def paragraphs(text: str) -> Tuple[str, ...]:
-    """The paragraphs of a text, without its line breaks."""
+    """Split a text into paragraphs and remove its line breaks."""
     return tuple(" ".join(part.split()) for part in text.split("\n\n") if part.strip())
 
 
+def _arch(kernel: Optional[Kernel]) -> Architecture:
+    """Architecture of the texts. Without a kernel it is x86-64."""
+    return kernel.arch if kernel else of_this_machine()
+
+
 def _find(kernel: Optional[Kernel], regions: Sequence[Region], name: str) -> str:
-    """The key that a person means."""
-
-    def plain(text: str) -> str:
-        return text.lower().replace("-", "_").replace(" ", "_")
-
-    told: Dict[str, str] = {}
-    for region in regions:
-        text = explanation_of(region)
-        for alias in (region.name, region.macro, *(text.also if text else ())):
-            told.setdefault(plain(alias), region.key)
-    for alias in (HOLE, *_holes().also):
-        told.setdefault(plain(alias), HOLE)
-    told.update((region.key, region.key) for region in regions)
-    key = told.get(plain(name))
+    """The key for a name or an address."""
+    key = region_key(regions, _arch(kernel), name)
     if key is not None:
         return key
     try:
@@ -161,39 +176,38 @@ def _find(kernel: Optional[Kernel], regions: Sequence[Region], name: str) -> str
         address = -1
     if kernel is not None and 0 <= address < 1 << 64:
         return Places(kernel).key_at(address)
-    keys = ", ".join((*(region.key for region in regions), HOLE))
-    raise UsageError(
-        f"there is no region {name}", f"regions are {keys}; an address in one will do if a kernel is named"
-    )
+    raise no_region(regions, _arch(kernel), name, "; or give an address, and name a kernel")
 
 
-def _holes() -> Explanation:
-    found = explanation(HOLE)
+def _holes(arch: Architecture) -> Explanation:
+    found = explanation(HOLE, arch)
     assert found is not None
     return found
 
 
-class _Teller:
+class _Explainer:
     def __init__(self, kernel: Optional[Kernel], given_options: Optional[Tuple[str, ...]]) -> None:
         self._kernel = kernel
         self._options = given_options
 
     def region(self, region: Region, row: Optional[RegionRow]) -> ExplainRow:
         """One region."""
-        text = explanation_of(region) or Explanation(purpose=" ".join((type(region).__doc__ or "").split()))
+        text = explanation_of(region, _arch(self._kernel)) or Explanation(
+            purpose=" ".join((type(region).__doc__ or "").split())
+        )
         here: List[str] = []
         if row is not None and self._kernel is not None:
             here = self._here(self._kernel, region, row)
         return self._row(region.key, region.name, text, row, here)
 
     def holes(self, rows: Sequence[RegionRow]) -> ExplainRow:
-        """The stretches between."""
+        """The ranges between regions."""
         here = []
         if rows:
             total = sum(row.size or 0 for row in rows)
-            here.append(f"{len(rows)} of them, {size_text(total)} together:")
+            here.append(f"There are {len(rows)}, with {size_text(total)} in total:")
             here += [f"{row.start:016x}-{row.end:016x}, {size_text(row.size or 0)}" for row in rows]
-        return self._row(HOLE, "unused stretches", _holes(), None, here)
+        return self._row(HOLE, "unused ranges", _holes(_arch(self._kernel)), None, here)
 
     def _row(
         self, key: str, name: str, text: Explanation, row: Optional[RegionRow], here: Sequence[str]
@@ -235,21 +249,20 @@ class _Teller:
                     return name, _shown(value, what.shows)
         except Unavailable:
             return what.name, None
-        # What has no name here may be there all the same.
-        told = kernel.source.symbols != "none" and not kernel.code_only
-        return what.name, "not on this kernel" if told else None
+        # A variable may exist without a name in the symbol table.
+        named = kernel.source.symbols != "none" and not kernel.code_only
+        return what.name, "not on this kernel" if named else None
 
     def _here(self, kernel: Kernel, region: Region, row: RegionRow) -> List[str]:
         """Sentences about the region on this kernel."""
         if row.state != "present" or row.start is None or row.end is None or row.size is None:
             return [
-                f"This kernel has none: {row.reason}."
+                f"This kernel does not have it: {row.reason}."
                 if row.state == "absent"
                 else f"Not known: {row.reason}."
             ]
         out = [
-            f"It lies at {row.start:016x}-{row.end:016x}, {size_text(row.size)}; "
-            f"{_read_from(row.provenance)}."
+            f"It is at {row.start:016x}-{row.end:016x}, {size_text(row.size)}; {_read_from(row.provenance)}."
         ]
         if row.slide is not None and row.default_start is not None:
             subject = "Its first byte in use" if row.default_start != row.start - row.slide else "It"
@@ -279,10 +292,11 @@ class _Teller:
         return out
 
     def _example(self, kernel: Kernel, region: Region) -> Optional[str]:
-        """The translation of the first address that is mapped in it."""
-        place = kernel.locate(region)
-        if not isinstance(place, Placement):
-            return None
+        """Translation of the first mapped address of a region.
+
+        :raises Unavailable: the source does not say.
+        """
+        place = kernel.place(region)
         where = place.used or place.range
         roots = region.roots(kernel)
         if not roots:
@@ -297,13 +311,13 @@ class _Teller:
         walk = kernel.walk(first, root.table)
         if walk.physical is None:
             return None
-        page = size_text(1 << kernel.geometry.shift(walk.steps[-1].level))
-        text = f"For example {first:016x} is physical {walk.physical:x}, by a {page} page of {root.owner}"
+        page = size_text(1 << kernel.form.shift(walk.steps[-1].level))
+        text = f"For example, a {page} page of {root.owner} maps {first:016x} to physical {walk.physical:x}"
         linear = region.linear(kernel)
         if linear is not None:
             offset = linear.offset
-            agrees = (first - offset) & x86_64.ALL == walk.physical
-            text += f"; subtracting {offset:016x} gives {'the same' if agrees else 'something else'}"
+            agrees = (first - offset) & ALL == walk.physical
+            text += f"; subtracting {offset:016x} gives {'the same address' if agrees else 'another address'}"
         return text + "."
 
 
@@ -322,7 +336,7 @@ def _mapped(row: RegionRow) -> str:
     if row.root_noun.startswith("process"):
         text += f", in {row.roots} {row.root_noun}"
     if row.shared:
-        text += f"; {size_text(row.mapped - row.shared)} of it through tables that are not shared"
+        text += f"; {size_text(row.mapped - row.shared)} of it by tables that are not shared"
     return f"{text}."
 
 
@@ -334,17 +348,3 @@ def _shown(value: int, form: str) -> str:
     if form == "size":
         return size_text(value)
     return str(value)
-
-
-def texts(row: ExplainRow) -> Dict[str, Any]:
-    """The paragraphs of a row by heading, in the order to read them in; empty ones are left away."""
-    sections = {
-        "What it is for": row.purpose,
-        "On this kernel": row.here,
-        "Who uses it": row.users,
-        "How addresses in it translate": row.translation,
-        "What an attacker looks for": row.attacker,
-        "What a debugger looks for": row.debugger,
-        "Where kernels differ": row.changed,
-    }
-    return {title: text for title, text in sections.items() if text}

@@ -1,34 +1,52 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Which dump is this, what is there to read it with, and which commands can do with that."""
+"""Facts about the dump, available symbols and types, and the commands that work with them."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Union
+from typing import (
+    Callable,
+    Dict,
+    Iterator,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+    TypeVar,
+    Union,
+)
 
-from kvintro.arch.x86_64 import ALL, PAGE_SHIFT, START_KERNEL_MAP
+from kvintro.arch import Architecture, by_vmcoreinfo
 from kvintro.errors import Unavailable
-from kvintro.kernel import Kernel
-from kvintro.model import Address, Column, Displacement, Fact, Placement, Report, Size, Table
-from kvintro.queries import times
-from kvintro.queries.command_line import command_line
+from kvintro.kernels import Kernel
+from kvintro.model import ALL, Address, Column, Displacement, Fact, NoExtra, Placement, Report, Size, Table
+from kvintro.queries.placements import only_image_moved
+from kvintro.readers import times
+from kvintro.readers.command_line import command_line
 from kvintro.readers.randomness import bases_are_fixed
+from kvintro.source.elf import Segment
 from kvintro.source.vmcoreinfo import Kernels, Search, identity_of, in_silence
 from kvintro.text import size_text
 from kvintro.types import Installed
 
+T = TypeVar("T")
+
+_MAX_RANGES = 16  # maximum number of ranges of physical memory in one line
 _BANNER = 512  # linux_banner is shorter
-_UTS_NAMESPACE = 64  # bytes of struct uts_namespace in which the first name begins
+_UTS_NAMESPACE = 64  # the first name in struct uts_namespace begins within this many bytes
 
 
 @dataclass(frozen=True)
 class FactRow:
-    """One thing that is known of the dump or its kernel; docs/info.md lists the keys.
+    """One fact about the dump or its kernel; docs/info.md lists the keys.
 
-    :ivar value: None where it is not known.
+    :ivar value: None if unknown.
     :ivar provenance: where it was read.
-    :ivar reason: why it is not known.
+    :ivar reason: why it is unknown.
     """
 
     key: str
@@ -40,17 +58,18 @@ class FactRow:
 
 @dataclass(frozen=True)
 class KernelRow:
-    """A kernel in the source's memory, by a VMCOREINFO that fits it.
+    """A kernel in the memory of the source, found by a VMCOREINFO that fits it.
 
-    :ivar vmcoreinfo_at: its physical address, for ``--vmcoreinfo-at``; None if it was not found in memory.
-    :ivar moved_by: how far KASLR moved the image, by its KERNELOFFSET.
-    :ivar shown: whether it is the one that reports are about.
+    :ivar vmcoreinfo_at: physical address of its VMCOREINFO, for ``--vmcoreinfo-at``; None if that was not
+        found in memory.
+    :ivar moved_by: how far KASLR moved the image, from KERNELOFFSET.
+    :ivar shown: whether reports are about this kernel.
     """
 
     vmcoreinfo_at: Optional[Address]
     release: str
     moved_by: Optional[Displacement]
-    paging_levels: int
+    paging_levels: Optional[int]
     shown: bool
 
 
@@ -66,6 +85,8 @@ class CommandRow:
     reason: Optional[str]
 
 
+InfoReport = Report[Tuple[Table[FactRow], Table[KernelRow], Table[CommandRow]], NoExtra]
+
 FACT_COLUMNS = (Column("title", "fact"), Column("value", "value"), Column("provenance", "read from"))
 KERNEL_COLUMNS = (
     Column("vmcoreinfo_at", "VMCOREINFO at"),
@@ -78,7 +99,7 @@ COMMAND_COLUMNS = (Column("name", "command"), Column("state", "state"), Column("
 
 
 class Lack(NamedTuple):
-    """What a command misses where something is not there."""
+    """What a command cannot show if something is missing."""
 
     of: str
     state: str
@@ -87,37 +108,46 @@ class Lack(NamedTuple):
 
 _NO_SYMBOLS = "there are no symbols"
 _NO_TYPES = "there are no types"
-_ZERO_PAGES = "which pages are the zero pages is not known"
+_ZERO_PAGES = "zero pages cannot be distinguished from other pages"
 _RESERVED = "the reserved end of the direct map"
-#: Memory that is looked at before anything is said to work; where each lies is read elsewhere.
+#: Kinds of memory that must be readable before a command counts as working.
 _TABLES, _DATA, _FRAMES = "page tables", "data", "struct pages"
 _NO_TABLES = "the kernel's page tables cannot be read"
 _NO_DATA = "the kernel's data cannot be read"
 _NO_FRAMES = "struct pages cannot be read"
-_CUT_OFF = "what the file has lost shows as not in the dump"
-#: By command: what it cannot do without symbols, without those of variables, without types. Those that have
-#: no entry work on any source. That a dump was filtered is none of these: page tables and the kernel's own
-#: data are left in.
+_CUT_OFF = "memory missing from the truncated file is shown as not in the dump"
+#: By command: what it cannot do without symbols, without symbols of variables, and without types. Commands
+#: without an entry work on any source. A filtered dump lacks none of these, because it keeps page tables and
+#: the kernel's own data.
 LACKS: Dict[str, Sequence[Lack]] = {
     "aliases": (
-        Lack("symbols", "partly", "of the kernel half those that the page tables have"),
+        Lack("symbols", "partly", "in the kernel half only addresses that the page tables map"),
         Lack("variables", "partly", "none in regions whose place is not known"),
         Lack("types", "partly", "no processes"),
+    ),
+    "browse": (
+        Lack("symbols", "partly", "as the commands that it shows"),
+        Lack("variables", "partly", "as the commands that it shows"),
+        Lack("types", "partly", "as the commands that it shows"),
+        Lack(_RESERVED, "partly", "as the commands that it shows"),
     ),
     "check": (
         Lack("symbols", "partly", "rules about sections of the image need symbols"),
         Lack("variables", "partly", "rules about parts of the image, areas and CPUs need names of variables"),
         Lack("types", "partly", "rules about modules, processes and lists of the kernel need types"),
     ),
+    "convert": (),
     "diff": (
-        Lack("symbols", "partly", "what the layouts do not tell is not compared"),
-        Lack("variables", "partly", "what the layouts do not tell is not compared"),
-        Lack("types", "partly", "no modules, no vmalloc areas; pages as far as VMCOREINFO tells them apart"),
+        Lack("symbols", "partly", "only the layouts are compared"),
+        Lack("variables", "partly", "only the layouts are compared"),
+        Lack(
+            "types", "partly", "no modules, no vmalloc areas; only the page types that VMCOREINFO describes"
+        ),
     ),
     "explain": (
-        Lack("symbols", "partly", "what a region is, but not how this kernel has it"),
-        Lack("variables", "partly", "what a region is, and how this kernel has it as far as layout says"),
-        Lack("types", "partly", "what a region is, and how this kernel has it as far as layout says"),
+        Lack("symbols", "partly", "what a region is for, but nothing about this kernel"),
+        Lack("variables", "partly", "what a region is for, and about this kernel only what layout shows"),
+        Lack("types", "partly", "what a region is for, and about this kernel only what layout shows"),
     ),
     "identify": (
         Lack("symbols", "partly", "regions and page tables only"),
@@ -127,14 +157,16 @@ LACKS: Dict[str, Sequence[Lack]] = {
     "info": (),
     "kaslr": (
         Lack("symbols", "partly", "the image's displacement only"),
-        Lack("variables", "partly", "out of how many places bases were drawn is not known of all"),
-        Lack("types", "partly", "what is drawn inside the regions needs types"),
-        Lack(_RESERVED, "partly", "out of how many places the memory bases were drawn is not kept"),
+        Lack("variables", "partly", "the number of possible places is not known for all bases"),
+        Lack("types", "partly", "random places inside the regions need types"),
+        Lack(
+            _RESERVED, "partly", "this kernel does not keep the number of possible places of its memory bases"
+        ),
     ),
     "layout": (
         Lack("symbols", "partly", "bounds that are variables are not known"),
-        Lack("variables", "partly", "bounds that are variables, and what firmware maps, are not known"),
-        Lack("types", "partly", "the fixmap's own bounds and what processes map are not known"),
+        Lack("variables", "partly", "bounds that are variables, and firmware mappings, are not known"),
+        Lack("types", "partly", "the bounds of the fixmap and the mappings of processes are not known"),
     ),
     "page": (
         Lack("symbols", "partly", _ZERO_PAGES),
@@ -144,15 +176,25 @@ LACKS: Dict[str, Sequence[Lack]] = {
     "pages": (
         Lack("symbols", "partly", _ZERO_PAGES),
         Lack("variables", "partly", _ZERO_PAGES),
-        Lack("types", "partly", "what VMCOREINFO tells apart; no page tables, no slab caches"),
+        Lack("types", "partly", "only the types that VMCOREINFO describes; no page tables, no slab caches"),
     ),
-    "ptdump": (Lack("types", "partly", "not of processes"),),
+    "ptdump": (Lack("types", "partly", "not the page tables of processes"),),
     "pte": (),
+    "read": (
+        Lack("symbols", "partly", "addresses as numbers only; values are identified by regions only"),
+        Lack("variables", "partly", "variables cannot be given by name, and are not identified"),
+        Lack("types", "partly", "no --type, no --pid; tasks and slab objects are not identified"),
+    ),
     "report": (
         Lack("symbols", "partly", "as its parts"),
         Lack("variables", "partly", "as its parts"),
         Lack("types", "partly", "as its parts"),
         Lack(_RESERVED, "partly", "as its parts"),
+    ),
+    "search": (
+        Lack("symbols", "partly", "values as numbers only; places are identified by regions only"),
+        Lack("variables", "partly", "variables cannot be given by name, and are not identified"),
+        Lack("types", "partly", "no --pid; tasks, slab objects and users of pages are not identified"),
     ),
     "shell": (
         Lack("symbols", "partly", "no symbols at the prompt"),
@@ -160,22 +202,22 @@ LACKS: Dict[str, Sequence[Lack]] = {
         Lack("types", "partly", "no types at the prompt"),
     ),
     "show": (
-        Lack("symbols", "partly", "sections of memory, and what the page tables map"),
+        Lack("symbols", "partly", "only memory sections and what the page tables map"),
         Lack("variables", "partly", "no parts of the image, no RAM by /proc/iomem, no EFI, no vsyscall"),
         Lack(
             "types",
             "partly",
-            "sections, bounds of vmalloc areas up to 6.8, and what the page tables map",
+            "only memory sections, bounds of vmalloc areas up to 6.8, and what the page tables map",
         ),
     ),
     "translate": (
         Lack("symbols", "partly", "addresses as numbers only"),
-        Lack("variables", "partly", "no variables by their names"),
-        Lack("types", "partly", "not by --pid"),
+        Lack("variables", "partly", "variables cannot be given by name"),
+        Lack("types", "partly", "no --pid"),
     ),
     "user": (
         Lack("symbols", "cannot", _NO_SYMBOLS),
-        Lack("variables", "partly", "whether there is a vsyscall page is not known"),
+        Lack("variables", "partly", "it is not known whether there is a vsyscall page"),
         Lack("types", "cannot", _NO_TYPES),
     ),
 }
@@ -187,7 +229,7 @@ _OF_FRAMES = ("check", "diff", "page", "pages", "report")
 
 
 def _of_memory(name: str) -> Iterator[Lack]:
-    """What a command misses where memory cannot be read."""
+    """What a command cannot show if memory cannot be read."""
     if name in _WITHOUT_MEMORY or not LACKS[name]:
         return
     yield Lack(_TABLES, "partly", _NO_TABLES)
@@ -197,7 +239,7 @@ def _of_memory(name: str) -> Iterator[Lack]:
 
 
 def _readable(kernel: Kernel) -> Mapping[str, bool]:
-    """Whether memory is there, by a few places that every kernel has and uses."""
+    """Which kinds of memory are readable, tested at a few places that every kernel has."""
 
     def found(way: Callable[[], bool]) -> bool:
         try:
@@ -209,7 +251,7 @@ def _readable(kernel: Kernel) -> Mapping[str, bool]:
         return kernel.walk(kernel.text.value).state == "mapped"
 
     def data() -> bool:
-        # Never zeros: the name of the system, "Linux", begins here.
+        # Never zeros, because the name of the system, "Linux", begins here.
         return any(kernel.read(kernel.number("SYMBOL(init_uts_ns)").value, _UTS_NAMESPACE))
 
     def frames() -> bool:
@@ -217,17 +259,17 @@ def _readable(kernel: Kernel) -> Mapping[str, bool]:
         if not isinstance(place, Placement):
             return False
         size = kernel.page_struct_size.value
-        frame = kernel.text.value - START_KERNEL_MAP + kernel.phys_base.value & ALL
-        # The image's frames are reserved: their flags are not zero.
-        return any(kernel.read(place.range.start + (frame >> PAGE_SHIFT) * size, size))
+        frame = (kernel.text.value - kernel.image_offset.value & ALL) >> kernel.page_shift
+        # The image's frames are reserved, so their flags are not zero.
+        return any(kernel.read(kernel.facts.memory_map.value + frame * size & ALL, size))
 
     return {_TABLES: found(tables), _DATA: found(data), _FRAMES: found(frames)}
 
 
-def info(kernel: Kernel, search: Search = in_silence) -> Report:
-    """All that can be said without looking far; nothing here makes a report partial.
+def info(kernel: Kernel, search: Search = in_silence) -> InfoReport:
+    """Collect everything that is quick to find. Nothing here makes a report partial.
 
-    :param search: watches the search for other kernels in the source's memory.
+    :param search: watches the search for other kernels in the memory of the source.
     """
     looked = kernel.source.kernels(search) if kernel.source.kernels is not None else None
     rows = _kernel_rows(kernel, looked) if looked is not None else []
@@ -252,19 +294,23 @@ def info(kernel: Kernel, search: Search = in_silence) -> Report:
 
 
 def _kernel_rows(kernel: Kernel, looked: Kernels) -> List[KernelRow]:
-    """Those that were found, and the one that is shown if it was not among them."""
+    """The kernels that were found, including the shown one."""
     shown = identity_of(kernel.source.vmcoreinfo)
     rows = [
-        _kernel_row(found.lines, Address(found.address), identity_of(found.lines) == shown)
+        _kernel_row(kernel.arch, found.lines, Address(found.address), identity_of(found.lines) == shown)
         for found in looked.found
     ]
     if not any(row.shown for row in rows):
-        rows.insert(0, _kernel_row(kernel.source.vmcoreinfo, None, True))
+        rows.insert(0, _kernel_row(kernel.arch, kernel.source.vmcoreinfo, None, True))
     return rows
 
 
-def _kernel_row(lines: Mapping[str, str], address: Optional[Address], shown: bool) -> KernelRow:
-    levels = 5 if lines.get("NUMBER(pgtable_l5_enabled)") == "1" else 4
+def _kernel_row(
+    arch: Architecture, lines: Mapping[str, str], address: Optional[Address], shown: bool
+) -> KernelRow:
+    levels = None
+    with suppress(ValueError):
+        levels = (by_vmcoreinfo(lines) or arch).address_space(lines).form.levels
     try:
         moved = Displacement(int(lines.get("KERNELOFFSET", ""), 16))
     except ValueError:
@@ -280,7 +326,9 @@ def _known(
     return FactRow(key, title, value, provenance or None, None)
 
 
-def _read(key: str, title: str, way: Callable[[], Fact[Any]], shape: Callable[[Any], Any] = str) -> FactRow:
+def _read(
+    key: str, title: str, way: Callable[[], Fact[T]], shape: Callable[[T], Union[str, int, bool]] = str
+) -> FactRow:
     try:
         fact = way()
         return FactRow(key, title, shape(fact.value), fact.provenance, None)
@@ -292,18 +340,36 @@ def _of_the_dump(kernel: Kernel) -> Iterator[FactRow]:
     source = kernel.source
     yield _known("source", "source", source.label)
     yield _known("format", "format", source.format)
+    if source.packing:
+        yield _known("packed", "packed with", source.packing)
+    if source.writer:
+        yield _known("written_by", "written by", source.writer)
     if source.size is not None:
         yield _known("size", "size of the file", Size(source.size))
     if source.memory is not None:
         yield _known("memory", "memory in it", Size(source.memory))
     elif source.kind == "core":
         yield _known("memory", "memory in it", None, reason="the dump is truncated")
+    if source.kind == "core" and source.segments:
+        yield _known("ranges", "where that memory is", _ranges(source.segments))
     if source.kind == "core":
-        yield _known("complete", "complete", source.complete, reason="the format does not tell")
+        yield _known("complete", "complete", source.complete, reason="the format does not say")
         left_out = None if source.left_out is None else Size(source.left_out)
         cut = source.complete is False
-        why = "the dump is truncated" if cut else "the format does not tell"
-        yield _known("left_out", "left out by its maker", left_out, reason=why)
+        why = "the dump is truncated" if cut else "the format does not say"
+        yield _known("left_out", "excluded when dumped", left_out, reason=why)
+
+
+def _ranges(segments: Sequence[Segment]) -> str:
+    """Format physical memory as first and last addresses; everything else is a gap."""
+    merged: List[List[int]] = []
+    for start, end in sorted((s.paddr, s.paddr + s.filesz) for s in segments if s.filesz):
+        if merged and start <= merged[-1][1]:
+            merged[-1][1] = max(merged[-1][1], end)
+        else:
+            merged.append([start, end])
+    more = f" and {len(merged) - _MAX_RANGES} more" if len(merged) > _MAX_RANGES else ""
+    return ", ".join(f"{start:x}-{end - 1:x}" for start, end in merged[:_MAX_RANGES]) + more
 
 
 def _of_the_kernel(kernel: Kernel) -> Iterator[FactRow]:
@@ -314,9 +380,10 @@ def _of_the_kernel(kernel: Kernel) -> Iterator[FactRow]:
     yield _known("build_id", "build id", who.build_id, note, "VMCOREINFO has none, as before Linux 5.9")
     yield _known("arch", "architecture", who.arch)
     yield _read("paging_levels", "paging levels", lambda: kernel.levels, int)
-    yield _known("kaslr", "KASLR", who.kaslr, "where things lie", "the bases are not known")
+    where = "where the regions lie" + ("; it moved the image only" if only_image_moved(kernel) else "")
+    yield _known("kaslr", "KASLR", who.kaslr, where, "the bases are not known")
     yield _read("image_slide", "image moved by", lambda: kernel.image_slide, Displacement)
-    yield _read("pti", "page-table isolation", lambda: kernel.pti, bool)
+    yield _read("pti", "page-table isolation", lambda: kernel.isolation, bool)
     yield _read("command_line", "command line", lambda: command_line(kernel))
     dumped, up = _optional(times.now, kernel), _optional(times.uptime, kernel)
     booted = None
@@ -332,7 +399,7 @@ def _of_the_kernel(kernel: Kernel) -> Iterator[FactRow]:
 
 
 def _panic(kernel: Kernel) -> FactRow:
-    """The panic's message; without a panic an empty string."""
+    """The message of the panic; an empty string if there was none."""
     title = "panic"
     try:
         if not times.panicked(kernel).value:
@@ -358,9 +425,10 @@ def _date(seconds: int) -> Optional[str]:
 
 
 def _banner(kernel: Kernel) -> Fact[str]:
-    # Never past the page that it ends in.
+    # Do not read past the page in which it ends.
     address = kernel.symbol("linux_banner")
-    data = kernel.read(address, min(_BANNER, 4096 - address % 4096))
+    page = kernel.form.page_size
+    data = kernel.read(address, min(_BANNER, page - address % page))
     if b"\0" not in data and len(data) < _BANNER:
         data += kernel.read(address + len(data), _BANNER - len(data))
     text = data.split(b"\0")[0].decode("utf-8", "replace").strip()
@@ -373,8 +441,8 @@ def _of_names_and_types(kernel: Kernel, looked: Optional[Kernels], count: int) -
     source = kernel.source
     yield _known("vmcoreinfo", "VMCOREINFO", source.vmcoreinfo_origin or None, reason="there is none")
     if looked is not None:
-        how = "all of it was" if looked.whole else f"{size_text(looked.looked_at)} of it were"
-        yield _known("kernel_count", "kernels in the memory", count, f"{how} looked through")
+        how = "all of it" if looked.whole else f"{size_text(looked.looked_at)} of it"
+        yield _known("kernel_count", "kernels in the memory", count, f"searched {how}")
     yield _known(
         "symbols",
         "symbols",
@@ -402,13 +470,14 @@ def commands(kernel: Kernel) -> List[CommandRow]:
     source = kernel.source
     here = {
         "symbols": source.symbols != "none",
-        # They have no names without CONFIG_KALLSYMS_ALL.
+        # Without CONFIG_KALLSYMS_ALL variables have no names.
         "variables": not kernel.code_only,
         "types": source.types != "none",
         # Kernels before 6.12, and stable ones before its backport, forgot it (readers/randomness.py).
         **_readable(kernel),
         _RESERVED: kernel.identity.kaslr is False
         or bases_are_fixed(kernel)
+        or not kernel.regions.vmalloc.randomised(kernel)
         or any(map(kernel.find_symbol, ("direct_map_physmem_end", "physmem_end"))),
     }
     rows: List[CommandRow] = []

@@ -1,46 +1,50 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The whole address space: every region at its real place, and every hole between."""
+"""The whole address space: every region at its actual address, and the holes between regions."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
-from kvintro.arch.x86_64 import ALL, PAGE_SHIFT, TOP_HOLE
 from kvintro.errors import Unavailable
-from kvintro.kernel import Kernel
+from kvintro.kernels import Kernel, Region
 from kvintro.model import (
+    ALL,
     Absent,
     Address,
     AddressRange,
     Column,
     Displacement,
+    NoExtra,
     Placement,
     Report,
+    Root,
     Size,
     Table,
     Unknown,
 )
-from kvintro.queries.census import Census, contradiction, count
-from kvintro.queries.placements import place_regions
+from kvintro.queries.coverage import Coverage, contradiction, count
+from kvintro.queries.placements import Placements, only_image_moved, place_regions
 from kvintro.queries.roots import process_root
 from kvintro.readers.mapped import unread
-from kvintro.regions import Region, Root
 from kvintro.text import size_text
 
 
 @dataclass(frozen=True)
 class RegionRow:
-    """One row of the map; the JSON object of the same fields is described in docs/layout.md.
+    """One row of the map; docs/layout.md describes the JSON object of the same fields.
 
-    :ivar mapped: bytes; None where nothing was found mapped and some of it cannot be read.
-    :ivar at_least: more may be mapped than ``mapped``, and in more pages than ``leaves`` has.
-    :ivar unreadable: bytes of which it is not known whether they are mapped.
+    :ivar parent: key of the region that contains this one; None for regions in no other, which do not overlap
+        each other.
+    :ivar mapped: bytes; None if none was found and some page tables cannot be read.
+    :ivar at_least: whether more may be mapped than ``mapped`` and ``leaves`` say.
+    :ivar unreadable: bytes that may or may not be mapped.
     """
 
     key: str
     name: str
     kind: str
+    parent: Optional[str]
     state: str
     start: Optional[Address]
     end: Optional[Address]
@@ -64,62 +68,72 @@ class RegionRow:
     note: str
 
 
+LayoutReport = Report[Tuple[Table[RegionRow]], NoExtra]
+
 COLUMNS = (
     Column("start", "start"),
     Column("end", "end"),
-    Column("offset", "offset", "right"),
+    Column("offset", "offset", "right", 5),
     Column("size", "size", "right"),
-    Column("name", "region"),
+    Column("key", "region"),
+    Column("name", "name", spare=3),
     Column("mapped", "mapped", "right"),
-    Column("leaves", "pages"),
-    Column("slide", "moved by", "right"),
-    Column("provenance", "read from"),
+    Column("leaves", "pages", spare=1),
+    Column("slide", "moved by", "right", 2),
+    Column("provenance", "read from", spare=4),
 )
 
 
-def layout(kernel: Kernel, *, holes: bool = True, pid: Optional[int] = None) -> Report:
+#: Note of :func:`layout`: in any region, more may be mapped than it counted.
+DAMAGED = "the page tables are damaged: they hold more tables than the machine has memory"
+
+
+def layout(kernel: Kernel, *, holes: bool = True, pid: Optional[int] = None) -> LayoutReport:
     """The memory map.
 
-    :param holes: whether to include holes; without them the rows no longer cover everything.
-    :param pid: count what this process maps in the user half.
+    :param holes: whether to include holes. Without them the rows do not cover all addresses.
+    :param pid: process whose mappings are counted in the user half.
     :raises UsageError: there is no such process.
     """
-    placed, missing = place_regions(kernel)
+    placements = place_regions(kernel)
     user_root = None if pid is None else process_root(kernel, pid)
     rows: List[RegionRow] = []
     notes: List[str] = []
     partial = damaged = False
-    for region, found in _with_holes(placed):
+    for region, found in _with_holes(placements, kernel.arch.unused_top):
         if region is None:
             if holes:
-                rows.append(_hole(found.range))
+                rows.append(_hole(found.range, kernel.arch.unused_top))
             continue
         if region.kind == "hole" and not holes:
             continue
-        census: Optional[Census] = None
+        census: Optional[Coverage] = None
         roots: Optional[int] = None
         reason = None
         try:
             under = region.roots(kernel)
-            if region.key == "user" and user_root is not None:
+            if region is kernel.regions.user and user_root is not None:
                 under = (user_root,)
             census = _census(kernel, under, found.range)
             roots = len(under)
             damaged |= census is not None and census.limited
             if census is not None:
                 reason = _not_seen(kernel, region, found.range, under, census)
+                own = region.own_memory(kernel) if census.mapped else None
+                if own is not None:
+                    census = replace(census, repeated=max(census.mapped - own, 0))
             if reason is not None:
                 partial = True
                 notes.append(f"{region.name}: {reason}")
         except Unavailable as error:
-            reason = f"what is mapped is not known: {error.what}"
+            reason = f"how much is mapped is not known: {error.what}"
             partial = True
         rows.append(_present(region, found, census, roots, reason))
-    for region, why in missing:
+    for region, why in placements.missing:
         rows.append(_missing(region, why))
         partial |= isinstance(why, Unknown)
     if damaged:
-        notes.append("the page tables are damaged: they hold more tables than the machine has memory")
+        notes.append(DAMAGED)
         partial = True
     return Report(
         command="layout",
@@ -131,22 +145,25 @@ def layout(kernel: Kernel, *, holes: bool = True, pid: Optional[int] = None) -> 
     )
 
 
-def _with_holes(
-    placed: Sequence[Tuple[Region, Placement]],
-) -> List[Tuple[Optional[Region], Placement]]:
-    """The regions and the holes between, from 0 to 2^64-1."""
+def _with_holes(placements: Placements, top: int) -> List[Tuple[Optional[Region], Placement]]:
+    """Regions and the holes between them, from 0 to 2^64-1; inner regions follow the one that contains them.
+
+    :param top: first address of the last hole, which has its own row.
+    """
     out: List[Tuple[Optional[Region], Placement]] = []
 
     def hole(start: int, end: int) -> None:
-        # The last 2 MB are a row of their own in mm.rst: error pointers and poison values point there.
-        if start < TOP_HOLE <= end:
-            hole(start, TOP_HOLE - 1)
-            start = TOP_HOLE
+        if start < top <= end:
+            hole(start, top - 1)
+            start = top
         if start <= end:
             out.append((None, Placement(AddressRange(start, end), "")))
 
     cursor = 0
-    for region, found in placed:
+    for region, found in placements.nested():
+        if found.range.end < cursor:
+            out.append((region, found))
+            continue
         hole(cursor, found.range.start - 1)
         out.append((region, found))
         cursor = found.range.end + 1
@@ -154,8 +171,8 @@ def _with_holes(
     return out
 
 
-def _census(kernel: Kernel, roots: Sequence[Root], where: AddressRange) -> Optional[Census]:
-    """What all roots together map there; None if there is nothing to look under."""
+def _census(kernel: Kernel, roots: Sequence[Root], where: AddressRange) -> Optional[Coverage]:
+    """What all roots together map in a range; None if there are no roots."""
     if not roots:
         return None
     total: Dict[str, int] = {}
@@ -163,30 +180,30 @@ def _census(kernel: Kernel, roots: Sequence[Root], where: AddressRange) -> Optio
     limited = False
     for root in roots:
         own = root.table == kernel.root.value
-        # A tree counts what it has met before as shared, so each count starts with a fresh one.
+        # A tree counts tables that it has already visited as shared, so each count uses a new tree.
         tree = kernel.tree() if own else kernel.new_tree(root.table)
         ranges = kernel.kernel_ranges if own else tree.ranges(where.start, where.end)
         limited |= tree.limited
-        census = count(ranges, kernel.geometry, where.start, where.end)
+        census = count(ranges, kernel.form, where.start, where.end)
         mapped += census.mapped
         repeated += census.repeated
         unreadable += census.unreadable
         for name, number in census.leaves.items():
             total[name] = total.get(name, 0) + number
-    return Census(mapped, repeated, total, unreadable, limited)
+    return Coverage(mapped, repeated, total, unreadable, limited)
 
 
 def _not_seen(
-    kernel: Kernel, region: Region, where: AddressRange, roots: Sequence[Root], census: Census
+    kernel: Kernel, region: Region, where: AddressRange, roots: Sequence[Root], census: Coverage
 ) -> Optional[str]:
-    """Why more than was counted may be mapped in a region; None if that is all."""
+    """Why more may be mapped in a region than was counted; None if the count is complete."""
     own = [root.table for root in roots if root.table == kernel.root.value]
     if census.unreadable or (own and not census.mapped):
         whys = (unread(kernel, where.start, where.end, root.table) for root in roots)
         why = next(filter(None, whys), None)
         if why is not None:
             return why
-    return contradiction(kernel, region.key, census.mapped)
+    return contradiction(kernel, region, census.mapped)
 
 
 def _offset(start: int) -> Displacement:
@@ -198,15 +215,16 @@ def _address(value: Optional[int]) -> Optional[Address]:
 
 
 def _present(
-    region: Region, found: Placement, census: Optional[Census], roots: Optional[int], reason: Optional[str]
+    region: Region, found: Placement, census: Optional[Coverage], roots: Optional[int], reason: Optional[str]
 ) -> RegionRow:
     noun = region.root_noun[0] if roots == 1 else region.root_noun[1]
-    # "Nothing" is a claim, too.
+    # "Nothing is mapped" is a claim too.
     unknown = census is None or bool(reason and not census.mapped)
     return RegionRow(
         key=region.key,
         name=region.name,
         kind=region.kind,
+        parent=found.parent or None,
         state="present",
         start=Address(found.range.start),
         end=Address(found.range.end),
@@ -245,6 +263,7 @@ def _bare(
         key=key,
         name=name,
         kind=kind,
+        parent=None,
         state=state,
         start=_address(where.start if where else None),
         end=_address(where.end if where else None),
@@ -269,8 +288,8 @@ def _bare(
     )
 
 
-def _hole(where: AddressRange) -> RegionRow:
-    note = "error pointers and poison point here" if where.start == TOP_HOLE else ""
+def _hole(where: AddressRange, top: int) -> RegionRow:
+    note = "error pointers and poison values point here" if where.start == top else ""
     return _bare("hole", "unused", "hole", "present", where, None, None, note)
 
 
@@ -280,25 +299,25 @@ def _missing(region: Region, why: "Absent | Unknown") -> RegionRow:
 
 
 def head(kernel: Kernel) -> Sequence[str]:
-    """The two lines that say which kernel this is and what was read."""
+    """Two lines: the kernel, and the source that it was read from."""
     source = kernel.source
     who = kernel.identity
 
-    def said(value: Optional[bool]) -> str:
+    def switch(value: Optional[bool]) -> str:
         return "unknown" if value is None else ("on" if value else "off")
 
     first = [
         f"Linux {who.release or 'of unknown release'}",
         f"{who.arch}, {who.paging_levels}-level paging",
-        f"KASLR {said(who.kaslr)}",
-        f"PTI {said(who.pti)}",
+        "KASLR: image only" if who.kaslr and only_image_moved(kernel) else f"KASLR {switch(who.kaslr)}",
+        f"PTI {switch(who.isolation)}",
     ]
     if source.kind == "core":
         parts = [f"{source.format} {source.label}", f"{size_text(source.size or 0)} file"]
-        # The end of RAM counts the gap below 4 GB too, and what the dump has firmware's memory behind it.
+        # Both are too large: the end of RAM counts the gap below 4 GB, and dumps may have firmware's memory.
         sizes = [] if source.memory is None else [source.memory + (source.left_out or 0)]
         try:
-            sizes.append(kernel.max_pfn.value << PAGE_SHIFT)
+            sizes.append(kernel.max_pfn.value << kernel.page_shift)
         except Unavailable:
             pass
         if sizes:
@@ -306,7 +325,7 @@ def head(kernel: Kernel) -> Sequence[str]:
         if source.complete is False:
             parts.append("TRUNCATED")
         elif source.left_out:
-            parts.append(f"{size_text(source.left_out)} left out")
+            parts.append(f"{size_text(source.left_out)} excluded")
         elif source.complete:
             parts.append("complete")
         what = ", ".join(parts)

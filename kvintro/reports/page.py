@@ -1,21 +1,20 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Single page frames: everything that the kernel knows about each, and who maps it."""
+"""Single page frames: all that the kernel records about each, and the processes that map it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Callable, List, Optional, Sequence, Tuple, TypeVar
 
-from kvintro.arch.x86_64 import PAGE_SHIFT
 from kvintro.errors import NotInDump, Unavailable
-from kvintro.kernel import Kernel
-from kvintro.model import Address, Column, Report, Size, Table
-from kvintro.queries.files import FileName
+from kvintro.kernels import Kernel
+from kvintro.model import ALL, Address, Column, NoExtra, Report, Size, Table
 from kvintro.queries.pages.meaning import TYPES, kpf_long
-from kvintro.queries.pages.one import MemoryGroup, PageLookup, PageState, SwapPlace
+from kvintro.queries.pages.one import MemoryGroup, PageLookup, PageState, SlabUse, SwapPlace
 from kvintro.queries.pages.owner import PageOwner
 from kvintro.queries.rmap import ReverseMap, UserMapping, UserMappings, mappings_by_walk
 from kvintro.queries.translate import Translation, Translator
+from kvintro.readers.files import FileName
 from kvintro.readers.kfence import cache_name
 
 T = TypeVar("T")
@@ -37,12 +36,12 @@ class SlabRow:
 
 @dataclass(frozen=True)
 class KfenceRow:
-    """What a page of KFENCE's pool is for.
+    """A page of KFENCE's pool.
 
-    :ivar object: number of the object that has the page, null for a guard page.
-    :ivar state: of the object: ``unused``, ``allocated``, ``about to be freed``, ``freed``.
-    :ivar address: of the object, with its :ivar:`size`.
-    :ivar cache: the slab cache that it stands in for.
+    :ivar object: number of the object that owns the page, null for a guard page.
+    :ivar state: state of the object: ``unused``, ``allocated``, ``about to be freed``, ``freed``.
+    :ivar address: address of the object; its size is :ivar:`size`.
+    :ivar cache: slab cache from which the object was allocated.
     """
 
     object: Optional[int]
@@ -54,7 +53,7 @@ class KfenceRow:
 
 @dataclass(frozen=True)
 class FileRow:
-    """The file that a page is of, and where in it."""
+    """The file that a page belongs to, and the offset in it."""
 
     path: Optional[str]
     file_system: str
@@ -67,8 +66,8 @@ class FileRow:
 class PageRow:
     """One page frame; docs/page.md describes the JSON object of the same fields.
 
-    :ivar state: ``page``, ``no-struct-page``, ``not-in-dump``, ``unmapped`` (the address leads to
-        no page).
+    :ivar state: ``page``, ``no-struct-page``, ``not-in-dump``, ``unmapped`` (no page is mapped at the
+        address).
     """
 
     input: str
@@ -106,6 +105,8 @@ class PageRow:
     notes: Tuple[str, ...] = ()
 
 
+PageReport = Report[Tuple[Table[PageRow]], NoExtra]
+
 COLUMNS = (
     Column("pfn", "pfn"),
     Column("physical", "physical"),
@@ -124,16 +125,16 @@ def page_report(
     pid: Optional[int] = None,
     search: bool = False,
     mappings: bool = True,
-) -> Report:
-    """The page frames that some addresses stand for.
+) -> PageReport:
+    """Look up the page frames of some addresses.
 
-    :param texts: see :meth:`kvintro.queries.translate.Translator.parse`; or a number behind ``pfn:``.
-    :param form: what all numbers are.
-    :param pid: whose page tables to take for addresses of the user half.
-    :param search: find who maps a page in the page tables of all processes, not by the reverse map.
-    :param mappings: whether to find who maps a page at all.
-    :raises UsageError: no address.
-    :raises Unavailable: nothing says how struct pages are laid out.
+    :param texts: see :meth:`kvintro.queries.translate.Translator.parse`; or ``pfn:`` and a number.
+    :param form: kind of all numbers.
+    :param pid: process whose page tables translate addresses of the user half.
+    :param search: find the processes that map a page in all page tables, instead of by the reverse map.
+    :param mappings: whether to find the processes that map a page at all.
+    :raises UsageError: a text is not an address.
+    :raises Unavailable: the layout of struct pages is unknown.
     """
     maker = _Maker(kernel, form, pid, search, mappings)
     rows = [maker.row(text) for text in texts]
@@ -162,7 +163,7 @@ class _Maker:
 
     @property
     def lacks(self) -> Sequence[str]:
-        """What cannot be said of any page, a sentence each."""
+        """What is unknown for every page, one sentence each."""
         return self._lookup.form.lacks
 
     def _translate(self, text: str) -> Translation:
@@ -181,7 +182,7 @@ class _Maker:
                 found.state, "nothing is mapped at that address"
             )
             return PageRow(text, state, None, None, None, None, None, notes=(note,))
-        pfn = found.physical >> PAGE_SHIFT
+        pfn = found.physical >> self._kernel.page_shift
         address = self._lookup.form.address(pfn)
         direct = self._optional(lambda: self._lookup.direct_address(pfn), [])
         try:
@@ -212,7 +213,7 @@ class _Maker:
         return self._described(text, found, page, direct)
 
     def _optional(self, ask: Callable[[], Optional[T]], notes: List[str]) -> Optional[T]:
-        """What an answer is, None with a note where it cannot be read."""
+        """The result; None, and a note, if it cannot be read."""
         try:
             return ask()
         except Unavailable as error:
@@ -222,23 +223,15 @@ class _Maker:
 
     def _described(self, text: str, found: Translation, page: PageState, direct: Optional[int]) -> PageRow:
         lookup, meaning = self._lookup, self._lookup.meaning
-        notes: List[str] = []
-        if direct is None and found.note:
-            notes.append(found.note)
         kind = lookup.kind(page)
         compound = lookup.compound(page)
-        # The zero page is reserved; the huge one is of 2 MB.
-        if lookup.pages.zero_unknown and (kind == "reserved" or (compound and lookup.order(page) == 9)):
-            notes.append(lookup.pages.zero_unknown)
-            self.partial = True
-        unfenced = lookup.pages.fence[1] if kind == "slab" and lookup.form.slab_cache is not None else ""
-        if unfenced:
-            notes.append(unfenced)
-            self.partial = True
-        # By which to find the object in it: any alias does, as slabs lie in the direct map.
-        inside = (
-            None if direct is None or found.physical is None else direct + found.physical % (1 << PAGE_SHIFT)
-        )
+        notes: List[str] = [found.note] if direct is None and found.note else []
+        doubts = self._doubts(page, kind, compound)
+        notes += doubts
+        self.partial |= bool(doubts)
+        # Find the object by its address in the direct map, where slabs are.
+        size = self._kernel.form.page_size
+        inside = None if direct is None or found.physical is None else direct + found.physical % size
         slab = self._optional(lambda: lookup.slab(page, inside), notes)
         file = self._optional(lambda: lookup.file(page), notes)
         maps = self._user_mappings(page, notes)
@@ -267,19 +260,8 @@ class _Maker:
             private=Address(page.private),
             mapping=Address(page.mapping) if page.mapping and not page.is_typed else None,
             offset=page.offset if page.mapping and not page.is_typed else None,
-            file=None if file is None else _file(file, page),
-            slab=None
-            if slab is None
-            else SlabRow(
-                slab.cache,
-                Address(slab.cache_address),
-                Size(slab.object_size),
-                slab.objects,
-                slab.in_use,
-                _address(slab.object_address),
-                slab.object_offset,
-                slab.allocated,
-            ),
+            file=None if file is None else _file(file, page, self._kernel.page_shift),
+            slab=None if slab is None else _slab(slab),
             kfence=self._kfence(page.pfn),
             swap=self._optional(lambda: lookup.swap(page), notes),
             memcg=self._optional(lambda: lookup.group(page), notes),
@@ -289,11 +271,23 @@ class _Maker:
             notes=tuple(dict.fromkeys(notes)),
         )
 
+    def _doubts(self, page: PageState, kind: str, compound: Optional[str]) -> List[str]:
+        """Reasons why the page may be of another type than it seems."""
+        lookup = self._lookup
+        notes = []
+        # The zero page is reserved; the huge zero page has the size of a page mapped by a PMD.
+        huge = self._kernel.form.index_bits(1)
+        if lookup.pages.zero_unknown and (kind == "reserved" or (compound and lookup.order(page) == huge)):
+            notes.append(lookup.pages.zero_unknown)
+        if kind == "slab" and lookup.form.slab_cache is not None and lookup.pages.fence[1]:
+            notes.append(lookup.pages.fence[1])
+        return notes
+
     def _kfence(self, pfn: int) -> Optional[KfenceRow]:
         pool = self._lookup.fenced(pfn)
         if pool is None:
             return None
-        found = pool.object_at(self._kernel.page_offset_base.value + (pfn << PAGE_SHIFT))
+        found = pool.object_at(self._kernel.linear_offset.value + (pfn << self._kernel.page_shift) & ALL)
         if found is None:
             return KfenceRow(None, None, None, None, None)
         if found.state == "unused":
@@ -315,13 +309,27 @@ class _Maker:
         self.partial |= maps.damaged
         if maps.way is None and (page.mapcount or 0) > 0:
             notes.append(
-                "it is mapped, but nothing leads from the page to who maps it; --search looks everywhere"
+                "it is mapped, but the page does not lead to the processes that map it; "
+                "--search looks in all page tables"
             )
         return maps
 
 
-def _file(file: FileName, page: PageState) -> FileRow:
-    offset = None if page.offset is None else Size(page.offset << PAGE_SHIFT)
+def _slab(slab: SlabUse) -> SlabRow:
+    return SlabRow(
+        slab.cache,
+        Address(slab.cache_address),
+        Size(slab.object_size),
+        slab.objects,
+        slab.in_use,
+        _address(slab.object_address),
+        slab.object_offset,
+        slab.allocated,
+    )
+
+
+def _file(file: FileName, page: PageState, shift: int) -> FileRow:
+    offset = None if page.offset is None else Size(page.offset << shift)
     return FileRow(file.path, file.file_system, file.device, file.inode, offset)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""All page frames by what they are, and the picture of physical memory."""
+"""Census of all page frames by use, and the picture of physical memory."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import re
 import time
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple, TypedDict, Union
 
-from kvintro.arch.x86_64 import ALL, PAGE_SHIFT
 from kvintro.errors import Unavailable, UsageError
-from kvintro.kernel import Kernel
-from kvintro.model import Address, Column, Report, Size, Table
+from kvintro.kernels import Kernel
+from kvintro.model import ALL, Address, Column, Report, Row, Size, Table
 from kvintro.queries.pages.census import Group, PageCensus, Pages
 from kvintro.queries.pages.meaning import (
     KPF_COMPOUND_HEAD,
@@ -26,11 +25,11 @@ from kvintro.queries.pages.zones import ZoneFacts, free_pages, zone_facts
 from kvintro.readers.structures import TROUBLE, USE_TYPES, number, slab_cache_at, text_at
 from kvintro.reports.layout import head
 
-#: What pages can be listed by.
+#: Names of the breakdowns.
 BREAKDOWNS = ("type", "zone", "node", "order", "cache", "flags", "free")
-#: Orders that the buddy allocator and /proc/buddyinfo have at least.
+#: Minimum number of orders of the buddy allocator and of /proc/buddyinfo.
 _ORDERS = 11
-#: Free pages that may be on their way in a kernel that was stopped.
+#: Free pages that a stopped kernel may have been moving.
 _IN_MOTION = 2 << _ORDERS - 1
 
 
@@ -52,8 +51,8 @@ class TypeRow:
 class ZoneRow:
     """Pages of a zone.
 
-    :ivar present: pages that the zone itself says are there; None where it cannot be read.
-    :ivar managed: those that the kernel gave to the allocator.
+    :ivar present: pages that exist, by the zone's own count; None if it cannot be read.
+    :ivar managed: pages that the kernel gave to the allocator.
     """
 
     node: Optional[int]
@@ -78,7 +77,7 @@ class NodeRow:
 
 @dataclass(frozen=True)
 class OrderRow:
-    """Pages by the order of what they are part of.
+    """Pages by the order of the block or compound page that they belong to.
 
     :ivar free_blocks: free blocks of that order.
     :ivar compounds: compound pages of that order; with order 0, single pages in use.
@@ -96,8 +95,8 @@ class CacheRow:
     """Slab pages of a cache.
 
     :ivar address: of the ``struct kmem_cache``.
-    :ivar objects: None where this kernel's slabs do not count them in struct page.
-    :ivar in_use: objects not free by the slabs' own count; those kept ready for a CPU are among them.
+    :ivar objects: None if this kernel's slabs do not count them in struct page.
+    :ivar in_use: objects that are not free by the slabs' own count, including those kept for a CPU.
     """
 
     name: Optional[str]
@@ -114,8 +113,8 @@ class CacheRow:
 class FlagsRow:
     """Pages with the same flags in /proc/kpageflags.
 
-    :ivar flags: the bits as there.
-    :ivar symbols: a letter for each, as tools/mm/page-types prints them.
+    :ivar flags: the bits as in that file.
+    :ivar symbols: a letter for each bit, as tools/mm/page-types prints them.
     """
 
     flags: Address
@@ -138,9 +137,9 @@ class FreeRow:
 
 @dataclass(frozen=True)
 class CellRow:
-    """A cell of the picture: so many page frames of physical memory from ``start`` on.
+    """A cell of the picture: a fixed number of page frames from the physical address ``start`` on.
 
-    :ivar types: page frames by type; those without struct page are in none.
+    :ivar types: page frames by type, without those that have no struct page.
     """
 
     start: Address
@@ -152,8 +151,8 @@ COLUMNS: Dict[str, Sequence[Column]] = {
     "type": (
         Column("type", "type"),
         *_NUMBERS,
-        Column("share", "%", "right"),
-        Column("meaning", "what it is"),
+        Column("share", "%", "right", 1),
+        Column("meaning", "what it is", spare=2),
     ),
     "zone": (
         Column("node", "node", "right"),
@@ -180,7 +179,12 @@ COLUMNS: Dict[str, Sequence[Column]] = {
         Column("in_use", "in use", "right"),
         Column("object_size", "object", "right"),
     ),
-    "flags": (Column("flags", "flags"), *_NUMBERS, Column("symbols", "symbolic"), Column("names", "names")),
+    "flags": (
+        Column("flags", "flags"),
+        *_NUMBERS,
+        Column("symbols", "symbolic", spare=1),
+        Column("names", "names"),
+    ),
     "free": (
         Column("node", "node", "right"),
         Column("zone", "zone"),
@@ -200,21 +204,65 @@ _KEYS = {
 }
 
 
-def parse_range(text: str) -> Tuple[int, int]:
+def parse_range(text: str, shift: int) -> Tuple[int, int]:
     """Page frames of physical addresses given as ``A-B`` (B exclusive) or ``A+SIZE``, all hexadecimal.
 
+    :param shift: log2 of the size of a page.
     :return: the first page frame, and one more than the last.
-    :raises UsageError: it is neither.
+    :raises UsageError: the text is neither.
     """
     match = re.fullmatch(r"(?:0x)?([0-9a-f]{1,16})([-+])(?:0x)?([0-9a-f]{1,16})", text.strip().lower())
     if match:
         low, high = int(match[1], 16), int(match[3], 16)
         high += low if match[2] == "+" else 0
         if low < high <= ALL:
-            return low >> PAGE_SHIFT, high + (1 << PAGE_SHIFT) - 1 >> PAGE_SHIFT
+            return low >> shift, high + (1 << shift) - 1 >> shift
     raise UsageError(
-        f"{text!r} is no range of physical addresses", "give it as 100000000-140000000 or 100000000+40000000"
+        f"{text!r} is not a range of physical addresses",
+        "give it as 100000000-140000000 or 100000000+40000000",
     )
+
+
+class PagesExtra(TypedDict):
+    """Further values of the report.
+
+    :ivar total: page frames that were counted.
+    :ivar holes: page frames in no section, which have no struct page.
+    :ivar unmapped: page frames in a section whose struct pages are not mapped.
+    :ivar missing: struct pages that are not in the source.
+    :ivar rate: page frames counted per second; None if it took no time.
+    :ivar by: the requested breakdown, if any.
+    :ivar unknown_flags: names of the flags that cannot be read on this kernel.
+    """
+
+    total: int
+    holes: int
+    unmapped: int
+    missing: int
+    seconds: float
+    rate: Optional[int]
+    by: Optional[str]
+    unknown_flags: Tuple[str, ...]
+    by_type: Mapping[str, int]
+    by_zone: Mapping[str, int]
+    by_node: Mapping[str, int]
+    cell_size: Size
+
+
+PagesReport = Report[Sequence[Table], PagesExtra]
+
+
+def _tables(
+    census: PageCensus, facts: Mapping[Tuple[int, str], ZoneFacts], shift: int
+) -> Dict[str, Sequence[Row]]:
+    """The breakdowns that need only the census and the zones' own counts."""
+    return {
+        "type": _types(census, shift),
+        "zone": _zones(census, facts, shift),
+        "node": _nodes(census, shift),
+        "order": _orders(census, shift),
+        "free": _free(census, shift),
+    }
 
 
 def pages_report(
@@ -226,127 +274,139 @@ def pages_report(
     raw: bool = False,
     cells: int = 512,
     progress: Optional[Callable[[int], Callable[[int], None]]] = None,
-) -> Report:
-    """The census.
+) -> PagesReport:
+    """Count page frames.
 
-    :param by: one of :data:`BREAKDOWNS`, to come first and alone as text and CSV.
-    :param top: so many rows of it.
-    :param where: page frames to count, the second exclusive.
-    :param raw: flags as they are, not as page-types shows them.
-    :param progress: called with the number of page frames there are; what it returns is called with the
-        number of those done since.
-    :raises Unavailable: nothing tells how struct pages are laid out, which page frames there are, or what was
-        asked for.
+    :param by: one of :data:`BREAKDOWNS`, which comes first, and is the only one in text and CSV.
+    :param top: maximum number of its rows.
+    :param where: page frames to count; the second one is exclusive.
+    :param raw: show flags unchanged instead of as page-types shows them.
+    :param progress: called with the number of page frames. The function that it returns is called with the
+        number of page frames done since the last call.
+    :raises UsageError: none of the page frames has a struct page.
+    :raises Unavailable: the source lacks the layout of struct pages, the list of existing page frames, or the
+        requested breakdown.
     """
-    pages = Pages(kernel)
+    pages, shift = Pages(kernel), kernel.page_shift
     if by == "cache" and pages.form.slab_cache is None:
-        raise Unavailable("nothing says which slab cache a page is of", USE_TYPES)
+        raise Unavailable("the slab cache of a page cannot be read without types", USE_TYPES)
     low, high = where if where is not None else (0, 1 << 52)
-    notes = [*kernel.source.warnings]
-    # Without slab caches it does not matter which slabs are KFENCE's.
-    fence = "" if pages.form.slab_cache is None else pages.fence[1]
-    unknown = [*pages.form.lacks, *(why for why in (pages.zero_unknown, fence) if why)]
-    notes.extend(unknown)
-    partial = bool(unknown)
-    sections = pages.sections
-    if sections.missing:
-        notes.append(
-            f"{sections.missing} tables of memory sections are not in this source: page frames are missing"
-        )
-        partial = True
-    if sections.whole:
-        notes.append(sections.whole)
-        partial = True
-    if sections.mapped_only:
-        notes.append(f"page frames are those whose struct pages are mapped: {sections.mapped_only}")
-        partial = True
-    tick = progress(sections.clip(low, high).total) if progress is not None else None
+    lacks = _lacks(pages)
+    tick = progress(pages.sections.clip(low, high).total) if progress is not None else None
     began = time.perf_counter()
     census = pages.census(low, high, cells=cells, **({} if tick is None else {"progress": tick}))
     seconds = time.perf_counter() - began
     if not census.total:
         raise UsageError(
             f"no page frame from {low:x} to {high - 1:x} has a struct page",
-            f"page frames go up to {max(sections.end - 1, 0):x}",
+            f"page frames go up to {max(pages.sections.end - 1, 0):x}",
         )
-    if census.missing:
-        notes.append(f"{census.missing} struct pages are not in this source; they are counted as not_in_dump")
-        partial = True
-    if census.unmapped:
-        notes.append(
-            f"{census.unmapped} page frames have a section but no struct page: nothing is mapped there"
-        )
-    if census.limited:
-        notes.append(
-            "struct pages are damaged: more kinds of them than any kernel has; the rest is not counted"
-        )
-        partial = True
+    lacks += _census_lacks(census)
     try:
         facts = zone_facts(kernel, pages.form)
     except Unavailable as error:
         facts = {}
-        notes.append(error.what)
-        partial = True
+        lacks.append(error.what)
     overwritten = _contradiction(kernel, census) if where is None else None
-    if overwritten is not None:
-        notes.append(overwritten)
-        partial = True
-    if census.fenced:
-        notes.append(f"{census.fenced} pages that look like slabs are KFENCE's, and no cache's")
+    lacks += [overwritten] if overwritten is not None else []
     caches, nameless = _caches(kernel, census)
     if nameless:
-        notes.append(f"{nameless} slab caches have no name in this source")
-        partial = True
-    made: Dict[str, List[Any]] = {
-        "type": _types(census),
-        "zone": _zones(census, facts),
-        "node": _nodes(census),
-        "order": _orders(census),
+        lacks.append(f"{nameless} slab caches have no name in this source")
+    made: Dict[str, Sequence[Row]] = {
+        **_tables(census, facts, shift),
         "cache": caches,
-        "flags": _flags(census, raw, pages.form.unknown_flags),
-        "free": _free(census),
+        "flags": _flags(census, raw, pages.form.unknown_flags, shift),
     }
     first = by or "type"
+    notes = _census_notes(census)
     if top is not None and len(made[first]) > top:
         notes.append(f"the first {top} of {len(made[first])} are shown")
         made[first] = made[first][:top]
     order = [first, *(name for name in BREAKDOWNS if name != first)]
-    picture = [
-        CellRow(Address(cell * census.cell_pages << PAGE_SHIFT), census.cell_types(cell))
-        for cell in sorted(census.cells)
-    ]
-    counted = census.total - census.unmapped
     return Report(
         command="pages",
         kernel=kernel.identity,
         tables=(
             *(Table(_KEYS[name], COLUMNS[name], made[name]) for name in order),
-            Table("map", COLUMNS["map"], picture),
+            Table("map", COLUMNS["map"], _picture(census, shift)),
         ),
         head=head(kernel),
-        notes=tuple(dict.fromkeys(notes)),
-        partial=partial,
-        extra={
-            "total": counted,
-            "holes": census.holes,
-            "unmapped": census.unmapped,
-            "missing": census.missing,
-            "seconds": seconds,
-            "rate": round(census.total / seconds) if seconds > 0 else None,
-            "by": by,
-            "unknown_flags": tuple(filter(None, kpf_long(pages.form.unknown_flags).split(","))),
-            "by_type": {row.type: row.pages for row in _types(census)},
-            "by_zone": _plain(census.by(lambda g: g.zone or None)),
-            "by_node": _plain(census.by(lambda g: g.node)),
-            "cell_size": Size(census.cell_pages << PAGE_SHIFT),
-        },
+        notes=tuple(dict.fromkeys((*kernel.source.warnings, *lacks, *notes))),
+        partial=bool(lacks),
+        extra=_extra(census, by, pages.form.unknown_flags, seconds, shift),
     )
 
 
-def _contradiction(kernel: Kernel, census: PageCensus) -> Optional[str]:
-    """What is said where struct pages are not what zones say; None if they are, or if nothing tells.
+def _lacks(pages: Pages) -> List[str]:
+    """What the source lacks, so that types may be wrong or page frames missing."""
+    # Without slab caches it does not matter which slabs are KFENCE's.
+    fence = "" if pages.form.slab_cache is None else pages.fence[1]
+    sections = pages.sections
+    lost = f"{sections.missing} tables of memory sections are not in this source: page frames are missing"
+    only = f"only page frames whose struct pages are mapped are counted: {sections.mapped_only}"
+    return [
+        *pages.form.lacks,
+        *filter(None, (pages.zero_unknown, fence)),
+        *([lost] if sections.missing else []),
+        *([sections.whole] if sections.whole else []),
+        *([only] if sections.mapped_only else []),
+    ]
 
-    A kernel that crashed may have been about to move a block on each CPU; a running one moves many.
+
+def _census_lacks(census: PageCensus) -> List[str]:
+    """What could not be counted."""
+    found = []
+    if census.missing:
+        found.append(f"{census.missing} struct pages are not in this source; they are counted as not_in_dump")
+    if census.limited:
+        found.append(
+            "struct pages are damaged: they are of more kinds than any kernel has; the rest is not counted"
+        )
+    return found
+
+
+def _census_notes(census: PageCensus) -> List[str]:
+    """Notes for a reader of the numbers."""
+    found = []
+    if census.unmapped:
+        found.append(
+            f"{census.unmapped} page frames have a section but no struct page: nothing is mapped there"
+        )
+    if census.fenced:
+        found.append(f"{census.fenced} pages that look like slabs belong to KFENCE, not to a cache")
+    return found
+
+
+def _picture(census: PageCensus, shift: int) -> List[CellRow]:
+    return [
+        CellRow(Address(cell * census.cell_pages << shift), census.cell_types(cell))
+        for cell in sorted(census.cells)
+    ]
+
+
+def _extra(
+    census: PageCensus, by: Optional[str], unknown_flags: int, seconds: float, shift: int
+) -> PagesExtra:
+    return {
+        "total": census.total - census.unmapped,
+        "holes": census.holes,
+        "unmapped": census.unmapped,
+        "missing": census.missing,
+        "seconds": seconds,
+        "rate": round(census.total / seconds) if seconds > 0 else None,
+        "by": by,
+        "unknown_flags": tuple(filter(None, kpf_long(unknown_flags).split(","))),
+        "by_type": {row.type: row.pages for row in _types(census, shift)},
+        "by_zone": _plain(census.by(lambda g: g.zone or None)),
+        "by_node": _plain(census.by(lambda g: g.node)),
+        "cell_size": Size(census.cell_pages << shift),
+    }
+
+
+def _contradiction(kernel: Kernel, census: PageCensus) -> Optional[str]:
+    """How struct pages contradict the zones; None if they agree, or if the zones cannot be read.
+
+    A kernel that crashed may have been moving a block on each CPU. A running one moves many.
     """
     if kernel.source.live or census.missing or census.limited:
         return None
@@ -358,33 +418,35 @@ def _contradiction(kernel: Kernel, census: PageCensus) -> Optional[str]:
     if abs(said - found) <= _IN_MOTION + said // 32:
         return None
     return (
-        f"struct pages were overwritten: the zones count {said} free pages, and {found} struct pages "
-        "are those of free pages; the types shown are not to be relied on"
+        f"struct pages were overwritten: the zones count {said} free pages, but {found} struct pages "
+        "are free; do not rely on the types shown"
     )
 
 
-def _plain(counts: "Counter[Any]") -> Dict[str, int]:
+def _plain(counts: Mapping[Union[str, int, None], int]) -> Dict[str, int]:
     return {
         str(key): pages for key, pages in sorted(counts.items(), key=lambda i: str(i[0])) if key is not None
     }
 
 
-def _size(pages: int) -> Size:
-    return Size(pages << PAGE_SHIFT)
+def _size(pages: int, shift: int) -> Size:
+    return Size(pages << shift)
 
 
-def _types(census: PageCensus) -> List[TypeRow]:
+def _types(census: PageCensus, shift: int) -> List[TypeRow]:
     counts = census.by(lambda g: g.type)
     total = sum(counts.values()) or 1
     names = [name for name in TYPES if counts[name]]
     names.sort(key=lambda name: -counts[name])
     return [
-        TypeRow(name, counts[name], _size(counts[name]), round(100 * counts[name] / total, 2), TYPES[name])
+        TypeRow(
+            name, counts[name], _size(counts[name], shift), round(100 * counts[name] / total, 2), TYPES[name]
+        )
         for name in names
     ]
 
 
-def _zones(census: PageCensus, facts: Mapping[Tuple[int, str], ZoneFacts]) -> List[ZoneRow]:
+def _zones(census: PageCensus, facts: Mapping[Tuple[int, str], ZoneFacts], shift: int) -> List[ZoneRow]:
     def count(want: Callable[[Group], bool]) -> "Counter[Tuple[Optional[int], str]]":
         out: Counter[Tuple[Optional[int], str]] = Counter()
         for group, pages in census.groups.items():
@@ -413,7 +475,7 @@ def _zones(census: PageCensus, facts: Mapping[Tuple[int, str], ZoneFacts]) -> Li
                 node,
                 zone,
                 all_[key],
-                _size(all_[key]),
+                _size(all_[key], shift),
                 free[key],
                 reserved[key],
                 None if fact is None else fact.present,
@@ -423,19 +485,19 @@ def _zones(census: PageCensus, facts: Mapping[Tuple[int, str], ZoneFacts]) -> Li
     return rows
 
 
-def _nodes(census: PageCensus) -> List[NodeRow]:
+def _nodes(census: PageCensus, shift: int) -> List[NodeRow]:
     counts = census.by(lambda g: g.node)
     free = census.by(lambda g: g.node if g.type == "free" else "")
     return [
-        NodeRow(node, counts[node], _size(counts[node]), free[node])
+        NodeRow(node, counts[node], _size(counts[node], shift), free[node])
         for node in sorted(counts, key=lambda n: -1 if n is None else n)
         if node is not None
     ]
 
 
-def _orders(census: PageCensus) -> List[OrderRow]:
+def _orders(census: PageCensus, shift: int) -> List[OrderRow]:
     if all(group.type == "not_in_dump" for group in census.groups):
-        return []  # a row of zeros would say that nothing is free
+        return []  # rows of zeros would claim that nothing is free
     blocks: Counter[int] = Counter()
     compounds: Counter[int] = Counter()
     for group, pages in census.groups.items():
@@ -454,16 +516,16 @@ def _orders(census: PageCensus) -> List[OrderRow]:
         OrderRow(
             order,
             blocks[order],
-            _size(blocks[order] << order),
+            _size(blocks[order] << order, shift),
             compounds[order],
-            _size(compounds[order] << order),
+            _size(compounds[order] << order, shift),
         )
         for order in range(highest + 1)
         if order < _ORDERS or blocks[order] or compounds[order]
     ]
 
 
-def _free(census: PageCensus) -> List[FreeRow]:
+def _free(census: PageCensus, shift: int) -> List[FreeRow]:
     zones: Dict[Tuple[int, str], Counter[int]] = {}
     for group, pages in census.groups.items():
         if group.type == "free" and group.first and group.node is not None:
@@ -472,11 +534,11 @@ def _free(census: PageCensus) -> List[FreeRow]:
     for (node, zone), orders in sorted(zones.items()):
         blocks = tuple(orders[order] for order in range(max(_ORDERS, max(orders) + 1)))
         pages = sum(count << order for order, count in enumerate(blocks))
-        rows.append(FreeRow(node, zone, blocks, pages, _size(pages)))
+        rows.append(FreeRow(node, zone, blocks, pages, _size(pages, shift)))
     return rows
 
 
-def _flags(census: PageCensus, raw: bool, unknown: int) -> List[FlagsRow]:
+def _flags(census: PageCensus, raw: bool, unknown: int, shift: int) -> List[FlagsRow]:
     compound = 1 << KPF_COMPOUND_HEAD | 1 << KPF_COMPOUND_TAIL
     counts: Counter[int] = Counter()
     for group, pages in census.groups.items():
@@ -490,7 +552,7 @@ def _flags(census: PageCensus, raw: bool, unknown: int) -> List[FlagsRow]:
                 flags &= ~compound
         counts[flags] += pages
     return [
-        FlagsRow(Address(flags), pages, _size(pages), kpf_symbols(flags, unknown), kpf_long(flags))
+        FlagsRow(Address(flags), pages, _size(pages, shift), kpf_symbols(flags, unknown), kpf_long(flags))
         for flags, pages in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     ]
 
@@ -512,7 +574,7 @@ def _caches(kernel: Kernel, census: PageCensus) -> Tuple[List[CacheRow], int]:
                 Address(address),
                 use.slabs,
                 use.pages,
-                _size(use.pages),
+                _size(use.pages, kernel.page_shift),
                 use.objects if census.counts_objects else None,
                 use.in_use if census.counts_objects else None,
                 size,

@@ -1,30 +1,16 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Page tables as ranges, in the kernel's own words."""
+"""Page tables as ranges, with the kernel's own names for flags and levels."""
 
 from __future__ import annotations
 
-from functools import lru_cache
 from itertools import islice
-from typing import Any, Dict, Iterable, Iterator, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence
 
-from kvintro.arch.x86_64 import ALL, GLOBAL, NX, PAT, PCD, PRESENT, PSE, PWT, RW, USER
-from kvintro.arch.x86_64_entry import level_name
-from kvintro.kernel import Kernel
-from kvintro.model import Address, AddressRange, Batch, Size, Stream, StreamField
-from kvintro.paging import (
-    EFFECTIVE_NX,
-    EFFECTIVE_RW,
-    EFFECTIVE_USER,
-    LEVEL_MASK,
-    LEVEL_SHIFT,
-    MAPPED,
-    OVER_LIMIT,
-    UNREADABLE,
-    Tree,
-)
-from kvintro.queries.ptdump import Line, Markers, lines, pruned_tree, stretches
+from kvintro.kernels import Kernel
+from kvintro.model import ALL, Address, AddressRange, Batch, Root, Size, Stream, StreamField
+from kvintro.paging import MAPPED, Tree
+from kvintro.queries.ptdump import Dump, Line, Shown, dump_of, lines
 from kvintro.readers.mapped import unread
-from kvintro.regions import Root
 
 FIELDS = ("start", "end", "size", "level", "state", "flags", "effective", "marker")
 
@@ -38,50 +24,60 @@ def ptdump(
 
     :param root: see :mod:`kvintro.queries.roots`.
     :param wanted: only these addresses.
-    :param only_wx: only what can be both written and executed, all levels taken together.
+    :param only_wx: only ranges that are both writable and executable, by all levels together.
     """
-    markers = Markers(kernel)
-    tree = pruned_tree(kernel, root)
-    found: Iterable[Line] = lines(tree, markers, stretches(kernel, wanted))
+    dump = dump_of(kernel, root)
+    tree = dump.tree()
+    found: Iterable[Line] = lines(dump, tree, wanted)
     if only_wx:
-        found = (line for line in found if line.writable_and_executable or _lost(line))
+        found = (line for line in found if line.lost or dump.writable_and_executable(line.key))
     notes = [*kernel.source.warnings]
-    notes += [f"there is no heading for {missing}" for missing in markers.missing]
+    notes += [f"there is no heading for {missing}" for missing in dump.missing]
     empty = "" if root.table != kernel.root.value else _empty(kernel)
     if empty:
         notes.append(empty)
+    batches = _batches(dump, tree, found, bool(empty))
     return Stream(
         "ptdump",
         kernel.identity,
         "ranges",
         [StreamField(key, 0) for key in FIELDS],
         FIELDS,
-        _batches(tree, kernel.geometry.levels, found, bool(empty)),
+        _or_nothing(batches, notes) if only_wx else batches,
         notes,
     )
 
 
+def _or_nothing(batches: Iterable[Batch], notes: List[str]) -> Iterator[Batch]:
+    """The batches; if there are none, a note says so."""
+    nothing = True
+    for batch in batches:
+        nothing = False
+        yield batch
+    if nothing:
+        notes.append("nothing is both writable and executable")
+
+
 def _empty(kernel: Kernel) -> str:
-    return (
-        unread(kernel, kernel.geometry.guard_hole.end + 1, ALL)
-        if not kernel.kernel_ranges.any(MAPPED)
-        else ""
-    )
+    if kernel.kernel_ranges.any(MAPPED):
+        return ""
+    return unread(kernel, kernel.form.kernel.start, kernel.form.kernel.end)
 
 
-def _lost(line: Line) -> bool:
-    return bool(line.key & (UNREADABLE | OVER_LIMIT))
-
-
-def _batches(tree: Tree, levels: int, found: Iterable[Line], empty: bool) -> Iterator[Batch]:
+def _batches(dump: Dump, tree: Tree, found: Iterable[Line], empty: bool) -> Iterator[Batch]:
     source = iter(found)
+    # A tree has few different keys.
+    shown: Dict[int, Shown] = {}
     while True:
         part = list(islice(source, _BATCH))
         if not part:
             if empty:
                 yield Batch(dict.fromkeys(FIELDS, ()), partial=True)
             return
-        level, state, flags, effective = zip(*[_told(line.key, levels) for line in part])
+        for line in part:
+            if line.key not in shown:
+                shown[line.key] = dump.shown(line.key)
+        level, state, flags, effective = zip(*[shown[line.key] for line in part])
         values: Dict[str, Sequence[Any]] = {
             "start": [Address(line.start) for line in part],
             "end": [Address(line.end - 1 & ALL) for line in part],
@@ -94,36 +90,3 @@ def _batches(tree: Tree, levels: int, found: Iterable[Line], empty: bool) -> Ite
         }
         lost = not {"not-in-dump", "over-limit"}.isdisjoint(state)
         yield Batch(values, partial=lost or tree.limited)
-
-
-@lru_cache(maxsize=1 << 12)
-def _told(key: int, levels: int) -> Tuple[str, str, Tuple[str, ...], Tuple[str, ...]]:
-    """(level, state, flags, effective rights), of which there are few different ones."""
-    level = (key & LEVEL_MASK) >> LEVEL_SHIFT
-    name = level_name(level, levels)
-    if key & UNREADABLE:
-        return name, "not-in-dump", (), ()
-    if key & OVER_LIMIT:
-        return name, "over-limit", (), ()
-    if not key & PRESENT:
-        return name, "not-present", (), ()
-    flags = [
-        text
-        for mask, text in (
-            (USER, "USR"),
-            (RW, "RW"),
-            (PWT, "PWT"),
-            (PCD, "PCD"),
-            (PSE if level > 1 else 0, "PSE"),
-            (PAT if level == 1 else 0, "PAT"),
-            (GLOBAL, "GLB"),
-            (NX, "NX"),
-        )
-        if key & mask
-    ]
-    rights = [
-        text
-        for mask, text in ((EFFECTIVE_USER, "USR"), (EFFECTIVE_RW, "RW"), (EFFECTIVE_NX, "NX"))
-        if key & mask
-    ]
-    return name, "present", tuple(flags), tuple(rights)

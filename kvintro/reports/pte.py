@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Raw page-table entries, decoded."""
+"""Decodes raw page-table entries."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import List, Mapping, Optional, Sequence, Tuple
+from typing import Mapping, Optional, Sequence, Tuple
 
-from kvintro.arch import x86_64
-from kvintro.arch.x86_64_entry import LEVEL_NAMES, Dialect, Entry, decode, level_name
+from kvintro.arch import entries_of_any, of_this_machine
+from kvintro.arch.entry import Entry
+from kvintro.arch.form import LEVEL_NAMES, PagingForm
 from kvintro.errors import UsageError
-from kvintro.kernel import Kernel
-from kvintro.model import Address, Column, Report, Size, Table
+from kvintro.kernels import Kernel
+from kvintro.model import Address, Column, NoExtra, Report, Size, Table
 
 
 @dataclass(frozen=True)
 class SwapRow:
-    """What a swap entry says."""
+    """The fields of a swap entry."""
 
     type: int
     kind: Optional[str]
@@ -41,10 +42,13 @@ class EntryRow:
     pkey: Optional[int]
     pat: Optional[int]
     memory_type: Optional[str]
+    memory_source: Optional[str]
     inverted: bool
     reserved: Tuple[int, ...]
     swap: Optional[SwapRow]
 
+
+PteReport = Report[Tuple[Table[EntryRow]], NoExtra]
 
 COLUMNS = (
     Column("value", "value"),
@@ -58,45 +62,25 @@ COLUMNS = (
 
 def pte(
     kernel: Optional[Kernel], values: Sequence[str], *, level: str = "pte", half: Optional[str] = None
-) -> Report:
+) -> PteReport:
     """Decode entries.
 
-    :param kernel: whose entries they are: its address mask, levels and special swap types; None for what is
-        the same everywhere.
-    :param level: name (``pte`` to ``pgd``) or number (1 to 5) of the level of the tables they are in.
-    :param half: ``user`` or ``kernel``, None for what each looks like.
-    :raises UsageError: no number, or no level.
+    :param kernel: the kernel of the entries, whose address mask, levels and special swap types are used; None
+        to decode only what is the same on all kernels.
+    :param level: name (``pte`` to ``pgd``) or number (1 to 5) of the level of their tables.
+    :param half: ``user`` or ``kernel``; None to infer it from each entry.
+    :raises UsageError: a value is not a number, or there is no such level.
     """
-    if kernel is not None:
-        geometry, dialect = kernel.geometry, kernel.entry_dialect
-    else:
-        # Four levels or five make no difference to a single entry but for the root's name.
-        geometry = x86_64.ARCHITECTURE.geometry(5 if level in ("p4d", "5") else 4, (1 << 52) - 1)
-        dialect = Dialect()
-    number = _level(level, geometry.levels)
-    rows = [
-        _row(text, decode(_value(text), number, geometry, half=half, dialect=dialect), geometry.levels)
-        for text in values
-    ]
-    notes: List[str] = []
-    guessed = [row.input for row in rows if half is None and row.kind == "table" and row.half == "user"]
-    if guessed:
-        # arch/x86/kernel/head_64.S: entries of init_top_pgt are _PAGE_TABLE, with USER.
-        notes.append(
-            f"{', '.join(guessed[:3])}{', ...' * (len(guessed) > 3)}: an entry that points to a table may be "
-            "of either half, since the kernel's upper levels have the USER bit too; --half says which"
-        )
-    if kernel is None:
-        notes.append(
-            "no source was named: addresses are taken to be 52 bits wide (memory encryption takes some), "
-            "and software bits 57 and 58 and special swap types stay without a name"
-        )
-    else:
-        notes.extend(kernel.source.warnings)
-        if geometry.physical_mask != (1 << 52) - 1:
-            notes.append(
-                f"addresses are masked with {geometry.pfn_mask:#x} ({kernel.physical_mask.provenance})"
-            )
+    entries = entries_of_any(of_this_machine(), level) if kernel is None else kernel.entries
+    number = _level(level, entries.form)
+    found = [(text, entries.decode(_value(text), number, half=half)) for text in values]
+    notes = [] if kernel is None else [*kernel.source.warnings]
+    unsure = {text: entry.half_note for text, entry in found if entry.half_note}
+    for why in dict.fromkeys(unsure.values()):
+        about = [text for text, entry in found if entry.half_note == why]
+        notes.append(f"{', '.join(about[:3])}{', ...' * (len(about) > 3)}: {why}; give --half")
+    notes += entries.notes
+    rows = [_row(text, entry, entries.form) for text, entry in found]
     return Report(
         command="pte",
         kernel=None if kernel is None else kernel.identity,
@@ -111,38 +95,44 @@ def _value(text: str) -> int:
     except ValueError:
         value = -1
     if not 0 <= value < 1 << 64:
-        raise UsageError(f"{text} is no page-table entry", "give 64 bits in hexadecimal, with or without 0x")
+        raise UsageError(
+            f"{text} is not a page-table entry", "give 64 bits in hexadecimal, with or without 0x"
+        )
     return value
 
 
-def _level(text: str, levels: int) -> int:
-    by_name = {level_name(n, levels): n for n in range(1, levels + 1)}
-    # On four levels the p4d is folded into the pgd.
-    by_name.setdefault("p4d", levels)
-    by_name.update({str(n): n for n in LEVEL_NAMES if n <= levels})
+def _level(text: str, form: PagingForm) -> int:
+    levels = range(1, form.levels + 1)
+    by_name = {form.level_name(level): level for level in levels}
+    # With fewer levels the upper ones are folded into the pgd.
+    for name in LEVEL_NAMES.values():
+        by_name.setdefault(name, form.levels)
+    by_name.update({str(level): level for level in levels})
     if text not in by_name:
         raise UsageError(
-            f"there is no level {text} with {levels} levels of paging", f"levels are {', '.join(by_name)}"
+            f"there is no level {text} with {form.levels} levels of paging",
+            f"levels are {', '.join(by_name)}",
         )
     return by_name[text]
 
 
-def _row(text: str, entry: Entry, levels: int) -> EntryRow:
+def _row(text: str, entry: Entry, form: PagingForm) -> EntryRow:
     physical = entry.physical
     return EntryRow(
         input=text,
         value=Address(entry.value),
-        level=level_name(entry.level, levels),
+        level=form.level_name(entry.level),
         half=entry.half,
         kind=entry.kind,
         physical=None if physical is None else Address(physical),
-        pfn=None if physical is None else physical >> x86_64.PAGE_SHIFT,
+        pfn=None if physical is None else physical >> form.page_shift,
         page_size=Size(entry.page_size) if entry.page_size else None,
         flags=entry.flags,
         bits={str(bit): name for bit, name in sorted(entry.bits.items())},
         pkey=entry.pkey,
         pat=entry.pat,
         memory_type=entry.memory_type,
+        memory_source=entry.memory_source or None,
         inverted=entry.inverted,
         reserved=tuple(bit for bit in range(64) if entry.reserved >> bit & 1),
         swap=None

@@ -1,25 +1,26 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Everything about one kernel in one report, made of the other reports. A part that fails does not end it."""
+"""A full report about one kernel, composed of the other reports. If one fails, the report continues."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable, Iterable, List, Optional, Sequence, Tuple
+from typing import Callable, Iterable, List, Optional, Sequence, Tuple, TypedDict
 
-from kvintro.errors import KvintroError
-from kvintro.kernel import Kernel
-from kvintro.model import Column, Placement, Report, Section, Size, Table
-from kvintro.queries.command_line import command_line
-from kvintro.queries.rights import rights_of
+from kvintro.entry_points import unforeseen
+from kvintro.errors import KvintroError, Unavailable
+from kvintro.kernels import Kernel
+from kvintro.model import Address, Asked, Column, NoExtra, Placement, Report, Section, Size, Table
+from kvintro.queries.mapped_by_rights import rights_of
+from kvintro.readers.command_line import command_line
 from kvintro.reports.layout import head, layout
 
 
 @dataclass(frozen=True)
 class RightsRow:
-    """What a region maps with one page size, one set of rights and one memory type.
+    """The part of a region that is mapped with one page size, one set of rights and one memory type.
 
-    :ivar rights: those of all levels of page tables together.
-    :ivar ranges: number of stretches that are mapped alike.
+    :ivar rights: effective rights over all levels of page tables.
+    :ivar ranges: number of ranges that it consists of.
     """
 
     region: str
@@ -40,7 +41,7 @@ _RIGHTS = (
 )
 
 
-def rights(kernel: Kernel) -> Report:
+def rights(kernel: Kernel) -> Report[Tuple[Table[RightsRow]], NoExtra]:
     """Mapped bytes of every region by page size and rights."""
     found, problems = rights_of(kernel)
     rows = [RightsRow(m.region, m.page_size, m.rights, m.caching, m.ranges, Size(m.size)) for m in found]
@@ -55,9 +56,9 @@ def rights(kernel: Kernel) -> Report:
 
 @dataclass(frozen=True)
 class _Part:
-    """How a section is made.
+    """A section and how to make it.
 
-    :ivar make: from the kernel to its report; loads what it needs, so that one broken part breaks no other.
+    :ivar make: makes the report. It imports what it needs, so that a broken part does not break the others.
     """
 
     key: str
@@ -99,7 +100,6 @@ def _info(kernel: Kernel) -> Report:
 
 def _show(key: str) -> Callable[[Kernel], Report]:
     def make(kernel: Kernel) -> Report:
-        from kvintro.regions import Asked
         from kvintro.reports.show import Selection, show
 
         return show(kernel, key, Asked(), Selection())
@@ -114,37 +114,37 @@ _PARTS = (
         "Findings",
         _check,
         (
-            "The kernel against itself: what contradicts what, and which protections are off. A defect "
-            "should not be; a warning or a notice is somebody's choice.",
+            "Contradictions within the kernel, and protections that are off. A defect should not exist; "
+            "warnings and notices may be intended.",
         ),
     ),
     _Part(
         "kaslr",
         "Randomised places",
         _kaslr,
-        ("Every base that is drawn at boot: where it would be, where it is, and out of how many places.",),
+        ("Every base that is randomised at boot: its default, its place, and the number of places.",),
     ),
     _Part(
         "rights",
         "Page sizes and rights",
         rights,
         (
-            "What each region maps, by page size and by what may be done there with the rights of all levels "
-            "taken together: r read, w write, x execute, u by user mode too.",
+            "What each region maps, by page size and rights. Rights are what all levels of page tables "
+            "together allow: r read, w write, x execute, u by user mode, too.",
         ),
     ),
     _Part(
         "vmalloc",
         "vmalloc by caller",
         _show("vmalloc"),
-        ("Who mapped how much in the vmalloc area, and how much of it was lost to guard pages.",),
+        ("How much each caller mapped in the vmalloc area, and how much guard pages take.",),
         ("by_caller", "by_kind", "areas"),
     ),
     _Part(
         "pages",
         "Physical memory by type",
         _pages,
-        ("What each page frame is used for, counted in the struct pages.",),
+        ("The use of each page frame, counted in the struct pages.",),
         ("types", "zones", "orders", "caches"),
     ),
     _Part(
@@ -158,18 +158,40 @@ _PARTS = (
         "info",
         "Kernel and dump",
         _info,
-        ("What is known of the kernel as a whole and of where it was read, and what that leaves out.",),
+        ("Facts about the kernel and the source that it was read from, and what that source lacks.",),
     ),
     _Part("explain", "The regions one by one", _explain),
 )
 
 
+class FullExtra(TypedDict):
+    """Further values of the report.
+
+    :ivar command_line: the kernel's command line; None if it cannot be read.
+    :ivar linear_offset: virtual minus physical address in the direct map, modulo 2^64; None if unknown.
+    """
+
+    command_line: Optional[str]
+    linear_offset: Optional[Address]
+    sections: Sequence[Section]
+
+
+FullReport = Report[Tuple[()], FullExtra]
+
+
+def _linear_offset(kernel: Kernel) -> Optional[Address]:
+    try:
+        return Address(kernel.linear_offset.value)
+    except Unavailable:
+        return None
+
+
 def full(
     kernel: Kernel, *, progress: Callable[[Sequence[str]], Iterable[str]] = lambda titles: titles
-) -> Report:
-    """All sections.
+) -> FullReport:
+    """Make all sections.
 
-    :param progress: given the titles of what is to be done, in order; is iterated over while that is done.
+    :param progress: gets the titles of the sections and yields them again while these are made.
     """
     contents = [
         _Part(f"show_{region.key}", region.name, _show(region.key))
@@ -188,7 +210,11 @@ def full(
         head=head(kernel),
         notes=tuple(kernel.source.warnings),
         partial=any(s.problem or (s.report is not None and s.report.partial) for s in sections),
-        extra={"command_line": _command_line(kernel), "sections": sections},
+        extra={
+            "command_line": _command_line(kernel),
+            "linear_offset": _linear_offset(kernel),
+            "sections": sections,
+        },
     )
 
 
@@ -205,6 +231,6 @@ def _section(kernel: Kernel, part: _Part) -> Section:
     except KvintroError as error:
         problem = error.what
     except Exception as error:
-        # A bug, or a structure damaged in a way nobody thought of: the other sections are still worth having.
-        problem = f"internal error: {' '.join(repr(error).split())[:300]}"
+        # A bug, or unforeseen damage: the other sections are still useful.
+        problem = unforeseen(error)
     return Section(part.key, part.title, part.text, problem=problem)

@@ -1,36 +1,40 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What is inside one region: its contents, filtered and sorted as asked."""
+"""The contents of one region, filtered and sorted."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, List, Mapping, Optional, Sequence, Tuple, TypedDict
 
 from kvintro.errors import Unavailable, UsageError
-from kvintro.kernel import Kernel
+from kvintro.kernels import Kernel, Region
 from kvintro.model import (
     Absent,
     Address,
     AddressRange,
+    Asked,
+    Contents,
     Located,
     NoRange,
     Placement,
     Report,
+    Row,
     Size,
     Table,
     Unknown,
 )
+from kvintro.queries.names import region_named
 from kvintro.readers.mapped import unread
-from kvintro.regions import Asked, Contents, Region
+from kvintro.text import did_you_mean
 
-_MOST_RANGES = 4096  # shown in place of contents
+_MOST_RANGES = 1 << 12  # maximum number of mapped ranges shown instead of contents
 
 
 @dataclass(frozen=True)
 class RegionHead:
-    """The region whose contents follow; as in the layout, ``end`` is inclusive."""
+    """The region whose contents are shown. As in the layout, ``end`` is inclusive."""
 
     key: str
     name: str
@@ -45,13 +49,13 @@ class RegionHead:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which rows are wanted, and in which order. Totals are of the whole region all the same.
+    """Which rows to show, and in which order. Totals always cover the whole region.
 
-    :ivar table: key of the one table that is wanted.
-    :ivar match: rows in whose text this is found.
-    :ivar within: rows that lie there, at least partly.
-    :ivar sort: column to sort by: addresses and texts ascend, sizes and counts descend.
-    :ivar top: so many rows of each table, by default the largest.
+    :ivar table: key of the only table to show.
+    :ivar match: show rows with text that matches this.
+    :ivar within: show rows that overlap this range.
+    :ivar sort: column to sort by. Addresses and texts ascend, sizes and counts descend.
+    :ivar top: show at most this number of rows of each table; the largest ones unless ``sort`` is set.
     """
 
     table: Optional[str] = None
@@ -61,31 +65,30 @@ class Selection:
     reverse: bool = False
     top: Optional[int] = None
 
-    @property
-    def narrows(self) -> bool:
-        """Whether it leaves anything away or in another order."""
-        return any((self.table, self.match, self.within, self.sort, self.reverse, self.top is not None))
+
+class _Always(TypedDict):
+    region: RegionHead
+    totals: Mapping[str, object]
 
 
-def region_of(kernel: Kernel, key: str) -> Region:
-    """The region of a key.
+class ShowExtra(_Always, total=False):
+    """Further values of the report.
 
-    :raises UsageError: there is none.
+    :ivar table: key of the only table to show.
     """
-    key = key.replace("-", "_").lower()
-    for region in kernel.regions:
-        if region.key == key:
-            return region
-    keys = ", ".join(sorted(region.key for region in kernel.regions))
-    raise UsageError(f"there is no region {key}", f"regions are {keys}")
+
+    table: str
 
 
-def show(kernel: Kernel, key: str, asked: Asked, selection: Selection) -> Report:
-    """The contents of a region.
+ShowReport = Report[Sequence[Table], ShowExtra]
+
+
+def show(kernel: Kernel, key: str, asked: Asked, selection: Selection) -> ShowReport:
+    """Return the contents of a region.
 
     :raises UsageError: there is no such region, table or column.
     """
-    region = region_of(kernel, key)
+    region = region_named(kernel, key)
     found = kernel.locate(region)
     contents = Contents(())
     reason: Optional[str] = None
@@ -104,7 +107,7 @@ def show(kernel: Kernel, key: str, asked: Asked, selection: Selection) -> Report
     head = _head(region, found, state, reason)
     if contents.ranged:
         selection = dataclasses.replace(selection, within=None)
-    extra: Dict[str, Any] = {"region": head, "totals": contents.totals}
+    extra: ShowExtra = {"region": head, "totals": contents.totals}
     if selection.table:
         extra["table"] = selection.table
     return Report(
@@ -119,22 +122,22 @@ def show(kernel: Kernel, key: str, asked: Asked, selection: Selection) -> Report
 
 
 def _unread(kernel: Kernel, region: Region, found: Located) -> Sequence[str]:
-    """Why what the page tables have of a region is not all known."""
+    """Reasons why it is not fully known what the page tables map in a region."""
     if not isinstance(found, Placement):
         return ()
     try:
         roots = region.roots(kernel)
     except Unavailable as error:
-        return (f"what is mapped is not known: {error.what}",)
+        return (f"how much is mapped is not known: {error.what}",)
     whys = (unread(kernel, found.range.start, found.range.end, root.table) for root in roots)
     return [f"{region.name}: {why}" for why in whys if why]
 
 
 def _only_mapped(kernel: Kernel, region: Region, why: str) -> Tuple[Contents, str]:
-    """What is left to show where the kernel's own account cannot be read, and why it cannot."""
+    """Ranges that the page tables map, for regions whose own records cannot be read, and the reason."""
     reason = f"its contents cannot be read: {why}"
     try:
-        # What only processes map is not looked for here.
+        # Regions that only processes map are not searched.
         contents = region.mapped(kernel) if region.roots(kernel) else None
     except Unavailable:
         contents = None
@@ -142,14 +145,14 @@ def _only_mapped(kernel: Kernel, region: Region, why: str) -> Tuple[Contents, st
         return Contents(()), reason
     (table,) = contents.tables
     if len(table.rows) > _MOST_RANGES:
-        # As in espfix, where each page is mapped 65536 times.
+        # For example espfix, which maps each page 65536 times.
         note = f"the first {_MOST_RANGES} of {len(table.rows)} ranges are shown"
         table = dataclasses.replace(table, rows=table.rows[:_MOST_RANGES])
         contents = dataclasses.replace(contents, tables=(table,), notes=(*contents.notes, note))
     return contents, f"{reason}; this is what the page tables map"
 
 
-def _head(region: Region, found: Any, state: str, reason: Optional[str]) -> RegionHead:
+def _head(region: Region, found: Located, state: str, reason: Optional[str]) -> RegionHead:
     place = found if isinstance(found, Placement) else None
     return RegionHead(
         key=region.key,
@@ -165,47 +168,49 @@ def _head(region: Region, found: Any, state: str, reason: Optional[str]) -> Regi
 
 
 def parse_range(text: str) -> AddressRange:
-    """``A-B`` in hex, B exclusive as in the kernel's own files.
+    """Parse ``A-B`` in hex; B is exclusive as in the kernel's own files.
 
-    :raises UsageError: that is no range.
+    :raises UsageError: the text is not a range.
     """
     try:
         start, end = (int(part, 16) for part in text.split("-"))
-        # Nothing can be written for the end of the last page; its last address will do.
+        # The exclusive end of the last page is 2^64, which needs 17 digits, so its last address is accepted.
         return AddressRange(start, end - 1 if end not in (0, (1 << 64) - 1) else (1 << 64) - 1)
     except (ValueError, NoRange):
-        raise UsageError(f"{text} is no range", "give A-B in hex; B itself is not included") from None
+        raise UsageError(f"{text} is not a range", "give A-B in hex; B itself is not included") from None
 
 
 def parse_pattern(text: str) -> "re.Pattern[str]":
-    """A regular expression.
+    """Parse a regular expression.
 
-    :raises UsageError: that is none.
+    :raises UsageError: the text is not one.
     """
     try:
         return re.compile(text)
     except re.error as error:
         raise UsageError(
-            f"{text} is no regular expression: {error}", "see Python's re for what may be written"
+            f"{text} is not a regular expression: {error}", "see the documentation of Python's re module"
         ) from None
 
 
 def select(tables: Sequence[Table], selection: Selection) -> Tuple[Table, ...]:
-    """The tables with the rows that are wanted.
+    """Select tables and rows.
 
-    :raises UsageError: no such table, or no table has the column.
+    :raises UsageError: there is no such table, or no table has the column.
     """
     if selection.table is not None:
         chosen = [table for table in tables if table.key == selection.table]
         if not chosen:
             keys = ", ".join(table.key for table in tables)
-            raise UsageError(f"there is no table {selection.table} here", f"tables are {keys}")
+            near = did_you_mean(selection.table, [table.key for table in tables])
+            raise UsageError(f"there is no table {selection.table} here", f"{near}tables are {keys}")
         tables = chosen
     if selection.sort is not None:
         names = list(dict.fromkeys(name for table in tables for name in _names(table)))
         if selection.sort not in names and any(table.rows for table in tables):
             raise UsageError(
-                f"no table here has a column {selection.sort}", f"columns are {', '.join(names)}"
+                f"no table here has a column {selection.sort}",
+                f"{did_you_mean(selection.sort, names)}columns are {', '.join(names)}",
             )
     return tuple(dataclasses.replace(table, rows=_rows(table, selection)) for table in tables)
 
@@ -233,21 +238,20 @@ def _rows(table: Table, selection: Selection) -> Sequence[Any]:
 
 
 def _sorted(rows: Sequence[Any], column: str) -> List[Any]:
-    """Addresses and texts ascending, numbers descending; what is missing comes last."""
-    present = [row for row in rows if getattr(row, column) is not None]
-    missing = [row for row in rows if getattr(row, column) is None]
-    values = [getattr(row, column) for row in present]
-    if all(isinstance(v, (int, float)) and not isinstance(v, Address) for v in values):
-        present.sort(key=lambda row: -getattr(row, column))
-    elif all(isinstance(v, int) for v in values):
-        present.sort(key=lambda row: int(getattr(row, column)))
+    """Sort addresses and texts in ascending order, numbers in descending order; missing values come last."""
+    values = [(getattr(row, column), row) for row in rows]
+    present = [(value, row) for value, row in values if value is not None]
+    if all(isinstance(value, (int, float)) and not isinstance(value, Address) for value, _ in present):
+        present.sort(key=lambda pair: -pair[0])
+    elif all(isinstance(value, int) for value, _ in present):
+        present.sort(key=lambda pair: int(pair[0]))
     else:
-        present.sort(key=lambda row: str(getattr(row, column)))
-    return present + missing
+        present.sort(key=lambda pair: str(pair[0]))
+    return [row for _, row in present] + [row for value, row in values if value is None]
 
 
-def row_text(row: Any) -> str:
-    """What --match looks into: all texts and addresses of a row."""
+def row_text(row: Row) -> str:
+    """Text of a row for --match: all its texts and numbers."""
     parts: List[str] = []
     for f in dataclasses.fields(row):
         value = getattr(row, f.name)

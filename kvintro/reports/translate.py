@@ -1,37 +1,50 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Addresses in all their forms: a few with everything that is to be said, or a stream of many."""
+"""Addresses in all their forms: details of a few, or a stream of many."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import fields
-from typing import Any, Dict, Iterable, Iterator, List, Mapping, Sequence
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Sequence, Tuple, TypedDict
 
 from kvintro.errors import KvintroError, Unavailable, UsageError
-from kvintro.kernel import Kernel
+from kvintro.kernels import Kernel
 from kvintro.model import Batch, Column, Report, Stream, StreamField, Table
 from kvintro.queries.translate import FORMS, Input, Translation, Translator
+from kvintro.queries.translate_many import ManyAnswers
 
 COLUMNS = (
-    Column("input", "input"),
+    Column("input", "input", spare=2),
     Column("virtual", "virtual"),
     Column("physical", "physical"),
     Column("pfn", "pfn", "right"),
-    Column("page", "struct page"),
-    Column("page_size", "mapped by"),
+    Column("page", "struct page", spare=1),
+    Column("page_size", "mapped by", spare=3),
     Column("region", "region"),
     Column("state", "state"),
     Column("symbol", "symbol"),
 )
 
+
+class TranslateExtra(TypedDict, total=False):
+    """Further values of the report.
+
+    :ivar walk: whether to show the entry of each level.
+    """
+
+    walk: bool
+
+
+TranslateReport = Report[Tuple[Table[Translation]], TranslateExtra]
+
 _WIDTHS = {"input": -18, "virtual": 16, "physical": 16, "pfn": 10, "page": 16, "region": -14, "state": -13}
 _LINE = ("input", "virtual", "physical", "pfn", "page", "region", "state", "note")
 
 
-def translate(kernel: Kernel, translator: Translator, texts: Sequence[str]) -> Report:
-    """A few addresses.
+def translate(kernel: Kernel, translator: Translator, texts: Sequence[str]) -> TranslateReport:
+    """Translate a few addresses in detail.
 
-    :raises UsageError: one of the texts is no address.
+    :raises UsageError: one of the texts is not an address.
     """
     rows = [translator.translate(translator.parse(text)) for text in texts]
     return Report(
@@ -47,10 +60,10 @@ def translate(kernel: Kernel, translator: Translator, texts: Sequence[str]) -> R
 def translate_stream(
     kernel: Kernel, translator: Translator, chunks: Iterable[Sequence[str]], *, walk: bool = False
 ) -> Stream:
-    """Many addresses.
+    """Translate many addresses.
 
-    :param chunks: texts, as many at a time as there are.
-    :param walk: say of each all that there is to say, at a tenth of the speed.
+    :param chunks: lists of texts; each list is as long as all before it together.
+    :param walk: give all details of each address, at a tenth of the speed.
     """
     return Stream(
         "translate",
@@ -66,20 +79,21 @@ def translate_stream(
 def _batches(translator: Translator, chunks: Iterable[Sequence[str]], walk: bool) -> Iterator[Batch]:
     import numpy
 
+    many = ManyAnswers(translator)
     for texts in chunks:
         array = None
         joined = "".join(texts)
-        # int() takes these too.
+        # int() also accepts these characters.
         if not walk and "_" not in joined and "+" not in joined:
-            # A symbol among them, or nonsense, or more than 64 bits: one by one then.
+            # If a text is a symbol, invalid or longer than 64 bits, the texts are translated one by one.
             with suppress(ValueError, OverflowError):
                 array = numpy.array([int(text, 16) for text in texts], numpy.uint64)
         if array is None:
             yield _slowly(translator, texts)
             continue
-        forms = translator.forms_of(array)
-        columns = translator.columns(texts, array, forms)
-        apart = translator.one_by_one(array, forms, columns["state"])
+        forms = many.forms_of(array)
+        columns = many.columns(texts, array, forms)
+        apart = many.one_by_one(array, forms, columns["state"])
         for i in numpy.flatnonzero(apart).tolist():
             row = translator.translate(Input(texts[i], int(array[i]), FORMS[int(forms[i])]))
             for key, column in columns.items():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What the kernel keeps lists of, against its page tables."""
+"""Rules that compare the kernel's lists with its page tables."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from bisect import bisect_right
 from typing import Any, List, Sequence
 
 from kvintro.errors import Unavailable
-from kvintro.kernel import Kernel
-from kvintro.model import Address, AddressRange, Placement, Unknown
+from kvintro.kernels import Kernel, Region, Trait
+from kvintro.model import Address, AddressRange, Asked, Placement, Unknown
 from kvintro.paging import MAPPED, OVER_LIMIT, UNREADABLE
 from kvintro.queries.audit.verdict import Finding, Tally, Verdict
+from kvintro.queries.placements import lies_in
+from kvintro.readers.damage import Damage
 from kvintro.readers.mapped import ranges_of, rights_text
-from kvintro.readers.structures import Damage
-from kvintro.regions import Asked, Region
 from kvintro.regions.vmalloc import AreaRow, Areas, bare_areas
 
 
 def contents(kernel: Kernel) -> Verdict:
-    """Every structure that names a mapping, region by region, and the table that makes it."""
+    """Compare every structure that describes a mapping, region by region, with the page tables."""
     tally = Tally()
     for region in kernel.regions:
-        # A process's own memory is what `kvintro user` is for.
-        if region.key == "user":
+        # `kvintro user` covers the memory of processes.
+        if region is kernel.regions.user:
             continue
         place = kernel.locate(region)
         if isinstance(place, Unknown):
@@ -46,7 +46,7 @@ def _contents_of(kernel: Kernel, region: Region, where: AddressRange, tally: Tal
     if found.partial:
         tally.lacks(f"{region.name}: {found.notes[0] if found.notes else 'not all of it was read'}")
     for root in roots if rows else ():
-        # A row whose tables are not there has no problem that anybody could see.
+        # A row whose page tables are missing cannot reveal a problem.
         if ranges_of(kernel, where.start, where.end, root.table).any(UNREADABLE | OVER_LIMIT):
             tally.lacks(f"{region.name}: some page tables are not in this source")
 
@@ -63,13 +63,11 @@ def _finding(region: Region, row: Any) -> Finding:
 
 
 def _areas(kernel: Kernel) -> "tuple[List[AreaRow], List[AddressRange]]":
-    """All areas by address, and the stretches that they are handed out of.
+    """All areas by address, and the ranges from which they are allocated.
 
-    Without types those in use: of freed ones nothing is mapped any more.
+    Without types only areas in use: freed ones map nothing any more.
     """
-    found = kernel.locate("vmalloc")
-    if not isinstance(found, Placement):
-        raise Unavailable(found.reason)
+    found = kernel.place("vmalloc")
     damage = Damage()
     if kernel.source.types == "none":
         rows = bare_areas(kernel, found.range, damage)
@@ -79,18 +77,21 @@ def _areas(kernel: Kernel) -> "tuple[List[AreaRow], List[AddressRange]]":
     if damage:
         raise Unavailable(damage.notes[0])
     parts = [found.range]
-    # Under KASAN the shadow of modules is mapped by the same allocator (mm/kasan/shadow.c).
-    for key in ("modules", "kasan_shadow"):
+    # With KASAN the same allocator maps the shadow of modules (mm/kasan/shadow.c).
+    keys = (region.key for region in kernel.regions if Trait.AREAS in region.traits)
+    for key in (*keys, "kasan_shadow"):
         other = kernel.locate(key)
+        if isinstance(other, Placement) and lies_in(kernel, other, kernel.regions.vmalloc):
+            continue
         if isinstance(other, Unknown):
             raise Unavailable(other.reason)
-        if isinstance(other, Placement):
+        if isinstance(other, Placement) and other.range not in parts:
             parts.append(other.range)
     return rows, parts
 
 
 def areas_apart(kernel: Kernel) -> Verdict:
-    """Each address is handed out once (mm/vmalloc.c), and from the stretches that are there for it."""
+    """Each address is allocated once (mm/vmalloc.c), and from the ranges that serve areas."""
     rows, parts = _areas(kernel)
     tally = Tally("areas")
     tally.compared("", len(rows))
@@ -115,7 +116,7 @@ def _name(row: AreaRow) -> str:
 
 
 def outside_areas(kernel: Kernel) -> Verdict:
-    """Whoever maps something there takes an area first, and gives it back last."""
+    """Every mapping in the ranges that serve areas has an area, allocated before it and freed after it."""
     rows, parts = _areas(kernel)
     starts = [int(row.start) for row in rows]
     tally = Tally()
@@ -123,7 +124,7 @@ def outside_areas(kernel: Kernel) -> Verdict:
     count = 0
     for part in parts:
         if isinstance(shadow, Placement) and part == shadow.range:
-            continue  # most of it is there from boot on
+            continue  # most of it is mapped from boot on
         ranges = kernel.kernel_ranges.clip(part.start, part.end)
         if ranges.any(UNREADABLE | OVER_LIMIT):
             tally.lacks("some page tables are not in this source")
@@ -139,7 +140,7 @@ def outside_areas(kernel: Kernel) -> Verdict:
 def _uncovered(
     low: int, high: int, starts: Sequence[int], rows: Sequence[AreaRow]
 ) -> "List[tuple[int, int]]":
-    """What of a stretch no row covers; rows ascend by their starts."""
+    """The parts of a range that no row covers; rows ascend by their starts."""
     out = []
     index = max(bisect_right(starts, low) - 1, 0)
     while low <= high:

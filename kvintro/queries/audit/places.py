@@ -1,33 +1,38 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Where regions lie: against each other, against VMCOREINFO, against the page tables."""
+"""Rules about bounds of regions: against each other, VMCOREINFO and the page tables."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Callable, List, Tuple
+from typing import TYPE_CHECKING, List, Sequence, Tuple
 
-from kvintro.arch.x86_64 import ALL, DEFAULT_TEXT, PAGE_SHIFT, PMD_SHIFT, START_KERNEL_MAP
+from kvintro.arch import part as part_of
+from kvintro.arch.address_space import WINDOWS
 from kvintro.errors import Unavailable
-from kvintro.kernel import Kernel
-from kvintro.model import AddressRange, Placement, Unknown
+from kvintro.kernels import Kernel, Trait
+from kvintro.model import ALL, AddressRange, Placement, Unknown
 from kvintro.paging import LEVEL_MASK, LEVEL_SHIFT, MAPPED, OVER_LIMIT, REPEATED, UNREADABLE
-from kvintro.paging.broken import MISSING, WINDOWS
+from kvintro.paging.broken import MISSING
 from kvintro.paging.bulk import MAPPED as FOUND
-from kvintro.queries.audit.verdict import MOST, Finding, Tally, Verdict, not_applicable
-from kvintro.queries.census import contradiction
+from kvintro.queries.audit.rights import half_name
+from kvintro.queries.audit.verdict import MOST, Finding, Said, Tally, Verdict, not_applicable
+from kvintro.queries.coverage import contradiction
+from kvintro.queries.placements import lies_in
 from kvintro.readers.mapped import rights_text
 
 if TYPE_CHECKING:
     import numpy
     from numpy.typing import NDArray
 
-#: Mapped pages looked up in each region, of whatever size: 32 GB of pages of 4K, 16 TB of 2M.
+    U64 = NDArray[numpy.uint64]
+
+#: Maximum number of mapped pages of any size to look up per region: 32 GB of 4K pages, 16 TB of 2M pages.
 _MOST_PAGES = 1 << 23
 
 
 def tables(kernel: Kernel) -> Verdict:
-    """Page tables that the kernel cannot have run on, and sections of memory that no table leads to.
+    """Page tables with which the kernel cannot have run, and sections of memory that no table leads to.
 
-    A table that is missing from the dump is no defect of the kernel's.
+    A table that is missing from the dump is not a defect.
     """
     if kernel.source.live:
         return not_applicable("the page tables of a running kernel are in use")
@@ -50,20 +55,20 @@ def tables(kernel: Kernel) -> Verdict:
             for broken in judged.broken
             if broken.why != MISSING
         ]
-    for region in kernel.regions:
+    for region in (kernel.regions.direct_map, kernel.regions.vmemmap):
         found = kernel.locate(region)
-        if isinstance(found, Placement) and region.key in ("direct_map", "vmemmap"):
+        if isinstance(found, Placement):
             if any(broken.start in found.range for broken in kernel.source.broken_tables):
-                continue  # that says it
+                continue  # a finding about the table already says so
             mapped = kernel.kernel_ranges.clip(found.range.start, found.range.end).select(MAPPED)
-            lost = contradiction(kernel, region.key, sum(high - low + 1 for low, high, _ in mapped))
+            lost = contradiction(kernel, region, sum(high - low + 1 for low, high, _ in mapped))
             if lost:
                 tally.findings.append(Finding(found.range.start, found.range.end, f"{region.name}: {lost}"))
     return tally.verdict()
 
 
 def overlap(kernel: Kernel) -> Verdict:
-    """Bounds against bounds, each as it was read."""
+    """Compare the bounds that were read with each other."""
     placed = sorted(
         ((region, found) for region in kernel.regions for found in [kernel.locate(region)]
          if isinstance(found, Placement)),
@@ -72,6 +77,8 @@ def overlap(kernel: Kernel) -> Verdict:
     tally = Tally()
     for number, (region, found) in enumerate(placed):
         for other, theirs in placed[number + 1 :]:
+            if lies_in(kernel, theirs, region) or lies_in(kernel, found, other):
+                continue
             if found.range.overlaps(theirs.range):
                 tally.findings.append(
                     Finding(
@@ -92,33 +99,14 @@ def _bounds(found: Placement) -> str:
 
 
 def vmcoreinfo(kernel: Kernel) -> Verdict:
-    """What the kernel wrote down for dumps when it booted, and the segments of a dump that has addresses."""
-
-    def symbol(name: str) -> Callable[[], int]:
-        return lambda: kernel.symbol(name)
-
-    pairs: List[Tuple[str, str, Callable[[], int], int]] = [
-        ("SYMBOL(swapper_pg_dir)", "init_top_pgt", symbol("init_top_pgt"), ALL),
-        ("SYMBOL(_stext)", "_stext", symbol("_stext"), ALL),
-        ("SYMBOL(init_uts_ns)", "init_uts_ns", symbol("init_uts_ns"), ALL),
-        ("KERNELOFFSET", "_text less its default", lambda: kernel.symbol("_text") - DEFAULT_TEXT, ALL),
-        ("NUMBER(phys_base)", "phys_base", lambda: kernel.value("phys_base").value, ALL),
-        (
-            "NUMBER(pgtable_l5_enabled)",
-            "__pgtable_l5_enabled",
-            lambda: kernel.value("__pgtable_l5_enabled", 4).value,
-            1,
-        ),
-        ("NUMBER(VMALLOC_START)", "vmalloc_base", lambda: kernel.value("vmalloc_base").value, ALL),
-        ("SYMBOL(vmemmap)", "vmemmap_base", lambda: kernel.value("vmemmap_base").value, ALL),
-        ("NUMBER(sme_mask)", "sme_me_mask", lambda: kernel.value("sme_me_mask").value, ALL),
-    ]
+    """Compare with VMCOREINFO, written at boot, and with the segments of a dump that has addresses."""
+    said: Sequence[Said] = part_of(kernel.arch, "checks").SAID
     tally = Tally()
-    for key, name, theirs, mask in pairs:
+    for key, name, read, mask in said:
         if key not in kernel.source.vmcoreinfo:
-            continue  # said once only
+            continue  # only the kernel's memory has it
         try:
-            wanted, found = kernel.number(key).value & mask, theirs() & mask
+            wanted, found = kernel.number(key).value & mask, read(kernel) & mask
         except Unavailable as error:
             if not _never_had(kernel, name):
                 tally.lacks(error.what)
@@ -136,21 +124,20 @@ def vmcoreinfo(kernel: Kernel) -> Verdict:
 
 
 def _never_had(kernel: Kernel, variable: str) -> bool:
-    """Whether this kernel was built without a variable: all its names are known, and this is none of them."""
+    """Whether this kernel was built without a variable: all symbols are known, and it is not among them."""
     known = kernel.source.symbols != "none" and not kernel.code_only
     return known and kernel.find_symbol(variable) is None
 
 
 def _segments(kernel: Kernel, tally: Tally) -> None:
-    """Segments of RAM that have both addresses lie where the direct map's base says."""
-    base = kernel.page_offset_base
-    low = kernel.geometry.ldt_remap.end + 1
+    """Segments of RAM that have both addresses agree with the base of the direct map."""
+    base, window = kernel.linear_offset, kernel.facts.linear_window
+    bits = kernel.facts.max_physmem_bits.value
     for segment in kernel.source.segments:
-        # QEMU writes no virtual addresses; /proc/kcore's other segments have no physical ones.
-        known = 0 < segment.paddr < 1 << kernel.geometry.max_physmem_bits
-        if known and low <= segment.vaddr < base.value + (1 << kernel.geometry.max_physmem_bits):
+        # QEMU writes no virtual addresses. Other segments of /proc/kcore have no physical addresses.
+        if 0 < segment.paddr < 1 << bits and segment.vaddr in window:
             tally.compared("PT_LOAD", 1)
-            if segment.vaddr - segment.paddr != base.value:
+            if segment.vaddr - segment.paddr & ALL != base.value:
                 tally.findings.append(
                     Finding(
                         segment.vaddr,
@@ -162,7 +149,7 @@ def _segments(kernel: Kernel, tally: Tally) -> None:
 
 
 def linear(kernel: Kernel) -> Verdict:
-    """Regions with a rule of their own for translating: what page tables have there follows the rule."""
+    """In regions with a linear rule, the page tables follow that rule."""
     import numpy
 
     tally = Tally("mapped pages")
@@ -173,7 +160,7 @@ def linear(kernel: Kernel) -> Verdict:
         addresses, whole = _leaves(kernel, rule.range)
         physical, states = kernel.translate_array(addresses)
         if not rule.whole:
-            tally.lacks(f"{region.name}: nothing tells where it ends")
+            tally.lacks(f"{region.name}: nothing says where it ends")
         if not whole:
             tally.lacks(f"{region.name} is mapped by more pages than the {_MOST_PAGES} that are looked at")
         ranges = kernel.kernel_ranges.clip(rule.range.start, rule.range.end)
@@ -182,19 +169,19 @@ def linear(kernel: Kernel) -> Verdict:
         tally.compared(region.name, int((states == FOUND).sum()))
         wanted = addresses - numpy.uint64(rule.offset)
         wrong = (states == FOUND) & (physical != wanted)
-        tally.findings += _runs(region.name, addresses, physical, wanted, wrong)
+        tally.findings += _runs(kernel, region.name, addresses, physical, wanted, wrong)
     return tally.verdict()
 
 
 def _leaves(kernel: Kernel, where: AddressRange) -> Tuple[NDArray[numpy.uint64], bool]:
-    """An address in each page that is mapped in a stretch, of whatever size; and whether those are all."""
+    """An address in each mapped page of a range, of any page size, and whether all pages are included."""
     import numpy
 
     pieces = []
     left = _MOST_PAGES
     whole = True
     for low, high, key in kernel.kernel_ranges.clip(where.start, where.end).select(MAPPED):
-        step = 1 << kernel.geometry.shift((key & LEVEL_MASK) >> LEVEL_SHIFT)
+        step = 1 << kernel.form.shift((key & LEVEL_MASK) >> LEVEL_SHIFT)
         first = low & -step
         count = (high - first) // step + 1
         whole = whole and count <= left
@@ -205,41 +192,41 @@ def _leaves(kernel: Kernel, where: AddressRange) -> Tuple[NDArray[numpy.uint64],
     return numpy.concatenate(pieces) if pieces else numpy.zeros(0, numpy.uint64), whole
 
 
-def _runs(name: str, addresses: Any, physical: Any, wanted: Any, bad: Any) -> List[Finding]:
-    """Neighbouring addresses that are wrong by the same distance, as one finding each."""
+def _runs(
+    kernel: Kernel, name: str, addresses: U64, physical: U64, wanted: U64, bad: "NDArray[numpy.bool_]"
+) -> List[Finding]:
+    """Merge adjacent addresses that are wrong by the same distance into one finding each."""
     import numpy
 
+    form = kernel.form
+    near = 1 << form.shift(2)  # large pages among small ones
     found: List[List[int]] = []
     for at in numpy.flatnonzero(bad).tolist():
         address, off = int(addresses[at]), int(physical[at]) - int(wanted[at])
-        if found and found[-1][2] == off and address - found[-1][1] <= 1 << PMD_SHIFT:
+        if found and found[-1][2] == off and address - found[-1][1] <= near:
             found[-1][1] = address
         elif len(found) < MOST:
             found.append([address, address, off, int(physical[at]), int(wanted[at])])
     return [
-        Finding(start, end + (1 << PAGE_SHIFT) - 1, f"{name}: maps physical {at:#x}, not {rule:#x}")
+        Finding(start, end + form.page_size - 1, f"{name}: maps physical {at:#x}, not {rule:#x}")
         for start, end, _, at, rule in found
     ]
 
 
 def strays(kernel: Kernel) -> Verdict:
-    """The stretches between regions, and of the image's window what is not the image (cleanup_highmap)."""
-    half = AddressRange(kernel.geometry.guard_hole.end + 1, ALL)
-    shift = kernel.geometry.pgdir_shift
+    """Nothing is mapped between regions, or in the image's window outside the image (cleanup_highmap)."""
+    half = kernel.form.kernel
     taken: List[AddressRange] = []
     unknown = []
     for region in kernel.regions:
         found = kernel.locate(region)
         if isinstance(found, Unknown):
             unknown.append(region.name)
-        elif isinstance(found, Placement):
-            if region.key == "kernel_image" and found.used is None:
+        elif isinstance(found, Placement) and Trait.UNUSED not in region.traits:
+            claimed = region.claimed(kernel, found)
+            if claimed is None:
                 unknown.append(region.name)
-            part = found.used or found.range if region.key == "kernel_image" else found.range
-            if region.key == "kasan_shadow":
-                # arch/x86/mm/kasan_init_64.c fills whole entries of the root.
-                part = AddressRange(part.start >> shift << shift, part.end)
-            taken.append(part)
+            taken.append(claimed or found.range)
     if unknown:
         raise Unavailable(f"where these lie is not known: {', '.join(unknown)}")
     tally = Tally()
@@ -251,15 +238,25 @@ def strays(kernel: Kernel) -> Verdict:
     if cursor <= half.end:
         _unclaimed(kernel, cursor, half.end, tally)
     count = kernel.kernel_ranges.clip(half.start, half.end).count(MAPPED)
-    tally.compared("the kernel half of init_top_pgt", count)
-    return tally.verdict(f"the kernel half of init_top_pgt, {count} mapped ranges")
+    tally.compared(half_name(kernel), count)
+    return tally.verdict(f"{half_name(kernel)}, {count} mapped ranges")
 
 
 def _unclaimed(kernel: Kernel, start: int, end: int, tally: Tally) -> None:
-    """Add what is mapped in a stretch."""
+    """Add what is mapped in a range."""
     ranges = kernel.kernel_ranges.clip(start, end)
+    image = kernel.locate(kernel.regions.kernel_image)
+    window = image.range if isinstance(image, Placement) else None
+    unused = [
+        (region.name, found.range)
+        for region in kernel.regions
+        if Trait.UNUSED in region.traits
+        for found in [kernel.locate(region)]
+        if isinstance(found, Placement)
+    ]
     for low, high, key in ranges.select(MAPPED)[:MOST]:
-        where = "in the image's window" if low >= START_KERNEL_MAP else "in no region"
+        where = "in the image's window" if window is not None and low in window else "in no region"
+        where = next((f"in {name}" for name, part in unused if low in part), where)
         tally.findings.append(Finding(low, high, f"{rights_text(key & ~REPEATED)} {where}"))
     if ranges.any(UNREADABLE | OVER_LIMIT):
         tally.lacks("some page tables are not in this source")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The running kernel's memory, against what its files in /proc say in the same moment.
+"""Rules that compare the running kernel's memory with its files in /proc at the same moment.
 
-Each file is read before and after. What changed in between cannot be compared with what was read from memory
-meanwhile; the verdict is then unknown, and the rule is asked again (:func:`kvintro.queries.audit.audit`).
+Each file is read before and after. What changed in between cannot be compared with memory; the verdict is
+then unknown, and the rule is applied again (:func:`kvintro.queries.audit.audit`).
 """
 
 from __future__ import annotations
@@ -10,23 +10,22 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import replace
-from typing import Any, Callable, Dict, FrozenSet, List, Optional, Set, Tuple, TypeVar
+from typing import Any, Callable, FrozenSet, List, Optional, Sequence, Set, Tuple, TypeVar
 
+from kvintro.arch import part
 from kvintro.errors import Unavailable
-from kvintro.kernel import Kernel
-from kvintro.model import Absent, Placement, Unknown
+from kvintro.kernels import Kernel
+from kvintro.model import ALL, Absent, Asked, Unknown
 from kvintro.queries.audit.verdict import Finding, Tally, Verdict, not_applicable
-from kvintro.readers.mapped import PAGE_NAMES
+from kvintro.readers.damage import Damage
 from kvintro.readers.memory import resources
-from kvintro.readers.structures import Damage, need_types
-from kvintro.regions import Asked
+from kvintro.readers.structures import need_types
 from kvintro.regions.vmalloc import Areas
 from kvintro.source.privileges import open_kernel_file
 
 T = TypeVar("T")
 
 _KERNEL_HALF = 1 << 63
-_PAGE_KB = {"4K": 4, "2M": 2048, "1G": 1 << 20}
 
 
 def _read(path: str) -> List[str]:
@@ -37,8 +36,8 @@ def _read(path: str) -> List[str]:
         raise Unavailable(f"{path}: {error.strerror}") from error
 
 
-def _twice(path: str, parse: Callable[[List[str]], T], ours: Callable[[], T]) -> Tuple[T, T, T]:
-    """(what the file says before, what memory says, what the file says after)."""
+def twice(path: str, parse: Callable[[List[str]], T], ours: Callable[[], T]) -> Tuple[T, T, T]:
+    """(parsed file before, the same from memory, parsed file after)."""
     return parse(_read(path)), ours(), parse(_read(path))
 
 
@@ -48,10 +47,10 @@ def _compared(
     ours: Callable[[], Set[Any]],
     tell: Callable[[Any], Tuple[Optional[int], Optional[int], str]],
 ) -> Verdict:
-    """A file against what was read from memory, as sets of what can be compared."""
-    before, found, after = _twice(path, parse, ours)
+    """Compare a file with memory, as sets of comparable items."""
+    before, found, after = twice(path, parse, ours)
     if not before and not after and found:
-        # Also a file that another is mounted over, as containers do.
+        # The file is also empty if another is mounted over it, as in containers.
         raise Unavailable(f"{path} is empty")
     tally = Tally()
     for entry in sorted((before & after) - found, key=str):
@@ -67,27 +66,67 @@ def _compared(
     return tally.verdict(f"{len(before & after)} entries")
 
 
+#: An entry in /proc/kcore's list: its name, and the function that returns its start (None if absent).
+KcoreStart = Tuple[str, Callable[[Kernel], Optional[int]]]
+
+
+def start_of(key: str) -> Callable[[Kernel], Optional[int]]:
+    """Return a function that gives the start of a region, or of the part of it that may be mapped."""
+
+    def start(kernel: Kernel) -> Optional[int]:
+        found = kernel.locate(key)
+        if isinstance(found, Unknown):
+            raise Unavailable(f"{key}: {found.reason}")
+        if isinstance(found, Absent):
+            return None
+        region = next(region for region in kernel.regions if region.key == key)
+        where = region.claimed(kernel, found)
+        if where is None:
+            raise Unavailable("where the image starts and ends is not known")
+        return where.start
+
+    return start
+
+
 def kcore(kernel: Kernel) -> Verdict:
-    """fs/proc/kcore.c and arch/x86/mm/init_64.c register what is there by the kernel's own macros."""
+    """fs/proc/kcore.c registers regions by the kernel's own macros, and RAM with its struct pages."""
     starts: FrozenSet[int] = frozenset(segment.vaddr for segment in kernel.source.segments)
     if not starts:
         raise Unavailable("/proc/kcore has no segments")
+    expected: Sequence[KcoreStart] = part(kernel.arch, "checks").KCORE
     tally = Tally("segments")
-    for key in ("vmalloc", "modules", "kernel_image"):
-        found = kernel.locate(key)
-        if isinstance(found, Unknown):
-            tally.lacks(f"{key}: {found.reason}")
-        if not isinstance(found, Placement):
+    for name, first in expected:
+        try:
+            start = first(kernel)
+        except Unavailable as error:
+            tally.lacks(error.what)
             continue
-        if key == "kernel_image" and found.used is None:
-            tally.lacks("where the image starts and ends is not known")
+        if start is None:
             continue
-        where = found.used if key == "kernel_image" and found.used is not None else found.range
-        tally.compared(key, 1)
-        if where.start not in starts:
-            what = f"no segment of /proc/kcore starts where {key} does"
-            tally.findings.append(Finding(where.start, None, what))
+        tally.compared(name, 1)
+        if start not in starts:
+            tally.findings.append(Finding(start, None, f"no segment of /proc/kcore starts where {name} does"))
+    _memory_map(kernel, starts, tally)
     return tally.verdict()
+
+
+def _memory_map(kernel: Kernel, starts: FrozenSet[int], tally: Tally) -> None:
+    """A segment starts at the struct page of each block of RAM (get_sparsemem_vmemmap_info)."""
+    bits, window = kernel.facts.max_physmem_bits.value, kernel.facts.linear_window
+    blocks = [s.paddr for s in kernel.source.segments if 0 < s.paddr < 1 << bits and s.vaddr in window]
+    if not blocks:
+        return
+    try:
+        base, size = kernel.facts.memory_map.value, kernel.page_struct_size.value
+    except Unavailable as error:
+        tally.lacks(error.what)
+        return
+    tally.compared("vmemmap", len(blocks))
+    for physical in blocks:
+        start = base + (physical >> kernel.page_shift) * size & -kernel.form.page_size & ALL
+        if start not in starts:
+            what = f"no segment of /proc/kcore starts at the struct page of physical {physical:#x}"
+            tally.findings.append(Finding(start, None, what))
 
 
 def iomem(kernel: Kernel) -> Verdict:
@@ -110,14 +149,14 @@ def iomem(kernel: Kernel) -> Verdict:
         rows = resources(kernel, damage)
         if damage:
             raise Unavailable(damage.notes[0])
-        # kernel/resource.c:r_show indents no further.
+        # kernel/resource.c:r_show does not indent further.
         return {(min(row.depth, 5), row.start, row.end, row.name) for row in rows if row.depth <= 5}
 
     return _compared("/proc/iomem", parse, ours, lambda entry: (entry[1], entry[2], f"physical, {entry[3]}"))
 
 
 def modules(kernel: Kernel) -> Verdict:
-    """Names, and where the text of each lies."""
+    """Compare the names of modules and the addresses of their text."""
     place = kernel.locate("modules")
     if isinstance(place, Absent):
         return not_applicable(place.reason)
@@ -143,7 +182,7 @@ def modules(kernel: Kernel) -> Verdict:
 
 
 def _loaded(kernel: Kernel) -> Set[Tuple[str, int]]:
-    """(name, address of its text) of each module that runs, from the kernel's list."""
+    """(name, address of its text) of each live module in the kernel's list."""
     need_types(kernel, "modules")
     found = kernel.regions.modules.contents(kernel, Asked())
     if found.partial:
@@ -153,7 +192,7 @@ def _loaded(kernel: Kernel) -> Set[Tuple[str, int]]:
 
 
 def vmallocinfo(kernel: Kernel) -> Verdict:
-    """Each area; where the file hides addresses (%p), how many there are of each size."""
+    """Compare areas; if the file hides addresses (%p), compare the number of areas of each size."""
     path = "/proc/vmallocinfo"
 
     def parse(lines: List[str]) -> List[Tuple[int, int, int]]:
@@ -162,9 +201,7 @@ def vmallocinfo(kernel: Kernel) -> Verdict:
 
     def ours() -> List[Tuple[int, int, int]]:
         need_types(kernel, "vmalloc areas")
-        place = kernel.locate("vmalloc")
-        if not isinstance(place, Placement):
-            raise Unavailable(place.reason)
+        place = kernel.place("vmalloc")
         damage = Damage()
         rows = Areas(kernel, place.range, damage).rows()
         if damage:
@@ -181,11 +218,11 @@ def vmallocinfo(kernel: Kernel) -> Verdict:
             lambda: set(ours()),
             lambda entry: (entry[0], entry[1] - 1, f"an area of {entry[2]} bytes"),
         )
-    return _by_sizes(path, *(Counter(size for _, _, size in rows) for rows in _twice(path, parse, ours)))
+    return _by_sizes(path, *(Counter(size for _, _, size in rows) for rows in twice(path, parse, ours)))
 
 
 def _by_sizes(path: str, before: Counter[int], found: Counter[int], after: Counter[int]) -> Verdict:
-    """As many areas of each size; of a size that comes and goes, as many can have come as went."""
+    """Compare numbers of areas by size. For a size whose areas come and go, as many can have come as went."""
     tally = Tally()
     if before != after:
         tally.lacks(f"{path} changed while it was read", changing=True)
@@ -196,45 +233,3 @@ def _by_sizes(path: str, before: Counter[int], found: Counter[int], after: Count
                 what = f"{found[size]} areas of {size} bytes, {path} has {before[size]}"
                 tally.findings.append(Finding(None, None, what))
     return tally.verdict(f"{sum(before.values())} areas, by their sizes: {path} hides addresses")
-
-
-def meminfo(kernel: Kernel) -> Verdict:
-    """DirectMap4k and so on: arch/x86/mm/pat/set_memory.c:arch_report_meminfo, against the page tables.
-
-    The kernel counts some large pages twice while it boots, and blocks that it splits in the image, but none
-    that it splits for a memory error; see :mod:`kvintro.regions.direct_map`.
-    """
-
-    def parse(lines: List[str]) -> Dict[str, int]:
-        found = [re.match(r"DirectMap(4k|2M|1G): +(\d+) kB", line) for line in lines]
-        return {m[1].upper(): int(m[2]) // _PAGE_KB[m[1].upper()] for m in found if m}
-
-    def ours() -> Dict[str, int]:
-        found = kernel.regions.direct_map.contents(kernel, Asked())
-        if found.partial:
-            raise Unavailable(found.notes[0] if found.notes else "the direct map could not be read whole")
-        split = int(found.totals["blocks_split_in_image"]) - int(
-            found.totals.get("blocks_split_by_hwpoison", 0)
-        )
-        more = {"4K": 512 * split, "2M": -split}
-        return {
-            name: int(found.totals[f"pages_of_{name}"]) + more.get(name, 0) for name in PAGE_NAMES.values()
-        }
-
-    before, found, after = _twice("/proc/meminfo", parse, ours)
-    tally = Tally("pages")
-    for name in PAGE_NAMES.values():
-        if name not in before and name not in after:
-            # DirectMap1G is there on processors that have such pages (arch_report_meminfo).
-            if found[name]:
-                tally.lacks(f"/proc/meminfo does not count pages of {name}")
-        elif before.get(name) != after.get(name):
-            tally.lacks(f"/proc/meminfo changed while it was read: pages of {name}", changing=True)
-        else:
-            tally.compared(name, before[name], may_be_empty=True)
-            if before[name] < found[name] or (name == "4K" and before[name] != found[name]):
-                what = (
-                    f"/proc/meminfo counts {before[name]} pages of {name}, the page tables have {found[name]}"
-                )
-                tally.findings.append(Finding(None, None, what))
-    return tally.verdict()

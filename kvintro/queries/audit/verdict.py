@@ -1,29 +1,30 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What comes of a rule."""
+"""The results of rules."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from kvintro.errors import Unavailable
-from kvintro.kernel import Kernel
+from kvintro.kernels import Kernel
+from kvintro.model import ALL
 from kvintro.readers.structures import TROUBLE
 
-#: From what contradicts itself, over a protection that is off, to what is worth knowing.
+#: A contradiction, a protection that is off, something worth knowing.
 SEVERITIES = ("defect", "warning", "notice")
-#: Findings kept at most for each rule; damaged tables can break a rule in millions of places.
+#: Maximum number of findings kept per rule; damaged tables can break a rule in millions of places.
 MOST = 1 << 14
-_TOLD = 5  # reasons that are told of one rule
+_TOLD = 5  # maximum number of reasons shown per rule
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that a rule found, with the evidence.
+    """One finding of a rule, with the evidence.
 
-    :ivar start: where, None for what has no place.
+    :ivar start: first address, None if the finding has no address.
     :ivar end: last address.
-    :ivar severity: of :data:`SEVERITIES`.
+    :ivar severity: one of :data:`SEVERITIES`.
     """
 
     start: Optional[int]
@@ -34,12 +35,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of one rule. Its state follows from the rest: only what was compared can be ``ok``.
+    """The result of one rule. Its state is derived from the fields: without a comparison it is never ``ok``.
 
     :ivar looked: what was compared, and how much of it.
-    :ivar compared: how many things were compared.
+    :ivar compared: number of things that were compared.
     :ivar unknown: what could not be compared, and why; empty if everything was.
-    :ivar changing: ``unknown`` may pass: the source changed while it was read.
+    :ivar changing: whether ``unknown`` may be temporary, because the source changed while it was read.
     :ivar applies: False if this kernel or source has nothing that the rule is about; ``looked`` says why.
     """
 
@@ -62,7 +63,7 @@ class Verdict:
 
     @property
     def missing(self) -> str:
-        """What could not be compared, and why; empty if something was compared and nothing was left out."""
+        """What could not be compared, and why; empty if something was compared and nothing is missing."""
         if self.unknown or self.compared > 0 or not self.applies:
             return self.unknown
         return "there was nothing to compare"
@@ -79,15 +80,15 @@ class Verdict:
 
 
 def not_applicable(why: str) -> Verdict:
-    """The verdict of a rule about something that this kernel or source does not have."""
+    """Return the verdict of a rule about something that this kernel or source does not have."""
     return Verdict(why, applies=False)
 
 
 class Tally:
-    """Adds up what a rule compares, part by part, and makes the verdict of it.
+    """Collects comparisons and findings of a rule, part by part, and makes the verdict.
 
-    :ivar findings: what was found; the rule appends to it.
-    :param noun: what is counted, in the plural.
+    :ivar findings: findings so far; the rule appends to it.
+    :param noun: plural noun for what is counted.
     """
 
     def __init__(self, noun: str = "entries") -> None:
@@ -99,35 +100,35 @@ class Tally:
 
     @property
     def full(self) -> bool:
-        """Whether there are as many findings as are kept of one rule."""
+        """Whether the limit of findings per rule is reached."""
         return len(self.findings) >= MOST
 
     @property
     def parts(self) -> Sequence[str]:
-        """What was compared, by the names of the parts."""
+        """Names of the parts that were compared."""
         return tuple(self._counts)
 
     def compared(self, part: str, count: int, *, may_be_empty: bool = False) -> None:
-        """So many things of a part were compared.
+        """Add a number of compared things of a part.
 
-        :param may_be_empty: none is an answer, too; else it means that the part could not be read.
+        :param may_be_empty: whether 0 is valid; otherwise it means that the part could not be read.
         """
         self._counts[part] = self._counts.get(part, 0) + count
         if not count and not may_be_empty:
             self.lacks(f"nothing was found to compare of {part}")
 
     def lacks(self, why: str, *, changing: bool = False) -> None:
-        """Something could not be compared.
+        """Note that something could not be compared.
 
-        :param changing: because the source changed while it was read.
+        :param changing: whether the reason is that the source changed while it was read.
         """
         self._lacks[why] = None
         self._changing |= changing
 
     def verdict(self, looked: Optional[str] = None) -> Verdict:
-        """The verdict.
+        """Return the verdict.
 
-        :param looked: what was compared, in place of the parts and their counts.
+        :param looked: what was compared; replaces the parts and their counts.
         """
         if looked is None:
             noun = f" {self._noun}"
@@ -147,13 +148,28 @@ class Tally:
         )
 
 
+class Said(NamedTuple):
+    """A value that both VMCOREINFO and the kernel's memory have.
+
+    :ivar key: key in VMCOREINFO.
+    :ivar name: name of the variable or symbol.
+    :ivar read: reads it; raises :class:`~kvintro.errors.Unavailable`.
+    :ivar mask: mask of the bits that count.
+    """
+
+    key: str
+    name: str
+    read: Callable[[Kernel], int]
+    mask: int = ALL
+
+
 @dataclass(frozen=True)
 class Check:
     """A rule.
 
-    :ivar key: its name in JSON.
-    :ivar title: the rule itself, one line.
-    :ivar live: whether it can only be asked of the kernel that this process runs on.
+    :ivar key: name of the rule in JSON.
+    :ivar title: the rule in one line.
+    :ivar live: whether it applies only to the kernel that this process runs on.
     """
 
     key: str
@@ -162,11 +178,11 @@ class Check:
     live: bool = False
 
     def verdict(self, kernel: Kernel) -> Verdict:
-        """Apply it; what cannot be read makes it unknown."""
+        """Apply the rule. If something cannot be read, the result is unknown."""
         try:
             return self.judge(kernel)
         except Unavailable as error:
             return Verdict("", unknown=error.what)
         except TROUBLE as error:
-            # What was read contradicts itself.
+            # The data contradicts itself.
             return Verdict("", unknown=" ".join(str(error).split()) or type(error).__name__)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""How this kernel lays out ``struct page``, as VMCOREINFO alone says: for sources that have no types.
+"""The layout of ``struct page`` on this kernel, from VMCOREINFO alone: for sources without types.
 
-The kernel keeps these keys for programs that leave pages out of a dump (kernel/vmcore_info.c, before 6.9
-kernel/crash_core.c). They tell free, cached, anonymous, slab, hugetlb, offline and broken pages apart. They
-do not name every type of ``page_type``, nor most flags. What they leave open is said in
-:attr:`~kvintro.queries.pages.format.PageFormat.lacks`, and gets a type of its own in the census.
+The kernel exports these keys for programs that omit pages from a dump (kernel/vmcore_info.c, before 6.9
+kernel/crash_core.c). They distinguish free, cached, anonymous, slab, hugetlb, offline and broken pages. They
+name neither every type of ``page_type`` nor most flags. What remains unknown is listed in
+:attr:`~kvintro.queries.pages.format.PageFormat.lacks`, and has its own type in the census.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from __future__ import annotations
 import contextlib
 from typing import Dict, List, Optional, Tuple
 
-from kvintro.arch.x86_64 import ALL, PAGE_SHIFT, START_KERNEL_MAP
 from kvintro.errors import Unavailable
-from kvintro.kernel import Kernel
+from kvintro.kernels import Kernel
+from kvintro.model import ALL
 from kvintro.queries.pages.format import PageFormat, TypeField
 from kvintro.queries.pages.meaning import (
     KPF_ANON,
@@ -37,10 +37,10 @@ from kvintro.queries.pages.meaning import (
 from kvintro.readers.structures import USE_TYPES, offset_of, size_of, text_at
 from kvintro.regions.vmemmap import REGION as VMEMMAP
 
-# mm/mmzone.c, mm/page_alloc.c:zone_names: x86-64 has these, less those that are configured away.
+# mm/mmzone.c, mm/page_alloc.c:zone_names: x86-64 has these, except those that are configured out.
 _ZONES = ("DMA", "DMA32", "Normal", "Movable", "Device")
 _ZONEREF = 16  # include/linux/mmzone.h: a pointer and an int
-_TEXT_PAGES = 512  # of the kernel's text that are looked at for PG_reserved
+_TEXT_PAGES = 512  # pages of the kernel's text that are checked for PG_reserved
 _TOLD = (
     *(KPF_LRU, KPF_SLAB, KPF_BUDDY, KPF_ANON, KPF_SWAPCACHE, KPF_SWAPBACKED, KPF_COMPOUND_HEAD),
     *(KPF_COMPOUND_TAIL, KPF_HUGE, KPF_HWPOISON, KPF_KSM, KPF_OFFLINE, KPF_ZERO_PAGE, KPF_PRIVATE),
@@ -48,9 +48,9 @@ _TOLD = (
 
 
 def format_by_vmcoreinfo(kernel: Kernel) -> PageFormat:
-    """The layout on this kernel, by the keys of its VMCOREINFO.
+    """Return the layout on this kernel from the keys of its VMCOREINFO.
 
-    :raises Unavailable: a key that is needed is missing, or they contradict each other.
+    :raises Unavailable: a required key is missing, or keys contradict each other.
     """
     base, size, _ = VMEMMAP.pages(kernel)
     bits = _bits(kernel)
@@ -70,15 +70,16 @@ def format_by_vmcoreinfo(kernel: Kernel) -> PageFormat:
         bits["reserved"] = _reserved(kernel, base, size, width, bits["private"])
         told |= 1 << KPF_RESERVED
     except Unavailable as error:
-        lacks.append(f"reserved pages cannot be told from the kernel's: {error.what}")
+        lacks.append(f"reserved pages cannot be distinguished from the kernel's: {error.what}")
     masks, compound = _compound(kernel)
     return PageFormat(
         size=size,
         base=base,
+        page_size=kernel.form.page_size,
         flags=offset_of(kernel, "struct page", "flags"),
         compound=compound,
         compound_masks=masks,
-        # They share their place: include/linux/mm_types.h:struct page.
+        # They are a union: include/linux/mm_types.h:struct page.
         page_type=offset_of(kernel, "struct page", "_mapcount"),
         refcount=offset_of(kernel, "struct page", "_refcount"),
         mapping=offset_of(kernel, "struct page", "mapping"),
@@ -106,9 +107,9 @@ def format_by_vmcoreinfo(kernel: Kernel) -> PageFormat:
 
 
 def _key(kernel: Kernel, name: str) -> int:
-    """A number that every kernel's VMCOREINFO has.
+    """Return a number that every kernel's VMCOREINFO should have.
 
-    :raises Unavailable: this one's has not.
+    :raises Unavailable: it does not have the number.
     """
     try:
         return kernel.number(f"NUMBER({name})").value
@@ -117,10 +118,10 @@ def _key(kernel: Kernel, name: str) -> int:
 
 
 def _if_built(kernel: Kernel, function: str, *names: str) -> Optional[Tuple[str, int]]:
-    """(name, number) of the first key that VMCOREINFO has; None if the kernel was built without all that.
+    """(name, number) of the first of the keys in VMCOREINFO; None if the kernel lacks the feature.
 
-    :param function: one that the kernel has if it was built with it, and then so has VMCOREINFO a key.
-    :raises Unavailable: it has the function, and none of the keys.
+    :param function: function of that feature. A kernel that has it has one of the keys too.
+    :raises Unavailable: the kernel has the function, but VMCOREINFO has none of the keys.
     """
     for name in names:
         if f"NUMBER({name})" in kernel.source.vmcoreinfo:
@@ -132,14 +133,14 @@ def _if_built(kernel: Kernel, function: str, *names: str) -> Optional[Tuple[str,
 
 
 def _bits(kernel: Kernel) -> Dict[str, int]:
-    """Numbers of flags by name, as far as VMCOREINFO has them."""
+    """Bit numbers of the flags in VMCOREINFO, by name."""
     bits = {name: _key(kernel, f"PG_{name}") for name in ("lru", "private", "swapcache", "swapbacked")}
     head = _key(kernel, "PG_head_mask")
     bits["head"] = head.bit_length() - 1
-    # A flag of its own until it became a type of page (6.10), when the other key took its place.
+    # A flag until it became a page type (6.10), when the other key replaced this one.
     if "NUMBER(PAGE_SLAB_MAPCOUNT_VALUE)" not in kernel.source.vmcoreinfo:
         bits["slab"] = _key(kernel, "PG_slab")
-    # Between the destructors of compound pages and the type of page (6.6 to 6.8).
+    # Used after the destructors of compound pages and before the page type (6.6 to 6.8).
     if "NUMBER(PG_hugetlb)" in kernel.source.vmcoreinfo:
         bits["hugetlb"] = _key(kernel, "PG_hugetlb")
     poisoned = _if_built(kernel, "memory_failure", "PG_hwpoison")
@@ -152,18 +153,18 @@ def _bits(kernel: Kernel) -> Dict[str, int]:
 
 
 def _types(kernel: Kernel) -> TypeField:
-    """``page_type`` as far as VMCOREINFO names its values."""
+    """Encoding of ``page_type``, with the values that VMCOREINFO names."""
     values = {"buddy": _key(kernel, "PAGE_BUDDY_MAPCOUNT_VALUE") & 0xFFFFFFFF}
     for name in ("offline", "slab", "hugetlb", "unaccepted"):
         key = f"NUMBER(PAGE_{name.upper()}_MAPCOUNT_VALUE)"
         if key in kernel.source.vmcoreinfo:
             values[name] = kernel.number(key).value & 0xFFFFFFFF
     if not any(value & 0xFFFFFF for value in values.values()):
-        # Numbers in the top byte (include/linux/page-flags.h:enum pagetype).
+        # The top byte is a number (include/linux/page-flags.h:enum pagetype).
         codes = {name: value >> 24 for name, value in values.items()}
         found = TypeField(False, 0, 24, codes, complete=False)
     else:
-        # Bits that are clear. At first they went up from 0x80, then for a time down from 0x40000000.
+        # A clear bit means a type. The bits went up from 0x80 at first, later down from 0x40000000.
         masks = {name: ~value & 0xFFFFFFFF for name, value in values.items()}
         base, shift = (0x80000000, 24) if masks["buddy"] >> 24 else (0xF0000000, 7)
         codes = {name: mask >> shift for name, mask in masks.items()}
@@ -176,16 +177,16 @@ def _types(kernel: Kernel) -> TypeField:
 
 
 def _compound(kernel: Kernel) -> Tuple[bool, int]:
-    """Whether tails hold masks, and where they say which page is their head (7.0 renamed it then)."""
+    """Whether tails hold masks, and the offset of their link to the head (7.0 introduced both)."""
     masks = "OFFSET(page.compound_info)" in kernel.source.vmcoreinfo
     return masks, offset_of(kernel, "struct page", "compound_info" if masks else "compound_head")
 
 
 def _order(kernel: Kernel, size: int) -> int:
-    """Where a head keeps its order: VMCOREINFO says it while it was a member of its own.
+    """Offset of a head's order. VMCOREINFO has it while it was a member of its own.
 
     Since "mm: free up a word in the first tail page" (ebc1baf5c9b4, 6.6) it is the low byte of the second
-    page's flags, and no key is left.
+    page's flags, without a key.
     """
     keys = kernel.source.vmcoreinfo
     if "OFFSET(page.compound_order)" in keys:
@@ -196,9 +197,9 @@ def _order(kernel: Kernel, size: int) -> int:
 
 
 def _dtor(kernel: Kernel, size: int) -> Optional[Tuple[int, int]]:
-    """Where a head keeps the byte that says hugetlb and what it then is; None where something else says it.
+    """Offset of a head's byte that marks hugetlb, and its value then; None if another field marks it.
 
-    :raises Unavailable: the kernel has hugetlb pages, and no key says how to tell them.
+    :raises Unavailable: the kernel has hugetlb pages, but no key says how to recognise them.
     """
     names = ("PAGE_HUGETLB_MAPCOUNT_VALUE", "PG_hugetlb", "HUGETLB_PAGE_DTOR")
     found = _if_built(kernel, "hugetlb_fault", *names)
@@ -210,10 +211,10 @@ def _dtor(kernel: Kernel, size: int) -> Optional[Tuple[int, int]]:
 
 
 def _nodes_and_zones(kernel: Kernel) -> Tuple[int, int]:
-    """MAX_NUMNODES and MAX_NR_ZONES, by which the flags hold a page's node and zone.
+    """MAX_NUMNODES and MAX_NR_ZONES, which determine how the flags hold a page's node and zone.
 
-    ``struct pglist_data`` begins with an array of so many zones. Behind it lie one zonelist, or two with
-    CONFIG_NUMA, each with a place for every zone of every node and one more, and then comes nr_zones.
+    ``struct pglist_data`` begins with the array of zones, followed by one zonelist (two with CONFIG_NUMA)
+    and nr_zones. A zonelist has an entry for every zone of every node, and one more.
 
     :raises Unavailable: no number of zones fits.
     """
@@ -228,17 +229,17 @@ def _nodes_and_zones(kernel: Kernel) -> Tuple[int, int]:
         if room == zones * zone + lists * _ZONEREF * (nodes * zones + 1):
             return nodes, zones
     raise Unavailable(
-        f"how many zones a node has cannot be told: no number of them takes {room} bytes of struct "
+        f"how many zones a node has is unknown: no number of them takes {room} bytes of struct "
         f"pglist_data, as VMCOREINFO says",
         USE_TYPES,
     )
 
 
 def _zone_names(kernel: Kernel, count: int) -> Tuple[str, ...]:
-    """Names of the zones: all five if there are five, else those that a node's zones point to; none if that
+    """Names of the zones: all five if there are five, else the names in the zones of a node; none if those
     cannot be read.
 
-    Every ``struct zone`` has a pointer to its name at the same offset. No other word of it leads to one.
+    Every ``struct zone`` has a pointer to its name at the same offset. No other word of it points to a name.
     """
     if count == len(_ZONES):
         return _ZONES
@@ -250,7 +251,7 @@ def _zone_names(kernel: Kernel, count: int) -> Tuple[str, ...]:
         return ()
     for at in range(0, size - 7, 8):
         pointers = [int.from_bytes(zone[at : at + 8], "little") for zone in zones]
-        if min(pointers) < START_KERNEL_MAP:
+        if not all(pointer in kernel.facts.image for pointer in pointers):
             continue
         with contextlib.suppress(Unavailable):
             names = tuple(text_at(kernel, pointer, 16) for pointer in pointers)
@@ -260,15 +261,15 @@ def _zone_names(kernel: Kernel, count: int) -> Tuple[str, ...]:
 
 
 def _reserved(kernel: Kernel, base: int, size: int, width: int, private: int) -> int:
-    """The number of PG_reserved, which VMCOREINFO does not have.
+    """Bit number of PG_reserved, which VMCOREINFO does not have.
 
-    The kernel's text is reserved memory, and nothing else is said of its pages: the one flag that all of
-    them have is this (mm/mm_init.c:reserve_bootmem_region). Every kernel has it right before PG_private.
+    The kernel's text is reserved memory, and its pages have no other properties, so this is the one flag that
+    all of them have (mm/mm_init.c:reserve_bootmem_region). In every kernel it is right before PG_private.
 
-    :raises Unavailable: the two do not agree, or the text's struct pages cannot be read.
+    :raises Unavailable: the two rules disagree, or the text's struct pages cannot be read.
     """
     at = offset_of(kernel, "struct page", "flags")
-    first = (kernel.text.value - START_KERNEL_MAP + kernel.phys_base.value & ALL) >> PAGE_SHIFT
+    first = (kernel.text.value - kernel.image_offset.value & ALL) >> kernel.page_shift
     data = kernel.read(base + first * size & ALL, _TEXT_PAGES * size)
     mask = (1 << width) - 1
     found: List[int] = [

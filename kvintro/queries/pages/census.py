@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""How many page frames there are of what."""
+"""Counts page frames by type, zone, order, slab cache and flags."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 
-from kvintro.arch.x86_64 import PAGE_SHIFT
+from kvintro.arch.data import UINT32
 from kvintro.errors import Unavailable
-from kvintro.kernel import Kernel
+from kvintro.kernels import Kernel
+from kvintro.model import ALL
 from kvintro.queries.pages.by_vmcoreinfo import format_by_vmcoreinfo
 from kvintro.queries.pages.format import PageFormat, format_by_types, zero_pages
 from kvintro.queries.pages.meaning import TYPES, Meaning
@@ -32,22 +33,22 @@ if TYPE_CHECKING:
     import numpy
     from numpy.typing import NDArray
 
-#: Told how many page frames have been looked at since it was told last.
+#: Called with the number of page frames counted since the last call.
 Progress = Callable[[int], None]
 
-_CACHE_LIMIT = 1 << 16  # slab caches; a kernel has some hundreds
+_CACHE_LIMIT = 1 << 16  # slab caches; a kernel has a few hundred
 _TYPE_NAMES = tuple(TYPES)
 _TYPE_NUMBERS = {name: number for number, name in enumerate(_TYPE_NAMES)}
 
 
 @dataclass(frozen=True)
 class Group:
-    """Pages that are alike in all that is counted.
+    """Pages that do not differ in anything that is counted.
 
-    :ivar node: NUMA node, None where the struct page does not say.
-    :ivar order: of the compound page or free block.
-    :ivar first: whether these are the first pages of such, single pages included.
-    :ivar kpageflags: as in /proc/kpageflags.
+    :ivar node: NUMA node; None if the struct page does not say.
+    :ivar order: order of the compound page or free block.
+    :ivar first: whether these are first pages of such blocks; single pages are.
+    :ivar kpageflags: flags as in /proc/kpageflags.
     """
 
     type: str
@@ -60,10 +61,10 @@ class Group:
 
 @dataclass
 class CacheUse:
-    """What a slab cache has, added up over its slabs.
+    """Pages and objects of a slab cache, summed over its slabs.
 
-    :ivar objects: objects that there is room for.
-    :ivar in_use: objects that are not free, as the slabs count them: those that CPUs keep ready count too.
+    :ivar objects: number of objects that the slabs have room for.
+    :ivar in_use: objects that are not free by the slabs' own count, including those kept ready for CPUs.
     """
 
     slabs: int = 0
@@ -78,14 +79,14 @@ class PageCensus:
 
     :ivar total: page frames with a struct page (``pfn_valid()``), counted or not.
     :ivar holes: page frames below the highest that have none.
-    :ivar unmapped: of ``total``, those whose struct page nothing maps.
-    :ivar missing: of ``total``, those whose struct page is not in the dump.
+    :ivar unmapped: of ``total``, page frames whose struct page is not mapped.
+    :ivar missing: of ``total``, page frames whose struct page is not in the dump.
     :ivar groups: pages by all that is counted.
     :ivar caches: by address of the struct kmem_cache.
-    :ivar counts_objects: whether slabs count their objects where this kernel's types say.
-    :ivar fenced: slabs that are pages of KFENCE's, which are of no cache.
-    :ivar cell_pages: page frames of a cell of the picture.
-    :ivar cells: pages by cell and type, the latter by :data:`TYPES`' order; only cells that have any.
+    :ivar counts_objects: whether slabs count their objects at the place that this kernel's types give.
+    :ivar fenced: slab pages of KFENCE, which belong to no cache.
+    :ivar cell_pages: page frames per cell of the picture.
+    :ivar cells: page frames by cell, and by type in the order of :data:`TYPES`; empty cells are omitted.
     """
 
     total: int
@@ -101,7 +102,7 @@ class PageCensus:
     counts_objects: bool = True
 
     def by(self, key: Callable[[Group], Any]) -> Counter[Any]:
-        """Page frames by whatever a group has."""
+        """Page frames by a key computed from each group."""
         out: Counter[Any] = Counter()
         for group, pages in self.groups.items():
             out[key(group)] += pages
@@ -113,9 +114,9 @@ class PageCensus:
 
 
 def page_format(kernel: Kernel) -> PageFormat:
-    """The layout of ``struct page`` on this kernel, by its types, else by VMCOREINFO.
+    """Return the layout of ``struct page`` on this kernel, from its types or else from VMCOREINFO.
 
-    :raises Unavailable: neither says enough.
+    :raises Unavailable: neither is sufficient.
     """
     return format_by_vmcoreinfo(kernel) if kernel.source.types == "none" else format_by_types(kernel)
 
@@ -123,7 +124,7 @@ def page_format(kernel: Kernel) -> PageFormat:
 class Pages:
     """All struct pages of a kernel.
 
-    :raises Unavailable: nothing says how they are laid out, or there are none.
+    :raises Unavailable: their layout is unknown, or there are none.
     """
 
     def __init__(self, kernel: Kernel) -> None:
@@ -132,7 +133,7 @@ class Pages:
         self.meaning = Meaning(self.form)
         self.reader = Reader(kernel, self.form)
         zero, huge_zero = zero_pages(kernel)
-        #: Why zero pages are taken for others, "" if they are not.
+        #: Why zero pages cannot be recognised, "" if they can.
         self.zero_unknown = ""
         if zero is None and (kernel.code_only or kernel.source.symbols == "none"):
             self.zero_unknown = (
@@ -144,7 +145,7 @@ class Pages:
     def sections(self) -> Sections:
         """Which page frames have a struct page.
 
-        :raises Unavailable: the source does not tell.
+        :raises Unavailable: the source does not contain it.
         """
         return sections_of(self.kernel)
 
@@ -152,26 +153,26 @@ class Pages:
         return self.reader.read(pfn, 2)
 
     def node_of(self, place: int) -> Optional[int]:
-        """The node of a run's ``places``."""
+        """The node in a run's ``places``."""
         return None if place < 0 else place >> self.form.zone_bits
 
     def zone_of(self, place: int) -> str:
-        """The zone's name of a run's ``places``."""
+        """Name of the zone in a run's ``places``."""
         return "" if place < 0 else self.form.zone_name(place & (1 << self.form.zone_bits) - 1)
 
     @cached_property
     def fence(self) -> Tuple[Optional[KfencePool], str]:
-        """KFENCE's pool, whose pages look like slabs and are none; why it is not known, "" if it is."""
+        """KFENCE's pool, whose pages look like slabs but are not; and why the pool is unknown, or ""."""
         return known_pool(self.kernel)
 
     @cached_property
     def page_limit(self) -> int:
-        """How many struct pages there can be: they have to fit into the machine's own memory."""
+        """Maximum plausible number of struct pages: they must fit into the machine's own memory."""
         if self.kernel.source.size:
-            # A compressed dump is rarely a hundredth of what it holds.
+            # A compressed dump is rarely smaller than a hundredth of the memory in it.
             return self.kernel.source.size * 1024 // self.form.size
         try:
-            return (self.kernel.max_pfn.value << 12) // self.form.size
+            return (self.kernel.max_pfn.value << self.kernel.page_shift) // self.form.size
         except Unavailable:
             return 1 << 40
 
@@ -185,16 +186,16 @@ class Pages:
     ) -> PageCensus:
         """Count page frames.
 
-        :param low: the first to count.
-        :param high: one more than the last to count.
-        :param cells: into about how many cells the picture divides them.
-        :raises Unavailable: the source does not tell which page frames there are.
+        :param low: first page frame to count.
+        :param high: last page frame to count, plus one.
+        :param cells: approximate number of cells of the picture.
+        :raises Unavailable: the source does not say which page frames exist.
         """
         sections = self.sections.clip(low, high)
         ranges = [(max(a, low), min(b, high)) for a, b in sections.ranges]
         total = sum(b - a for a, b in ranges)
         span = ranges[-1][1] - ranges[0][0] if ranges else 0
-        # Below the first page asked for there are no holes to count, save that memory starts at 0.
+        # Holes below the first page frame of the range do not count; a whole census starts at 0.
         holes = max(0, (ranges[-1][1] - low if ranges else 0) - total)
         counted = PageCensus(total, holes)
         while counted.cell_pages * cells < span:
@@ -219,9 +220,9 @@ class Pages:
 
 
 class _Kinds:
-    """Numbers the distinct combinations of what tells pages apart, and knows the type of each.
+    """Numbers the distinct combinations of state, head and place, and determines the type of each.
 
-    :ivar types: numbers of types by number of the combination.
+    :ivar types: number of the type by number of the combination.
     """
 
     def __init__(self, pages: Pages) -> None:
@@ -239,7 +240,7 @@ class _Kinds:
         """The number of each run's combination."""
         import numpy
 
-        # Nearly all runs are no tails, and their heads all the same.
+        # Nearly all runs are not tails, so their head is 0.
         own = self.states.ids(states)
         head = self.states.ids(heads)
         packed = own << 40 | head << 20 | (places & 0xFFFFF)
@@ -249,7 +250,7 @@ class _Kinds:
         return groups
 
     def _learn(self) -> None:
-        """Work out what each new combination is."""
+        """Determine the type of each new combination."""
         import numpy
 
         wanted = len(self.groups.values)
@@ -261,7 +262,7 @@ class _Kinds:
         self._known = wanted
 
     def unpack(self, packed: int) -> Tuple[int, int, int]:
-        """State, state of the head, and place."""
+        """State, state of the head, and place of a combination."""
         values = self.states.values
         own, head, place = packed >> 40, packed >> 20 & 0xFFFFF, packed & 0xFFFFF
         if place == 0xFFFFF:
@@ -274,7 +275,7 @@ class _Kinds:
 
 
 class _Counter:
-    """Adds up runs."""
+    """Counts the pages of runs."""
 
     def __init__(self, pages: Pages, census: PageCensus, low: int, high: int) -> None:
         import numpy
@@ -340,7 +341,9 @@ class _Counter:
             return
         pool, _ = self._pages.fence
         if pool is not None:
-            low = (pool.start - self._pages.kernel.page_offset_base.value >> PAGE_SHIFT) - runs.first
+            kernel = self._pages.kernel
+            low = (pool.start - kernel.linear_offset.value & ALL) >> kernel.page_shift
+            low -= runs.first
             fenced = is_slab & (starts >= low) & (starts < low + pool.frames)
             self._census.fenced += int(fenced.sum())
             is_slab &= ~fenced
@@ -348,7 +351,7 @@ class _Counter:
         found = states[is_slab]
         orders = (found & numpy.uint64(ORDER_MASK)) >> numpy.uint64(ORDER_SHIFT)
         orders[(found & numpy.uint64(self._pages.form.mask("head"))) == numpy.uint64(0)] = 0
-        # What cannot be an order (a damaged head) must not run over.
+        # A value that cannot be an order (of a damaged head) must not overflow.
         pages = numpy.int64(1) << numpy.minimum(orders, numpy.uint64(32)).astype(numpy.int64)
         caches = runs.rows["slab_cache"][at]
         pointers = distinct(caches)
@@ -356,7 +359,7 @@ class _Counter:
         sums = {"slabs": numpy.bincount(which), "pages": numpy.bincount(which, weights=pages)}
         flat = runs.rows.view(numpy.uint8).reshape(len(runs.rows), runs.rows.dtype.itemsize)
         for name, word, shift, mask in self._pages.form.slab_counts:
-            words = numpy.ascontiguousarray(flat[at, word : word + 4]).view("<u4")[:, 0]
+            words = numpy.ascontiguousarray(flat[at, word : word + 4]).view(UINT32)[:, 0]
             values = words >> numpy.uint32(shift) & numpy.uint32(mask)
             sums[name] = numpy.bincount(which, weights=values)
         for i, pointer in enumerate(pointers.tolist()):
@@ -376,7 +379,7 @@ class _Counter:
         self._census.groups[Group("not_in_dump", None, "", 0, True, 0)] += count
 
     def finish(self) -> None:
-        """Say of all that was counted what it is."""
+        """Convert the counted combinations into groups."""
         pages = self._pages
         for i, packed in enumerate(self._kinds.groups.values):
             state, head, place = self._kinds.unpack(packed)
@@ -393,7 +396,7 @@ class _Counter:
 
 
 class FrameTypes:
-    """The type of any page frame, of a snapshot of all struct pages."""
+    """Types of page frames, from a snapshot of all struct pages."""
 
     def __init__(self, pages: Pages) -> None:
         import numpy
@@ -407,21 +410,21 @@ class FrameTypes:
             if seen > pages.page_limit:
                 raise Unavailable("there are more struct pages than can be")
             if piece.state != "read":
-                # What nothing maps is no page frame, as is what lies behind the piece.
+                # Unmapped struct pages are not page frames, nor is anything after the piece.
                 kind = _TYPE_NUMBERS["not_in_dump"] if piece.state == "missing" else -1
                 starts.append(numpy.array([piece.first, piece.first + piece.count], numpy.int64))
                 types.append(numpy.array([kind, -1], numpy.int64))
                 continue
             runs = pages.decoder.decode(piece.data, piece.first, online=piece.online)
             numbers = kinds.types[kinds.ids(runs.states, runs.heads, runs.places)]
-            # Where the next piece starts right there, its own first run is found in place of the end.
+            # If the next piece follows directly, the search finds its first run instead of this end.
             starts.append(numpy.append(runs.starts + piece.first, piece.first + piece.count))
             types.append(numpy.append(numbers, -1))
         self._starts = numpy.concatenate(starts) if starts else numpy.zeros(0, numpy.int64)
         self._types = numpy.concatenate(types) if types else numpy.zeros(0, numpy.int64)
 
     def _find(self, frames: "NDArray[numpy.uint64]") -> "NDArray[numpy.int64]":
-        """Numbers of types, -1 for page frames without struct page."""
+        """Numbers of the types; -1 for page frames without a struct page."""
         import numpy
 
         if not len(self._starts):
@@ -432,7 +435,7 @@ class FrameTypes:
         return found
 
     def of(self, frames: "NDArray[numpy.uint64]") -> List[Tuple[int, str]]:
-        """(page frame, type) of those that have a struct page."""
+        """(page frame, type) of the page frames that have a struct page."""
         return [
             (frame, _TYPE_NAMES[number])
             for frame, number in zip(frames.tolist(), self._find(frames).tolist())
@@ -440,11 +443,11 @@ class FrameTypes:
         ]
 
     def are(self, frames: "NDArray[numpy.uint64]", kind: str) -> "NDArray[numpy.bool_]":
-        """Which of them are of a type."""
+        """Which page frames are of a type."""
         found: "NDArray[numpy.bool_]" = self._find(frames) == _TYPE_NUMBERS[kind]
         return found
 
     def have(self, frames: "NDArray[numpy.uint64]") -> "NDArray[numpy.bool_]":
-        """Which of them have a struct page, whether it is in the source or not."""
+        """Which page frames have a struct page, in the source or not."""
         found: "NDArray[numpy.bool_]" = self._find(frames) >= 0
         return found

@@ -1,25 +1,24 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""How this kernel lays out ``struct page``, as its types say.
+"""The layout of ``struct page`` on this kernel, from its types.
 
-Everything here is an offset, a mask or a number of an enumerator, taken from the kernel's own types. Only
-what the kernel has as macros, which no type information holds, is written down, each with the file it
-stands in. Where there are no types, :mod:`kvintro.queries.pages.by_vmcoreinfo` makes the same
-:class:`PageFormat`, with less in it.
+Everything here is an offset, a mask or an enumerator's value from the kernel's own types. Only macros, which
+type information does not contain, are written down, each with the file that defines it. Without types,
+:mod:`kvintro.queries.pages.by_vmcoreinfo` makes a less complete :class:`PageFormat`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, Mapping, Optional, Tuple
+from typing import Dict, Mapping, Optional, Tuple
 
 import drgn
 
-from kvintro.arch.x86_64 import PAGE_SHIFT
 from kvintro.errors import Unavailable
-from kvintro.kernel import Kernel
+from kvintro.kernels import Kernel
+from kvintro.model import ALL
 from kvintro.regions.vmemmap import REGION as VMEMMAP
 
-#: page_type's kinds by our names, which are the kernel's save for pgtable (include/linux/page-flags.h).
+#: Kinds of page_type by our names, which are the kernel's except pgtable (include/linux/page-flags.h).
 PAGE_TYPES = (
     "buddy",
     "offline",
@@ -36,13 +35,13 @@ PAGE_TYPES = (
 
 @dataclass(frozen=True)
 class TypeField:
-    """How ``page_type`` tells what a page is.
+    """How ``page_type`` encodes the type of a page.
 
-    :ivar inverted: types are bits that are clear while all of ``base`` is set (before 6.11); otherwise the
-        top byte is a number.
+    :ivar inverted: whether a clear bit means a type if all bits of ``base`` are set (before 6.11); otherwise
+        the top byte is a number.
     :ivar base: see ``inverted``.
-    :ivar shift: by how much to shift the field (or its complement) for :attr:`codes`.
-    :ivar codes: what stands there, by the kernel's name of the type; a bit if inverted, else the whole byte.
+    :ivar shift: right shift of the field (of its complement if inverted) that gives a code.
+    :ivar codes: codes by the kernel's name of the type; a bit if inverted, else the whole byte.
     :ivar complete: whether ``codes`` has every type of the kernel.
     """
 
@@ -53,7 +52,7 @@ class TypeField:
     complete: bool = True
 
     def is_type(self, code: int, name: str) -> bool:
-        """Whether a code found in a page says that type."""
+        """Whether the code of a page means this type."""
         wanted = self.codes.get(name)
         if wanted is None:
             return False
@@ -61,11 +60,11 @@ class TypeField:
 
     @property
     def bits(self) -> int:
-        """Of inverted types: the bits of a code that say a type."""
+        """The bits of an inverted code that mean a type."""
         return sum(set(self.codes.values())) & 0xFF if self.complete else 0xFF
 
     def is_nameless(self, code: int) -> bool:
-        """Whether a code found in a page says a type that is not in ``codes``, though the kernel has it."""
+        """Whether the code of a page means a type of this kernel that is not in ``codes``."""
         if self.complete:
             return False
         if self.inverted:
@@ -78,37 +77,39 @@ class PageFormat:
     """Offsets and masks of ``struct page`` on one kernel.
 
     :ivar size: sizeof(struct page).
-    :ivar base: virtual address of page frame 0's.
+    :ivar base: virtual address of page frame 0's struct page, whether or not it exists.
+    :ivar page_size: bytes of a page.
     :ivar flags: offset of the flags word.
     :ivar compound: offset of ``compound_head`` or ``compound_info``.
-    :ivar compound_masks: whether tails may hold a mask for the head's address in place of the address itself.
-    :ivar page_type: offset of ``page_type``, which is that of ``_mapcount``.
-    :ivar bits: bit numbers of ``enum pageflags`` by name, PG_ left away.
+    :ivar compound_masks: whether tails may hold a mask for the head's address instead of the address.
+    :ivar page_type: offset of ``page_type``, the same as that of ``_mapcount``.
+    :ivar bits: bit numbers of ``enum pageflags`` by name, without PG_.
     :ivar width: __NR_PAGEFLAGS.
-    :ivar large_order: offset, from a head page, of the byte that holds a compound page's order.
-    :ivar large_mapcount: offset, from a head page, of the int that counts how often it is mapped, less one;
-        None where nothing says.
-    :ivar counts_parts: whether that leaves out pages of it that are mapped one by one (before 6.9).
-    :ivar large_dtor: offset, from a head page, of the byte that says hugetlb, and what it then holds; None
-        where something else says it.
-    :ivar large_hugetlb: mask in the flags of the second page that says it; 0 where something else does.
-    :ivar large_rmappable: mask in the flags of the second page of what may be mapped to user space.
-    :ivar zone_shift: where zone and node start in the flags.
-    :ivar zone_bits: width of the zone; the node lies above it.
+    :ivar large_order: offset, from a head page, of the byte with a compound page's order.
+    :ivar large_mapcount: offset, from a head page, of the int with the number of its mappings, less one; None
+        if unknown.
+    :ivar counts_parts: whether that number omits mappings of single pages (before 6.9).
+    :ivar large_dtor: offset, from a head page, of the byte that marks hugetlb, and its value then; None if
+        another field marks it.
+    :ivar large_hugetlb: mask in the flags of the second page that marks hugetlb; 0 if another field does.
+    :ivar large_rmappable: mask in the flags of the second page that marks pages that user space may map.
+    :ivar zone_shift: lowest bit of zone and node in the flags.
+    :ivar zone_bits: width of the zone; the node is above it.
     :ivar zones: names of the zones by number.
-    :ivar folio_flags: whether /proc/kpageflags shows a tail with the flags of its head (6.10).
-    :ivar folio_types: whether it shows the head's type for it as well (7.0).
-    :ivar tells_nopage: whether it has a flag for page frames that it knows no page of (until 6.16), not 0.
-    :ivar index: offset of what says where in a file or mapping the page belongs; None where nothing says.
-    :ivar entire_mapcount: offset, from a head page, of the int that counts the entries that map all of it,
-        less one; None where nothing says, or nothing counts.
+    :ivar folio_flags: whether /proc/kpageflags shows the head's flags for a tail (6.10).
+    :ivar folio_types: whether it also shows the head's type for a tail (7.0).
+    :ivar tells_nopage: whether it shows KPF_NOPAGE instead of 0 for page frames without a page (until 6.16).
+    :ivar index: offset of the page's position in its file or mapping; None if unknown.
+    :ivar entire_mapcount: offset, from a head page, of the int with the number of entries that map all of it,
+        less one; None if unknown or not counted.
     :ivar slab_counts: how a slab counts its objects: name (``objects``, ``in_use``), offset, shift and mask.
-    :ivar unknown_flags: bits of /proc/kpageflags that cannot be told on this kernel from this source.
-    :ivar lacks: what this layout leaves out, a sentence each; empty if it is whole.
+    :ivar unknown_flags: bits of /proc/kpageflags that this source does not determine on this kernel.
+    :ivar lacks: what this layout lacks, one sentence each; empty if it is complete.
     """
 
     size: int
     base: int
+    page_size: int
     flags: int
     compound: int
     compound_masks: bool
@@ -141,12 +142,12 @@ class PageFormat:
     lacks: Tuple[str, ...] = ()
 
     def mask(self, *names: str) -> int:
-        """The bits of flags that this kernel has, of those named."""
+        """Mask of those of the named flags that this kernel has."""
         return sum(1 << self.bits[name] for name in dict.fromkeys(names) if name in self.bits)
 
     def address(self, pfn: int) -> int:
         """Virtual address of a page frame's struct page."""
-        return self.base + pfn * self.size
+        return self.base + pfn * self.size & ALL
 
     def zone_name(self, number: int) -> str:
         """The kernel's name of a zone."""
@@ -154,9 +155,9 @@ class PageFormat:
 
 
 def format_by_types(kernel: Kernel) -> PageFormat:
-    """The layout on this kernel, by its types.
+    """Return the layout on this kernel from its types.
 
-    :raises Unavailable: they do not have what is needed.
+    :raises Unavailable: the types lack something that is needed.
     """
     try:
         return _page_format(kernel)
@@ -180,22 +181,13 @@ def _page_format(kernel: Kernel) -> PageFormat:
     types = _types(kernel)
     nodes, zones = _widths(kernel)
     order, mapcount, parts = _large(prog, page, size)
-    dtor = None
-    if _has_enumerator(prog, "enum compound_dtor_id", "HUGETLB_PAGE_DTOR"):
-        dtors = enumerators(prog.type("enum compound_dtor_id"))
-        at = _first_offset(prog, size, ("compound_dtor", page), ("_folio_dtor", None))
-        dtor = (at, dtors["HUGETLB_PAGE_DTOR"])
-    names = enumerators(prog.type("enum zone_type"))
-    zone_names = [""] * names["__MAX_NR_ZONES"]
-    for name, number in names.items():
-        if name.startswith("ZONE_") and number < len(zone_names):
-            zone_names[number] = _zone_name(name[5:])
     room = 64 - nodes - zones
     if width > 32 or width > room:
         raise ValueError(f"{width} page flags and {nodes + zones} bits of node and zone leave no room")
     return PageFormat(
         size=size,
         base=base,
+        page_size=kernel.form.page_size,
         flags=offset(page, "flags"),
         compound=compound,
         compound_masks=masks,
@@ -203,7 +195,7 @@ def _page_format(kernel: Kernel) -> PageFormat:
         refcount=offset(page, "_refcount"),
         mapping=offset(page, "mapping"),
         private=offset(page, "private"),
-        # 5.11 gave the pointer flags, and another name.
+        # 5.11 added flags to the pointer and renamed it.
         memcg_data=_maybe_offset(page, "memcg_data", "mem_cgroup"),
         slab_cache=_slab_cache(prog, page),
         types=types,
@@ -212,13 +204,13 @@ def _page_format(kernel: Kernel) -> PageFormat:
         large_order=order,
         large_mapcount=mapcount,
         counts_parts=parts,
-        large_dtor=dtor,
+        large_dtor=_hugetlb_dtor(prog, page, size),
         large_hugetlb=1 << bits["hugetlb"] if "hugetlb" in bits else 0,
         large_rmappable=1 << bits["large_rmappable"] if "large_rmappable" in bits else 0,
         zone_shift=room,
         zone_bits=zones,
         node_bits=nodes,
-        zones=tuple(zone_names),
+        zones=_zone_names(prog),
         # PG_slab became a page type in 6.10, in the same merge as fs/proc/page.c's use of folios.
         folio_flags="slab" not in bits,
         folio_types=kernel.find_symbol("snapshot_page") is not None,
@@ -229,13 +221,32 @@ def _page_format(kernel: Kernel) -> PageFormat:
     )
 
 
+def _hugetlb_dtor(prog: drgn.Program, page: drgn.Type, size: int) -> Optional[Tuple[int, int]]:
+    """Offset of a large page's destructor, and the one of hugetlb pages; None without destructors."""
+    if not _has_enumerator(prog, "enum compound_dtor_id", "HUGETLB_PAGE_DTOR"):
+        return None
+    dtors = enumerators(prog.type("enum compound_dtor_id"))
+    at = _first_offset(prog, size, ("compound_dtor", page), ("_folio_dtor", None))
+    return at, dtors["HUGETLB_PAGE_DTOR"]
+
+
+def _zone_names(prog: drgn.Program) -> Tuple[str, ...]:
+    """Names of the zones by number."""
+    names = enumerators(prog.type("enum zone_type"))
+    found = [""] * names["__MAX_NR_ZONES"]
+    for name, number in names.items():
+        if name.startswith("ZONE_") and number < len(found):
+            found[number] = _zone_name(name[5:])
+    return tuple(found)
+
+
 def enumerators(type_: drgn.Type) -> Dict[str, int]:
-    """Names and values of an enumeration."""
+    """Values of an enumeration by name."""
     return {e.name: e.value for e in type_.enumerators or ()}
 
 
 def offset(type_: drgn.Type, member: str) -> int:
-    """Offset of a member in bytes, however deep in anonymous unions it lies."""
+    """Offset of a member in bytes. The member may be in nested anonymous unions."""
     found: int = drgn.offsetof(type_, member)
     return found
 
@@ -245,7 +256,7 @@ def _maybe_offset(type_: drgn.Type, *members: str) -> Optional[int]:
 
 
 def _first_offset(prog: drgn.Program, size: int, *ways: "Tuple[str, Optional[drgn.Type]]") -> int:
-    """Offset from a head page of what the second page holds: a member of it, or of the folio (type None)."""
+    """Offset, from a head page, of a member of the second page, or of the folio (type None)."""
     for name, type_ in ways:
         if type_ is not None:
             if type_.has_member(name):
@@ -261,7 +272,7 @@ def _first_offset(prog: drgn.Program, size: int, *ways: "Tuple[str, Optional[drg
 
 
 def _large(prog: drgn.Program, page: drgn.Type, size: int) -> Tuple[int, int, bool]:
-    """Where compound pages keep their order and how often they are mapped, and whether parts are left out."""
+    """Offsets of a compound page's order and mapping count, and whether the count omits single pages."""
     try:
         order = _first_offset(prog, size, ("compound_order", page), ("_folio_order", None))
     except LookupError:
@@ -310,7 +321,7 @@ def _slab_cache(prog: drgn.Program, page: drgn.Type) -> Optional[int]:
 
 
 def _zone_name(name: str) -> str:
-    # mm/page_alloc.c:zone_names: DMA and DMA32 as they are, the others capitalised.
+    # mm/page_alloc.c:zone_names: DMA and DMA32 stay as they are, the others are capitalised.
     return {"HIGHMEM": "HighMem"}.get(name, name if name.startswith("DMA") else name.capitalize())
 
 
@@ -326,18 +337,18 @@ def _types(kernel: Kernel) -> TypeField:
         return TypeField(False, 0, 24, {name: numbers[name] for name in PAGE_TYPES if name in numbers})
     inverted = {name[3:]: value for name, value in found.items() if name.startswith("PG_")}
     if inverted:
-        # 6.10: an enumeration of bits from 30 down; PAGE_TYPE_BASE is one of it.
+        # 6.10: an enumeration of bits from 30 down, including PAGE_TYPE_BASE.
         base = found["PAGE_TYPE_BASE"] & 0xFFFFFFFF
         codes = {name: inverted[name] >> 24 for name in PAGE_TYPES if name in inverted}
         return TypeField(True, base, 24, codes)
-    # Before, they were macros of include/linux/page-flags.h, of which VMCOREINFO has two.
+    # Before that they were macros of include/linux/page-flags.h. VMCOREINFO has two of them.
     buddy = ~kernel.number("NUMBER(PAGE_BUDDY_MAPCOUNT_VALUE)").value
     if buddy != 0x80:
         raise ValueError(f"PG_buddy is {buddy:#x}")
     codes = {"buddy": 0x80, "offline": 0x100, "table": 0x200, "guard": 0x400}
     if _kmemcg_is_a_type(prog):
         codes.update(kmemcg=0x200, table=0x400, guard=0x800)
-    # After the destructors came PG_hugetlb of the second page, and soon this type in place of that (6.9, and
+    # PG_hugetlb of the second page replaced the destructors, and this type soon replaced PG_hugetlb (6.9, and
     # many stable kernels of 6.6 and 6.8).
     has_dtors = _has_enumerator(prog, "enum compound_dtor_id", "NULL_COMPOUND_DTOR")
     if not has_dtors and not _has_enumerator(prog, "enum pageflags", "PG_hugetlb"):
@@ -346,10 +357,10 @@ def _types(kernel: Kernel) -> TypeField:
 
 
 def _kmemcg_is_a_type(prog: drgn.Program) -> bool:
-    """Whether PG_kmemcg stands between the types, as up to 5.10, and moves those behind it.
+    """Whether PG_kmemcg is one of the types, as up to 5.10, which shifts the types after it.
 
-    It went when struct page got memcg_data in place of mem_cgroup. Without CONFIG_MEMCG there was it all the
-    same, and neither of these: what tells then is something else that came with 5.11.
+    It was removed when memcg_data replaced mem_cgroup in struct page. Without CONFIG_MEMCG, struct page has
+    neither member, but the type may exist; then another addition of 5.11 decides.
     """
     page = prog.type("struct page")
     if page.has_member("memcg_data") or page.has_member("mem_cgroup"):
@@ -367,7 +378,7 @@ def _has_enumerator(prog: drgn.Program, type_name: str, name: str) -> bool:
 def _widths(kernel: Kernel) -> Tuple[int, int]:
     """NODES_WIDTH and ZONES_WIDTH of include/linux/page-flags-layout.h, with SPARSEMEM_VMEMMAP.
 
-    MAX_NUMNODES is a macro, but ``struct zonelist`` has a place for each zone of each node, and one more
+    MAX_NUMNODES is a macro, but ``struct zonelist`` has an entry for each zone of each node, and one more
     (include/linux/mmzone.h:MAX_ZONES_PER_ZONELIST).
     """
     prog = kernel.prog
@@ -387,23 +398,23 @@ def member_type(type_: drgn.Type, name: str) -> drgn.Type:
 
 
 def pfn_of(kernel: Kernel, symbol: str) -> Optional[int]:
-    """The page frame that a variable of the image lies in, None if there is no such symbol."""
+    """Page frame of a variable in the image; None if there is no such symbol."""
     address = kernel.find_symbol(symbol)
     if address is None:
         return None
     found = kernel.walk(address)
-    return None if found.physical is None else found.physical >> PAGE_SHIFT
+    return None if found.physical is None else found.physical >> kernel.page_shift
 
 
 def zero_pages(kernel: Kernel) -> Tuple[Optional[int], Optional[int]]:
-    """Page frames of the zero page and of the huge zero page (its head), None where there is none."""
+    """Page frames of the zero page and of the huge zero page (its head); None for one that does not exist."""
     try:
         small: Optional[int] = kernel.value("zero_pfn").value
     except Unavailable:
         small = pfn_of(kernel, "empty_zero_page")
     try:
         huge: Optional[int] = kernel.value("huge_zero_pfn").value
-        # mm/huge_memory.c: ~0UL while there is none.
+        # mm/huge_memory.c: ~0UL while there is no huge zero page.
         if huge is not None and huge >> 52:
             huge = None
     except Unavailable:
@@ -411,7 +422,7 @@ def zero_pages(kernel: Kernel) -> Tuple[Optional[int], Optional[int]]:
     return small, huge
 
 
-def value_of(obj: Any) -> int:
+def value_of(obj: drgn.Object) -> int:
     """An atomic_t or a plain number as an int."""
     try:
         return int(obj.counter)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What the state of a page means: the type it is counted as, and what /proc/kpageflags says of it."""
+"""Meaning of a page's state: the type that it counts as, and its flags in /proc/kpageflags."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from kvintro.queries.pages.runs import (
     ZERO,
 )
 
-#: Every type there is, with what it means, in the order of a list where counts do not say.
+#: Every type with its meaning, in the order of lists that are not sorted by count.
 TYPES: Dict[str, str] = {
     "free": "in the buddy allocator",
     "free_cpu": "free, without references: on a CPU's list of free pages, or on its way there",
@@ -61,7 +61,7 @@ TYPES: Dict[str, str] = {
     "not_in_dump": "the struct page is not in this dump",
 }
 
-#: What a census without types counts together, by the type that it counts it as.
+#: Types that a census without types cannot separate, by the type that it counts them as.
 TOGETHER: Dict[str, Tuple[str, ...]] = {
     "unnamed_type": ("pgtable", "zsmalloc", "guard", "unaccepted", "large_kmalloc"),
     "kernel_or_reserved": ("kernel", "reserved"),
@@ -72,7 +72,7 @@ KPF_LRU, KPF_SLAB, KPF_BUDDY, KPF_MMAP, KPF_ANON, KPF_SWAPCACHE, KPF_SWAPBACKED 
 KPF_COMPOUND_HEAD, KPF_COMPOUND_TAIL, KPF_HUGE, KPF_HWPOISON, KPF_NOPAGE = 15, 16, 17, 19, 20
 KPF_RESERVED, KPF_PRIVATE = 32, 35
 KPF_KSM, KPF_THP, KPF_OFFLINE, KPF_ZERO_PAGE, KPF_IDLE, KPF_PGTABLE = 21, 22, 23, 24, 25, 26
-# Those that are copied from a flag: fs/proc/page.c:stable_page_flags. Where a flag was renamed, both names.
+# Bits that are copied from a flag: fs/proc/page.c:stable_page_flags. Both names if the flag was renamed.
 _COPIED: Tuple[Tuple[int, Tuple[str, ...]], ...] = (
     (0, ("locked",)),
     (1, ("error",)),
@@ -153,7 +153,7 @@ KPF_NAMES.update(
 
 
 def kpf_symbols(flags: int, unknown: int = 0) -> str:
-    """A letter for each bit that is set, as page-types prints them; "?" for each that is not known."""
+    """A letter for each set bit, as page-types prints them; "?" for each unknown bit."""
     return "".join(
         "?" if unknown >> bit & 1 else name[0] if flags >> bit & 1 else "_"
         for bit, name in sorted(KPF_NAMES.items())
@@ -166,7 +166,7 @@ def kpf_long(flags: int) -> str:
 
 
 class Meaning:
-    """Reads states by one kernel's format; all arguments and results are plain ints and strings."""
+    """Interprets states under one kernel's format; all arguments and results are plain ints and strings."""
 
     def __init__(self, form: PageFormat) -> None:
         self.form = form
@@ -185,11 +185,11 @@ class Meaning:
         ]
 
     def is_type(self, state: int, name: str) -> bool:
-        """Whether page_type says so."""
+        """Whether page_type says that the page is of a type."""
         return self.form.types.is_type((state & TYPE_MASK) >> TYPE_SHIFT, name)
 
     def is_slab(self, state: int) -> bool:
-        """Whether the page, no tail, is of a slab."""
+        """Whether the page is the first page of a slab."""
         return bool(state & self._slab) or self.is_type(state, "slab")
 
     def is_hugetlb(self, state: int) -> bool:
@@ -201,22 +201,22 @@ class Meaning:
         return bool(state & self._head) and not state & TAIL
 
     def is_free(self, state: int) -> bool:
-        """Whether the page lies in a free block of the buddy allocator."""
+        """Whether the page is in a free block of the buddy allocator."""
         return bool(state & IN_FREE_BLOCK) or self.is_type(state, "buddy")
 
     def is_free_head(self, state: int) -> bool:
-        """Whether it is the first page of one."""
+        """Whether the page is the first of a free block."""
         return self.is_type(state, "buddy")
 
     def order(self, state: int, head: int) -> int:
-        """Order of the compound page or free block that the page begins or is a tail of, else 0."""
+        """Order of the compound page or free block that the page begins, or is a tail of; else 0."""
         whole = head or state
         if self.is_head(whole) or self.is_free_head(whole):
             return (whole & ORDER_MASK) >> ORDER_SHIFT
         return 0
 
     def flag_names(self, state: int) -> List[str]:
-        """Names of the flags that are set: the first where a bit has several, ``bit3`` for one without."""
+        """Names of the set flags: the first if a bit has several, ``bit3`` if it has none."""
         names: Dict[int, str] = {}
         for name, bit in self.form.bits.items():
             names.setdefault(bit, name)
@@ -277,21 +277,21 @@ class Meaning:
         return "kernel" if self._reserved else "kernel_or_reserved"
 
     def kpageflags(self, state: int, head: int) -> int:
-        """What /proc/kpageflags says of the page: fs/proc/page.c:stable_page_flags of this kernel.
+        """Flags of the page in /proc/kpageflags: fs/proc/page.c:stable_page_flags of this kernel.
 
-        Bits that the format cannot tell are clear.
+        Bits that the format cannot determine are clear.
         """
         return self._kpageflags(state, head) & ~self.form.unknown_flags
 
     def _kpageflags(self, state: int, head: int) -> int:
         if state & (OFFLINE | DEVICE):
-            # include/linux/memory_hotplug.h:pfn_to_online_page finds neither. Until 5.12 it did find pages of
-            # devices that share a section with memory.
+            # include/linux/memory_hotplug.h:pfn_to_online_page finds neither. Until 5.12 it did find device
+            # pages that share a section with memory.
             return 1 << KPF_NOPAGE if self.form.tells_nopage else 0
         form = self.form
         whole = head or state
         compound = bool(head) or self.is_head(state)
-        # Since 6.10 the whole folio's flags are shown for all its pages; before, each page's own.
+        # Since 6.10 every page of a folio shows the folio's flags; before that, its own.
         flags = whole if form.folio_flags else state
         u = 0
         mapped = bool(whole & LARGE_MAPPED) if compound else bool(state & MAPPED)

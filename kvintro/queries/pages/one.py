@@ -1,26 +1,28 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""One page frame: all that its struct page says, and what that leads to."""
+"""One page frame: its struct page and everything that this refers to."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, List, Optional, Tuple
+from typing import List, Optional, Tuple
 
-from kvintro.arch.x86_64 import ALL, PAGE_SHIFT
+import drgn
+
 from kvintro.errors import NotInDump, Unavailable
-from kvintro.kernel import Kernel
-from kvintro.queries.files import FileName, file_of
+from kvintro.kernels import Kernel
+from kvintro.model import ALL
 from kvintro.queries.pages.census import Pages
 from kvintro.queries.pages.meaning import KPF_SWAPCACHE, Meaning
 from kvintro.queries.pages.owner import PageOwner, page_owner
 from kvintro.queries.pages.runs import DANGLING, MAPPED, OFFLINE, TAIL, TYPE_MASK, Runs
+from kvintro.readers.bounds import bounded
+from kvintro.readers.files import FileName, file_of
 from kvintro.readers.kfence import KfencePool
 from kvintro.readers.names import Names
 from kvintro.readers.structures import (
     TROUBLE,
-    bounded,
     has_member,
     number,
     optional,
@@ -29,23 +31,23 @@ from kvintro.readers.structures import (
     text_at,
 )
 
-_BLOCKS = 4  # kept decoded, 2 MB each
+_BLOCKS = 4  # decoded blocks to keep, 2 MB each
 _PATH_DEPTH = 64
 _SWP_TYPE_SHIFT = 58  # include/linux/swapops.h: BITS_PER_XA_VALUE - MAX_SWAPFILES_SHIFT
 
 
 @dataclass(frozen=True)
 class PageState:
-    """A struct page as far as its own memory goes.
+    """A struct page, as far as it can be decoded by itself.
 
     :ivar state: see :mod:`kvintro.queries.pages.runs`.
     :ivar head: state of the compound page's head for a tail, else 0.
-    :ivar head_pfn: page frame of the head; its own for all else.
-    :ivar free_pfn: first page frame of the free block that it lies in, if any.
+    :ivar head_pfn: page frame of the head for a tail, else its own.
+    :ivar free_pfn: first page frame of the free block that contains it, if any.
     :ivar mapping: ``mapping`` of the head: what the page belongs to.
-    :ivar offset: of the page in that, in pages of 4 KB; None where nothing says.
-    :ivar mapcount: how many page-table entries map the page, as in /proc/kpagecount; None where nothing says.
-    :ivar is_typed: whether it is of a kind that has no mapping: slab, page table, free...
+    :ivar offset: position of the page in its mapping, in pages of 4 KB; None if unknown.
+    :ivar mapcount: number of page-table entries that map the page, as in /proc/kpagecount; None if unknown.
+    :ivar is_typed: whether its kind has no mapping: slab, page table, free...
     """
 
     pfn: int
@@ -69,8 +71,8 @@ class PageState:
 class SlabUse:
     """The slab that a page is part of.
 
-    :ivar object_address: of the object that the address asked for lies in, None if that was no address in it.
-    :ivar allocated: whether that object is in use; None if that cannot be told.
+    :ivar object_address: the object that contains the given address; None if the address is not in the slab.
+    :ivar allocated: whether that object is in use; None if that is unknown.
     """
 
     cache: Optional[str]
@@ -85,10 +87,10 @@ class SlabUse:
 
 @dataclass(frozen=True)
 class MemoryGroup:
-    """Whom a page is charged to.
+    """The cgroup that a page is charged to.
 
-    :ivar path: of the cgroup.
-    :ivar kernel: whether it is charged as memory of the kernel.
+    :ivar path: path of the cgroup.
+    :ivar kernel: whether it is charged as kernel memory.
     """
 
     path: Optional[str]
@@ -98,10 +100,10 @@ class MemoryGroup:
 
 @dataclass(frozen=True)
 class SwapPlace:
-    """Where in swap space the content of a page in the swap cache has its place.
+    """Place in swap space of a page in the swap cache.
 
     :ivar type: number of the swap file or device, as in /proc/PID/pagemap.
-    :ivar offset: page in it.
+    :ivar offset: number of the page in that file or device.
     """
 
     type: int
@@ -109,9 +111,9 @@ class SwapPlace:
 
 
 class PageLookup:
-    """Looks at single pages.
+    """Looks up single pages.
 
-    :raises Unavailable: nothing says how struct pages are laid out, or there are none.
+    :raises Unavailable: the layout of struct pages is unknown, or there are none.
     """
 
     def __init__(self, kernel: Kernel, pages: Optional[Pages] = None) -> None:
@@ -124,7 +126,7 @@ class PageLookup:
     def _runs(self, pfn: int) -> Runs:
         """The decoded block of a page frame.
 
-        :raises Unavailable: it has no struct page, or that is not in the source.
+        :raises Unavailable: the page frame has no struct page, or it is not in the source.
         """
         sections = self.pages.sections
         found = next((r for r in sections.ranges if r[0] <= pfn < r[1]), None)
@@ -154,7 +156,7 @@ class PageLookup:
         return kept
 
     def _nearby(self, pfn: int) -> str:
-        """Which page frames do have one, for who asked for another."""
+        """The nearest page frames that do have a struct page, for an error message."""
         ranges = self.pages.sections.ranges
         above = next((low for low, _ in ranges if low > pfn), None)
         below = next((high - 1 for _, high in reversed(ranges) if high <= pfn), None)
@@ -165,9 +167,9 @@ class PageLookup:
         return f"the next below is {below:x}, the next above {above:x}"
 
     def state(self, pfn: int) -> PageState:
-        """What the struct page of a page frame says.
+        """Decode the struct page of a page frame.
 
-        :raises Unavailable: it has none, or that is not in the source.
+        :raises Unavailable: the page frame has no struct page, or it is not in the source.
         """
         import numpy
 
@@ -223,7 +225,7 @@ class PageLookup:
             is_typed=typed,
         )
 
-    # What a head keeps
+    # Fields of the head
 
     @cached_property
     def _names(self) -> Names:
@@ -266,28 +268,28 @@ class PageLookup:
             count -= 1
         return count + max(entire, 0)
 
-    # What it leads to
+    # What the struct page refers to
 
     def kind(self, page: PageState) -> str:
         """One of :data:`kvintro.queries.pages.meaning.TYPES`."""
         return self.meaning.type_of(page.state, page.head)
 
     def order(self, page: PageState) -> int:
-        """Of the compound page or free block that the page is part of."""
+        """Order of the compound page or free block that contains the page."""
         if page.free_pfn is not None and page.free_pfn != page.pfn:
             return self.order(self.state(page.free_pfn))
         return self.meaning.order(page.state, page.head)
 
     def compound(self, page: PageState) -> Optional[str]:
-        """``head``, ``tail`` or None."""
+        """``head``, ``tail``, ``tail without a head`` or None."""
         if page.state & TAIL:
             return "tail without a head" if page.state & DANGLING else "tail"
         return "head" if self.meaning.is_head(page.state) else None
 
     def file(self, page: PageState) -> Optional[FileName]:
-        """The file that the page caches a part of, None if it does none.
+        """The file that the page is a cached part of; None if it caches no file.
 
-        :raises Unavailable: it cannot be read.
+        :raises Unavailable: the file cannot be read.
         """
         if page.is_typed or not page.mapping or page.mapping & 3:
             return None
@@ -298,9 +300,9 @@ class PageLookup:
         return file_of(self.kernel, host)
 
     def swap(self, page: PageState) -> Optional[SwapPlace]:
-        """The place in swap space of a page in the swap cache, None if it is not there.
+        """Place in swap space of a page in the swap cache; None if it is not in the swap cache.
 
-        :raises NotInDump: the struct page of its head is not.
+        :raises NotInDump: the struct page of its head is not in the source.
         """
         if not self.meaning.kpageflags(page.state, page.head) >> KPF_SWAPCACHE & 1:
             return None
@@ -309,10 +311,10 @@ class PageLookup:
         return SwapPlace(entry >> _SWP_TYPE_SHIFT, entry & (1 << _SWP_TYPE_SHIFT) - 1)
 
     def slab(self, page: PageState, address: Optional[int] = None) -> Optional[SlabUse]:
-        """The slab that the page is part of, None if it is of none.
+        """The slab that contains the page; None if it is in no slab.
 
-        :param address: an address in the page, to find the object there.
-        :raises Unavailable: it cannot be read.
+        :param address: an address in the page, to find its object.
+        :raises Unavailable: the slab cannot be read.
         """
         if not self.meaning.is_slab(page.head or page.state):
             return None
@@ -323,7 +325,7 @@ class PageLookup:
         cache_at = self._word(page.head_pfn, self.form.slab_cache)
         cache = slab_cache_at(self.kernel, cache_at)
         try:
-            slab: Any = struct_at(self.kernel, "struct slab", self.form.address(page.head_pfn))
+            slab: drgn.Object = struct_at(self.kernel, "struct slab", self.form.address(page.head_pfn))
         except Unavailable:
             slab = struct_at(self.kernel, "struct page", self.form.address(page.head_pfn))
         try:
@@ -345,13 +347,13 @@ class PageLookup:
         )
 
     def fenced(self, pfn: int) -> Optional[KfencePool]:
-        """KFENCE's pool, if the page frame is one of it."""
+        """KFENCE's pool, if it contains the page frame."""
         pool, _ = self.pages.fence
-        address = self.kernel.page_offset_base.value + (pfn << PAGE_SHIFT)
+        address = self.kernel.linear_offset.value + (pfn << self.kernel.page_shift) & ALL
         return pool if pool is not None and address in pool else None
 
     def _object(
-        self, page: PageState, cache: Any, objects: int, address: int
+        self, page: PageState, cache: drgn.Object, objects: int, address: int
     ) -> "Tuple[Optional[int], Optional[int], Optional[bool]]":
         """(address of the object that an address lies in, offset in it, whether it is allocated)."""
         from drgn.helpers.linux.slab import slab_object_info
@@ -360,7 +362,7 @@ class PageLookup:
         if base is None or not size:
             return None, None, None
         index, into = divmod(address - base, size)
-        # mm/slub.c:fixup_red_left: with red zones an object begins behind one.
+        # mm/slub.c:fixup_red_left: with red zones, one precedes each object.
         pad = number(cache, "red_left_pad")
         if index >= objects or into < pad:
             return None, None, None
@@ -374,7 +376,7 @@ class PageLookup:
         return address - into + pad, into - pad, allocated
 
     def group(self, page: PageState) -> Optional[MemoryGroup]:
-        """Whom the page is charged to, None for nobody (include/linux/memcontrol.h:page_memcg).
+        """The cgroup that the page is charged to, None if none (include/linux/memcontrol.h:page_memcg).
 
         :raises Unavailable: it cannot be read.
         """
@@ -383,7 +385,7 @@ class PageLookup:
             return None
         prog = self.kernel.prog
         if has_member(self.kernel, "struct page", "mem_cgroup"):
-            # Until 5.11 the group itself, but for slabs, which have a list of each object's.
+            # Until 5.11 this is the group itself, except for slabs, which list their objects' groups.
             charged = self.meaning.is_type(page.head or page.state, "kmemcg")
             return None if data & 1 else MemoryGroup(self._cgroup_path(data), data, charged)
         try:
@@ -397,10 +399,10 @@ class PageLookup:
         except (LookupError, StopIteration) as error:
             raise Unavailable(f"how memory is charged to cgroups is not known: {error}") from error
         if data & vector or self.meaning.is_slab(page.head or page.state):
-            return None  # each object is charged by itself
+            return None  # each object is charged separately
         address = data & ~mask & ALL
         kernel = bool(data & charged_kernel)
-        # Of memory of the kernel, and since obj_cgroups know the root's (7.1) of all, an obj_cgroup is kept.
+        # Kernel memory is charged to an obj_cgroup; since that has is_root (7.1), all memory is.
         if kernel or has_member(self.kernel, "struct obj_cgroup", "is_root"):
             address = number(struct_at(self.kernel, "struct obj_cgroup", address), "memcg")
         return MemoryGroup(self._cgroup_path(address), address, kernel)
@@ -426,20 +428,20 @@ class PageLookup:
         return None
 
     def owner(self, page: PageState) -> Optional[PageOwner]:
-        """Who allocated the page, None if this kernel does not keep that.
+        """Allocation record of the page; None if this kernel keeps none.
 
-        :raises Unavailable: it cannot be read.
+        :raises Unavailable: the record cannot be read.
         """
         return page_owner(self.kernel, self._names, page.pfn)
 
     def direct_address(self, pfn: int) -> Optional[int]:
-        """Where the direct map has the page, None if it does not."""
-        address = self.kernel.page_offset_base.value + (pfn << PAGE_SHIFT) & ALL
+        """Address of the page in the direct map; None if it is not mapped there."""
+        address = self.kernel.linear_offset.value + (pfn << self.kernel.page_shift) & ALL
         found = self.kernel.walk(address)
-        return address if found.physical == pfn << PAGE_SHIFT else None
+        return address if found.physical == pfn << self.kernel.page_shift else None
 
 
-def _has(prog: Any, name: str) -> bool:
+def _has(prog: drgn.Program, name: str) -> bool:
     try:
         prog.constant(name)
         return True

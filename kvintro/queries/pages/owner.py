@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Who allocated a page, where the kernel keeps account of that (CONFIG_PAGE_OWNER and ``page_owner=on``)."""
+"""Allocation records of pages, if the kernel keeps them (CONFIG_PAGE_OWNER and ``page_owner=on``)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Optional, Tuple
 
 import drgn
 
-from kvintro.arch.x86_64 import ALL, PAGE_SHIFT, PAGE_SIZE
 from kvintro.errors import Unavailable
-from kvintro.kernel import Kernel
-from kvintro.model import Address
+from kvintro.kernels import Kernel
+from kvintro.model import ALL, Address
 from kvintro.readers.names import Names
 from kvintro.readers.structures import TROUBLE, number, offset_of, pointer_at, size_of, struct_at, text_of
 
@@ -23,7 +22,7 @@ _INVALID = 1  # mm/page_ext.c:PAGE_EXT_INVALID
 
 @dataclass(frozen=True)
 class Frame:
-    """A return address of a stack."""
+    """A return address on a stack."""
 
     address: Address
     symbol: Optional[str]
@@ -33,12 +32,12 @@ class Frame:
 class PageOwner:
     """``struct page_owner``.
 
-    :ivar allocated: whether the page still is; if not, all this is of the last time.
+    :ivar allocated: whether the page is still allocated; if not, the record is of its last allocation.
     :ivar order: order of the allocation.
     :ivar gfp: ``gfp_mask`` of the allocation.
-    :ivar nanoseconds: when, by the kernel's clock.
-    :ivar stack: who, innermost first.
-    :ivar freed: who freed it last.
+    :ivar nanoseconds: time of the allocation by the kernel's clock.
+    :ivar stack: stack of the allocation, innermost frame first.
+    :ivar freed: stack of the last time it was freed.
     """
 
     allocated: bool
@@ -53,10 +52,10 @@ class PageOwner:
 
 
 def page_owner(kernel: Kernel, names: Names, pfn: int) -> Optional[PageOwner]:
-    """The record of a page frame, None if this kernel keeps none.
+    """Read the record of a page frame; None if this kernel keeps none.
 
-    :param names: of the code in its stacks.
-    :raises Unavailable: it cannot be read.
+    :param names: formats the code addresses on the stacks.
+    :raises Unavailable: the record cannot be read.
     """
     if not kernel.has_symbol("__set_page_owner", code=True):
         return None
@@ -88,11 +87,11 @@ def page_owner(kernel: Kernel, names: Names, pfn: int) -> Optional[PageOwner]:
 def _record(kernel: Kernel, operations: int, pfn: int) -> Tuple[int, int]:
     """(address of the ``struct page_owner``, flags of the page_ext); (0, 0) for none.
 
-    mm/page_ext.c:lookup_page_ext with SPARSEMEM: each section points to where page frame 0's would be.
+    mm/page_ext.c:lookup_page_ext with SPARSEMEM: a section's table is indexed by page frame number.
     """
     section_size = size_of(kernel, "struct mem_section")
-    per_root = PAGE_SIZE // section_size
-    shift = kernel.section_size_bits.value - PAGE_SHIFT
+    per_root = kernel.form.page_size // section_size
+    shift = kernel.section_size_bits.value - kernel.page_shift
     section = pfn >> shift
     table = kernel.first_fact(
         lambda: kernel.number("SYMBOL(mem_section)"), lambda: kernel.value("mem_section")
@@ -119,7 +118,7 @@ def _stack(kernel: Kernel, names: Names, handle: int) -> Tuple[Frame, ...]:
     parts = drgn.Object.from_bytes_(prog, prog.type("union handle_parts"), handle.to_bytes(4, "little"))
     if kernel.find_symbol("stack_pools") is not None:
         name = "stack_pools"
-        # 6.9 gave the first pool the number 1, so that no handle is 0.
+        # 6.9 numbered the pools from 1, so that no handle is 0.
         index = (
             number(parts, "pool_index_plus_1") - 1
             if hasattr(parts, "pool_index_plus_1")
@@ -128,7 +127,7 @@ def _stack(kernel: Kernel, names: Names, handle: int) -> Tuple[Frame, ...]:
     else:
         name, index = "stack_slabs", number(parts, "slabindex")
     pools = prog.symbol(name)
-    # An array, since 6.18 a pointer to one.
+    # An array; since 6.18 a pointer to one.
     table = pointer_at(kernel, pools.address) if pools.size == 8 else int(pools.address)
     record_at = pointer_at(kernel, table + 8 * index) + (number(parts, "offset") << _STACK_ALIGN) & ALL
     record = struct_at(kernel, "struct stack_record", record_at)
@@ -142,6 +141,6 @@ def _stack(kernel: Kernel, names: Names, handle: int) -> Tuple[Frame, ...]:
 
 
 def _symbol(names: Names, address: int) -> Optional[str]:
-    """Without the function's size, which :meth:`Names.code` has behind it."""
+    """Name of a function without the size that :meth:`Names.code` adds."""
     text = names.code(address)
     return None if text.startswith("0x") else re.sub("/0x[0-9a-f]+", "", text, count=1)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Blocks of struct pages as runs of pages that are alike.
 
-All that decides what a page is gets packed into one 64-bit state a page, by a handful of array operations;
-where the state changes, a run ends. Neighbours are mostly alike (all but the first page of a free block,
-all tails of a compound page), so that everything else is done a run at a time, and the meaning of a state
-is worked out once for each distinct state (:mod:`kvintro.queries.pages.meaning`).
+All that decides the kind of a page is packed into one 64-bit state per page, by a few array operations.
+A run ends where the state changes. Neighbouring pages are mostly alike (all but the first page of a free
+block, all tails of a compound page), so everything else is done once per run. The meaning of a state is
+computed once for each distinct state (:mod:`kvintro.queries.pages.meaning`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Sequence, Tuple
 
+from kvintro.arch.data import INT32, UINT32, UINT64
 from kvintro.queries.pages.format import PageFormat
 
 if TYPE_CHECKING:
@@ -21,49 +22,48 @@ if TYPE_CHECKING:
     U64 = NDArray[numpy.uint64]
     I64 = NDArray[numpy.int64]
 
-# The state of a page. Bits 0-31 are its flags as they are.
+# The state of a page. Bits 0-31 are its flags unchanged.
 FLAGS = 0xFFFF_FFFF
-TYPE_SHIFT = 32  # what page_type says, see format.TypeField
+TYPE_SHIFT = 32  # code of page_type, see format.TypeField
 TYPE_MASK = 0xFF << TYPE_SHIFT
 TAIL = 1 << 40  # of a compound page
 UNREFERENCED = 1 << 41  # _refcount is 0
-MAPPED = 1 << 42  # its own _mapcount counts something
+MAPPED = 1 << 42  # its own _mapcount counts at least one mapping
 ANON = 1 << 43  # the low bits of mapping
 ANON_KSM = 1 << 44
 HAS_MAPPING = 1 << 45
-# What only heads have; read from their second page.
+# State of heads only, read from their second page.
 LARGE_MAPPED = 1 << 46
 RMAPPABLE = 1 << 47
-ORDER_SHIFT = 48  # of a compound page's head, or of a free block's
+ORDER_SHIFT = 48  # of the head of a compound page or free block
 ORDER_MASK = 0x3F << ORDER_SHIFT
 HUGETLB = 1 << 54
-# What its place says.
+# State that follows from the page's position.
 ZERO = 1 << 55
 IN_FREE_BLOCK = 1 << 56
-DANGLING = 1 << 57  # a tail whose head is none
+DANGLING = 1 << 57  # a tail without a valid head
 NOT_INITIALISED = 1 << 58  # mm/page_alloc.c:page_init_poison
-OFFLINE = 1 << 59  # of a section that is not online, and no device's: the struct page means nothing
-DEVICE = 1 << 60  # of ZONE_DEVICE
+OFFLINE = 1 << 59  # in a section that is not online, and not of a device: the struct page is meaningless
+DEVICE = 1 << 60  # in ZONE_DEVICE
 
 _LOWEST_ZONE_SHIFT = 46
-_VMEMMAP_PAGE = 1 << 12
-# Tails hold a mask or an address; no compound page is as large as to make the one look like the other.
+# Tails hold a mask or an address. No compound page is large enough to confuse the two.
 _LARGEST_MASK = 1 << 40
 
 
 @dataclass(frozen=True)
 class Runs:
-    """A block of struct pages cut where what they are changes.
+    """A block of struct pages, split where the state changes.
 
-    Heads of compound pages and of free blocks, and pages of a slab cache, are runs of one page.
+    Heads of compound pages and of free blocks, and first pages of slabs, are runs of one page.
 
     :ivar first: page frame number of the block's first page.
     :ivar starts: index in the block of each run's first page, ascending from 0.
-    :ivar lengths: pages of each.
+    :ivar lengths: number of pages of each run.
     :ivar states: see the constants of this module.
-    :ivar heads: state of the head for tails; 0 for all else.
+    :ivar heads: state of the head for tails, else 0.
     :ivar head_pfns: page frame number of the head for tails, else of the run's first page.
-    :ivar places: node and zone as they lie in the flags.
+    :ivar places: node and zone as stored in the flags.
     :ivar rows: the block itself, with the fields of :func:`row_type`.
     """
 
@@ -78,22 +78,22 @@ class Runs:
 
 
 def row_type(form: PageFormat) -> Any:
-    """numpy's type of a struct page, with the fields that are looked at."""
+    """The numpy type of a struct page, with the fields that are needed."""
     import numpy
 
     fields: Dict[str, Tuple[int, str]] = {
-        "flags": (form.flags, "<u8"),
-        "compound": (form.compound, "<u8"),
+        "flags": (form.flags, UINT64),
+        "compound": (form.compound, UINT64),
         "compound_low": (form.compound, "u1"),
-        "mapping": (form.mapping, "<u8"),
+        "mapping": (form.mapping, UINT64),
         "mapping_low": (form.mapping, "u1"),
-        "private": (form.private, "<u8"),
-        "page_type": (form.page_type, "<u4"),
+        "private": (form.private, UINT64),
+        "page_type": (form.page_type, UINT32),
         "page_type_top": (form.page_type + 3, "u1"),
-        "refcount": (form.refcount, "<i4"),
+        "refcount": (form.refcount, INT32),
     }
     if form.slab_cache is not None:
-        fields["slab_cache"] = (form.slab_cache, "<u8")
+        fields["slab_cache"] = (form.slab_cache, UINT64)
     return numpy.dtype(
         {
             "names": list(fields),
@@ -109,8 +109,8 @@ class Decoder:
 
     :param zero: page frame of the zero page, if there is one.
     :param huge_zero: page frame of the huge zero page's head, if there is one.
-    :param peek: reads the struct pages of a page frame and the next, for compound pages that reach beyond a
-        block; returns None if they are not there.
+    :param peek: reads the struct pages of a page frame and of the next one, for compound pages that extend
+        beyond a block; returns None if they cannot be read.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Decoder:
             raise ValueError(f"node and zone take {64 - form.zone_shift} bits of the flags")
         self.form = form
         self._rows = row_type(form)
-        # Words of a struct page that are looked at as a whole, and the same as a mask of their bytes.
+        # Words of a struct page that are compared as a whole, and a mask of their bytes.
         self._words = sorted({at // 8 for at in (form.flags, form.mapping, form.page_type, form.refcount)})
         self._said = numpy.uint64(sum(0xFF << 8 * word for word in self._words if word < 8))
         self._zero = zero
@@ -137,7 +137,7 @@ class Decoder:
         top = ((1 << 64) - 1) >> form.zone_shift << form.zone_shift
         self._keep = numpy.uint64(top | (1 << form.width) - 1)
         self._top = top
-        # What the top byte of page_type says; -1 is no type, and no mapping either.
+        # By the top byte of page_type. -1 means that there is neither a type nor a mapping.
         kinds = numpy.zeros(256, numpy.uint8)
         if form.types.inverted:
             base = form.types.base >> 24
@@ -149,18 +149,18 @@ class Decoder:
         self._kinds = kinds
 
     def rows(self, data: bytes) -> Any:
-        """The struct pages in a piece of memory."""
+        """View a piece of memory as struct pages."""
         import numpy
 
         return numpy.frombuffer(data, self._rows)
 
     def decode(self, data: bytes, first: int, *, every: int = 0, online: bool = True) -> Runs:
-        """The runs of a block.
+        """Split a block into runs.
 
         :param data: struct pages of consecutive page frames, aligned to the largest free block.
         :param first: page frame of the first.
-        :param every: end a run after each so many pages, a power of two; 0 for no such ends.
-        :param online: whether the block's section is; if not, only struct pages of devices mean anything.
+        :param every: end a run after each ``every`` pages, a power of two; 0 to end none.
+        :param online: whether the block's section is online; if not, only struct pages of devices are valid.
         """
         import numpy
 
@@ -168,17 +168,7 @@ class Decoder:
         rows = self.rows(data)
         n = len(rows)
         change = self._changes(rows)
-        raw = numpy.flatnonzero(change[:n])
-        if len(raw) * 4 > n:
-            raw = numpy.arange(n)
-        known = self._pack(rows if len(raw) == n else rows[raw])
-        tails = bool((known & u(TAIL)).any())
-        # What differs in a way that says nothing is alike after all.
-        same = known[1:] == known[:-1]
-        if tails:
-            compound = rows["compound"][raw]
-            same &= (compound[1:] == compound[:-1]) | ((known[1:] & u(TAIL)) == u(0))
-        change[raw[1:][same]] = False
+        raw, known, tails = self._candidates(rows, change)
 
         def cuts() -> "Tuple[I64, I64, U64]":
             starts = numpy.flatnonzero(change)
@@ -187,16 +177,16 @@ class Decoder:
 
         if every:
             change[0:n:every] = True
-        for special in (self._zero, self._huge_zero):
-            if special is not None and first <= special < first + n:
-                change[special - first : special - first + 2] = True
+        zeros = [at - first for at in (self._zero, self._huge_zero) if at is not None and 0 <= at - first < n]
+        for zero in zeros:
+            change[zero : zero + 2] = True
         starts, lengths, states = cuts()
         singles = self._singles(states)
         if (lengths[singles] > 1).any():
             change[expand(starts[singles], lengths[singles])] = True
             starts, lengths, states = cuts()
         free = starts[self._is_type(states, "buddy")]
-        # An order that cannot be is left to stand for a single page.
+        # An impossible order counts as order 0.
         orders = rows["private"][free]
         orders = numpy.where(orders < u(32), orders, u(0))
         ends = free + (numpy.int64(1) << orders.astype(numpy.int64))
@@ -207,40 +197,84 @@ class Decoder:
         places = (states >> u(self.form.zone_shift)).astype(numpy.int64)
         states &= u(~self._top & (1 << 64) - 1)
         if len(free):
-            is_free = self._is_type(states, "buddy")
-            states[is_free] |= orders << u(ORDER_SHIFT)
-            before = numpy.searchsorted(free, starts, side="right") - 1
-            # mm/page_alloc.c:is_free_buddy_page: page frames without references within a free block.
-            inside = (before >= 0) & (starts < ends[before]) & ((states & u(UNREFERENCED)) != u(0)) & ~is_free
-            states[inside] |= u(IN_FREE_BLOCK)
-        poisoned = rows["flags"][starts] == u((1 << 64) - 1)
-        states[poisoned] = u(NOT_INITIALISED)
-        places[poisoned] = -1
-        for special in (self._zero, self._huge_zero):
-            if special is not None and first <= special < first + n:
-                states[numpy.searchsorted(starts, special - first)] |= u(ZERO)
+            self._mark_free(starts, states, free, orders, ends)
+        self._mark_poisoned(rows, starts, states, places)
+        for zero in zeros:
+            states[numpy.searchsorted(starts, zero)] |= u(ZERO)
         fakes = self._fake_heads(rows, first, starts, states)
         states[fakes] |= u(TAIL)
         heads = numpy.zeros(len(starts), u)
         head_pfns = starts + first
-        # Heads first: their tails take over what is said of them.
+        # Heads come first, because tails copy their state.
         self._heads(rows, starts, states)
         if tails:
             self._tails(rows, first, starts, states, heads, head_pfns, fakes)
-        if "Device" in self.form.zones:
-            zones = places & (1 << self.form.zone_bits) - 1
-            device = (places >= 0) & (zones == self.form.zones.index("Device"))
-            states[device] |= u(DEVICE)
+        self._mark_devices(states, places)
         if not online:
             offline = (states & u(DEVICE)) == u(0)
             states[offline], heads[offline], places[offline] = OFFLINE, 0, -1
         return Runs(first, starts, lengths, states, heads, head_pfns, places, rows)
 
-    def _changes(self, rows: Any) -> "NDArray[numpy.bool_]":
-        """Where a page differs from the one before in anything that a state may hold; True at both ends.
+    def _candidates(self, rows: Any, change: "NDArray[numpy.bool_]") -> "Tuple[I64, U64, bool]":
+        """Return pages that may begin a run, their states, and whether any is the tail of a large page.
 
-        This is all that is done for every single page, so whole blocks are compared word by word: picking
-        words out of a structure of 64 bytes takes numpy as long as reading all of them.
+        :param change: from :meth:`_changes`; differences that do not change the state are removed.
+        """
+        import numpy
+
+        u = numpy.uint64
+        n = len(rows)
+        raw = numpy.flatnonzero(change[:n])
+        if len(raw) * 4 > n:
+            raw = numpy.arange(n)
+        known = self._pack(rows if len(raw) == n else rows[raw])
+        tails = bool((known & u(TAIL)).any())
+        same = known[1:] == known[:-1]
+        if tails:
+            compound = rows["compound"][raw]
+            same &= (compound[1:] == compound[:-1]) | ((known[1:] & u(TAIL)) == u(0))
+        change[raw[1:][same]] = False
+        return raw, known, tails
+
+    def _mark_free(self, starts: I64, states: U64, free: I64, orders: U64, ends: I64) -> None:
+        """Add the state of free blocks.
+
+        :param free: first pages of free blocks.
+        :param orders: orders of those blocks.
+        :param ends: pages after those blocks.
+        """
+        import numpy
+
+        u = numpy.uint64
+        is_free = self._is_type(states, "buddy")
+        states[is_free] |= orders << u(ORDER_SHIFT)
+        before = numpy.searchsorted(free, starts, side="right") - 1
+        # mm/page_alloc.c:is_free_buddy_page: page frames without references within a free block.
+        inside = (before >= 0) & (starts < ends[before]) & ((states & u(UNREFERENCED)) != u(0)) & ~is_free
+        states[inside] |= u(IN_FREE_BLOCK)
+
+    def _mark_poisoned(self, rows: Any, starts: I64, states: U64, places: I64) -> None:
+        """Mark pages whose struct page was never initialised, which has all bits set."""
+        import numpy
+
+        poisoned = rows["flags"][starts] == numpy.uint64((1 << 64) - 1)
+        states[poisoned] = numpy.uint64(NOT_INITIALISED)
+        places[poisoned] = -1
+
+    def _mark_devices(self, states: U64, places: I64) -> None:
+        """Mark pages of devices (ZONE_DEVICE)."""
+        import numpy
+
+        if "Device" in self.form.zones:
+            zones = places & (1 << self.form.zone_bits) - 1
+            device = (places >= 0) & (zones == self.form.zones.index("Device"))
+            states[device] |= numpy.uint64(DEVICE)
+
+    def _changes(self, rows: Any) -> "NDArray[numpy.bool_]":
+        """Mark pages that differ from the page before in anything that a state holds; True at both ends.
+
+        Only this is done for every single page. It compares whole blocks word by word, because numpy takes as
+        long to pick words out of a structure of 64 bytes as to read all of them.
         """
         import numpy
 
@@ -258,7 +292,7 @@ class Decoder:
             numpy.not_equal(marks, u(0), out=inner)
         else:
             numpy.any(differ[:, self._words], axis=1, out=inner)
-        # Only tails say more in that word than that they are some: elsewhere it links lists.
+        # The rest of that word matters only in tails. In other pages it links lists.
         tail = rows["compound_low"] & numpy.uint8(1)
         if tail.any():
             inner |= tail[1:] != tail[:-1]
@@ -267,7 +301,7 @@ class Decoder:
         return change
 
     def _pack(self, rows: Any) -> U64:
-        """The states' part that each page has for itself, with node and zone still in the top bits."""
+        """The part of each state that is the page's own, with node and zone still in the top bits."""
         import numpy
 
         state: U64 = rows["flags"] & self._keep
@@ -302,7 +336,7 @@ class Decoder:
         return same
 
     def slabs(self, states: U64) -> "NDArray[numpy.bool_]":
-        """Which of the runs are the first page of a slab."""
+        """Mark runs that are the first page of a slab."""
         import numpy
 
         u = numpy.uint64
@@ -323,7 +357,7 @@ class Decoder:
         return head
 
     def _heads(self, rows: Any, starts: I64, states: U64) -> None:
-        """Add to the states of heads what is kept in their second page."""
+        """Add the part of the heads' states that is stored in their second page."""
         import numpy
 
         u = numpy.uint64
@@ -343,7 +377,7 @@ class Decoder:
         order = second(form.large_order, 1)[:, 0].astype(u) & u(0x3F)
         extra = order << u(ORDER_SHIFT)
         if form.large_mapcount is not None:
-            count = numpy.ascontiguousarray(second(form.large_mapcount, 4)).view("<i4")[:, 0]
+            count = numpy.ascontiguousarray(second(form.large_mapcount, 4)).view(INT32)[:, 0]
             extra |= (count >= 0).astype(u) * u(LARGE_MAPPED)
         flags = rows["flags"][where + 1]
         if form.large_hugetlb:
@@ -356,10 +390,10 @@ class Decoder:
         states[at] |= extra
 
     def _fake_heads(self, rows: Any, first: int, starts: I64, states: U64) -> I64:
-        """Which of the runs are tails that look like heads: include/linux/page-flags.h:page_fixed_fake_head.
+        """Find tails that look like heads: include/linux/page-flags.h:page_fixed_fake_head.
 
-        Huge pages whose tails share a page of struct pages share that which the head lies in. Its copies say
-        in their second struct page where the head is.
+        Huge pages with shared struct pages of tails share the page of struct pages that contains the head.
+        The second struct page of each copy refers to the real head.
         """
         import numpy
 
@@ -369,7 +403,9 @@ class Decoder:
             return numpy.zeros(0, numpy.int64)
         mark = u(form.mask("head"))
         own = u(form.base) + (starts + first).astype(u) * u(form.size)
-        found = ((states & (mark | u(TAIL | NOT_INITIALISED))) == mark) & (own & u(_VMEMMAP_PAGE - 1) == u(0))
+        found = ((states & (mark | u(TAIL | NOT_INITIALISED))) == mark) & (
+            own & u(form.page_size - 1) == u(0)
+        )
         found &= starts + 1 < len(rows)
         at = numpy.flatnonzero(found)
         links = rows["compound"][starts[at] + 1]
@@ -386,7 +422,7 @@ class Decoder:
         head_pfns: I64,
         fakes: I64,
     ) -> None:
-        """Give the runs of tails the states of their heads."""
+        """Copy the states of heads to the runs of their tails."""
         import numpy
 
         u = numpy.uint64
@@ -404,7 +440,7 @@ class Decoder:
         pfns = (distance // u(form.size)).astype(numpy.int64)
         good = (values >= u(form.base)) & (distance % u(form.size) == u(0)) & (pfns <= starts[at] + first)
         inside = good & (pfns >= first)
-        # The run that starts at the head: heads are runs of one page.
+        # The run that starts at the head; a head is a run of one page.
         run = numpy.searchsorted(starts, pfns - first)
         run[~inside] = 0
         exact = inside & (starts[run] == pfns - first)
@@ -425,7 +461,7 @@ class Decoder:
         states[at[~known]] |= u(DANGLING)
 
     def _outside(self, pfn: int) -> int:
-        """The state of a head that is not in the block; 0 if there is none."""
+        """The state of a head outside the block; 0 if there is none."""
         if pfn not in self._peeked:
             data = self._peek(pfn) if self._peek is not None else None
             self._peeked[pfn] = int(self.decode(data, pfn).states[0]) if data is not None else 0
@@ -433,9 +469,9 @@ class Decoder:
 
 
 class Interned:
-    """Numbers distinct 64-bit values in the order of their first coming, many at a time.
+    """Numbers distinct 64-bit values in order of first appearance, many at a time.
 
-    :param limit: how many distinct values there may be; what comes after is lumped together as one.
+    :param limit: maximum number of distinct values; all later ones share one number.
     """
 
     def __init__(self, limit: int = 1 << 16) -> None:
@@ -485,7 +521,7 @@ class Interned:
 
 
 def distinct(values: Any) -> Any:
-    """The distinct values, ascending: numpy.unique() without the modules that it loads, which take longer."""
+    """The distinct values, ascending. Like numpy.unique(), whose imports take longer."""
     import numpy
 
     ordered = numpy.sort(values)
@@ -495,7 +531,7 @@ def distinct(values: Any) -> Any:
 
 
 def expand(starts: I64, lengths: I64) -> I64:
-    """Every index of some runs: ``[3, 9], [2, 1]`` gives ``[3, 4, 9]``."""
+    """Every index in some runs: ``[3, 9], [2, 1]`` gives ``[3, 4, 9]``."""
     import numpy
 
     ends = numpy.cumsum(lengths)
@@ -504,7 +540,7 @@ def expand(starts: I64, lengths: I64) -> I64:
 
 
 def cut(runs: Runs, low: int, high: int) -> Sequence[Any]:
-    """Which runs have pages between two page frames (the second exclusive), and how many of each."""
+    """Runs with pages between two page frames (the second exclusive), and how many of those each has."""
     import numpy
 
     starts = runs.starts + runs.first

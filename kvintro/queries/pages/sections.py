@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Which page frames have a struct page, and reading those in bulk.
+"""Page frames that have a struct page, and reading those struct pages in bulk.
 
-Memory comes in sections (128 MB on x86-64), and a section that was plugged in later in subsections (2 MB).
-The struct pages of a section are usually one large page of the vmemmap, which is then read in one piece by
-its physical address; where they are not (huge pages whose tails share their struct pages, memory plugged
-in), piece by piece.
+Memory comes in sections (128 MB on x86-64); a section that was plugged in later comes in subsections (2 MB).
+The struct pages of a section are usually one large page of the vmemmap, which is read in one piece by its
+physical address. Otherwise (huge pages whose tails share struct pages, memory that was plugged in) they are
+read piece by piece.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, FrozenSet, Iterator, List, Set, Tuple
 
-from kvintro.arch.x86_64 import PAGE_SHIFT, PAGE_SIZE
+from kvintro.arch.data import UINT64
 from kvintro.errors import NotInDump, Unavailable
-from kvintro.kernel import Kernel
+from kvintro.kernels import Kernel
+from kvintro.model import ALL
 from kvintro.paging import MAPPED as TABLE_MAPPED
 from kvintro.paging.bulk import MAPPED, NOT_IN_DUMP
 from kvintro.queries.pages.format import PageFormat
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     import numpy
     from numpy.typing import NDArray
 
-# include/linux/mmzone.h: macros until 6.1, an enumeration since; the numbers are the same.
+# include/linux/mmzone.h: macros until 6.1, an enumeration since then; the numbers are the same.
 _HAS_MEM_MAP_BIT, _IS_ONLINE_BIT, _IS_EARLY_BIT = 1, 2, 3
 _MAX_SECTIONS = 1 << 25  # MAX_PHYSMEM_BITS - SECTION_SIZE_BITS with 5 levels
 _BATCH = 32  # sections whose addresses are translated together
@@ -36,14 +37,14 @@ _BATCH = 32  # sections whose addresses are translated together
 class Sections:
     """Page frames with struct pages.
 
-    :ivar ranges: (first, last + 1) of each stretch, ascending; none crosses a section's end.
+    :ivar ranges: (first, last + 1) of each range, ascending; none crosses the end of a section.
     :ivar pages_per_section: page frames of a section.
-    :ivar missing: tables of sections that are not in the dump.
-    :ivar offline: first page frames of those stretches whose section is not online: memory of devices, and
-        memory that was plugged in and not put to use.
-    :ivar mapped_only: why the sections themselves could not be read; then these are the page frames whose
-        struct pages the page tables map.
-    :ivar whole: why page frames of a section count that are no memory, "" if they do not.
+    :ivar missing: number of tables and sections that are not in the dump.
+    :ivar offline: first page frames of the ranges whose section is not online: memory of devices, and memory
+        that was plugged in but not put online.
+    :ivar mapped_only: why the sections could not be read; then ``ranges`` are the page frames whose struct
+        pages are mapped. "" if they could be read.
+    :ivar whole: why page frames that are not memory are included, "" if none are.
     """
 
     ranges: Tuple[Tuple[int, int], ...]
@@ -60,26 +61,25 @@ class Sections:
 
     @property
     def end(self) -> int:
-        """One more than the highest page frame."""
+        """The highest page frame, plus one."""
         return self.ranges[-1][1] if self.ranges else 0
 
     def clip(self, low: int, high: int) -> Sections:
-        """Those of the stretches that have page frames from ``low`` to ``high`` - 1, whole."""
+        """Keep the ranges that overlap page frames ``low`` to ``high`` - 1; ranges are not cut."""
         ranges = tuple(r for r in self.ranges if r[0] < high and low < r[1])
         return dataclasses.replace(self, ranges=ranges)
 
     def holes(self) -> int:
-        """Page frames without struct page below the highest that has one."""
+        """Number of page frames without a struct page below the highest that has one."""
         return self.end - self.total
 
 
 def sections_of(kernel: Kernel) -> Sections:
-    """Which page frames this kernel has, in subsections: the rule of /proc/kpageflags (pfn_to_online_page).
+    """Find the page frames of this kernel, in subsections: the rule of /proc/kpageflags (pfn_to_online_page).
 
-    Those of memory of devices are among them too. The struct pages of a section reach beyond its memory, but
-    what lies there is nothing.
+    Device memory is included. Struct pages of a section beyond its memory are not: they are meaningless.
 
-    :raises Unavailable: the source does not tell.
+    :raises Unavailable: the source does not contain them.
     """
     try:
         return _sections_of(kernel)
@@ -95,15 +95,15 @@ def _sections_of(kernel: Kernel) -> Sections:
     form = section_form(kernel)
     size, map_at, usage_at = form.size, form.map, form.usage
     bits = kernel.section_size_bits.value
-    if not SUBSECTION_SHIFT <= bits <= 40 or not 0 < size <= PAGE_SIZE:
+    if not SUBSECTION_SHIFT <= bits <= 40 or not 0 < size <= kernel.form.page_size:
         raise Unavailable(f"sections of 2^{bits} bytes with {size} bytes for each make no sense")
-    pages = 1 << (bits - PAGE_SHIFT)
+    pages = 1 << (bits - kernel.page_shift)
     table = section_table(kernel)
-    per_root = PAGE_SIZE // size
+    per_root = kernel.form.page_size // size
     roots = kernel.number("LENGTH(mem_section)").value
     if not 0 < roots <= _MAX_SECTIONS:
         raise Unavailable(f"{roots} tables of sections make no sense")
-    pointers = numpy.frombuffer(kernel.read(table, 8 * roots), "<u8")
+    pointers = numpy.frombuffer(kernel.read(table, 8 * roots), UINT64)
     ranges: List[Tuple[int, int]] = []
     missing = 0
     has_map = 1 << _bit(kernel, "SECTION_HAS_MEM_MAP_BIT", _HAS_MEM_MAP_BIT)
@@ -114,7 +114,7 @@ def _sections_of(kernel: Kernel) -> Sections:
     for root in numpy.flatnonzero(pointers).tolist():
         address = int(pointers[root])
         if address in seen:
-            continue  # each has a page of its own
+            continue  # each table has its own page
         seen.add(address)
         try:
             data = kernel.read(address, per_root * size)
@@ -131,7 +131,7 @@ def _sections_of(kernel: Kernel) -> Sections:
             try:
                 ranges.extend(_subsections(kernel, form, usage, first, pages))
             except NotInDump:
-                # Sections that were there at boot have struct pages for all of them, memory or not.
+                # Sections present at boot have struct pages for all page frames, memory or not.
                 if value & early:
                     ranges.append((first, first + pages))
                 else:
@@ -142,13 +142,14 @@ def _sections_of(kernel: Kernel) -> Sections:
 
 
 def _mapped(kernel: Kernel, reason: str) -> Sections:
-    """Page frames whose struct pages are mapped, where the sections are missing from the dump."""
+    """Page frames whose struct pages are mapped; used if the dump lacks the sections."""
     base, size, count = VMEMMAP.pages(kernel)
-    pages = 1 << (kernel.section_size_bits.value - PAGE_SHIFT)
+    where = kernel.place(VMEMMAP).range
+    pages = 1 << (kernel.section_size_bits.value - kernel.page_shift)
     ranges: List[Tuple[int, int]] = []
-    stretch = kernel.kernel_ranges.clip(base, base + size * count - 1)
+    stretch = kernel.kernel_ranges.clip(where.start, base + size * count - 1 & ALL)
     for start, end, _ in stretch.select(TABLE_MAPPED):
-        low, high = -(-(start - base) // size), (end + 1 - base) // size
+        low, high = -(-(start - base & ALL) // size), ((end - base & ALL) + 1) // size
         while low < high:
             until = min(high, (low // pages + 1) * pages)
             ranges.append((low, until))
@@ -171,14 +172,14 @@ def _bit(kernel: Kernel, name: str, macro: int) -> int:
 def _subsections(
     kernel: Kernel, form: SectionForm, usage: int, first: int, pages: int
 ) -> Iterator[Tuple[int, int]]:
-    """Stretches of a section by what of it is memory: include/linux/mmzone.h:pfn_section_valid.
+    """Ranges of a section that are memory: include/linux/mmzone.h:pfn_section_valid.
 
-    :raises NotInDump: it is not in the source.
+    :raises NotInDump: the section's bitmap is not in the source.
     """
     if form.bitmap is None:
         yield first, first + pages
         return
-    each = 1 << (SUBSECTION_SHIFT - PAGE_SHIFT)
+    each = 1 << (SUBSECTION_SHIFT - kernel.page_shift)
     count = pages // each
     bitmap = int.from_bytes(kernel.read(usage + form.bitmap, -(-count // 64) * 8), "little")
     low = None
@@ -194,8 +195,8 @@ def _subsections(
 class Piece:
     """Struct pages of consecutive page frames.
 
-    :ivar state: ``read``, ``hole`` (nothing is mapped there) or ``missing`` (they are not in the dump).
-    :ivar online: whether their section is.
+    :ivar state: ``read``, ``hole`` (not mapped) or ``missing`` (not in the dump).
+    :ivar online: whether their section is online.
     """
 
     first: int
@@ -206,12 +207,13 @@ class Piece:
 
 
 class Reader:
-    """Reads struct pages by the page tables of the vmemmap."""
+    """Reads struct pages through the page tables of the vmemmap."""
 
     def __init__(self, kernel: Kernel, form: PageFormat) -> None:
         self._kernel = kernel
         self._form = form
         self._bulk = kernel.bulk(sound=True)
+        self._shift, self._page = kernel.page_shift, kernel.form.page_size
 
     def pieces(self, sections: Sections) -> Iterator[Piece]:
         """All struct pages of the sections, in order."""
@@ -223,7 +225,7 @@ class Reader:
                 yield piece if online else dataclasses.replace(piece, online=False)
 
     def read(self, pfn: int, count: int) -> "bytes | None":
-        """The struct pages of a few page frames, None if they are not there."""
+        """Read the struct pages of a few page frames; None if they cannot be read."""
         for piece in self._batch([(pfn, pfn + count)]):
             return piece.data if piece.state == "read" and piece.count == count else None
         return None
@@ -235,11 +237,11 @@ class Reader:
         spans = []
         for low, high in ranges:
             start, end = form.address(low), form.address(high)
-            first = start & ~(PAGE_SIZE - 1)
-            spans.append((start, end, first, (end - first + PAGE_SIZE - 1) >> PAGE_SHIFT))
+            first = start & ~(self._page - 1)
+            spans.append((start, end, first, (end - first + self._page - 1) >> self._shift))
         addresses = numpy.concatenate(
             [
-                numpy.uint64(first) + (numpy.arange(count, dtype=numpy.uint64) << numpy.uint64(PAGE_SHIFT))
+                numpy.uint64(first) + (numpy.arange(count, dtype=numpy.uint64) << numpy.uint64(self._shift))
                 for _, _, first, count in spans
             ]
         )
@@ -261,12 +263,12 @@ class Reader:
         physical: "NDArray[numpy.uint64]",
         states: "NDArray[numpy.uint8]",
     ) -> Iterator[Piece]:
-        """One stretch of page frames, whose struct pages lie from byte ``start`` to ``end`` of some pages."""
+        """Read one range of page frames, whose struct pages are bytes ``start`` to ``end`` of some pages."""
         import numpy
 
         if bool((states == MAPPED).all()):
             steps = numpy.diff(physical)
-            if bool((steps == numpy.uint64(PAGE_SIZE)).all()):
+            if bool((steps == numpy.uint64(self._page)).all()):
                 try:
                     data = self._kernel.read_physical(int(physical[0]) + start, end - start)
                     yield Piece(low, high - low, "read", data)
@@ -278,11 +280,11 @@ class Reader:
     def _pages(
         self, physical: "NDArray[numpy.uint64]", states: "NDArray[numpy.uint8]"
     ) -> Iterator[Tuple[str, int, bytes]]:
-        """(state, pages, content) of pages of the vmemmap, alike ones together."""
+        """(state, number of pages, content) of pages of the vmemmap, adjacent similar ones together."""
         import numpy
 
         breaks = numpy.flatnonzero(
-            (numpy.diff(physical) != numpy.uint64(PAGE_SIZE)) | (states[1:] != states[:-1])
+            (numpy.diff(physical) != numpy.uint64(self._page)) | (states[1:] != states[:-1])
         )
         bounds = [0, *(breaks + 1).tolist(), len(physical)]
         shared: "dict[int, Tuple[str, int, bytes]]" = {}
@@ -292,7 +294,7 @@ class Reader:
                 yield ("missing" if state == NOT_IN_DUMP else "hole"), b - a, b""
                 continue
             if b - a == 1:
-                # Tails of huge pages share a page of struct pages; it need not be read again and again.
+                # Tails of huge pages share a page of struct pages, which is read only once.
                 address = int(physical[a])
                 if address not in shared:
                     shared[address] = next(self._content(address, 1))
@@ -301,25 +303,25 @@ class Reader:
                 yield from self._content(int(physical[a]), b - a)
 
     def _content(self, address: int, count: int) -> Iterator[Tuple[str, int, bytes]]:
-        """A stretch of physical pages whole if all of it is there, else page by page."""
+        """Read consecutive physical pages at once if all of them are available, else page by page."""
         try:
-            yield "read", count, self._kernel.read_physical(address, count << PAGE_SHIFT)
+            yield "read", count, self._kernel.read_physical(address, count << self._shift)
         except NotInDump:
             if count == 1:
                 yield "missing", 1, b""
                 return
             for i in range(count):
-                yield from self._content(address + (i << PAGE_SHIFT), 1)
+                yield from self._content(address + (i << self._shift), 1)
 
     def _split(
         self, low: int, high: int, start: int, pages: Iterator[Tuple[str, int, bytes]]
     ) -> Iterator[Piece]:
-        """Pages of the vmemmap as struct pages; one that lies on two pages takes the worse state."""
+        """Split pages of the vmemmap into struct pages; one that spans two pages takes the worse state."""
         size = self._form.size
         content = bytearray()
         marks: List[Tuple[int, str]] = []  # (end in bytes, state)
         for state, count, data in pages:
-            content += data if state == "read" else bytes(count << PAGE_SHIFT)
+            content += data if state == "read" else bytes(count << self._shift)
             marks.append((len(content), state))
         rank = {"read": 0, "missing": 1, "hole": 2}
         pieces: List[Tuple[int, int, str]] = []

@@ -1,29 +1,29 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What zones say of themselves."""
+"""Size and free pages of zones, by the kernel's own counts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Dict, Tuple
 
-from kvintro.arch.x86_64 import ALL
 from kvintro.errors import Unavailable
-from kvintro.kernel import Kernel
+from kvintro.kernels import Kernel
+from kvintro.model import ALL
 from kvintro.queries.pages.format import PageFormat
 from kvintro.readers.structures import TROUBLE, offset_of, pointer_at, size_of
 
 _MOST_ZONES = 8  # MAX_NR_ZONES is at most 6
-_ORDERS = 11  # include/linux/mmzone.h:NR_PAGE_ORDERS, MAX_ORDER before 6.8
+_MOST_ORDERS = 32
 
 
 @dataclass(frozen=True)
 class ZoneFacts:
     """A ``struct zone``.
 
-    :ivar start: its first page frame.
-    :ivar spanned: page frames from its first to its last.
-    :ivar present: those of them that are memory.
-    :ivar managed: those of them that the allocator was given.
+    :ivar start: first page frame.
+    :ivar spanned: number of page frames from the first to the last.
+    :ivar present: number of those that are memory.
+    :ivar managed: number of those that the allocator was given.
     """
 
     start: int
@@ -33,9 +33,9 @@ class ZoneFacts:
 
 
 def zone_facts(kernel: Kernel, form: PageFormat) -> Dict[Tuple[int, str], ZoneFacts]:
-    """Every zone that spans anything, by node and name, in the order of the kernel.
+    """Read every zone that is not empty, by node and name, in the kernel's order.
 
-    :raises Unavailable: the source does not tell.
+    :raises Unavailable: the source does not contain it.
     """
     out: Dict[Tuple[int, str], ZoneFacts] = {}
     try:
@@ -59,20 +59,24 @@ def zone_facts(kernel: Kernel, form: PageFormat) -> Dict[Tuple[int, str], ZoneFa
 
 
 def free_pages(kernel: Kernel) -> int:
-    """Free pages by what zones say of their free lists (``free_area[].nr_free``), of all zones together.
+    """Sum of the free pages on all zones' free lists (``free_area[].nr_free``).
 
-    :raises Unavailable: the source does not tell.
+    :raises Unavailable: the source does not contain it.
     """
     try:
         size, zones = size_of(kernel, "struct zone"), offset_of(kernel, "struct pglist_data", "node_zones")
         count = offset_of(kernel, "struct pglist_data", "node_zonelists") - zones
         area, each = offset_of(kernel, "struct zone", "free_area"), size_of(kernel, "struct free_area")
         free = offset_of(kernel, "struct free_area", "nr_free")
+        # include/linux/mmzone.h:NR_PAGE_ORDERS; MAX_ORDER before 6.8
+        orders = kernel.number("LENGTH(zone.free_area)").value
+        if not 0 < orders <= _MOST_ORDERS:
+            raise Unavailable(f"{orders} orders of free pages make no sense")
         return sum(
             pointer_at(kernel, node + zones + zone * size + area + order * each + free) << order
             for node in kernel.node_addresses()
             for zone in range(min(count // max(size, 1), _MOST_ZONES))
-            for order in range(_ORDERS)
+            for order in range(orders)
         )
     except TROUBLE as error:
         raise Unavailable(f"what zones say of their free pages cannot be read: {error}") from error

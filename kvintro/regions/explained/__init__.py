@@ -1,39 +1,41 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What ``kvintro explain`` says of a region, apart from this kernel's values.
+"""The texts of ``kvintro explain``, without this kernel's values.
 
-The text of a region is an ``EXPLAIN``, an :class:`Explanation`, in the region's own file or in the file
-here that is called by its key; a region without one is still explained by its placement. Texts are prose
-for people: paragraphs are set apart by empty lines, line breaks mean nothing.
+The text of a region is an :class:`Explanation` called ``EXPLAIN``, in the region's own file or in a file
+named after its key: in ``arch/NAME/regions/explained``, as most of it holds for one architecture, or here. A
+region without a text is explained by its placement alone. Texts are prose: empty lines separate paragraphs,
+and line breaks have no meaning.
 
-Each text has a list of ``sources``: where in the kernel's sources its statements were checked, and in which
-releases. ``tools/check_sources.py`` looks them up in source trees. Statements about hardware, firmware or
-other programs have no source there, and none is claimed.
+Each text has a list of ``sources``: the places in the kernel's sources, and the releases, in which its
+statements were checked. ``tools/check_sources.py`` looks them up in source trees. Statements about hardware,
+firmware or other programs have no source there, so none is given.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Optional, Tuple
 
 if TYPE_CHECKING:
-    from kvintro.regions import Region
+    from kvintro.arch import Architecture
+    from kvintro.kernels import Region
 
 
 @dataclass(frozen=True)
 class Definition:
-    """One thing that makes a region or moves it.
+    """Something that defines a region or moves it.
 
-    :ivar kind: ``macro``, ``variable``, ``config`` (of the build), ``boot`` (on the kernel's command line).
-    :ivar name: what it is called; of a boot option that takes a value, up to and with the ``=``.
-    :ivar what: what it does here.
-    :ivar symbols: variables to read, the first that this kernel has; of a ``config``, the symbol that exists
-        only when it is on.
-    :ivar size: bytes of the variable.
-    :ivar shows: what its value is: ``address``, ``size``, ``number``, or ``signed`` for an address that may
-    be negative.
+    :ivar kind: ``macro``, ``variable``, ``config`` (a build option) or ``boot`` (an option on the kernel's
+        command line).
+    :ivar name: its name; for a boot option that takes a value, up to and including the ``=``.
+    :ivar what: effect on this region.
+    :ivar symbols: names of the variable, of which the first that this kernel has is read; for a ``config``,
+        a symbol that exists only if the option is on.
+    :ivar size: size of the variable in bytes.
+    :ivar shows: kind of the value: ``address``, ``size``, ``number``, or ``signed`` for an address that may
+        be negative.
     """
 
     kind: str
@@ -52,10 +54,11 @@ RELEASES = ("6.1", "6.12", "7.3")
 class Source:
     """Where statements of a text were checked.
 
-    :ivar what: the statements, in short.
-    :ivar where: ``FILE:NAME``, a name that stands in a file of the kernel's sources, or ``commit HASH
-        SUBJECT`` for what changed between releases.
-    :ivar releases: those of :data:`RELEASES` in which that was read; none for what only a commit tells.
+    :ivar what: a summary of the statements.
+    :ivar where: ``FILE:NAME``, a name that occurs in a file of the kernel's sources, or ``commit HASH
+        SUBJECT`` for a change between releases.
+    :ivar releases: the releases of :data:`RELEASES` in which the statement was checked; empty if only a
+        commit shows it.
     """
 
     what: str
@@ -67,15 +70,15 @@ class Source:
 class Explanation:
     """The texts of one region.
 
-    :ivar also: other names that people use for it.
+    :ivar also: other names of the region.
     :ivar purpose: what it is for.
-    :ivar users: who uses it.
-    :ivar definitions: what makes it and moves it.
-    :ivar translation: how addresses in it become physical ones.
-    :ivar attacker: what an attacker looks for in it, and what stands in the way.
-    :ivar debugger: what a person with a dump looks for in it.
-    :ivar changed: where kernels differ from each other, and from the table in mm.rst.
-    :ivar sources: where all that was checked.
+    :ivar users: what uses it.
+    :ivar definitions: what defines it and what moves it.
+    :ivar translation: how its addresses translate to physical ones.
+    :ivar attacker: what an attacker looks for in it, and what prevents attacks.
+    :ivar debugger: what to look for in it in a dump.
+    :ivar changed: how kernels differ from each other, and from the table in mm.rst.
+    :ivar sources: where the statements were checked.
     """
 
     purpose: str
@@ -90,7 +93,7 @@ class Explanation:
 
 
 def source(what: str, *where: str, releases: Tuple[str, ...] = RELEASES) -> Source:
-    """Where statements were checked."""
+    """State where statements were checked."""
     return Source(what, where, releases)
 
 
@@ -100,30 +103,38 @@ def macro(name: str, what: str) -> Definition:
 
 
 def variable(name: str, what: str, *other_names: str, size: int = 8, shows: str = "address") -> Definition:
-    """A variable of the kernel, which has other names on other kernels."""
+    """A variable of the kernel, with its names on other kernels."""
     return Definition("variable", name, what, (name, *other_names), size, shows)
 
 
 def config(name: str, what: str, symbol: str = "") -> Definition:
-    """A build option; the symbol exists only when it is on."""
+    """A build option. ``symbol`` exists only if it is on."""
     return Definition("config", f"CONFIG_{name}", what, (symbol,) if symbol else ())
 
 
 def boot(name: str, what: str) -> Definition:
-    """An option on the kernel's command line."""
+    """An option of the kernel's command line."""
     return Definition("boot", name, what)
 
 
-def explanation(key: str) -> Optional[Explanation]:
-    """The text in the file here of that name; None if there is none."""
-    name = f"{__name__}.{key}"
-    if importlib.util.find_spec(name) is None:
-        return None
-    found = importlib.import_module(name).EXPLAIN
-    return found if isinstance(found, Explanation) else None
+def explanation(key: str, arch: Architecture) -> Optional[Explanation]:
+    """The text in the file named after the key: the architecture's own, or else the one here."""
+    return _text(f"{arch.package}.regions", key) or _text("kvintro.regions", key)
 
 
-def explanation_of(region: Region) -> Optional[Explanation]:
-    """What a region's file, or the file here, says of it; None if neither says anything."""
+def explanation_of(region: Region, arch: Architecture) -> Optional[Explanation]:
+    """The text of a region, from its own file or from the file named after its key; None if there is none."""
     own = getattr(sys.modules[type(region).__module__], "EXPLAIN", None)
-    return own if isinstance(own, Explanation) else explanation(region.key)
+    return own if isinstance(own, Explanation) else explanation(region.key, arch)
+
+
+def _text(package: str, key: str) -> Optional[Explanation]:
+    name = f"{package}.explained.{key}"
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        # The missing module is the file, or a package above it.
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise
+        return None
+    return module.EXPLAIN if isinstance(module.EXPLAIN, Explanation) else None

@@ -1,60 +1,24 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What to know about the stretches between regions."""
+"""The explanation of the ranges between regions, for architectures without their own."""
 
-from kvintro.regions.explained import Explanation, config, macro, source
+from kvintro.regions.explained import Explanation, macro, source
 
 EXPLAIN = Explanation(
-    also=("unused", "holes", "top hole", "gap"),
+    also=("unused", "holes", "gap"),
     purpose="""
-    Addresses that no region takes. Some holes are what KASLR had to share out and did not use, some are
-    left over because regions begin at round addresses, and some are distances that keep mistakes from
-    hitting anything.
+    Addresses that do not belong to any region. Some are left over because regions begin at round addresses.
+    Some are guards, so that a wrong pointer does not hit anything.
     """,
     users="""
-    Nobody. The last 2 MB are empty so that small negative numbers point to nothing: the kernel returns
-    errors as pointers from ffffffffffffffff down to fffffffffffff001 (-1 to -4095), and poison values lie
-    there.
+    Nobody. The last page is empty so that small negative numbers are not valid pointers: the kernel returns
+    errors as pointers from ffffffffffffffff down to fffffffffffff001 (-1 to -4095).
     """,
     definitions=(
         macro("IS_ERR()", "whether a pointer is one of the last 4095 numbers: an error, not an address"),
-        macro(
-            "KSTACK_ERASE_POISON",
-            "ffffffffffff4111 (-0xbeef), which used stack is overwritten with; formerly STACKLEAK_POISON",
-        ),
-        macro(
-            "vaddr_end",
-            "where KASLR's space ends: the cpu_entry_area. KASLR leaves at least 1 GB free behind the direct "
-            "map and behind vmalloc, but none behind vmemmap",
-        ),
-        config("RANDOMIZE_MEMORY", "the holes' places differ from boot to boot", "kernel_randomize_memory"),
     ),
     translation="Not translated: no kernel maps anything here, so a mapping deserves a close look.",
-    attacker="""
-    The sizes of the holes tell where KASLR put the regions, but whoever can read them knows that already.
-    """,
     debugger="""
     A fault at an address like fffffffffffffff4 is an error code (-12, ENOMEM) that was used as a pointer.
     """,
-    changed="""
-    mm.rst draws holes of fixed size, as they are without KASLR. kvintro shows them as they are on this
-    kernel. KASLR does not subtract the two gaps of 1 GB from the space that it shares out. In about one
-    boot in ten thousand, vmemmap's reserved end therefore passes vaddr_end by up to 2 GB. The part in use
-    does not reach that far.
-    """,
-    sources=(
-        source("errors", "include/linux/err.h:MAX_ERRNO", "include/linux/err.h:IS_ERR_VALUE"),
-        source("poison", "include/linux/stackleak.h:STACKLEAK_POISON", releases=("6.1", "6.12")),
-        source(
-            "poison",
-            "include/linux/kstack_erase.h:KSTACK_ERASE_POISON",
-            "commit 57fbad15c2ee stackleak: Rename STACKLEAK to KSTACK_ERASE",
-            releases=("7.3",),
-        ),
-        source(
-            "gaps, and what is not subtracted",
-            "arch/x86/mm/kaslr.c:round_up(vaddr + 1, PUD_SIZE)",
-            "arch/x86/mm/kaslr.c:remain_entropy -= entropy",
-            "arch/x86/mm/kaslr.c:vaddr_end",
-        ),
-    ),
+    sources=(source("errors as pointers", "include/linux/err.h:MAX_ERRNO"),),
 )

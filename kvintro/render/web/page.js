@@ -74,9 +74,17 @@
       if (distance) place.append(" ", text("span", distance, "soft"));
       list.append(place);
     };
+    const close = () => {
+      answer.replaceChildren();
+      form.elements.address.focus();
+    };
     const look = (words) => {
       answer.replaceChildren();
       if (!words.trim()) return;
+      const button = text("button", "Close", "close");
+      button.type = "button";
+      button.addEventListener("click", close);
+      answer.append(button);
       const plain = words.trim().replace(/^0x/i, "").replace(/[_`]/g, "");
       if (!/^[0-9a-f]{1,16}$/i.test(plain)) {
         answer.append(text("p", "Not an address: up to 16 hexadecimal digits, with or without 0x.", "bad"));
@@ -122,11 +130,35 @@
       look(form.elements.address.value);
     });
     form.elements.address.addEventListener("search", () => look(form.elements.address.value));
+    // A link that ends in #addr=ffffffff81000000 asks for that address.
+    const linked = () => {
+      const asked = /^#addr=(.+)$/.exec(location.hash);
+      if (!asked) return;
+      form.elements.address.value = asked[1];
+      look(form.elements.address.value);
+    };
+    addEventListener("hashchange", linked);
+    linked();
+    addEventListener("keydown", (event) => {
+      const field = event.target.closest("input, textarea, select, [contenteditable]");
+      if (event.key === "/" && !field && !event.ctrlKey && !event.metaKey && !event.altKey) {
+        event.preventDefault();
+        form.elements.address.focus();
+      } else if (event.key === "Escape" && answer.firstChild) {
+        close();
+      }
+    });
   }
 
   // A link into a closed part opens it; so does printing.
   const open = () => {
-    const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    let name = location.hash.slice(1);
+    try {
+      name = decodeURIComponent(name);
+    } catch (error) {
+      // It is not encoded, and names nothing or itself.
+    }
+    const target = name && document.getElementById(name);
     for (let at = target; at; at = at.parentElement) if (at.tagName === "DETAILS") at.open = true;
   };
   addEventListener("hashchange", open);

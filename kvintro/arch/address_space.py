@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A kernel's address space as VMCOREINFO describes it, which is enough to read the kernel's image.
+
+:meth:`kvintro.arch.Architecture.address_space` makes an :class:`AddressSpace` from the lines. The code that
+opens a dump compares it with the dump's memory, and reads symbols and types with it. Once there are symbols,
+:class:`kvintro.kernels.Facts` has more information.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Callable, Mapping, Optional, Sequence
+
+from kvintro.arch.form import PagingForm
+from kvintro.model import ALL, AddressRange
+
+#: Names of the windows whose page tables are checked.
+WINDOWS = IMAGE, DIRECT_MAP, MEMORY_MAP = "kernel image", "direct map", "memory map"
+#: Returns the value of a 64-bit variable by its name; None if it cannot be read.
+Variable = Callable[[str], Optional[int]]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Addresses that the kernel maps when it boots, and keeps mapped.
+
+    :ivar name: name for display.
+    :ivar end: last address, inclusive.
+    :ivar offset: physical = virtual - offset, modulo 2^64; None if only page tables translate it.
+    :ivar by: where the offset was read from.
+    :ivar memory_end: physical address after the last RAM. Tables lie below it, and so does everything that a
+        window without an offset maps. None if unknown.
+    """
+
+    name: str
+    start: int
+    end: int
+    offset: Optional[int] = None
+    by: str = ""
+    memory_end: Optional[int] = None
+
+    def __contains__(self, address: object) -> bool:
+        return isinstance(address, int) and self.start <= address <= self.end
+
+
+@dataclass(frozen=True)
+class AddressSpace(ABC):
+    """See the module. Each architecture subclasses it.
+
+    :ivar form: form of the page tables.
+    :ivar root: physical address of the kernel's root table.
+    :ivar image: all addresses that the kernel's image can have.
+    :ivar image_offset: virtual minus physical address in the image, modulo 2^64.
+    :ivar image_by: the number in VMCOREINFO that gives this offset.
+    :ivar physical_bits: MAX_PHYSMEM_BITS: the maximum number of bits of an address of RAM.
+    """
+
+    form: PagingForm
+    root: int
+    image: AddressRange
+    image_offset: int
+    image_by: str
+    physical_bits: int
+
+    def physical(self, address: int) -> int:
+        """Physical address of an address in the image."""
+        return address - self.image_offset & ALL
+
+    @property
+    @abstractmethod
+    def modules(self) -> AddressRange:
+        """All addresses that a ``struct module`` can have."""
+
+    @property
+    def drgn_walks(self) -> bool:
+        """Whether drgn and libkdumpfile read these page tables correctly."""
+        return True
+
+    def other_forms(self) -> Sequence[PagingForm]:
+        """Forms that the tables may have instead if VMCOREINFO is wrong."""
+        return ()
+
+    def windows(self, memory: Optional[AddressRange]) -> Sequence[Window]:
+        """Windows whose tables can be checked without symbols, see :mod:`kvintro.paging.broken`.
+
+        :param memory: physical addresses from the first to the last RAM; None if unknown.
+        """
+        return ()
+
+    def corrected(self, variable: Variable) -> AddressSpace:
+        """A copy with more reliable values from the kernel's own variables."""
+        return self
+
+    def more_windows(self, variable: Variable, memory: Optional[AddressRange]) -> Sequence[Window]:
+        """Further windows, from the kernel's own variables."""
+        return ()
+
+
+def number(lines: Mapping[str, str], key: str, default: Optional[int] = None, base: int = 10) -> int:
+    """A number from VMCOREINFO.
+
+    :param default: result if there is no such line.
+    :raises ValueError: it is not a number, or there is no such line and no default.
+    """
+    text = lines.get(key)
+    if text is None:
+        if default is None:
+            raise ValueError(f"it has no {key}")
+        return default
+    try:
+        if len(text) > 32:
+            raise ValueError
+        return int(text, base)
+    except ValueError:
+        raise ValueError(f"its {key} is not a number") from None
+
+
+def symbol_in(lines: Mapping[str, str], name: str, image: AddressRange) -> int:
+    """The address of a symbol from VMCOREINFO.
+
+    :raises ValueError: it is not in the image, or there is no such symbol.
+    """
+    value = number(lines, f"SYMBOL({name})", None, 16)
+    if value not in image:
+        raise ValueError(f"its {name} is not in a kernel's image")
+    return value

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The parts of a kernel's image, by its linker script, and what happens to them after boot."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+#: What happens to a part after boot: it stays; its memory and its mapping are freed to the allocator; it is
+#: freed and stays mapped as it was; it is freed in part; it is freed and unmapped.
+KEPT, FREED, FREED_MAPPED, FREED_PARTLY = "kept", "freed", "freed, mapped", "freed in part"
+FREED_UNMAPPED = "freed, unmapped"
+
+
+class Part(NamedTuple):
+    """A part of the image.
+
+    :ivar first: the symbol of its start.
+    :ivar last: the symbol of its end (exclusive).
+    :ivar rights: its rights once the kernel runs; empty if they do not matter.
+    :ivar fate: one of :data:`KEPT`, :data:`FREED`, :data:`FREED_MAPPED`, :data:`FREED_PARTLY`,
+        :data:`FREED_UNMAPPED`.
+    """
+
+    name: str
+    first: str
+    last: str
+    rights: str
+    fate: str = KEPT
+
+
+class InnerPart(NamedTuple):
+    """A part of a part.
+
+    :ivar inside: name of the part that contains it.
+    """
+
+    name: str
+    inside: str
+    first: str
+    last: str

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""x86-64: lines of /sys/kernel/debug/page_tables (``arch/x86/mm/dump_pagetables.c:note_page``)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Tuple
+
+from kvintro.arch.ptdump_text import NOT_READ, size_text
+
+_CELLS = ("USR", "RW", "PWT", "PCD", "PSE", "PAT", "GLB")
+_LAST = (1 << 64) - 1
+
+
+class X86Text:
+    """See :class:`kvintro.arch.ptdump_text.PtdumpText`."""
+
+    #: ``address_markers[]``.
+    most_lines = {"ESPfix Area": 16}  # noqa: RUF012
+
+    def line(self, start: int, size: int, level: str, state: str, flags: Tuple[str, ...]) -> str:
+        """Start, end, size, rights, level."""
+        # Hostile tables can yield half a million lines, and this is the fastest way to format one.
+        return "0x%016x-0x%016x   %s %s\n" % (  # noqa: UP031
+            start,
+            start + size & _LAST,
+            size_text(size),
+            _rights(level, state, flags),
+        )
+
+
+@lru_cache(maxsize=1 << 12)
+def _rights(level: str, state: str, flags: Tuple[str, ...]) -> str:
+    """The rights and the level, as ``printk_prot()`` prints them."""
+    if state != "present":
+        return f"{NOT_READ.get(state, ''):30}{level}"
+    cells = [("RW " if "RW" in flags else "ro ") if name == "RW" else _cell(name, flags) for name in _CELLS]
+    return f"{''.join(cells)}{'NX ' if 'NX' in flags else 'x  '}{level}"
+
+
+def _cell(name: str, flags: Tuple[str, ...]) -> str:
+    return f"{name} " if name in flags else "    "
+
+
+TEXT = X86Text()
