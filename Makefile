@@ -1,28 +1,38 @@
-# kvintro: make demo shows it, make test tests it. Both set up what they need in .venv.
+# make demo shows kvintro, and make test tests it. Both install what they need in .venv.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SAMPLE := vmcores/debian-6.12/core.kdump
-# On all processors; what is asked of one core stays with one worker.
+# Use all processors. All tests on the same core run in the same worker.
 PARALLEL := -n auto --dist loadgroup
 
-.PHONY: help demo test test-fuzz test-vm test-vm-all test-vm-built vmcores lint types bench docs test-browser dist clean
+TYPED := kvintro tools vmcores/build.py vmcores/lab examples/kvintro-example/kvintro_example tests
+
+.PHONY: help demo test test-fuzz test-vm test-vm-all test-vm-built vmcores lint types bench docs test-browser dist clean \
+	test-pythons coverage site zipapp release
 
 help:
-	@echo "make demo     the layout of this host if it can be read, else of a sample dump"
-	@echo "make test     unit tests and the sample dumps (no root, no kernel needed)"
-	@echo "make test-fuzz  ten thousand damaged inputs; KVINTRO_FUZZ=N for N times as many"
-	@echo "make test-vm  boot kernels under QEMU and test their dumps against their own words (root)"
-	@echo "make test-vm-all  the same on every row of the lab's matrix"
-	@echo "make vmcores  build the dumps of every row, and test nothing"
-	@echo "make bench    time and memory against peers"
-	@echo "make docs     schemas, manual, completions, and the examples in docs/, from the code"
-	@echo "make dist     a wheel and an sdist in dist/, each installed and run outside of here"
-	@echo "make test-browser  the HTML report in headless Chromium"
-	@echo "make lint types docs clean"
+	@echo "make demo          show the layout of this host if it can be read, or else of a sample dump"
+	@echo "make test          run unit tests and tests on the sample dumps (needs neither root nor a kernel)"
+	@echo "make test-fuzz     run ten thousand damaged inputs; KVINTRO_FUZZ=N runs N times as many"
+	@echo "make test-vm       boot kernels under QEMU and compare their dumps with the kernels' own data (needs root)"
+	@echo "make test-vm-all   the same on every row of the lab's matrix"
+	@echo "make vmcores       build the dumps of every row without testing them"
+	@echo "make bench         compare time and memory with other tools"
+	@echo "make docs          make schemas, manual page, completions and examples in docs/ from the code"
+	@echo "make dist          make a wheel and an sdist in dist/, and run each outside the repository"
+	@echo "make test-browser  test the HTML report in headless Chromium"
+	@echo "make lint          run ruff"
+	@echo "make types         run mypy"
+	@echo "make test-pythons  run fast tests on the oldest and the newest Python of this machine"
+	@echo "make coverage      run make test and report which lines it ran"
+	@echo "make site          make the documentation site in build/site"
+	@echo "make zipapp        make one file, build/kvintro.pyz, for hosts with drgn and numpy but without pip"
+	@echo "make release       check that a release can be made, and make its files in dist/"
+	@echo "make clean         remove .venv and built files"
 
-# A stamp an extra: what is installed follows pyproject.toml and nothing else.
+# Each extra has a stamp file, so that it is installed again when pyproject.toml changes.
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 9))' \
 	  || { echo "kvintro needs Python 3.9 or later; name one with make PYTHON=..." >&2; exit 1; }
@@ -31,10 +41,12 @@ $(BIN)/python:
 	  "install it, on Debian and Ubuntu with: sudo apt install python3-venv" >&2; exit 1; }
 
 $(VENV)/.installed: $(BIN)/python pyproject.toml
+	@echo "installing kvintro and what it needs into $(VENV); this takes a minute or two" >&2
 	@$(BIN)/pip install -q --disable-pip-version-check -e .
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.installed
+	@echo "installing what the tests need into $(VENV)" >&2
 	@$(BIN)/pip install -q --disable-pip-version-check -e '.[test]'
 	@touch $@
 
@@ -50,47 +62,51 @@ demo: $(VENV)/.installed
 	else exit $$status; fi
 
 test: $(VENV)/.test
-	@$(BIN)/python -m pytest -q $(PARALLEL) tests/unit tests/cores
+	@echo "running the unit tests and the tests on the sample dumps: some minutes on many processors, ten on two" >&2
+	@$(BIN)/python -m pytest -q -rs $(PARALLEL) tests/unit tests/cores
 
 vmcores: $(VENV)/.installed
 	@$(BIN)/python vmcores/build.py
+	@$(BIN)/python vmcores/build.py --arch arm64
 
 test-fuzz: $(VENV)/.test
 	@$(BIN)/python -m pytest -q -s tests/fuzz
 
 test-vm: $(VENV)/.test
 	@$(BIN)/python vmcores/build.py --few
+	@$(BIN)/python vmcores/build.py --arch arm64 --few
 	@$(MAKE) --no-print-directory test-vm-built
 
 test-vm-all: $(VENV)/.test vmcores
-	@$(MAKE) --no-print-directory test-vm-built
+	@$(MAKE) --no-print-directory test-vm-built THOROUGH=--thorough
 
-# On whatever the lab has built.
+# Test every core that the lab has built.
 test-vm-built: $(VENV)/.test
 	@$(BIN)/python vmcores/build.py --debug-vmlinux >/dev/null
-	@$(BIN)/python -m pytest -q tests/vm --cores built
-	@$(BIN)/python -m pytest -q $(PARALLEL) tests/cores --cores built
+	@$(BIN)/python -m pytest -q $(PARALLEL) tests/vm --cores built $(THOROUGH)
+	@$(BIN)/python -m pytest -q $(PARALLEL) tests/cores --cores built $(THOROUGH)
 
 lint: $(VENV)/.lint
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
 types: $(VENV)/.lint
-	@$(BIN)/mypy kvintro
-	@cd vmcores && MYPYPATH=. ../$(BIN)/mypy --strict build.py
+	@$(BIN)/mypy $(TYPED)
+	@$(BIN)/mypy --python-version 3.13 $(TYPED)
 
-$(VENV)/.docs: $(VENV)/.installed
+$(VENV)/.docs: $(VENV)/.lint
 	@$(BIN)/pip install -q --disable-pip-version-check -e '.[docs]'
 	@touch $@
 
-# Everything that is made from the code: schemas, the manual, completions, and the examples in docs/.
+# Make everything that is generated from the code: schemas, the manual page, completions, examples in docs/.
 docs: $(VENV)/.docs
 	@$(BIN)/python tools/gen_schemas.py
 	@$(BIN)/python tools/gen_man.py
+	@$(BIN)/python tools/gen_methods.py
 	@$(BIN)/python tools/gen_docs.py
 	@$(BIN)/python -m tests.transcripts docs/prompt.md docs/api.md
 
-# In a real browser. As root on Debian a missing one is installed, else it is named.
+# Test in a real browser. If it is missing, root on Debian installs it; otherwise a message names it.
 test-browser: $(VENV)/.test
 	@if ! command -v chromedriver >/dev/null; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
@@ -105,10 +121,59 @@ dist: $(VENV)/.test
 	@$(BIN)/pip install -q --disable-pip-version-check -e '.[dist]'
 	@rm -rf build dist
 	@$(BIN)/python -m build . >/dev/null
+	@$(MAKE) --no-print-directory zipapp
 	@$(BIN)/python -m pytest -q tests/dist
+
+# Seconds: tests that start no programs.
+SMOKE := tests/unit/test_paging.py tests/unit/test_text.py tests/unit/test_drawing.py
+
+test-pythons: tools/pythons.py
+	@set -e; pythons=$$($(PYTHON) tools/pythons.py); for python in $$pythons; do \
+	  echo "$$($$python --version):"; \
+	  rm -rf $(VENV)-smoke; $$python -m venv $(VENV)-smoke; bin=$(VENV)-smoke/bin; \
+	  $$bin/pip install -q --disable-pip-version-check -e . 'pytest>=7.3' 'hypothesis>=6'; \
+	  $$bin/python -W error -m compileall -q -f kvintro; \
+	  $$bin/kvintro -c $(SAMPLE) --no-pager layout >/dev/null; \
+	  $$bin/kvintro -c $(SAMPLE) report -o $(VENV)-smoke/report.html; \
+	  $$bin/python -m pytest -q -p no:cacheprovider $(SMOKE); \
+	done; rm -rf $(VENV)-smoke
+
+$(VENV)/.site: $(VENV)/.installed
+	@$(BIN)/pip install -q --disable-pip-version-check -e '.[site]'
+	@touch $@
+
+# Every warning is an error: a link that leads nowhere, a page that no other one reaches.
+site: $(VENV)/.site
+	@$(BIN)/python tools/gen_site.py build/site-source
+	@$(BIN)/sphinx-build -q -W --keep-going -c docs/site build/site-source build/site
+	@echo "made: build/site/index.html"
+
+# The lines that programs run which tests start are not counted.
+coverage: $(VENV)/.test
+	@$(BIN)/pip install -q --disable-pip-version-check -e '.[coverage]'
+	@$(BIN)/python -m pytest -q $(PARALLEL) --cov --cov-report=term:skip-covered --cov-report=html:build/coverage \
+	  tests/unit tests/cores
+
+# One file, with all that is Python. drgn and numpy cannot go in: they are compiled.
+zipapp: $(BIN)/python
+	@rm -rf build/zipapp && mkdir -p build/zipapp
+	@$(BIN)/pip install -q --disable-pip-version-check --no-compile --no-deps --target build/zipapp \
+	  . Jinja2 MarkupSafe tqdm
+	@rm -rf build/zipapp/bin build/zipapp/share; find build/zipapp -name '*.so' -delete
+	@cp kvintro/__main__.py build/zipapp/
+	@$(BIN)/python -m zipapp -c -p '/usr/bin/env python3' -o build/kvintro.pyz build/zipapp
+	@echo "made: build/kvintro.pyz"
+
+# Uploads nothing.
+release: $(VENV)/.lint
+	@$(BIN)/python tools/release.py
+	@$(MAKE) --no-print-directory test lint types dist
+	@$(BIN)/pip install -q --disable-pip-version-check twine
+	@$(BIN)/twine check --strict dist/*
+	@$(BIN)/python tools/release.py --next
 
 bench: $(VENV)/.installed
 	@$(BIN)/python tools/bench.py --large
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-smoke build dist *.egg-info

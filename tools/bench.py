@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Time and memory of whole commands, each against a peer, in turn and in one run.
+"""Measure time and memory of whole commands against another tool, alternately in one run.
 
     tools/bench.py [--runs N] [--large] [NAME...]
 
-Machines differ and their speed drifts, so what counts is the ratio to the peer, pair by pair. The cores,
-crash and the debuginfo that it needs come from the lab in vmcores/, which makes or fetches what is not there
-yet (root).
+Machines differ and their speed drifts, so the result is the ratio to the other tool, pair by pair. The cores,
+crash and the debuginfo that it needs come from the lab in vmcores/, which makes or fetches missing ones
+(as root).
 --large adds a dump of a guest with 8 GB (9 GB on file systems without sparse files).
 """
 
@@ -40,7 +40,7 @@ LARGE = "large"
 
 
 class Figures(NamedTuple):
-    """What one run took."""
+    """Time and memory of one run."""
 
     seconds: float
     cpu: float
@@ -48,7 +48,7 @@ class Figures(NamedTuple):
 
 
 def run(command: List[str]) -> Figures:
-    """Run a command to its end, output thrown away; the kernel's own account of it."""
+    """Run a command to its end and discard its output; return the kernel's resource usage."""
     started = time.perf_counter()
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=ROOT)
     _, status, usage = os.wait4(process.pid, 0)
@@ -63,7 +63,7 @@ def run(command: List[str]) -> Figures:
 class Case:
     """One comparison.
 
-    :ivar goal: what the ratios of time and memory must not exceed, None where there is no goal.
+    :ivar goal: upper limits of the ratios of time and memory; None if there is no goal.
     """
 
     name: str
@@ -82,9 +82,9 @@ def kvintro(core: Path, *rest: str) -> List[str]:
 
 
 def core(name: str = CORE) -> Path:
-    """A core of the lab, or ``large``: the same kernel on a machine of 8 GB. Made if it is not there.
+    """A core of the lab, or ``large``: the same kernel on a machine of 8 GB. It is made if it does not exist.
 
-    Made by another process: what this one grew to would count as the peak memory of those it starts.
+    Another process makes it, because this process's peak memory would count for the commands that it starts.
     """
     path = directory(name) / "core.elf"
     if not path.exists():
@@ -93,7 +93,7 @@ def core(name: str = CORE) -> Path:
 
 
 def directory(name: str) -> Path:
-    """Where a core lies: the large one apart from those that tests run on."""
+    """The directory of a core. The large one is separate from the cores that tests use."""
     return cache_dir() / "bench" / name if name == LARGE else built_dir() / name
 
 
@@ -109,7 +109,7 @@ def make(name: str) -> None:
 
 
 def crash(stack: ExitStack, path: Path, *commands: str) -> List[str]:
-    """crash in its own Debian tree, with the core's vmlinux: load, run the commands, quit."""
+    """crash in its own Debian tree, with the core's vmlinux: load, run the commands and quit."""
     archive = Archive()
     archive.update()
     vmlinux = archive.debug_vmlinux("6.12")
@@ -124,7 +124,7 @@ def crash(stack: ExitStack, path: Path, *commands: str) -> List[str]:
 
 
 def raw(stack: ExitStack, gigabytes: int, *, kernel: bool) -> Path:
-    """Physical memory as a file, none of it holes; with a kernel in the first 256 MB, or without."""
+    """Physical memory as a file without holes, with or without a kernel in the first 256 MB."""
     path = cache_dir() / "bench" / f"{gigabytes}-{'with' if kernel else 'without'}-kernel.raw"
     path.parent.mkdir(parents=True, exist_ok=True)
     stack.callback(path.unlink, missing_ok=True)
@@ -145,12 +145,12 @@ def raw(stack: ExitStack, gigabytes: int, *, kernel: bool) -> Path:
 
 
 def reading(path: Path) -> List[str]:
-    """What reads a file and does nothing with it."""
+    """A command that reads a file and discards the content."""
     return ["dd", f"if={path}", "of=/dev/null", "bs=4M", "status=none"]
 
 
 def refused(command: List[str]) -> List[str]:
-    """A command that has to say that its source is none."""
+    """A command that must refuse its source."""
     return ["sh", "-c", f"{shlex.join(command)} 2>/dev/null; test $? -eq 3"]
 
 
@@ -195,7 +195,7 @@ CASES = (
 
 
 def bench_pages(runs: int) -> bool:
-    """The census of 2,097,152 page frames: its rate, and against what; whether a goal was missed."""
+    """Measure the census of 2,097,152 page frames and other tools; return whether a goal was missed."""
     path = core(LARGE)
     archive = Archive()
     archive.update()
@@ -203,7 +203,7 @@ def bench_pages(runs: int) -> bool:
     script = [sys.executable, str(ROOT / "tools" / "bench_pages.py"), str(path), str(vmlinux)]
     said = subprocess.run(script, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
     rates = json.loads(said)
-    # Loading takes crash much longer than this; its own shell says when it began and when it was done.
+    # crash takes much longer to load than to run this; its own shell prints when the command began and ended.
     stamps = ["!date +%s.%N", *(["kmem -p > /dev/null", "!date +%s.%N"] * runs)]
     with ExitStack() as stack:
         command = crash(stack, path, *stamps)
@@ -239,18 +239,18 @@ def bench_pages(runs: int) -> bool:
 
 
 def bench_tables(runs: int) -> bool:
-    """Page tables and translation on the 8 GB core; whether a goal was missed."""
+    """Measure page tables and translation on the 8 GB core; return whether a goal was missed."""
     script = [sys.executable, str(ROOT / "tools" / "bench_tables.py"), str(core(LARGE))]
     sys.stdout.flush()
     return subprocess.run(script, cwd=ROOT, check=False).returncode != 0
 
 
-#: Scripts of their own, each for the 8 GB core.
+#: Separate scripts, each for the 8 GB core.
 SCRIPTS = {"pages": bench_pages, "tables": bench_tables}
 
 
 def main() -> int:
-    """Run the cases; 1 if a goal was missed."""
+    """Run the cases; return 1 if a goal was missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--runs", type=int, default=5, help="counted runs of each command (default: 5)")
     parser.add_argument("--large", action="store_true", help="cases that need the 8 GB core, too")

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Speed of the census of pages, in one run: against reading alone, drgn's loop and crash's.
+"""Compare the census of pages with plain reading, drgn's loop and crash's, in one run.
 
     tools/bench_pages.py CORE VMLINUX
 
-CORE should be the dump of a guest with 8 GB: tools/bench.py pages makes it, fetches VMLINUX, runs this, and
-asks crash for the same.
+CORE should be the dump of a guest with 8 GB: tools/bench.py pages makes it, fetches VMLINUX, runs this script
+and then crash.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import drgn
 import numpy
 from drgn.helpers.linux.mm import for_each_page
 
-from kvintro.kernel import open_kernel
+from kvintro.opening import open_kernel
 from kvintro.queries.pages.census import Pages
 from kvintro.source import Request
 
@@ -29,7 +29,7 @@ LOOPED = 400_000
 
 
 def fastest(action: Callable[[], object], times: int) -> float:
-    """Seconds that it takes, the best of some."""
+    """The shortest of several runs, in seconds."""
     best = float("inf")
     for _ in range(times):
         started = time.perf_counter()
@@ -39,7 +39,7 @@ def fastest(action: Callable[[], object], times: int) -> float:
 
 
 def drgn_loop(core: str, vmlinux: str) -> float:
-    """Pages a second of a loop of drgn's, as it is without us, that reads nothing but the flags."""
+    """Pages per second of drgn's own loop, without kvintro, reading only the flags."""
     prog = drgn.Program()
     prog.set_core_dump(core)
     prog.load_debug_info([vmlinux])
@@ -52,7 +52,7 @@ def drgn_loop(core: str, vmlinux: str) -> float:
 
 
 def main() -> int:
-    """Print pages a second of each way, as JSON."""
+    """Print the pages per second of each method, as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("core", metavar="CORE")
     parser.add_argument("vmlinux", metavar="VMLINUX", help="with DWARF, for drgn")

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Speed of page-table work, in one run: whole tables, lists of addresses, arrays of addresses.
+"""Measure the speed of page-table operations in one run: whole tables, lists and arrays of addresses.
 
     tools/bench_tables.py CORE
 
 CORE should be the dump of a guest with 8 GB: `tools/bench.py tables` makes it and runs this. The synthetic
-terabyte needs no core: its tables come out of a function, so that what is measured is the walk alone.
+terabyte needs no core: a function generates its tables, so that only the walk is measured.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from typing import Callable, Tuple
 
 import numpy
 from drgn.helpers.linux.mm import follow_phys
+from numpy.typing import NDArray
 
 from kvintro.arch.x86_64 import ALL, ARCHITECTURE
-from kvintro.kernel import open_kernel
+from kvintro.opening import open_kernel
 from kvintro.paging import Tree
 from kvintro.queries.roots import kernel_root
 from kvintro.render import render_stream
@@ -37,7 +38,7 @@ FOLLOWED = 20_000
 
 
 def timed(action: Callable[[], object]) -> float:
-    """Seconds that it takes, the best of three."""
+    """The shortest of three runs, in seconds."""
     best = float("inf")
     for _ in range(3):
         started = time.perf_counter()
@@ -47,24 +48,27 @@ def timed(action: Callable[[], object]) -> float:
 
 
 def verdict(name: str, value: float, unit: str, goal: float, *, less: bool = False) -> bool:
-    """Print a figure against its goal; whether it was missed."""
+    """Print a figure and its goal; return whether the goal was missed."""
     missed = value > goal if less else value < goal
     print(f"  {name:52} {value:12,.2f} {unit:12} goal {goal:,g}: {'MISSED' if missed else 'met'}")
     return missed
 
 
 def terabyte() -> Tuple[Callable[[int, int], bytes], int]:
-    """A reader of page tables that map a terabyte in 4K pages, and the number of their lowest entries."""
+    """A reader of page tables that map a terabyte in 4K pages, and the number of lowest-level entries."""
     pmd_tables = 1024
     root_at, pud_at, pmd_at, pte_at = 0x1000, 1 << 28, 1 << 29, 1 << 32
 
-    def entries(first: int, count: int) -> "numpy.ndarray[tuple[int], numpy.dtype[numpy.uint64]]":
-        return numpy.uint64(first | 0x63) + numpy.arange(count, dtype=numpy.uint64) * numpy.uint64(4096)
+    def entries(first: int, count: int) -> "NDArray[numpy.uint64]":
+        found: NDArray[numpy.uint64] = numpy.uint64(first | 0x63) + numpy.arange(
+            count, dtype=numpy.uint64
+        ) * numpy.uint64(4096)
+        return found
 
     root = numpy.zeros(512, numpy.uint64)
     root[272:274] = entries(pud_at, 2)
     puds, pmds = entries(pmd_at, pmd_tables).tobytes(), entries(pte_at, 512 * pmd_tables).tobytes()
-    # Two megabytes of entries at a time, which is what one pmd table points to; two kinds in turn.
+    # Two megabytes of entries at a time, as many as one pmd table points to; two kinds alternate.
     ptes = entries(0, 2 * 512 * 512) | numpy.uint64(1 << 63)
     ptes[700:705] = 0
     ptes[300_000] &= numpy.uint64(ALL ^ 2)
@@ -74,7 +78,7 @@ def terabyte() -> Tuple[Callable[[int, int], bytes], int]:
     def read(address: int, size: int) -> bytes:
         if address >= pte_at:
             start = half * (address >> 21 & 1)
-            return kinds[start : start + size]
+            return bytes(kinds[start : start + size])
         for at, data in ((pmd_at, pmds), (pud_at, puds), (root_at, root.tobytes())):
             if address >= at:
                 return data[address - at : address - at + size]
@@ -84,9 +88,9 @@ def terabyte() -> Tuple[Callable[[int, int], bytes], int]:
 
 
 def bench_terabyte() -> bool:
-    """Entries a second over a terabyte of 4K pages."""
+    """Entries per second over a terabyte of 4K pages."""
     read, count = terabyte()
-    geometry = ARCHITECTURE.geometry(4, (1 << 52) - 1)
+    geometry = ARCHITECTURE.form(4, (1 << 52) - 1)
 
     def walk() -> None:
         tree = Tree(read, geometry, 0x1000, table_limit=1 << 30)
@@ -104,7 +108,7 @@ def bench_terabyte() -> bool:
 
 
 def main() -> int:
-    """Run it all; 1 if a goal was missed."""
+    """Run all measurements; return 1 if a goal was missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("core", metavar="CORE")
     path = parser.parse_args().core
@@ -126,7 +130,7 @@ def main() -> int:
 
     chosen = numpy.random.default_rng(1)
     memory = kernel.max_pfn.value << 12
-    direct = numpy.uint64(kernel.page_offset_base.value)
+    direct = numpy.uint64(kernel.linear_offset.value)
     spread = direct + chosen.integers(0, memory, ADDRESSES, dtype=numpy.uint64)
     seconds = timed(lambda: kernel.translate_array(spread))
     missed |= verdict("array, the direct map at random", ADDRESSES / seconds / 1e6, "M/s", 5)

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Fill the examples in docs/*.md and README.md with what the commands in them really print.
+"""Fill the examples in docs/*.md and README.md with the output of the commands in them.
 
     tools/gen_docs.py [--check] [FILE...]
 
-A line ``<!-- output -->`` stands above each fenced block to be filled; the block's first line is ``$`` and
-a command line, which may go on with ``|`` and what bash knows. Commands run in the root of the repository,
-on the sample dumps, so what they print is the same everywhere. With --check nothing is written, and the
-exit status is 1 if something would be.
+The line ``<!-- output -->`` marks the fenced block below it; the block's first line is ``$`` and a command
+line for bash, which may contain pipes. Commands run in the root of the repository on the sample dumps, so
+their output is the same everywhere. With --check nothing is written, and the exit status is 1 if a file is
+out of date.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ from typing import List
 
 ROOT = Path(__file__).resolve().parent.parent
 _BLOCK = re.compile(r"(<!-- output -->\n```[a-z]*\n\$ )(?P<command>[^\n]+)\n.*?(?=^```$)", re.S | re.M)
-# The command as a person types it, from this very tree.
+# The command as a user types it, from this tree.
 _PROLOGUE = f'kvintro() {{ "{sys.executable}" -m kvintro "$@"; }}; '
 
 
 def output_of(command: str) -> str:
-    """What a command line prints to a pipe, on both its outputs."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "PAGER")}
+    """The output of a command line to a pipe: standard output and standard error."""
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "PAGER", "KVINTRO_CORE")
+    }
     environment["PYTHONPATH"] = str(ROOT)
     run = subprocess.run(
         ["bash", "-c", _PROLOGUE + command],

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Fill the table of docs/formats.md: every core of the lab, in every format, and whether it is read the same.
+"""Fill the table of docs/formats.md: whether every core of the lab is read the same in every format.
 
     tools/gen_formats.py [NAME...]
 
-Needs the cores that vmcores/build.py makes. Each is written again in every format, in most without its note;
-a format is ticked if the layout that comes out is the one of the core as QEMU dumped it. Takes some minutes.
+Needs the cores that vmcores/build.py makes. Writes each of them in every format, in most without its note. A
+format passes if its layout equals that of the core that QEMU dumped. Takes some minutes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ sys.path.insert(0, str(ROOT))
 import drgn  # noqa: E402
 
 from kvintro.errors import KvintroError  # noqa: E402
-from kvintro.kernel import Kernel, open_kernel  # noqa: E402
+from kvintro.kernels import Kernel  # noqa: E402
+from kvintro.opening import open_kernel  # noqa: E402
 from kvintro.reports.layout import layout  # noqa: E402
 from kvintro.source import Request  # noqa: E402
 from tests import memory_files as files  # noqa: E402
@@ -36,7 +37,7 @@ Range = Tuple[int, bytes]
 
 
 def _ranges(path: Path) -> List[Range]:
-    """RAM of an ELF core."""
+    """The ranges of RAM in an ELF core."""
     from kvintro.source.elf import read_headers
 
     wanted = [start for start, _ in files.dumped_ranges(path)]
@@ -58,7 +59,7 @@ def _kdump(path: Path, *, note: bool, flat: bool) -> bytes:
 
 
 def _split(plain: Path, target: Path, frames: int) -> List[str]:
-    """In three parts."""
+    """Split the dump into three parts."""
     bounds = [0, frames // 3 | 1, frames // 3 * 2 | 1, max(frames, 1 << 20)]
     parts = []
     for number, data in enumerate(files.split(plain.read_bytes(), bounds)):
@@ -68,7 +69,7 @@ def _split(plain: Path, target: Path, frames: int) -> List[str]:
 
 
 def _made(directory: Path, frames: int) -> Dict[str, Callable[[Path], Optional[List[str]]]]:
-    """What each column's file is made by, or files, which it returns then."""
+    """For each column, a function that makes its file, or makes several files and returns them."""
     plain = directory / "core-raw.kdump"
     ranges: List[Range] = []
 
@@ -127,7 +128,7 @@ def _regions(kernel: Kernel) -> Any:
 
 
 def main() -> int:
-    """Try, and write the table."""
+    """Try all formats, and write the table."""
     wanted = sys.argv[1:]
     rows: List[List[str]] = []
     columns: List[str] = []

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Fill the table of docs/untrusted.md from what the fuzzing printed.
+"""Fill the table of docs/untrusted.md from the output of the fuzzing.
 
 make test-fuzz | tee FILE
 tools/gen_fuzzed.py FILE

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Fill the table of docs/live.md from what runs in live guests recorded.
+"""Fill the table of docs/live.md from the records of runs in live guests.
 
-KVINTRO_LIVE_RUNS=200 KVINTRO_LIVE_RECORD=FILE python -m pytest tests/vm/test_live.py -k under_load
+KVINTRO_LIVE_RUNS=200 KVINTRO_LIVE_RECORD=FILE python -m pytest tests/vm/test_under_load.py
 tools/gen_live.py FILE
 """
 

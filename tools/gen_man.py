@@ -5,7 +5,7 @@
     tools/gen_man.py [--check]
 
 Needs shtab (pip install '.[docs]') for the completions. With --check nothing is written, and the exit
-status is 1 if something would be.
+status is 1 if a file is out of date.
 """
 
 from __future__ import annotations
@@ -14,16 +14,25 @@ import argparse
 import re
 import sys
 from pathlib import Path
-from typing import Dict, Iterator, List
+from typing import Any, Dict, Iterator, List
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from kvintro import __version__  # noqa: E402
 from kvintro.arch.x86_64 import ARCHITECTURE  # noqa: E402
-from kvintro.cli import make_parser  # noqa: E402
+from kvintro.parser import make_parser  # noqa: E402
 from kvintro.regions import regions_of  # noqa: E402
 
+#: Environment variables that the command line and the pager read.
+_ENVIRONMENT = {
+    "KVINTRO_CORE": "the dump to read if the command line names no source",
+    "KVINTRO_PAGER, PAGER": "the program that shows long text; cat for none. root gets less",
+    "COLUMNS": "the width of the terminal",
+    "NO_COLOR": "if it is not empty, no colour unless --color always is given",
+    "TERM, COLORTERM": "how many colours the terminal has: 256 or 16; none if TERM is dumb",
+    "LC_ALL, LC_CTYPE, LANG": "in the locale C, all text is ASCII",
+}
 _SEE = """\
 .SH FILES
 .TP
@@ -63,14 +72,19 @@ def man() -> str:
         out += [".PP", f".B {_plain(_usage(sub))}"]
         own = [text for text in _options(sub) if text not in shared]
         out += own
-        if sub.epilog:
-            out += [".PP", ".nf", *(_plain(line) for line in sub.epilog.rstrip("\n").split("\n")), ".fi"]
-    out += [".SH EXIT STATUS", _prose(status)]
+        if sub.examples:
+            out += [".PP", ".nf", *(_plain(line) for line in sub.examples.rstrip("\n").split("\n")), ".fi"]
+    out.append(".SH ENVIRONMENT")
+    out += [f".TP\n.B {name}\n{_prose(what)}" for name, what in _ENVIRONMENT.items()]
+    out.append(".SH EXIT STATUS")
+    for part in status.split(","):
+        code, _, meaning = part.strip().partition(" ")
+        out.append(f".TP\n.B {code}\n{_prose(meaning)}")
     out.append(_SEE.rstrip("\n"))
     return "\n".join(out) + "\n"
 
 
-def _commands(parser: argparse.ArgumentParser) -> "Iterator[tuple[str, argparse.ArgumentParser, List[str]]]":
+def _commands(parser: argparse.ArgumentParser) -> "Iterator[tuple[str, Any, List[str]]]":
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             names: Dict[int, List[str]] = {}
@@ -83,7 +97,7 @@ def _commands(parser: argparse.ArgumentParser) -> "Iterator[tuple[str, argparse.
 
 
 def _usage(parser: argparse.ArgumentParser) -> str:
-    """Name and arguments; options are listed below it."""
+    """Name and arguments of a command, without its options."""
     words = [parser.prog]
     for action in parser._actions:
         if not action.option_strings and not isinstance(action, argparse._SubParsersAction):
@@ -119,7 +133,7 @@ def _prose(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that troff takes for text."""
+    """Text with troff's special characters escaped."""
     text = text.replace("\\", "\\e").replace("-", "\\-")
     return re.sub(r"^([.'])", r"\\&\1", text)
 

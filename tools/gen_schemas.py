@@ -4,12 +4,12 @@
 
     tools/gen_schemas.py [--check]
 
-A command's document is what :func:`kvintro.render.json.document` makes of its report: the rows of each
-table, which are dataclasses, and the report's extra values, which are listed here. With --check nothing is
-written, and the exit status is 1 if something would be.
+:func:`kvintro.render.json.document` makes a command's document from its report: the rows of each table, which
+are dataclasses, and the report's extra values, which are listed here. With --check nothing is written, and
+the exit status is 1 if a file is out of date.
 
-The schemas that are written accept what they do not know: members and values may be added within a version.
-The strict ones, which only tests use, refuse a member that is not declared.
+The schemas that are written accept unknown members and values, because these may be added within a version.
+The strict schemas, which only tests use, refuse members that are not declared.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
+import importlib.util
 import inspect
 import json
 import pkgutil
@@ -30,7 +31,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import kvintro.regions  # noqa: E402
+from kvintro.arch import architectures  # noqa: E402
 from kvintro.model import Address, Displacement, Identity, Size  # noqa: E402
 
 TARGET = ROOT / "kvintro" / "schema"
@@ -45,19 +46,19 @@ COUNTS: Dict[str, Any] = {"type": "object", "additionalProperties": COUNT}
 
 
 def either(*forms: Mapping[str, Any]) -> Dict[str, Any]:
-    """One of several forms."""
+    """A schema that accepts one of several forms."""
     return {"anyOf": list(forms)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """What a command's JSON has besides what every document has.
+    """The members of a command's JSON that not every document has.
 
     :ivar about: one sentence.
     :ivar tables: for each key the classes of its rows, as ``module:Class``.
     :ivar extra: schemas of other values.
-    :ivar optional: keys of those that need not be there.
-    :ivar more: what else a document may have, for commands whose tables differ from region to region.
+    :ivar optional: keys that may be absent.
+    :ivar more: further members, for commands whose tables differ from region to region.
     """
 
     about: str
@@ -70,8 +71,14 @@ class Document:
 def region_rows() -> List[str]:
     """Rows of all regions' contents."""
     found = ["kvintro.regions:RangeRow"]
-    for info in pkgutil.iter_modules(kvintro.regions.__path__):
-        module = importlib.import_module(f"kvintro.regions.{info.name}")
+    packages = ["kvintro.regions", *(f"{arch.package}.regions" for arch in architectures())]
+    names = [
+        f"{package}.{info.name}"
+        for package in packages
+        if importlib.util.find_spec(package) is not None
+        for info in pkgutil.iter_modules(importlib.import_module(package).__path__)
+    ]
+    for module in map(importlib.import_module, names):
         found += [
             f"{module.__name__}:{name}"
             for name, value in vars(module).items()
@@ -114,15 +121,25 @@ DOCUMENTS: Dict[str, Document] = {
             "enabled": either(FLAG, NULL),
             "enabled_provenance": TEXT,
             "enabled_reason": TEXT,
+            "image_only": FLAG,
             "memory_bits": either({"type": "number"}, NULL),
         },
-        ("enabled_provenance", "enabled_reason"),
+        ("enabled_provenance", "enabled_reason", "image_only"),
     ),
     "translate": Document(
         "Addresses in all their forms.",
         {"results": ["kvintro.queries.translate:Translation"]},
         {"walk": FLAG},
         ("walk",),
+    ),
+    "convert": Document(
+        "What was written of a source's memory to a new dump.",
+        {"pages": ["kvintro.reports.convert:PagesRow"]},
+        {
+            "path": TEXT,
+            "format": {"type": "string"},
+            **dict.fromkeys(("level", "size", "real"), COUNT),
+        },
     ),
     "pte": Document(
         "Page-table entries decoded.",
@@ -182,6 +199,30 @@ DOCUMENTS: Dict[str, Document] = {
             **dict.fromkeys(("by_type", "by_zone", "by_node"), COUNTS),
         },
     ),
+    "read": Document(
+        "Memory as words, or as the members of a type.",
+        {"words": ["kvintro.queries.memory:MemoryWord"], "members": ["kvintro.queries.members:Member"]},
+        {
+            "address": ADDRESS,
+            "size": COUNT,
+            "space": TEXT,
+            "type": either(TEXT, NULL),
+            "identities": {"type": "array", "items": {"$ref": "#/$defs/Thing"}},
+        },
+        ("words", "members"),
+    ),
+    "search": Document(
+        "Where a value, a string or a pointer is in memory.",
+        {"hits": ["kvintro.reports.search:HitRow"]},
+        {
+            "pattern": TEXT,
+            "space": TEXT,
+            "regions": {"type": "array", "items": TEXT},
+            **dict.fromkeys(("total", "searched", "missing", "stretches"), COUNT),
+            "first_missing": either(ADDRESS, NULL),
+            "complete": FLAG,
+        },
+    ),
     "check": Document(
         "The kernel against itself: findings, and the rules that were applied.",
         {
@@ -196,7 +237,7 @@ DOCUMENTS: Dict[str, Document] = {
     ),
     "diff": Document(
         "What differs between two kernels; without --all only what differs is in the tables, and a table in "
-        "which nothing does is left away.",
+        "which nothing does is omitted.",
         {
             "findings": ["kvintro.reports.diff:FindingRow"],
             "regions": ["kvintro.reports.diff:RegionDiffRow"],
@@ -216,6 +257,7 @@ DOCUMENTS: Dict[str, Document] = {
         {},
         {
             "command_line": either(TEXT, NULL),
+            "linear_offset": either(ADDRESS, NULL),
             "sections": {
                 "type": "array",
                 "items": {
@@ -232,7 +274,7 @@ DOCUMENTS: Dict[str, Document] = {
         },
     ),
 }
-# What a stream's results are made of is no dataclass.
+# The parts of a stream's results are not dataclasses.
 PTDUMP = {
     "type": "object",
     "required": ["start", "end", "size", "level", "state", "flags", "effective", "marker"],
@@ -250,7 +292,7 @@ PTDUMP = {
 
 
 def plain_text(text: str) -> str:
-    """A docstring's paragraph in one line, without marks for Sphinx."""
+    """A docstring's paragraph in one line, without Sphinx's markup."""
     text = re.sub(r":[\w:]+:`(?:[^`<]*<)?[~!]?(?:[\w.]*\.)?([^`>]+)>?`", r"\1", " ".join(text.split()))
     return re.sub(r"`+([^`]*)`+", r"\1", text)
 
@@ -299,12 +341,12 @@ class Maker:
         raise TypeError(f"no schema for {hint}")
 
     def define(self, row: Any) -> str:
-        """Add a dataclass to the definitions; returns its name there."""
+        """Add a dataclass to the definitions; return its name there."""
         if row in self._names:
             return self._names[row]
-        name = row.__name__
+        name: str = row.__name__
         if name in self.definitions:
-            # Rows of two regions may have one name.
+            # Rows of two regions may have the same name.
             name = f"{row.__module__.rsplit('.', 1)[-1]}.{name}"
         self._names[row] = name
         self.definitions[name] = {}
@@ -333,13 +375,13 @@ def load(path: str) -> Any:
 
 
 def closed(schema: Any) -> Any:
-    """A schema that refuses members which it does not declare."""
+    """A copy of a schema that refuses undeclared members."""
     if isinstance(schema, list):
         return [closed(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
     found = {key: closed(part) for key, part in schema.items()}
-    # Where a part of a schema says no more than what must be there, it is another that declares the rest.
+    # If a part of a schema only requires members, another part declares them.
     if found.get("type") == "object" and set(found.get("required", ())) <= set(found.get("properties", ())):
         found.setdefault("additionalProperties", "properties" not in found)
     return found
@@ -366,9 +408,9 @@ def schema_of(command: str, document: Optional[Document], *, strict: bool = Fals
         for key, rows in document.tables.items():
             properties[key] = _rows(maker, rows)
         if document.more:
-            rows = _rows(maker, document.more)
+            shapes = _rows(maker, document.more)
             kinds = "tables, whose rows are of the kinds below whose names end in Row"
-            more = {"additionalProperties": rows if strict else {"description": kinds}}
+            more = {"additionalProperties": shapes if strict else {"description": kinds}}
     properties["notes"] = {"type": "array", "items": TEXT}
     properties["partial"] = {**FLAG, "description": "something that should be here could not be read"}
     schema = {

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Make docs/images/ from the sample dumps: the map as a picture, and the report's page as a browser shows it.
+"""Make docs/images/ from the sample dumps: the map as a drawing, and the report's page in a browser.
 
     tools/gen_screenshots.py
 
@@ -20,7 +20,8 @@ sys.path.insert(0, str(ROOT))
 
 from selenium import webdriver  # noqa: E402
 
-from kvintro.kernel import Kernel, open_kernel  # noqa: E402
+from kvintro.kernels import Kernel  # noqa: E402
+from kvintro.opening import open_kernel  # noqa: E402
 from kvintro.render import render  # noqa: E402
 from kvintro.reports.layout import layout  # noqa: E402
 from kvintro.reports.report import full  # noqa: E402
@@ -32,12 +33,12 @@ _WIDTH, _HEIGHT = 1280, 1340
 
 
 def kernel(name: str) -> Kernel:
-    """A sample dump, by a name that is the same on every machine."""
+    """Open a sample dump under a name that is the same on every machine."""
     return open_kernel(Request(core=str(Path("vmcores") / name / "core.kdump")))
 
 
 def shoot(browser: webdriver.Chrome, page: str, target: Path, *, dark: bool) -> None:
-    """The upper part of a page."""
+    """Take a picture of the upper part of a page."""
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
     with tempfile.NamedTemporaryFile("w", suffix=".html", encoding="utf-8") as file:
@@ -53,7 +54,7 @@ def shoot(browser: webdriver.Chrome, page: str, target: Path, *, dark: bool) -> 
 
 
 def main() -> int:
-    """Make all."""
+    """Make all images."""
     driver = shutil.which("chromedriver")
     if driver is None:
         print("chromedriver is missing (Debian: apt install chromium chromium-driver)", file=sys.stderr)

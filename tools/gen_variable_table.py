@@ -10,9 +10,9 @@ dimension. This finds both in the vmlinux files given (the newest first), for
 - the variables that drgn's own helpers and commands name, read from their sources, and those listed here;
 - all structures that the kernels' BTF has.
 
-Each vmlinux is then read the way kvintro reads a kernel without debuginfo, from its BTF and kallsyms, and
-what the table says is compared with DWARF. Differences are printed; a wrong type makes the exit status 1.
-With --check, nothing is written.
+Then this reads each vmlinux as kvintro reads a kernel without debuginfo, from its BTF and kallsyms, and
+compares the table with DWARF. It prints the differences. The exit status is 1 if a type is wrong. With
+--check, nothing is written.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import re
 import struct
 import sys
 from pathlib import Path
-from typing import Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 import drgn
 from drgn import TypeKind
@@ -32,8 +32,8 @@ from drgn import TypeKind
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from kvintro import types as kvintro_types  # noqa: E402
 from kvintro.source import btf as kvintro_btf  # noqa: E402
+from kvintro.source import installed as kvintro_types  # noqa: E402
 from kvintro.source import variables  # noqa: E402
 
 TABLE = ROOT / "kvintro" / "source" / "_variable_table.py"
@@ -42,13 +42,13 @@ KALLSYMS = [
     "kallsyms_" + name
     for name in ("num_syms", "names", "token_table", "token_index", "offsets", "relative_base")
 ]
-# What libdrgn asks for (drgn_program_find_object() in libdrgn/*.c; the wheel does not have the sources).
+# Variables that libdrgn uses (drgn_program_find_object() in libdrgn/*.c, which the wheel does not contain).
 LIBDRGN = """
     __cpu_present_mask __irq_regs __per_cpu_offset contig_page_data cpu_present_mask crash_notes
     crashing_cpu init_pid_ns init_task jiffies_64 mem_map mem_section modules nr_cpu_ids
     page_offset_base panic_cpu runqueues saved_command_line
 """
-# What kvintro asks for, and what a person looking at the address space is likely to ask for.
+# Variables that kvintro uses, and others that users are likely to look at.
 WANTED = """
     page_offset_base vmalloc_base vmemmap_base phys_base physical_mask high_memory max_pfn max_low_pfn
     max_possible_pfn min_low_pfn max_mapnr max_pfn_mapped max_low_pfn_mapped physmem_end
@@ -90,10 +90,10 @@ WANTED = """
     init_thread_union init_stack numa_nodes_parsed x86_cpu_to_node_map_early_map pti_mode l5_required
     enc_features disabled_cpu_caps
 """
-# What has no debuginfo (assembly, linker script), or is in none of the usual kernels.
+# Variables without debuginfo (assembly, linker script), or that no usual kernel has.
 BY_HAND = {
     "early_top_pgt": ("pgd_t[]",),
-    "execmem_info": ("struct execmem_info",),  # there is a pointer of that name, too
+    "execmem_info": ("struct execmem_info",),  # a pointer has the same name
     "init_thread_union": ("union thread_union",),
     "init_top_pgt": ("pgd_t[]",),
     "kasan_early_shadow_p4d": ("p4d_t[]",),
@@ -111,7 +111,7 @@ BY_HAND = {
     "tk_core": ("struct{seq,timekeeper,lock,shadow_timekeeper}", "struct{seq,timekeeper}"),
     "vsyscall_mode": ("typeof(XONLY)",),
 }
-# Lengths that the kernel takes from an enumerator that BTF has, or that an array in a structure has as well.
+# Lengths that an enumerator in BTF gives, or that an array in a structure also has.
 LENGTHS = {
     "cpu_caps_cleared": "cpuinfo_x86.x86_capability",
     "cpu_caps_set": "cpuinfo_x86.x86_capability",
@@ -121,17 +121,17 @@ LENGTHS = {
     "vm_numa_event": "NR_VM_NUMA_EVENT_ITEMS",
     "node_states": "NR_NODE_STATES",
 }
-# Lengths that depend on no configuration.
+# Lengths that do not depend on the configuration.
 CONSTANT = {"__cachemode2pte_tbl", "task_state_array"}
-# Arrays that padding looks like more of, without elements that are all zeros.
+# Arrays without all-zero elements, whose padding would look like more elements.
 FULL = {"taint_flags"}
-# Types that one symbol has had and that do not exclude each other by size or by the tag of a structure.
+# Types that a symbol had in different kernels, and that neither size nor structure tag distinguishes.
 CONDITIONS: Dict[Tuple[str, str], str] = {
     ("file_systems", "struct hlist_head"): "not file_system_type.next",
 }
 
 
-# Differences that nothing in a kernel without debuginfo can tell, and why they do no harm.
+# Differences that cannot be detected without debuginfo, and why they are harmless.
 TOLERATED = {
     "nr_swapper_spaces": "MAX_SWAPFILES is nowhere; what padding has in place of more is zero, no spaces",
 }
@@ -141,7 +141,7 @@ Table = Mapping[str, Sequence[str]]
 
 
 class Vmlinux:
-    """A vmlinux file, once with its DWARF and once as kvintro sees a kernel without."""
+    """A vmlinux file, once with its DWARF and once as kvintro sees a kernel without it."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -153,7 +153,7 @@ class Vmlinux:
         for name in ("_stext", *KALLSYMS):
             with contextlib.suppress(LookupError):
                 symbols[name] = self.dwarf.symbol(name).address
-        # drgn wants a page table to be named; what is read here needs none.
+        # drgn requires a page table; the data that is read here does not need it.
         lines = ["OSRELEASE=0", "PAGESIZE=4096", "KERNELOFFSET=0", "SYMBOL(swapper_pg_dir)=1000"]
         lines += [f"SYMBOL({name})={address:x}" for name, address in symbols.items()]
         self.bare.set_linux_kernel_custom("\n".join(lines) + "\n", False)
@@ -169,7 +169,7 @@ class Vmlinux:
         header = file.read(64)
         offset, size, count = struct.unpack_from("<Q", header, 32)[0], *struct.unpack_from("<HH", header, 54)
 
-        def reader(start: int):
+        def reader(start: int) -> Callable[[int, int, int, bool], bytes]:
             return lambda address, count, offset, physical: os.pread(file.fileno(), count, start + offset)
 
         for index in range(count):
@@ -186,7 +186,7 @@ class Vmlinux:
             variable = self.dwarf.variable(name)
         except LookupError:
             return None
-        # A static variable of the same name elsewhere says nothing about the one that kallsyms gives.
+        # kallsyms may give a different static variable of the same name.
         if len(self.kallsyms.lookup_all(name)) > 1 and variable.address_ != self.kallsyms.lookup(name):
             print(f"{name} of {self.path} is ambiguous: skipped")
             return None
@@ -196,13 +196,13 @@ class Vmlinux:
         return variables.VariableTypes(self.bare, self.btf.find_anonymous, padded=self.kasan, table=table)
 
     def found(self, name: str, table: Table) -> Optional[drgn.Type]:
-        """Type of a variable by a table."""
+        """Type of a variable according to a table."""
         variable = self.variables(table).find(name, self.kallsyms.lookup_all(name))
         return None if variable is None else variable.type_
 
 
 def helper_names() -> Set[str]:
-    """Names of variables in drgn's Python sources, with some that are none."""
+    """Names of variables in drgn's Python sources, and some names that are not variables."""
     names = set((LIBDRGN + WANTED).split())
     package = Path(drgn.__file__).parent
     for path in [*package.glob("helpers/**/*.py"), *package.glob("commands/**/*.py")]:
@@ -213,17 +213,17 @@ def helper_names() -> Set[str]:
 
 
 def spell(type_: drgn.Type) -> Optional[str]:
-    """A type as its name, if a name says all."""
+    """The name of a type, if the name alone defines it."""
     name = type_.type_name()
     return None if "<anonymous>" in name else name
 
 
 def is_array(type_: drgn.Type) -> bool:
-    return type_.kind == TypeKind.ARRAY
+    return bool(type_.kind == TypeKind.ARRAY)
 
 
 def candidates(name: str, seen: List[Tuple[Vmlinux, drgn.Type]]) -> List[str]:
-    """Entries for a variable, for the types that kernels declare it with, the newest first."""
+    """Entries for a variable: its types in the kernels, the newest first."""
     entries: List[str] = []
     arrays = [(v, type_) for v, type_ in seen if is_array(type_)]
     if name in FULL:
@@ -256,7 +256,7 @@ def room(vmlinux: Vmlinux, name: str) -> int:
 
 
 def same(a: Optional[drgn.Type], b: drgn.Type) -> bool:
-    """Whether two types look the same without typedefs and const; no length is any length."""
+    """Whether two types look the same without typedefs and const. A missing length matches any length."""
     if a is None:
         return False
     while a.kind == TypeKind.TYPEDEF:
@@ -274,9 +274,9 @@ def same(a: Optional[drgn.Type], b: drgn.Type) -> bool:
             return [m.name for m in a.members] == [m.name for m in b.members] and a.size == b.size
         return a.tag == b.tag and (a.size == b.size or not a.is_complete() or not b.is_complete())
     if a.kind == TypeKind.ENUM:
-        return a.tag == b.tag and a.enumerators == b.enumerators
+        return bool(a.tag == b.tag and a.enumerators == b.enumerators)
     if a.kind in (TypeKind.INT, TypeKind.BOOL):
-        return a.size == b.size and a.kind == b.kind
+        return bool(a.size == b.size and a.kind == b.kind)
     return a.kind in (TypeKind.VOID, TypeKind.FUNCTION)
 
 
@@ -326,7 +326,7 @@ def write(types: Dict[str, Tuple[str, ...]], shape_table: Dict[str, Tuple[Tuple[
         "# ruff: noqa: E501",
         "# fmt: off",
         "",
-        "from typing import Dict, Tuple",
+        "from typing import Callable, Dict, Tuple",
         "",
         "TYPES: Dict[str, Tuple[str, ...]] = {",
     ]
