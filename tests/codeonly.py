@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Kernels as they are without CONFIG_KALLSYMS_ALL, made of those that have it."""
+"""Kernels without CONFIG_KALLSYMS_ALL, derived from kernels that have it."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from typing import Callable, List, Sequence, Tuple
 
 import pytest
 
-from kvintro import types
-from kvintro.kernel import Kernel, open_kernel
+from kvintro.kernels import Kernel
+from kvintro.opening import open_kernel
 from kvintro.source import Request
+from kvintro.source import installed as types
 from kvintro.source.kallsyms import Kallsyms
 
-#: What scripts/kallsyms.c:text_ranges leaves in the table.
+#: Ranges that scripts/kallsyms.c:text_ranges keeps in the table.
 _CODE = (("_stext", "_etext"), ("_sinittext", "_einittext"))
 
 
 class _Code:
-    """The part of a symbol table that has names of code."""
+    """The part of a symbol table that names code."""
 
     def __init__(self, whole: Kallsyms) -> None:
         self._table = table = whole._table
         bounds = [(whole.lookup(first), whole.lookup(last)) for first, last in _CODE]
-        # What is at the end of a range is left out, too (scripts/kallsyms.c:symbol_valid).
+        # Symbols at the end of a range are omitted, too (scripts/kallsyms.c:symbol_valid).
         self._indices: List[int] = [
             index
             for index in range(len(table))
@@ -45,7 +46,7 @@ class _Code:
 
 
 def open_code_only(path: str, monkeypatch: pytest.MonkeyPatch) -> Kernel:
-    """A core, opened as if its symbol table had code only."""
+    """Open a core as if its symbol table named code only."""
     find = types._find_symbols
     monkeypatch.setattr(types, "_find_symbols", lambda prog: Kallsyms(_Code(k := find(prog)), k.origin))
     return open_kernel(Request(core=path))

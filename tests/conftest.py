@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Sample cores for every test that asks for one.
+"""Sample cores for tests.
 
-A test with a ``core`` (or ``kernel`` or ``truth``) argument runs once for each core. Which cores those are is
-said with ``--cores``: ``shipped`` are those in the repository, ``built`` those that ``make vmcores`` makes.
+A test with a ``core`` (or ``kernel`` or ``truth``) argument runs once for each core. ``--cores`` chooses the
+cores: ``shipped`` are those in the repository, ``built`` those that ``make vmcores`` makes.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ import json
 import os
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, Dict, List, Set
+from typing import Any, Dict, List, Set, Tuple
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from kvintro.kernel import Kernel, open_kernel
+from kvintro.arch import Architecture, by_machine
+from kvintro.kernels import Kernel
+from kvintro.opening import open_kernel
 from kvintro.source import Request
 
-# How long an example takes says more about the machine than about the code.
+# The duration of an example depends on the machine more than on the code.
 settings.register_profile("kvintro", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("kvintro")
 
@@ -28,7 +30,7 @@ VMCORES = ROOT / "vmcores"
 
 
 class Core:
-    """A core and what its own kernel said in the boot it was taken from."""
+    """A core, and what its kernel reported about itself in the same boot."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -37,36 +39,59 @@ class Core:
         self.meta: Dict[str, Any] = json.loads((directory / "meta.json").read_text())
 
     @property
+    def architecture(self) -> str:
+        """Debian's name of the machine's architecture."""
+        return str(self.meta.get("arch", "amd64"))
+
+    @property
+    def arch(self) -> Architecture:
+        """kvintro's object for that architecture."""
+        return by_machine({"amd64": "x86_64", "arm64": "aarch64"}[self.architecture])
+
+    @property
     def path(self) -> Path:
         """The dump, ELF if there is one."""
         elf = self.directory / "core.elf"
         return elf if elf.exists() else self.directory / "core.kdump"
 
     def truth(self, name: str) -> str:
-        """A file of the kernel's own words; skips the test if this core's boot has none."""
+        """A file of the truth; skips the test if this core does not have it."""
         path = self.truth_directory / name
         if not path.exists():
             pytest.skip(f"{self.name} was taken without {name}")
         return path.read_text(errors="replace")
 
     def has_truth(self, name: str) -> bool:
-        """Whether the kernel's words on that are there."""
+        """Whether the truth has this file."""
         return (self.truth_directory / name).exists()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--cores", choices=("shipped", "built", "all"), default="shipped")
+    parser.addoption("--thorough", action="store_true", help="run every test on every core")
 
 
 def _found(which: str) -> List[Path]:
-    patterns = {"shipped": ["*"], "built": ["built/*"], "all": ["*", "built/*"]}[which]
+    built = ["built/*", "built-arm64/*"]
+    patterns = {"shipped": ["*"], "built": built, "all": ["*", *built]}[which]
     return sorted(meta.parent for pattern in patterns for meta in VMCORES.glob(f"{pattern}/meta.json"))
 
 
 @cache
 def _core(directory: Path) -> Core:
-    """The same object for every test: pytest orders tests by the values that they share."""
+    """The same object for every test, because pytest groups tests by shared values."""
     return Core(directory)
+
+
+def _one_of_each_series(found: List[Path]) -> List[Path]:
+    """Choose one core of each series, for tests on changed dumps that depend little on the kernel."""
+    chosen: Dict[Tuple[object, ...], Path] = {}
+    for directory in sorted(found, key=lambda d: not _core(d).meta["kaslr"]):
+        core = _core(directory)
+        series = core.meta["release"].split(".")[:2]
+        built = core.meta.get("oracle"), core.meta.get("variant")
+        chosen.setdefault((core.architecture, *series, *built), directory)
+    return sorted(chosen.values())
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -75,13 +100,28 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         found = _found(which)
         if not found:
             raise pytest.UsageError(f"there are no {which} cores in vmcores/; run make vmcores")
-        # A worker that has a core open goes on with it (pytest-xdist, --dist loadgroup).
+        # Tests of a module without ARCHITECTURES are for x86-64.
+        meant = getattr(metafunc.module, "ARCHITECTURES", ("amd64",))
+        found = [d for d in found if _core(d).architecture in meant]
+        # Slow tests for which the sample in the repository is enough.
+        if which == "built":
+            elsewhere = getattr(metafunc.module, "SHIPPED_ONLY", ())
+            found = [d for d in found if _core(d).architecture not in elsewhere]
+        few = getattr(metafunc.module, "ONE_OF_EACH_SERIES", ())
+        if which != "shipped" and not metafunc.config.getoption("--thorough"):
+            chosen = _one_of_each_series(found)
+            found = [d for d in found if d in chosen or _core(d).architecture not in few]
+            # Slow tests for which one core is enough: the last one, with the newest kernel.
+            for name in getattr(metafunc.module, "ONE_CORE", ()):
+                others = [d for d in found if _core(d).architecture == name][:-1]
+                found = [d for d in found if d not in others]
+        # A worker keeps the core that it has opened (pytest-xdist, --dist loadgroup).
         each = [pytest.param(_core(d), id=d.name, marks=pytest.mark.xdist_group(d.name)) for d in found]
         metafunc.parametrize("core", each, scope="session")
 
 
 class Tiers:
-    """In CI a tier of which nothing ran fails the run: something that it needs is missing there."""
+    """In CI, a tier in which no test ran fails the run, because something that it needs is missing."""
 
     def __init__(self) -> None:
         self.seen: Set[str] = set()
@@ -112,5 +152,5 @@ def _open(path: Path) -> Kernel:
 
 @pytest.fixture(scope="session")
 def kernel(core: Core) -> Kernel:
-    """The core opened with nothing but itself."""
+    """The core, opened without other files."""
     return _open(core.path)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Strings that nobody wants to meet, and reports full of them: what a dump may hold where names belong."""
+"""Hostile strings that a dump may contain in place of names, and reports full of them."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 import unicodedata
 from typing import Any
 
@@ -14,9 +15,12 @@ HOSTILE = (
     "</script></style></title>]]>{{7*7}}{% raw %}\x1b[31m\x00\u202e&quot;'\"`"
 )
 
+#: The escape sequences that kvintro itself writes: SGR codes of its colours.
+OWN_PAINT = re.compile(r"\x1b\[(?:1;)?(?:[1247]|3[0-7]|38;5;\d+|0)m")
+
 
 def assert_inert(text: str) -> None:
-    """Lines of printable characters only, each of which takes a place of its own, from left to right."""
+    """Assert that lines contain only printable characters, each one column wide and left to right."""
     for char in set(text) - {"\n"}:
         assert char.isprintable(), f"not printable: {char!r}"
         assert unicodedata.category(char)[0] != "M", f"a mark: {ord(char):#x}"
@@ -25,9 +29,9 @@ def assert_inert(text: str) -> None:
 
 
 def poisoned(value: Any) -> Any:
-    """A value of a report with all strings that a kernel may have had a hand in made hostile.
+    """A value of a report, with all strings that can come from a kernel made hostile.
 
-    What names tables, columns and sections is ours, and stays.
+    Names of tables, columns and sections are our own, and unchanged.
     """
     if isinstance(value, (Address, Size, Displacement)):
         return value

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The kernel's draws, step by step as its sources take them, to compare ``kvintro kaslr`` with.
+"""A simulation of the kernel's random choices, step by step after its sources, to compare with ``kvintro
+kaslr``.
 
-Written from the sources of Linux 6.1.192, 6.12.117 and 7.3.4, where these functions are the same but for what
-is said at each; nothing here comes from kvintro. Names are the kernel's. A ``rand`` argument is a function
+Written from the sources of Linux 6.1.192, 6.12.117 and 7.3.4, in which these functions are the same except as
+noted. Nothing here comes from kvintro. Names are the kernel's. A ``rand`` argument is a function
 that returns 64 random bits.
 """
 
@@ -36,7 +37,7 @@ def align(value: int, to: int) -> int:
 
 @dataclass
 class Boot:
-    """What the unpacker (ZO) knows.
+    """The input of the unpacker (ZO).
 
     :ivar e820: (start, size, type).
     :ivar startup_32: where the boot loader put ZO.
@@ -75,7 +76,7 @@ class Boot:
 
     @property
     def input(self) -> int:
-        """input_data once ZO was copied to the end of the buffer (head_64.S, %rbx)."""
+        """input_data after ZO was copied to the end of the buffer (head_64.S, %rbx)."""
         return self.output + self.init_size - self.zo_end + self.payload_offset
 
     @property
@@ -90,7 +91,7 @@ def mem_avoid(boot: Boot) -> List[Tuple[int, int]]:
 
 
 def mem_avoid_overlap(boot: Boot, start: int, size: int) -> Tuple[int, int]:
-    """kaslr.c; the overlap that begins first, (0, 0) without one."""
+    """kaslr.c; the first overlap, or (0, 0) if there is none."""
     earliest, found = start + size, (0, 0)
     for at, length in mem_avoid(boot):
         if start + size > at and start < at + length and at < earliest:
@@ -137,7 +138,7 @@ def find_slots(boot: Boot) -> int:
 
 
 def slots_fetch(boot: Boot, slot: int) -> int:
-    """kaslr.c:slots_fetch_random, of a slot already drawn."""
+    """kaslr.c:slots_fetch_random, for a slot that was already chosen."""
     for addr, num in boot.slot_areas:
         if slot < num:
             return addr + slot * boot.physical_align
@@ -146,12 +147,12 @@ def slots_fetch(boot: Boot, slot: int) -> int:
 
 
 def physical_places(boot: Boot) -> List[int]:
-    """Every place that can come out; none if the image stays at ``output``."""
+    """Every possible place; none if the image stays at ``output``."""
     return [slots_fetch(boot, slot) for slot in range(find_slots(boot))]
 
 
 def find_random_phys_addr(boot: Boot, rand: Rand) -> int:
-    """Where choose_random_location() leaves ``output``."""
+    """The value of ``output`` after choose_random_location()."""
     slot_max = find_slots(boot)
     return slots_fetch(boot, rand() % slot_max) if slot_max else boot.output
 
@@ -181,7 +182,7 @@ def efi_virt_addr(total: int, seed: int) -> int:
 
 @dataclass(frozen=True)
 class Memory:
-    """What kernel_randomize_memory() goes by.
+    """The input of kernel_randomize_memory().
 
     :ivar zone_device: whether the direct map keeps its full size: CONFIG_PCI_P2PDMA since 7ffb791423c7, or
         CONFIG_ZONE_DEVICE since 269031b15c14.
@@ -201,7 +202,7 @@ class Memory:
 
     @property
     def size_tb(self) -> List[int]:
-        """Of the three regions."""
+        """Sizes of the three regions."""
         physical_bits, vmalloc_tb = (52, 12800) if self.levels == 5 else (46, 32)
         direct = 1 << (physical_bits - 40)
         memory_tb = align(self.max_pfn << 12, TB) // TB + self.padding
@@ -212,7 +213,7 @@ class Memory:
 
 
 def kernel_randomize_memory(memory: Memory, rand: Rand) -> Tuple[List[int], List[int]]:
-    """(bases, how many places each could get, given those before it)."""
+    """(bases, number of places of each, given those before it)."""
     vaddr, sizes = memory.vaddr_start, memory.size_tb
     remain_entropy = CPU_ENTRY_AREA_BASE - vaddr - sum(size << 40 for size in sizes)
     bases, places = [], []
@@ -230,9 +231,9 @@ def kernel_randomize_memory(memory: Memory, rand: Rand) -> Tuple[List[int], List
 
 
 def replay(memory: Memory, bases: Sequence[int]) -> List[int]:
-    """The numbers of places of the boot that ended with these bases.
+    """The numbers of places in the boot that resulted in these bases.
 
-    :raises StopIteration: no draw gives them.
+    :raises StopIteration: no random value gives them.
     """
     vaddr = memory.vaddr_start
     draws = []
@@ -251,7 +252,7 @@ def replay(memory: Memory, bases: Sequence[int]) -> List[int]:
 
 @dataclass(frozen=True)
 class ModuleSpace:
-    """How pieces are placed.
+    """How pieces of module memory are placed.
 
     :ivar module_align: MODULE_ALIGN (include/linux/execmem.h; before 6.10 moduleloader.h).
     :ivar rox: whether text has EXECMEM_ROX_CACHE.
@@ -276,7 +277,7 @@ def first_piece(space: ModuleSpace, start: int, text: bool) -> int:
 
 
 def module_places(space: ModuleSpace, text: bool) -> List[int]:
-    """Every first place, by all 1024 draws."""
+    """Every possible first place, from all 1024 random values."""
     return sorted({first_piece(space, module_start(lambda n=n: n), text) for n in range(1024)})  # type: ignore[misc]
 
 
@@ -290,7 +291,7 @@ def init_cea_offsets(cpus: int, cea_size: int, rand: Rand) -> List[int]:
     for i in range(cpus):
         while True:
             cea = rand() % max_cea
-            # The kernel's loop over j breaks at i, after it compared with i's own.
+            # The kernel's loop over j breaks at i, after the comparison with i's own offset.
             if cea not in offsets[: i + 1]:
                 break
         offsets[i] = cea
@@ -298,7 +299,7 @@ def init_cea_offsets(cpus: int, cea_size: int, rand: Rand) -> List[int]:
 
 
 def cea_places(before: Sequence[int], cea_size: int) -> int:
-    """How many draws are accepted for the CPU that follows those with these offsets, each tried."""
+    """The number of random values that are accepted for the CPU after those with these offsets."""
     max_cea = (CPU_ENTRY_AREA_MAP_SIZE - PAGE_SIZE) // cea_size
     refused = {*before, 0}
     return sum(cea not in refused for cea in range(max_cea))
@@ -315,11 +316,11 @@ def espfix_place(rand: int) -> int:
     return (addr & 0xFFFF) | (addr & ~0xFFFF) << 16
 
 
-# --- what a boot's own words say
+# --- the messages of a boot
 
 
 def srat_of(dmesg: str) -> List[Tuple[int, int]]:
-    """acpi.c:count_immovable_mem_regions, by what the kernel itself prints of the table."""
+    """acpi.c:count_immovable_mem_regions, from the kernel's own messages about the table."""
     lines = re.findall(r"SRAT: Node \d+ PXM \d+ \[mem 0x(\w+)-0x(\w+)\](.*)", dmesg)
     return [(int(a, 16), int(b, 16) + 1 - int(a, 16)) for a, b, more in lines if "hotplug" not in more]
 

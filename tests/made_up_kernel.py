@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A kernel's symbol table and BTF made by a test, and a program with them in memory. No kernel is needed."""
+"""A made-up kernel's symbol table and BTF, and a program with both in memory. No kernel is needed."""
 
 from __future__ import annotations
 
@@ -18,17 +18,21 @@ SIGNED, CHAR, BOOL = 1, 2, 4
 Member = Tuple[str, int, int]  # name, type, offset in bits; with a kind flag, size in bits << 24 as well
 
 
-class BtfBuilder:
-    """Makes a BTF blob, type by type; each method returns the id of what it adds."""
+#: BtfBuilder has a method named int.
+Number = int
 
-    def __init__(self, first_id: int = 1, first_string: int = 0) -> None:
+
+class BtfBuilder:
+    """Makes a BTF blob, type by type. Each method returns the id of the type that it adds."""
+
+    def __init__(self, first_id: Number = 1, first_string: Number = 0) -> None:
         self.next_id = first_id
         self.types = b""
         self._first_string = first_string
         self.strings = b"" if first_string else b"\0"
 
-    def string(self, text: str) -> int:
-        """Offset of a string."""
+    def string(self, text: str) -> Number:
+        """Add a string; return its offset."""
         if not text:
             return 0
         raw = text.encode() + b"\0"
@@ -38,7 +42,9 @@ class BtfBuilder:
             self.strings += raw
         return self._first_string + at
 
-    def add(self, kind: int, name: str, value: int, *tail: int, vlen: int = 0, flag: bool = False) -> int:
+    def add(
+        self, kind: Number, name: str, value: Number, *tail: Number, vlen: Number = 0, flag: bool = False
+    ) -> Number:
         """Any type."""
         info = flag << 31 | kind << 24 | vlen
         words = (self.string(name), info, value, *(word & 0xFFFFFFFF for word in tail))
@@ -46,33 +52,35 @@ class BtfBuilder:
         self.next_id += 1
         return self.next_id - 1
 
-    def int(self, name: str, size: int, encoding: int = 0, bits: int = 0, offset: int = 0) -> int:
+    def int(
+        self, name: str, size: Number, encoding: Number = 0, bits: Number = 0, offset: Number = 0
+    ) -> Number:
         return self.add(INT, name, size, encoding << 24 | offset << 16 | (bits or 8 * size))
 
-    def pointer(self, to: int) -> int:
+    def pointer(self, to: Number) -> Number:
         return self.add(PTR, "", to)
 
-    def array(self, element: int, length: int) -> int:
+    def array(self, element: Number, length: Number) -> Number:
         return self.add(ARRAY, "", 0, element, 0, length)
 
     def struct(
-        self, name: str, size: int, members: Sequence[Member], *, kind: int = STRUCT, flag: bool = False
-    ) -> int:
+        self, name: str, size: Number, members: Sequence[Member], *, kind: Number = STRUCT, flag: bool = False
+    ) -> Number:
         tail = [word for member, type_, at in members for word in (self.string(member), type_, at)]
         return self.add(kind, name, size, *tail, vlen=len(members), flag=flag)
 
-    def union(self, name: str, size: int, members: Sequence[Member]) -> int:
+    def union(self, name: str, size: Number, members: Sequence[Member]) -> Number:
         return self.struct(name, size, members, kind=UNION)
 
-    def enum(self, name: str, values: Dict[str, int], *, size: int = 4, signed: bool = False) -> int:
+    def enum(self, name: str, values: Dict[str, Number], *, size: Number = 4, signed: bool = False) -> Number:
         tail = [word for key, value in values.items() for word in (self.string(key), value)]
         return self.add(ENUM, name, size, *tail, vlen=len(values), flag=signed)
 
-    def enum64(self, name: str, values: Dict[str, int], *, signed: bool = False) -> int:
+    def enum64(self, name: str, values: Dict[str, Number], *, signed: bool = False) -> Number:
         tail = [word for key, value in values.items() for word in (self.string(key), value, value >> 32)]
         return self.add(ENUM64, name, 8, *tail, vlen=len(values), flag=signed)
 
-    def prototype(self, result: int, parameters: Sequence[Tuple[str, int]]) -> int:
+    def prototype(self, result: Number, parameters: Sequence[Tuple[str, Number]]) -> Number:
         tail = [word for name, type_ in parameters for word in (self.string(name), type_)]
         return self.add(FUNC_PROTO, "", result, *tail, vlen=len(parameters))
 
@@ -87,11 +95,11 @@ class BtfBuilder:
 class Symbol:
     """A symbol of a made-up kernel."""
 
-    def __init__(self, name: str, address: int, letter: str = "D") -> None:
+    def __init__(self, name: str, address: Number, letter: str = "D") -> None:
         self.name, self.address, self.letter = name, address, letter
 
 
-# What each byte of a compressed name stands for: itself, but for two that stand for more.
+# The meaning of each byte of a compressed name: itself, except for two that stand for more.
 TOKENS = [bytes([i]) if 32 < i < 127 else b"" for i in range(256)]
 TOKENS[0x80], TOKENS[0xFF] = b"init", b"Dvm"
 
@@ -107,7 +115,7 @@ class Tables:
         self, symbols: Sequence[Symbol], encoding: str = "absolute_percpu", *, sequence: bool = True
     ) -> None:
         symbols = sorted(symbols, key=lambda symbol: symbol.address)
-        self.symbols: Dict[str, int] = {"_stext": TEXT}
+        self.symbols: Dict[str, Number] = {"_stext": TEXT}
         self.data = b""
         self._put("num_syms", struct.pack("<I", len(symbols)))
         self._put("names", b"".join(self._compress(s.letter + s.name) for s in symbols))
@@ -138,7 +146,7 @@ class Tables:
         for hidden in ("markers", "seqs_of_names"):
             self.symbols.pop("kallsyms_" + hidden, None)
 
-    def _put(self, name: str, data: bytes, align: int = 8) -> None:
+    def _put(self, name: str, data: bytes, align: Number = 8) -> None:
         self.data += bytes(-len(self.data) % align)
         self.symbols["kallsyms_" + name] = TABLES + len(self.data)
         self.data += data
@@ -151,7 +159,7 @@ class Tables:
         length = len(raw)
         return (bytes([length]) if length < 128 else bytes([length & 0x7F | 0x80, length >> 7])) + raw
 
-    def read(self, address: int, size: int) -> bytes:
+    def read(self, address: Number, size: Number) -> bytes:
         """Memory of the tables."""
         start = address - TABLES
         if start < 0 or start + size > len(self.data):
@@ -159,8 +167,10 @@ class Tables:
         return self.data[start : start + size]
 
 
-def program(segments: Dict[int, bytes], vmcoreinfo_symbols: Optional[Dict[str, int]] = None) -> drgn.Program:
-    """A program of a Linux kernel that has nothing but what lies in the segments."""
+def program(
+    segments: Dict[Number, bytes], vmcoreinfo_symbols: Optional[Dict[str, Number]] = None
+) -> drgn.Program:
+    """A program of a Linux kernel that has only the memory in the segments."""
     prog = drgn.Program(drgn.Platform(drgn.Architecture.X86_64))
     lines: List[str] = [
         "OSRELEASE=6.0.0-made-up",
@@ -173,7 +183,7 @@ def program(segments: Dict[int, bytes], vmcoreinfo_symbols: Optional[Dict[str, i
 
     for start, data in segments.items():
 
-        def read(address: int, count: int, offset: int, physical: bool, data: bytes = data) -> bytes:
+        def read(address: Number, count: Number, offset: Number, physical: bool, data: bytes = data) -> bytes:
             return data[offset : offset + count]
 
         prog.add_memory_segment(start, len(data), read)

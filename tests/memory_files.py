@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Files of physical memory made by tests: LiME, AVML, ELF without notes, kdumps packed in other ways."""
+"""Files of physical memory made by tests: LiME, AVML, ELF without notes, kdumps with other compressions."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from kvintro.source.content import Content
-from kvintro.source.core import examine
 from kvintro.source.elf import parse_notes
+from kvintro.source.formats import examine
+from kvintro.source.formats.kdump import KdumpDump
 from kvintro.source.kdump import Kdump
 from tests.synthetic import elf_core, packed_notes
 
@@ -24,7 +25,7 @@ Codec = Callable[[bytes], bytes]
 
 AVML_BLOCK = 16 << 20
 _STREAM = b"\xff\x06\0\0sNaPpY"
-# struct disk_dump_header and struct page_desc, from where they matter here.
+# struct disk_dump_header and struct page_desc, from the first used member on.
 _STATUS, _HEADER_AT = 424, 428
 _HEADER = struct.Struct("<iiI")  # block_size, sub_hdr_size, bitmap_blocks
 _DESCRIPTOR = struct.Struct("<qIIQ")  # offset, size, flags, page_flags
@@ -36,15 +37,14 @@ _SPLIT_AT, _SPLIT_64_AT = (
 
 
 def dumped_ranges(path: Path) -> List[Tuple[int, int]]:
-    """(first address, one more than the last) of the physical memory that a dump of QEMU's has, without the
-    firmware's at the end of the first 4 GB."""
+    """(first address, one more than the last) of the physical memory in QEMU's dump, without firmware's
+    memory at the end of the first 4 GB."""
     with path.open("rb") as file:
         dump = examine(file, str(path))
-    if dump.headers is not None:
-        ranges = [(s.paddr, s.paddr + s.filesz) for s in dump.headers.segments]
-    else:
-        assert dump.kdump is not None
+    if isinstance(dump, KdumpDump):
         ranges = bitmap_ranges(dump.content, dump.kdump)
+    else:
+        ranges = [(s.paddr, s.paddr + s.filesz) for s in dump.segments]
     return [(start, end) for start, end in ranges if not 0xC0000000 <= start < 1 << 32]
 
 
@@ -52,11 +52,12 @@ def bitmap_ranges(content: Content, kdump: Kdump) -> List[Tuple[int, int]]:
     """The same of a kdump, in steps of eight pages."""
     assert kdump.layout is not None
     data = content.at(kdump.layout.dumped, kdump.layout.bitmap_size)
-    return [(match.start() << 15, match.end() << 15) for match in re.finditer(rb"[^\0]+", data)]
+    step = 8 * kdump.page
+    return [(match.start() * step, match.end() * step) for match in re.finditer(rb"[^\0]+", data)]
 
 
 def raw(path: Path, ranges: Iterable[Range]) -> None:
-    """A file of raw memory, in which what lies between the ranges is a hole."""
+    """A file of raw memory, with holes between the ranges."""
     with path.open("wb") as file:
         for first, data in ranges:
             file.seek(first)
@@ -64,7 +65,7 @@ def raw(path: Path, ranges: Iterable[Range]) -> None:
 
 
 def lime(ranges: Iterable[Range], magic: bytes = b"EMiL", version: int = 1) -> bytes:
-    """As LiME writes them (and AVML without compression)."""
+    """Ranges as LiME writes them (and AVML without compression)."""
     out = b""
     for first, data in ranges:
         out += struct.pack("<4sIQQQ", magic, version, first, first + len(data) - 1, 0) + data
@@ -72,7 +73,7 @@ def lime(ranges: Iterable[Range], magic: bytes = b"EMiL", version: int = 1) -> b
 
 
 def avml(ranges: Iterable[Range], pack: Codec) -> bytes:
-    """As AVML compresses them: blocks of at most 16 MB, those of zeros left out."""
+    """Ranges as AVML compresses them: blocks of at most 16 MB, without those of zeros."""
     out: List[bytes] = []
     for first, data in ranges:
         for at in range(0, len(data), AVML_BLOCK):
@@ -96,13 +97,16 @@ def framed(data: bytes, pack: Codec) -> bytes:
     return b"".join(out)
 
 
-def elf_without_notes(ranges: Iterable[Range]) -> bytes:
-    """As QEMU writes it without the vmcoreinfo device: no virtual addresses, and nothing about the kernel."""
-    return elf_core([(0, first, data) for first, data in ranges])
+def elf_without_notes(ranges: Iterable[Range], machine: int = 62) -> bytes:
+    """As QEMU writes it without the vmcoreinfo device: no virtual addresses, and nothing about the kernel.
+
+    :param machine: ``e_machine``.
+    """
+    return elf_core([(0, first, data) for first, data in ranges], machine=machine)
 
 
 def snappy() -> Optional[Codec]:
-    """Packs one block; None where there is no library for it."""
+    """A function that packs one block; None if there is no library for it."""
     try:
         pack = import_module("cramjam").snappy.compress_raw
     except ImportError:
@@ -120,7 +124,7 @@ def zstd() -> Optional[Codec]:
 
 
 def lzo() -> Optional[Codec]:
-    """The same, by the library that makedumpfile uses."""
+    """The same, with the library that makedumpfile uses."""
     name = ctypes.util.find_library("lzo2")
     if name is None:
         return None
@@ -136,7 +140,7 @@ def lzo() -> Optional[Codec]:
     return pack
 
 
-#: The flag of a page in a kdump (diskdump_mod.h:DUMP_DH_COMPRESSED_*) and what packs it so.
+#: The flag of a page in a kdump (diskdump_mod.h:DUMP_DH_COMPRESSED_*) and the function that packs it.
 CODECS: Dict[str, Tuple[int, Callable[[], Optional[Codec]]]] = {
     "uncompressed": (0, lambda: lambda data: data),
     "zlib": (_ZLIB, lambda: zlib.compress),
@@ -147,7 +151,7 @@ CODECS: Dict[str, Tuple[int, Callable[[], Optional[Codec]]]] = {
 
 
 def packed_again(kdump: Path, target: Path, flag: int, pack: Codec) -> None:
-    """A plain kdump whose pages are zlib's, with every page packed in another way."""
+    """A plain kdump with zlib pages, with every page packed in another way."""
     data = kdump.read_bytes()
     block, sub_header, bitmap = _HEADER.unpack_from(data, _HEADER_AT)
     table = (1 + sub_header + bitmap) * block
@@ -175,14 +179,14 @@ def packed_again(kdump: Path, target: Path, flag: int, pack: Codec) -> None:
 
 
 def bitmap_of(kdump: bytes) -> int:
-    """The page frames that a plain kdump has."""
+    """The page frames in a plain kdump."""
     block, sub_header, bitmap = _HEADER.unpack_from(kdump, _HEADER_AT)
     table = (1 + sub_header + bitmap) * block
     return int.from_bytes(kdump[table - bitmap * block // 2 : table], "little")
 
 
 def split(kdump: bytes, bounds: Sequence[int]) -> List[bytes]:
-    """A plain kdump as ``makedumpfile --split`` writes it; between two bounds are a file's page frames."""
+    """A plain kdump as ``makedumpfile --split`` writes it: each file has the frames between two bounds."""
     block, sub_header, bitmap = _HEADER.unpack_from(kdump, _HEADER_AT)
     table = (1 + sub_header + bitmap) * block
     dumped = bitmap_of(kdump)
@@ -204,10 +208,10 @@ def split(kdump: bytes, bounds: Sequence[int]) -> List[bytes]:
 
 
 def kexec_elf(ram: Sequence[Range], note: bytes, page_offset: int, stext: int, text_at: int) -> bytes:
-    """Memory as a kdump kernel's /proc/vmcore has it, which is what makedumpfile reads.
+    """Memory as in a kdump kernel's /proc/vmcore, which makedumpfile reads.
 
-    :param page_offset: where the direct map begins.
-    :param stext: where the image begins, which has a segment of its own; ``text_at`` is that physically.
+    :param page_offset: start of the direct map.
+    :param stext: start of the image, which has its own segment; ``text_at`` is its physical address.
     """
     segments = [
         (stext, text_at, data[text_at - first : text_at - first + (48 << 20)])
@@ -233,9 +237,9 @@ _NOTES = struct.Struct("<qQqQ")
 
 
 def with_pages(kdump: bytes, pages: Mapping[int, Optional[bytes]], vmcoreinfo: bytes) -> bytes:
-    """A plain kdump with other content of some pages, and another text of VMCOREINFO.
+    """A plain kdump with changed content of some pages, and a changed text of VMCOREINFO.
 
-    :param pages: content by page frame, None for a frame that is left out; all must be in the dump.
+    :param pages: content by page frame, None to exclude a frame; all must be in the dump.
     """
     block, sub_header, bitmap = _HEADER.unpack_from(kdump, _HEADER_AT)
     table = (1 + sub_header + bitmap) * block
@@ -253,7 +257,7 @@ def with_pages(kdump: bytes, pages: Mapping[int, Optional[bytes]], vmcoreinfo: b
         struct.pack_into("<qIIQ", data, table + index * _DESCRIPTOR.size, len(data), len(content), 0, 0)
         data += content
     for index in reversed(left_out):
-        # The descriptors behind it move up, and the table keeps its size.
+        # The descriptors after it move up, and the table keeps its size.
         start, end = table + index * _DESCRIPTOR.size, table + bin(dumped).count("1") * _DESCRIPTOR.size
         data[start:end] = data[start + _DESCRIPTOR.size : end] + bytes(_DESCRIPTOR.size)
     _, _, at, size = _NOTES.unpack_from(kdump, block + _NOTES_AT)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The rows of Documentation/arch/x86/x86_64/mm.rst by our keys. Guests import this too, without pytest."""
+"""The rows of Documentation/arch/x86/x86_64/mm.rst by our keys. Guests also import this, without pytest."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A core's memory, changed by a test and written out again."""
+"""A core's memory, changed by a test and written again."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import struct
 from pathlib import Path
 from typing import Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple
 
+from kvintro.arch.x86_64.facts import x86_facts
 from kvintro.errors import NotInDump
-from kvintro.kernel import Kernel
+from kvintro.kernels import Kernel
 from kvintro.source.vmcoreinfo import candidates
 from tests.conftest import Core
 from tests.memory_files import dumped_ranges, kexec_elf, raw, with_pages
@@ -26,7 +27,7 @@ Change = Callable[[int], int]
 
 
 class Remade:
-    """A copy of what a core has of physical memory.
+    """A copy of the physical memory in a core.
 
     :ivar note: VMCOREINFO's text.
     """
@@ -42,12 +43,12 @@ class Remade:
         self._kdump = plain if plain.exists() else core.directory / "core.kdump"
 
     def read(self, address: int, size: int) -> bytes:
-        """Some of a page."""
+        """A part of a page."""
         start, piece = self._piece(address)
         return bytes(piece[address - start : address - start + size])
 
     def write(self, address: int, data: bytes) -> None:
-        """Change what is at a physical address."""
+        """Change the bytes at a physical address."""
         start, piece = self._piece(address)
         assert address % PAGE + len(data) <= PAGE
         piece[address - start : address - start + len(data)] = data
@@ -58,7 +59,7 @@ class Remade:
         return int(struct.unpack("<Q", self.read(address, 8))[0])
 
     def leave_out(self, page: int) -> None:
-        """Have the dump without a page frame, by its physical address."""
+        """Exclude the page frame at a physical address from the dump."""
         assert page % PAGE == 0
         self._gone.add(page)
 
@@ -66,7 +67,7 @@ class Remade:
         """Change a line of VMCOREINFO."""
         self.note, count = re.subn(rf"^{re.escape(key)}=.*$", f"{key}={value}", self.note, flags=re.M)
         assert count == 1, key
-        # The kernel's own copy, which is found in memory where there is no note.
+        # The kernel's own copy, which is found in memory if there is no note.
         text = self.note.encode()
         for at in candidates(iter(sorted(self._pieces.items()))):
             name = self.read(at, _NOTE.size + len(_NAME))[_NOTE.size :]
@@ -74,7 +75,7 @@ class Remade:
             self.write(at, (_NOTE.pack(len(_NAME) - 1, len(text), 0) + name + text).ljust(PAGE, b"\0"))
 
     def change_entries(self, roots: Iterable[int], change: Change) -> int:
-        """Change all present entries of trees, those that point to tables and those that map pages."""
+        """Change all present entries of trees: those that point to tables, and those that map pages."""
         done: Set[int] = set()
         todo = [(root & ~0xFFF, self.kernel.levels.value) for root in roots]
         count = 0
@@ -118,16 +119,16 @@ class Remade:
         return path
 
     def as_vmcore(self, path: Path) -> Path:
-        """An ELF file with the virtual addresses of direct map and image, as kexec's /proc/vmcore has it."""
+        """An ELF file with the virtual addresses of direct map and image, as in kexec's /proc/vmcore."""
         kernel = self.kernel
         text = kernel.text.value
-        text_at = text - 0xFFFFFFFF80000000 + kernel.phys_base.value
-        base = kernel.page_offset_base.value
+        text_at = text - 0xFFFFFFFF80000000 + x86_facts(kernel).phys_base.value
+        base = kernel.linear_offset.value
         path.write_bytes(kexec_elf(self.segments(), self.note.encode(), base, text, text_at))
         return path
 
     def as_kdump(self, path: Path) -> Path:
-        """The core's own kdump with what was changed."""
+        """The core's own kdump with the changes."""
         pages: Dict[int, Optional[bytes]] = {address >> 12: None for address in self._gone}
         for address in self._written - self._gone:
             pages[address >> 12] = self.read(address, PAGE)
@@ -140,7 +141,7 @@ class Remade:
         return path
 
     def has(self, address: int) -> bool:
-        """Whether the core has something at a physical address."""
+        """Whether the core contains a physical address."""
         return any(start <= address < start + len(piece) for start, piece in self._near(address))
 
     def _near(self, address: int) -> Iterator[Tuple[int, bytearray]]:
@@ -169,18 +170,17 @@ def process_roots(kernel: Kernel) -> Dict[int, int]:
 
 
 def all_roots(kernel: Kernel) -> List[int]:
-    """The kernel's root, those of processes and of firmware, with the user halves that page-table isolation
-    gives them."""
+    """The roots of the kernel, processes and firmware, and their user halves under page-table isolation."""
     roots = [kernel.root.value, *process_roots(kernel).values()]
     if kernel.find_symbol("efi_mm") is not None:
         pgd = kernel.prog["efi_mm"].pgd.value_()
         found = kernel.walk(pgd).physical if pgd else None
         roots += [] if found is None else [found]
-    return [*roots, *(root | PAGE for root in roots if kernel.pti.value)]
+    return [*roots, *(root | PAGE for root in roots if kernel.isolation.value)]
 
 
 def encrypt(remade: Remade, bit: int) -> None:
-    """Make it the memory of a kernel with AMD's memory encryption, whose C-bit every entry has."""
+    """Make it the memory of a kernel with AMD's memory encryption, with the C-bit in every entry."""
     kernel = remade.kernel
     roots = all_roots(kernel)
     mask = 1 << bit

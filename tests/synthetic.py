@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Physical memory made by a test: page tables entry by entry, ELF cores byte by byte. No kernel is needed."""
+"""Physical memory made by tests: page tables entry by entry, ELF cores byte by byte. No kernel is needed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Dict, Iterable, List, Mapping, Optional, Tuple
 
 import drgn
 
+from kvintro import opening
 from kvintro.errors import NotInDump
-from kvintro.kernel import Kernel
+from kvintro.kernels import Kernel
 from kvintro.source import Source, parse_vmcoreinfo
 
 PAGE = 4096
@@ -17,7 +18,7 @@ START_KERNEL_MAP = 0xFFFFFFFF80000000
 
 
 class Memory:
-    """Sparse physical memory, with tables that are made as addresses are mapped."""
+    """Sparse physical memory. Mapping an address makes its tables."""
 
     def __init__(self, levels: int = 4, root: int = 0x100000) -> None:
         self.levels = levels
@@ -26,7 +27,7 @@ class Memory:
         self._next = root + 0x10000
 
     def read(self, address: int, size: int) -> bytes:
-        """Physical memory; raises NotInDump where there is none."""
+        """Physical memory; raises NotInDump if it does not exist."""
         out = bytearray()
         while len(out) < size:
             at = address + len(out)
@@ -37,7 +38,7 @@ class Memory:
         return bytes(out)
 
     def write(self, address: int, data: bytes) -> None:
-        """Put bytes at a physical address, within a page."""
+        """Write bytes at a physical address, within a page."""
         page = self.pages.setdefault(address & ~(PAGE - 1), bytearray(PAGE))
         page[address % PAGE : address % PAGE + len(data)] = data
 
@@ -61,8 +62,11 @@ class Memory:
         self.entry(table + 8 * (virtual >> (12 + 9 * (level - 1)) & 511), physical | flags | large)
 
 
-def vmcoreinfo(levels: int = 4, root: int = 0x100000, **more: str) -> str:
-    """VMCOREINFO text of a made-up kernel whose image is at its default place, at physical 0."""
+def vmcoreinfo(levels: int = 4, root: int = 0x100000, more: Optional[Mapping[str, str]] = None) -> str:
+    """VMCOREINFO text of a made-up kernel whose image is at its default place, at physical 0.
+
+    :param more: additional or replacing lines.
+    """
     lines = {
         "OSRELEASE": "6.0.0-made-up",
         "PAGESIZE": "4096",
@@ -74,7 +78,7 @@ def vmcoreinfo(levels: int = 4, root: int = 0x100000, **more: str) -> str:
         "NUMBER(sme_mask)": "0",
         "SIZE(page)": "64",
         "KERNELOFFSET": "0",
-        **more,
+        **(more or {}),
     }
     return "".join(f"{key}={value}\n" for key, value in lines.items())
 
@@ -91,7 +95,9 @@ def kernel_of(memory: Memory, info: str) -> Kernel:
 
     prog.add_memory_segment(0, 1 << 52, read, True)
     prog.set_linux_kernel_custom(info, False)
-    return Kernel(Source(prog, "core", "made-up", "ELF", 0, True, vmcoreinfo=parse_vmcoreinfo(prog)))
+    return opening.kernel_of(
+        Source(prog, "core", "made-up", "ELF", 0, True, vmcoreinfo=parse_vmcoreinfo(prog))
+    )
 
 
 def packed_notes(notes: Iterable[Tuple[str, int, bytes]]) -> bytes:
@@ -114,7 +120,7 @@ def elf_core(
 ) -> bytes:
     """An ELF core: segments as (virtual address, physical address, content).
 
-    :param left_out: bytes that a segment, by its physical address, has in memory and not in the file.
+    :param left_out: by physical address, the bytes that a segment has in memory but not in the file.
     """
     note_data = packed_notes(notes)
     loads = list(segments)

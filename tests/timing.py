@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""How long something may take, in processor time and measured against work that is timed in the same run.
+"""Limits of processor time, relative to reference work that is timed in the same run.
 
 Limits are for a machine on which :func:`reference` takes :data:`REFERENCE` seconds. Other processes take
 no processor time of a test, but they slow down caches and hyper-threads; then the reference is slow, too.
@@ -12,7 +12,7 @@ from typing import Dict
 
 #: Seconds of processor time that :func:`reference` takes on the machine of the figures in docs/untrusted.md.
 REFERENCE = 0.14
-#: A slower machine has as much more time as it takes for the reference, up to so many times as much.
+#: A slower machine gets more time, in proportion to the reference, up to this factor.
 SLOWEST = 6
 
 
@@ -31,5 +31,5 @@ def reference() -> float:
 
 
 def allowed(seconds: float) -> float:
-    """Seconds of processor time on this machine, as fast as it is right now."""
+    """Seconds of processor time that are allowed on this machine at its current speed."""
     return seconds * min(max(reference() / REFERENCE, 1), SLOWEST)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Transcripts of sessions in the documentation: run again, and compared or written anew.
+"""Run the sessions in the documentation again, and compare or update them.
 
 A block of a page that is indented by four spaces and has a line with ``>>>`` is a session at drgn's prompt.
-All blocks of a page are one session. ``python -m tests.transcripts PAGE...`` writes what was said into pages.
+All blocks of a page are one session. ``python -m tests.transcripts PAGE...`` updates pages.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class Session:
         self._more = False
 
     def say(self, line: str) -> List[str]:
-        """Type a line; returns what is printed."""
+        """Type a line; return the output."""
         from drgn.cli import _displayhook
 
         saved = sys.stdout, sys.stderr, sys.displayhook
         with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
-            # A file and no buffer: what is piped into programs goes there too.
+            # A file instead of a buffer, because programs in pipes also write to it.
             sys.stdout = sys.stderr = file
             sys.displayhook = _displayhook
             try:
@@ -53,7 +53,7 @@ class Session:
 
 
 def rewritten(text: str, session: Session) -> str:
-    """A page with what the session says now."""
+    """A page with the current output of its sessions."""
     out: List[str] = []
     block: List[str] = []
     for line in [*text.split("\n"), ""]:

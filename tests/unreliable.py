@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A sample core as a running kernel whose memory can stop being readable after it was opened."""
+"""A sample core as a running kernel, whose memory can become unreadable after it was opened."""
 
 from __future__ import annotations
 
@@ -8,35 +8,38 @@ from typing import Callable, Dict
 
 import drgn
 
-from kvintro.kernel import Kernel
+from kvintro.kernels import Kernel
+from kvintro.opening import kernel_of
 from kvintro.source import Request, Source, debuginfo, parse_vmcoreinfo
-from kvintro.source.core import hide_null
 from kvintro.source.elf import Segment
+from kvintro.source.program import hide_null
 from tests.conftest import Core
 
-#: What is wrong with the memory, and what a read of it then gives.
+#: Kinds of damage, and the result of a read.
 _WAYS: Dict[str, Callable[[random.Random, bytes], bytes]] = {
     # /proc/kcore gives zeros for what it does not show.
     "zeros": lambda chosen, data: bytes(len(data)),
-    # No two readings agree.
+    # No two reads agree.
     "noise": lambda chosen, data: chosen.randbytes(len(data)),
 }
 WAYS = ("faults", *_WAYS)
 
 
 class Unreliable:
-    """Memory of a core, with symbols, types and VMCOREINFO that were read while it was sound.
+    """Memory of a core, with symbols, types and VMCOREINFO that were read before the damage.
 
-    :ivar way: what is wrong with the memory now: of :data:`WAYS`, or "" for nothing.
+    :ivar way: the current damage, one of :data:`WAYS`, or "" for none.
     """
 
     def __init__(self, core: Core, *, symbols: bool = True, types: str = "auto") -> None:
         self.way = ""
+        self.arch = core.arch
         self._chosen = random.Random(core.name)
-        self._base = drgn.Program(drgn.Platform(drgn.Architecture.X86_64))
+        platform = drgn.Platform(drgn.Architecture[core.arch.drgn_name])
+        self._base = drgn.Program(platform)
         self._base.set_core_dump(str(core.path))
         hide_null(self._base)
-        prog = drgn.Program(drgn.Platform(drgn.Architecture.X86_64))
+        prog = drgn.Program(platform)
         prog.add_memory_segment(0, 1 << 52, self._read, True)
         prog.set_linux_kernel_custom(self._base["VMCOREINFO"].string_().decode(), False)
         self.source = Source(
@@ -54,7 +57,7 @@ class Unreliable:
 
     def kernel(self) -> Kernel:
         """The kernel, of which nothing has been read yet."""
-        return Kernel(self.source)
+        return kernel_of(self.source)
 
     def _read(self, address: int, count: int, offset: int, physical: bool) -> bytes:
         if self.way == "faults":

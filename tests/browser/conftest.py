@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A real browser without a window. What is missing for one is named when these tests are skipped.
+"""A headless browser. If something is missing for it, these tests are skipped and name it.
 
 Needs chromium and chromium-driver (Debian's names) and Python's selenium.
 """
@@ -12,7 +12,7 @@ from typing import Any, Iterator
 
 import pytest
 
-#: A browser that opens no window and asks the network for nothing of its own accord.
+#: Options for a browser without a window that does not use the network by itself.
 ARGUMENTS = (
     "--headless",
     "--no-sandbox",
@@ -24,7 +24,7 @@ ARGUMENTS = (
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Headless Chromium that keeps what pages write to its console."""
+    """Headless Chromium that records the console output of pages."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="Python's selenium is missing")
     binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     driver = shutil.which("chromedriver")
@@ -33,7 +33,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
             pytest.skip(f"{name} is missing")
     options = webdriver.ChromeOptions()
     options.binary_location = binary
-    # Root has no sandbox of its own in containers; pages here are ours, and ask for nothing.
+    # Root cannot use the sandbox in containers. The pages are ours, and load nothing.
     profile = tmp_path_factory.mktemp("profile")
     for argument in (*ARGUMENTS, f"--user-data-dir={profile}", "--window-size=1280,1000"):
         options.add_argument(argument)
@@ -45,7 +45,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture()
 def opened(browser: Any, tmp_path: Path) -> Any:
-    """A function that opens a page's text, and fails the test if the page complains on its console."""
+    """A function that opens a page's text, and fails the test if the page writes errors to its console."""
 
     def visit(text: str) -> Any:
         path = tmp_path / "page.html"

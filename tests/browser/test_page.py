@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The page in a browser: drawn, sorted, filtered, searched, by mouse and keyboard; it never obeys a dump."""
+"""The page in a browser: drawing, sorting, filtering, searching, by mouse and keyboard; no dump's markup."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any, Callable, List
 
 import pytest
 
-from kvintro.kernel import Kernel, open_kernel
+from kvintro.kernels import Kernel
 from kvintro.model import Report
+from kvintro.opening import open_kernel
 from kvintro.render import render
 from kvintro.reports.diff import diff, side_of_kernel
 from kvintro.reports.report import full
@@ -31,7 +32,7 @@ def page(report: Report) -> str:
 
 @pytest.fixture(scope="module")
 def one_report() -> Report:
-    """What the page does is the same on every core; what is in it is not."""
+    """The page behaves the same for every core, so one core is enough."""
     return full(open_kernel(Request(core=str(VMCORES / "debian-6.12" / "core.kdump"))))
 
 
@@ -46,7 +47,7 @@ def rows_of(report: Report, section: str) -> List[Any]:
 
 
 def column(browser: Any, table: str, index: int) -> List[str]:
-    """Texts of a column's cells that are shown."""
+    """Texts of the visible cells of a column."""
     script = (
         "return [...document.getElementById(arguments[0]).tBodies[0].rows]"
         ".filter(r => !r.hidden).map(r => r.cells[arguments[1]].textContent)"
@@ -94,7 +95,7 @@ def test_sorting(opened: Opened, one_page: str, one_report: Report) -> None:
     found = [int(v) for v in browser.execute_script(exact, size)]
     assert found == sorted(found, reverse=True)
     assert sorted(found) == sorted(r.size for r in rows_of(one_report, "layout") if r.start is not None)
-    # The same button by keyboard turns it round.
+    # Pressing the same button with the keyboard reverses the order.
     heads[size].find_element("tag name", "button").send_keys(" ")
     assert heads[size].get_attribute("aria-sort") == "ascending"
     assert [int(v) for v in browser.execute_script(exact, size)] == sorted(found)
@@ -109,12 +110,12 @@ def test_filtering(opened: Opened, one_page: str, one_report: Report) -> None:
     box = browser.find_element("css selector", 'input[data-table="layout-regions"]')
     box.send_keys("unused")
     holes = sum(r.key == "hole" for r in rows_of(one_report, "layout"))
-    names = column(browser, "layout-regions", 4)
+    names = column(browser, "layout-regions", 5)
     assert len(names) == holes
     assert all("unused" in name for name in names)
     assert f"{holes} of" in browser.find_element("css selector", "#layout output").text
     box.send_keys(" nosuchthing")
-    assert column(browser, "layout-regions", 4) == []
+    assert column(browser, "layout-regions", 5) == []
     box.clear()
     box.send_keys(" ")
     assert len(column(browser, "layout-regions", 4)) > holes
@@ -157,6 +158,36 @@ def test_the_address_box_knows_what_lies_inside(opened: Opened, one_page: str, o
         assert f"{area.start:016x}" in said
 
 
+def test_the_answer_opens_by_key_and_link_and_closes(opened: Opened, one_page: str) -> None:
+    browser = opened(one_page)
+    browser.find_element("tag name", "body").send_keys("/")
+    assert browser.switch_to.active_element.get_attribute("id") == "address"
+    answer = browser.find_element("id", "answer")
+    assert "ffffffffa0000000" in look_up(browser, "ffffffffa0000000")
+    answer.find_element("css selector", "button.close").click()
+    assert answer.text == ""
+    look_up(browser, "1000")
+    browser.switch_to.active_element.send_keys("\ue00c")  # Escape
+    assert answer.text == ""
+    browser.execute_script("location.hash = '#addr=ffffffffff600000'")
+    browser.execute_async_script("setTimeout(arguments[0])")
+    assert "ffffffffff600000" in answer.text
+
+
+def test_a_table_says_what_the_terminal_says(opened: Opened, page: str, report: Report) -> None:
+    """Bounds of slots and of mapped memory, and that there was no panic."""
+    browser = opened(page)
+    for section, table, key in (("kaslr", "kaslr-bases", "bound"), ("layout", "layout-regions", "at_least")):
+        bounded = [row for row in rows_of(report, section) if getattr(row, key) and row.state != "off"]
+        text = browser.execute_script("return document.getElementById(arguments[0]).textContent", table)
+        slots = [row for row in bounded if section == "layout" or row.slots is not None]
+        assert sum(text.count(sign) for sign in "\u2265\u2264") >= len(slots)
+    facts = {row.key: row for row in rows_of(report, "info")}
+    if facts["panic"].value == "":
+        dump = browser.execute_script("return document.getElementById('info').textContent")
+        assert "panicnone" in dump.replace(" ", "").replace("\n", "")
+
+
 @pytest.mark.parametrize("text", ["hello", "0x", "1" * 17, "ffff ffff", "<b>x</b>"])
 def test_no_addresses(opened: Opened, one_page: str, text: str) -> None:
     browser = opened(one_page)
@@ -164,7 +195,7 @@ def test_no_addresses(opened: Opened, one_page: str, text: str) -> None:
 
 
 def test_keyboard_alone(opened: Opened, one_page: str) -> None:
-    """From the top of the page: the link that skips the header, the sections, the box, in this order."""
+    """Tab order from the top of the page: the link that skips the header, the sections, the box."""
     browser = opened(one_page)
     body = browser.find_element("tag name", "body")
     body.send_keys("\t")
@@ -219,7 +250,7 @@ def test_dark_and_print(opened: Opened, page: str) -> None:
 
 
 def test_a_page_without_a_map(opened: Opened) -> None:
-    """Two kernels compared: both are named, and there are no addresses to look up."""
+    """The page of a comparison names both kernels, and has no address box."""
     debian = open_kernel(Request(core=str(VMCORES / "debian-6.12" / "core.kdump")))
     report = diff(side_of_kernel(debian, "one.core"), side_of_kernel(debian, "two.core"))
     browser = opened(render(report, "html"))
@@ -241,12 +272,12 @@ def test_a_hostile_dump(opened: Opened, report: Report) -> None:
 
 
 def test_the_policy_holds(opened: Opened, page: str, browser: Any) -> None:
-    """Markup that did get in could not run: this is what the policy is for."""
+    """The policy prevents injected markup from running."""
     opened(page)
     browser.execute_script(
         "const made = document.createElement('script'); made.textContent = 'document.title = \"owned\"';"
         "document.body.append(made);"
     )
     assert browser.title != "owned"
-    # The browser says so on its console, which is no fault of the page.
+    # The browser reports this on its console; it is not an error of the page.
     assert any("Content Security Policy" in entry["message"] for entry in browser.get_log("browser"))

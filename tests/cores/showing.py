@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What the tests of `show` share: its JSON, and a kernel's words as numbers."""
+"""Shared by the tests of `show`: its JSON, and the truth as numbers."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 import pytest
 
 from kvintro.errors import Unavailable
-from kvintro.kernel import Kernel, open_kernel
-from kvintro.model import Report
-from kvintro.regions import Asked
+from kvintro.kernels import Kernel
+from kvintro.model import Asked, Report
+from kvintro.opening import open_kernel
 from kvintro.render import render
 from kvintro.reports.show import Selection, show
 from kvintro.source import Request
 from tests.conftest import Core
 
-#: Lines of /proc/kallsyms that every kernel has; shipped cores keep a sample.
+#: Symbols that /proc/kallsyms of every kernel has; shipped cores keep only a sample of the lines.
 WHOLE = 20_000
 
 
@@ -37,7 +37,7 @@ def document(kernel: Kernel, region: str, **asked: Any) -> Any:
 
 
 def clean(found: Any) -> Any:
-    """A document in which nothing is missing and no mapping disagrees with the page tables."""
+    """Assert that nothing is missing and no mapping contradicts the page tables; return the document."""
     assert found["partial"] is False
     for rows in found.values():
         if isinstance(rows, list) and rows and isinstance(rows[0], dict):
@@ -58,7 +58,7 @@ def text_of(report: Report) -> List[str]:
 def all_symbols(core: Core, *, whole: bool = False) -> List[Tuple[str, int]]:
     """(name, address) of the kernel image as the guest saw it in /proc/kallsyms.
 
-    :param whole: skip the test where the truth is but a sample, as of the cores that ship.
+    :param whole: skip the test if the truth is only a sample, as in the shipped cores.
     """
     if not core.has_truth("kallsyms.gz"):
         pytest.skip(f"{core.name} was taken without kallsyms")
@@ -70,7 +70,7 @@ def all_symbols(core: Core, *, whole: bool = False) -> List[Tuple[str, int]]:
 
 
 def kallsyms(core: Core, *names: str) -> Dict[str, int]:
-    """Symbols by name; of several of a name the first. Skips if one of those named is not among them."""
+    """Symbols by name; of several with the same name, the first. Skips if a requested one is missing."""
     found = dict(reversed(all_symbols(core)))
     if not set(names) <= set(found):
         pytest.skip(f"{core.name}'s symbols do not have {', '.join(set(names) - set(found))}")
@@ -93,11 +93,11 @@ def values(core: Core) -> Dict[str, bytes]:
 
 @dataclass(frozen=True)
 class Fence:
-    """KFENCE's pool by the kernel's own list.
+    """KFENCE's pool according to the kernel's own list.
 
-    :ivar pages: for each page's address ``guard``, or the state of the object it has: ``unused``,
+    :ivar pages: for each page's address ``guard``, or the state of its object: ``unused``,
         ``allocated``, ``freed``.
-    :ivar objects: for each object that was ever used its page, first and last address, and cache.
+    :ivar objects: for each object that was ever used: its page, first and last address, and cache.
     """
 
     pages: Dict[int, str]
@@ -105,10 +105,10 @@ class Fence:
 
 
 def fence_of(core: Core) -> Optional[Fence]:
-    """What /sys/kernel/debug/kfence/objects and ``__kfence_pool`` say, None of kernels without a pool.
+    """Read /sys/kernel/debug/kfence/objects and ``__kfence_pool``; None for kernels without a pool.
 
-    mm/kfence/core.c:kfence_init_pool: a guard page is first, then come pairs of a guard and an object's page,
-    and a guard again is last.
+    mm/kfence/core.c:kfence_init_pool: one guard page, then pairs of a guard page and an object's page, then
+    one guard page.
     """
     if not core.has_truth("kfence"):
         return None
@@ -132,13 +132,13 @@ def fence_of(core: Core) -> Optional[Fence]:
 
 
 def broken_frames(core: Core) -> List[int]:
-    """Page frames that the workload had broken by a machine check."""
+    """Page frames that the workload broke by a machine check."""
     found = re.findall(r" machine_check.* physical (0x\w+) ", core.truth("workload"))
     return [int(text, 16) >> 12 for text in found]
 
 
 def needs(kernel: Kernel, *names: str) -> None:
-    """Skip where a variable may be there without a name (CONFIG_KALLSYMS_ALL is off)."""
+    """Skip the test if a variable may exist without a name (CONFIG_KALLSYMS_ALL is off)."""
     for name in names:
         try:
             kernel.has_symbol(name)
@@ -147,9 +147,9 @@ def needs(kernel: Kernel, *names: str) -> None:
 
 
 def registers(core: Core) -> Dict[int, Dict[str, int]]:
-    """By CPU: what QEMU says that GDTR, IDTR and TR hold, by the names GDT, IDT and TR.
+    """By CPU: the values of GDTR, IDTR and TR from QEMU, under the names GDT, IDT and TR.
 
-    A CPU that the kernel never started (maxcpus=1) has nothing of the kernel's in them, and is left out.
+    A CPU that the kernel never started (maxcpus=1) does not have the kernel's values, and is omitted.
     """
     found = {}
     for cpu, text in re.findall(r"^CPU#(\d+)(.*?)(?=^CPU#|\Z)", core.truth("registers"), re.M | re.S):
@@ -163,7 +163,7 @@ def registers(core: Core) -> Dict[int, Dict[str, int]]:
 
 
 def processors(core: Core) -> int:
-    """How many there are, started or not."""
+    """The number of CPUs, started or not."""
     return len(re.findall(r"^CPU#\d+", core.truth("registers"), re.M))
 
 
@@ -186,7 +186,7 @@ class PtdumpLine(NamedTuple):
 
 
 def ptdump(core: Core, heading: str, file: str = "ptdump/kernel") -> List[PtdumpLine]:
-    """What the kernel printed under a heading, of present entries."""
+    """The lines of present entries that the kernel printed under a heading."""
     lines = []
     under = None
     for line in core.truth(file).splitlines():
@@ -202,7 +202,7 @@ def ptdump(core: Core, heading: str, file: str = "ptdump/kernel") -> List[Ptdump
 
 
 def merged(lines: Iterator[Tuple[int, int, str]]) -> List[Tuple[int, int, str]]:
-    """(start, end exclusive, rights), neighbours that are alike together."""
+    """(start, end exclusive, rights), with equal neighbours merged."""
     out: List[Tuple[int, int, str]] = []
     for start, end, rights in lines:
         if out and out[-1][1] == start and out[-1][2] == rights:
@@ -213,12 +213,12 @@ def merged(lines: Iterator[Tuple[int, int, str]]) -> List[Tuple[int, int, str]]:
 
 
 def fresh(core: Core) -> Kernel:
-    """The core opened anew, for tests that spoil it."""
+    """The core, opened again for tests that damage it."""
     return open_kernel(Request(core=str(core.path)))
 
 
 def overlay(kernel: Kernel, address: int, value: int, *, physical: bool = False) -> None:
-    """Make eight bytes of memory read otherwise."""
+    """Replace eight bytes of memory."""
     data = struct.pack("<Q", value)
 
     def read(start: int, count: int, offset: int, physical: bool) -> bytes:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Aliases and identities against what is known otherwise: the kernel's own lists, the emulator's MMU."""
+"""Aliases and identities against other sources: the kernel's own lists, the emulator's MMU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Dict, List, Set
 import pytest
 
 from kvintro.errors import Unavailable
-from kvintro.kernel import Kernel
+from kvintro.kernels import Kernel
 from kvintro.queries.aliases import aliases
 from kvintro.reports.aliases import alias_report
 from kvintro.reports.identify import identify
@@ -25,7 +25,7 @@ def test_all_that_the_emulator_translates_to_a_page_are_its_aliases(core: Core, 
         if str(physical).startswith("0x"):
             by_page[int(physical, 16)].add(int(virtual, 16))
     chosen = list(by_page.items())[:: max(1, len(by_page) // 40)]
-    # Pages with several aliases say most.
+    # Pages with several aliases are the most useful.
     chosen += [item for item in by_page.items() if len(item[1]) > 1][:20]
     for physical, virtuals in chosen:
         found = aliases(kernel, physical)
@@ -76,7 +76,7 @@ def texts(kernel: Kernel, text: str) -> List[str]:
 
 @pytest.fixture
 def typed(kernel: Kernel) -> Kernel:
-    """The kernel, if there are types for it."""
+    """The kernel; skips the test if there are no types."""
     if kernel.source.types == "none" or kernel.source.symbols == "none":
         pytest.skip("no types for this kernel")
     return kernel
@@ -104,7 +104,7 @@ def test_struct_pages(typed: Kernel) -> None:
 
 
 def test_modules(core: Core, typed: Kernel) -> None:
-    """/proc/modules: name size ... address, which is where its text starts."""
+    """/proc/modules: name size ... address, where the address is the start of the text."""
     checked = 0
     for line in core.truth("modules").splitlines():
         match = re.match(r"(\S+) .* 0x([0-9a-f]{16})", line)
@@ -117,9 +117,9 @@ def test_modules(core: Core, typed: Kernel) -> None:
 
 
 def test_sections_of_modules(core: Core, typed: Kernel) -> None:
-    """/sys/module/*/sections: where each begins, of what is in memory still."""
+    """/sys/module/*/sections: the start of each section that is still in memory."""
     lines = [line.split() for line in core.truth("module-sections").splitlines()]
-    # kernel/module/main.c puts these with what is freed after initialisation; others may lie there now.
+    # kernel/module/main.c frees these after initialisation; other data may lie there now.
     lines = [line for line in lines if not line[1].startswith((".init", ".symtab", ".strtab"))]
     starts = [start for _, _, start in lines]
     checked = 0
@@ -141,7 +141,7 @@ def test_vmalloc_areas(core: Core, typed: Kernel) -> None:
             continue
         found = [text for text in texts(typed, match[1]) if text.startswith("vmap: ")]
         if not found:
-            continue  # freed between the print and the dump; the next lines are enough
+            continue  # freed between the listing and the dump; the other lines are enough
         assert f"0x{match[1]}-0x{match[2]}" in found[0]
         if "+0x" in line.split()[2]:
             assert match[3] in found[0]
@@ -174,7 +174,7 @@ def test_fixmap_slots(typed: Kernel) -> None:
 def test_freed_init_is_not_taken_for_its_symbol(typed: Kernel) -> None:
     needs(typed, "__init_begin")
     (row,) = identify(typed, ["__init_begin+0x10"]).tables[0].rows
-    if typed.pti.value:
+    if typed.isolation.value:
         assert (row.state, row.physical) == ("unmapped", None)
     assert "init_section" in [identity.kind for identity in row.identities]
 
@@ -183,6 +183,6 @@ def test_what_is_nowhere(kernel: Kernel) -> None:
     report = identify(kernel, ["ffffffffffffffff", "feff000000000000"])
     first, second = report.tables[0].rows
     assert first.state == "unmapped"
-    assert [identity.kind for identity in first.identities] == ["region"]
+    assert [identity.kind for identity in first.identities] == ["error_value", "region"]
     assert second.state in ("non-canonical", "unmapped")
     assert report.negative

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Page tables of the image, the direct map and the memory map that are missing, zero or overwritten.
+"""Missing, zeroed or overwritten page tables of the image, the direct map and the memory map.
 
-The kernel's data is read all the same, and is what it was. What only the tables tell is not known, and
-nothing is made up for it.
+The kernel's data can still be read, and is unchanged. Facts that only the tables contain are unknown.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ from typing import Any, Dict, NamedTuple, Sequence, Tuple
 
 import pytest
 
-from kvintro.cli import exit_code
+from kvintro.delivery import exit_code
 from kvintro.errors import NotInDump
-from kvintro.kernel import Kernel, open_kernel
-from kvintro.model import Report
+from kvintro.kernels import Kernel
+from kvintro.model import Asked, Report
+from kvintro.opening import open_kernel
 from kvintro.queries.translate import Input, Translator
-from kvintro.regions import Asked
 from kvintro.render import render
 from kvintro.reports.check import check
 from kvintro.reports.info import info
@@ -34,11 +33,14 @@ from tests.cores.showing import needs
 from tests.memory_files import dumped_ranges
 from tests.remade import PAGE, Remade
 
+#: Of the built cores; tests/conftest.py chooses them.
+ONE_OF_EACH_SERIES = ("amd64", "arm64")
+
 _FORMS = {"qemu": Remade.as_qemu, "raw": Remade.as_raw, "kdump": Remade.as_kdump, "vmcore": Remade.as_vmcore}
 
 
 class Case(NamedTuple):
-    """A table that is broken: of which window, at which level (0: the root), how, in which form of dump."""
+    """A broken table: its window and level (0: the root), the kind of damage, and the format of the dump."""
 
     window: str
     level: int
@@ -66,7 +68,7 @@ CASES = [
 
 @pytest.fixture(autouse=True)
 def _places(kernel: Kernel) -> None:
-    """The direct map and the memory map are found by these."""
+    """Variables that locate the direct map and the memory map."""
     needs(kernel, "page_offset_base", "vmemmap_base", "max_pfn")
 
 
@@ -75,12 +77,12 @@ def address_in(kernel: Kernel, window: str) -> int:
     if window == "kernel_image":
         return kernel.symbol("__start_BTF")
     if window == "direct_map":
-        return kernel.page_offset_base.value + (32 << 20)
+        return kernel.linear_offset.value + (32 << 20)
     return kernel.value("vmemmap_base").value
 
 
 def break_table(remade: Remade, case: Case) -> Tuple[int, int]:
-    """Break it; returns the physical address of the table and the level that it is of."""
+    """Break the table; return its physical address and level."""
     kernel = remade.kernel
     level = case.level or kernel.levels.value
     steps = kernel.walk(address_in(kernel, case.window)).steps
@@ -120,10 +122,10 @@ def test_the_data_is_read_and_the_rest_is_not_known(
     _, level = break_table(remade, case)
     broken = open_kernel(Request(core=str(_FORMS[case.form](remade, tmp_path / "vmcore"))))
     assert broken.source.types == "BTF"
-    report = info(broken)
-    assert exit_code(report) == 0
-    assert any("page table at physical" in note for note in report.notes)
-    if case.window != "kernel_image" or level == 2:  # above it lie the tables of modules, too
+    said = info(broken)
+    assert exit_code(said) == 0
+    assert any("page table at physical" in note for note in said.notes)
+    if case.window != "kernel_image" or level == 2:  # the level above also has the tables of modules
         assert modules_of(broken) == modules_of(kernel)
 
     report = layout(broken)
@@ -131,7 +133,7 @@ def test_the_data_is_read_and_the_rest_is_not_known(
     before = by_key(layout(kernel))
     for key, row in by_key(report).items():
         if case.level == 0 and key == "ldt_remap":
-            continue  # it is there under page-table isolation, which the root tells
+            continue  # it exists under page-table isolation, which the root shows
         assert (row.start, row.end, row.state, row.slide) == (
             before[key].start,
             before[key].end,
@@ -139,7 +141,7 @@ def test_the_data_is_read_and_the_rest_is_not_known(
             before[key].slide,
         )
         if key == case.window:
-            # Memory above a gap has tables of its own.
+            # Memory above a gap has its own tables.
             assert row.mapped is None or (row.at_least and row.mapped < before[key].mapped)
             assert row.unreadable > 0
             assert "page tables of" in row.reason
@@ -151,17 +153,17 @@ def test_the_data_is_read_and_the_rest_is_not_known(
 
     states = {row.key: row.state for row in check(broken).tables[1].rows}
     assert states["tables"] == ("unknown" if case.how == "gone" else "failed")
-    # Processes have a copy of the root's entries: that the two differ is true.
+    # Processes have a copy of the root's entries, so the reported difference is true.
     assert {key for key, state in states.items() if state == "failed"} <= {"tables", "process_roots"}
 
     answer = Translator(broken).translate(Input("", address_in(kernel, case.window), "virtual"))
-    if case.how != "self":  # which does map it, to itself
+    if case.how != "self":  # which maps it to itself
         assert answer.state in ("unmapped", "not-in-dump")
         assert answer.physical is None
 
 
 def test_what_usable_tables_do_not_map_is_not_read(core: Core, kernel: Kernel, tmp_path: Path) -> None:
-    """With a table of the image broken, pages that memfd_secret took out of the direct map stay out of it."""
+    """If a table of the image is broken, pages that memfd_secret took out of the direct map stay unmapped."""
     match = re.search(r"^(\d+) \S+ secret ([0-9a-f]+) [0-9a-f]+ ", core.truth("workload"), re.M)
     if match is None or not int(match[2], 16):
         pytest.skip(f"{core.name} was taken without memfd_secret")
@@ -171,17 +173,17 @@ def test_what_usable_tables_do_not_map_is_not_read(core: Core, kernel: Kernel, t
     remade = Remade(core, kernel)
     break_table(remade, Case("kernel_image", 2, "zero", "qemu"))
     broken = open_kernel(Request(core=str(remade.as_qemu(tmp_path / "vmcore"))))
-    base = broken.page_offset_base
+    base = broken.linear_offset
     assert base.provenance == "page_offset_base (by phys_base)"
-    assert base.value == kernel.page_offset_base.value
+    assert base.value == kernel.linear_offset.value
     assert broken.read_physical(physical, 8)
     with pytest.raises(NotInDump):
         broken.read(base.value + physical, 8)
 
 
 def test_a_table_of_4k_pages_alone(core: Core, kernel: Kernel, tmp_path: Path) -> None:
-    """What one table of the direct map translates is read by arithmetic."""
-    base = kernel.page_offset_base.value
+    """Memory below one broken table of the direct map is read by arithmetic."""
+    base = kernel.linear_offset.value
     ram = dumped_ranges(core.path)
     tables = (
         (at, kernel.walk(at).steps[-1].entry_address & -PAGE)
@@ -203,7 +205,7 @@ def test_a_table_of_4k_pages_alone(core: Core, kernel: Kernel, tmp_path: Path) -
         assert broken.walk(at).physical is None
 
 
-#: What the memory map was overwritten with.
+#: Bytes that overwrite the memory map.
 _CONTENT = {
     "zeros": bytes(PAGE),
     "ones": b"\xff" * PAGE,
@@ -217,7 +219,7 @@ _CONTENT = {
 def test_struct_pages_that_were_overwritten(
     core: Core, kernel: Kernel, tmp_path: Path, content: str, part: str
 ) -> None:
-    """The tables are whole, and what they map is not. The zones know how much is free."""
+    """The tables are intact, but not the memory that they map. The zones contain the number of free pages."""
     made = Remade(core, kernel)
     end = kernel.prog["max_pfn"].value_()
     first = 0 if part == "all" else end // 2
@@ -231,7 +233,7 @@ def test_struct_pages_that_were_overwritten(
     said = [text for text in report.notes if "struct pages were overwritten" in text]
     assert len(said) == 1
     assert exit_code(report) == 4
-    # What the kernel's lists of free pages held is what the whole dump's struct pages say.
+    # The struct pages of the intact dump give the number of pages on the kernel's free lists.
     whole = pages_report(kernel)
     assert f"the zones count {whole.extra['by_type']['free']} free pages" in said[0]
     assert not [text for text in whole.notes if "overwritten" in text]
@@ -239,7 +241,7 @@ def test_struct_pages_that_were_overwritten(
 
 
 def test_modules_that_are_listed_are_mapped(core: Core, kernel: Kernel, tmp_path: Path) -> None:
-    """Where the table above all of them is zeros, "nothing" would be a claim."""
+    """If the table above all of them is zeroed, "nothing" would be a false claim."""
     listed = modules_of(kernel)
     if not listed:
         pytest.skip("this kernel has no modules loaded")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Kdumps whose data ends where it is read: no process dies of a signal, and no lost page reads as zeros."""
+"""Truncated kdumps: no process dies of a signal, and no lost page reads as zeros."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from typing import Optional, Tuple
 import pytest
 
 from kvintro.errors import NotADump, NotInDump
-from kvintro.kernel import open_kernel
+from kvintro.opening import open_kernel
 from kvintro.source import Request
 from tests.conftest import VMCORES
+
+#: Of the built cores; tests/conftest.py chooses them.
+ONE_OF_EACH_SERIES = ("amd64", "arm64")
 
 SAMPLE = VMCORES / "debian-6.12/core.kdump"
 PAGE = 4096
@@ -23,17 +26,17 @@ pytestmark = pytest.mark.skipif(not SAMPLE.exists(), reason="the sample dump is 
 
 
 def _descriptor_of(data: bytes, address: int) -> int:
-    """Where in a kdump the descriptor of a page lies."""
+    """The offset of a page's descriptor in a kdump."""
     _, block_size, sub_blocks, bitmap_blocks = struct.unpack_from("<IiiI", data, 424)
     table = (1 + sub_blocks + bitmap_blocks) * block_size
     bitmap = data[table - bitmap_blocks * block_size // 2 : table]
     byte, bit = divmod(address // PAGE, 8)
     before = sum(bin(b).count("1") for b in bitmap[:byte]) + bin(bitmap[byte] & (1 << bit) - 1).count("1")
-    return table + 24 * before
+    return int(table + 24 * before)
 
 
 def _data_of(data: bytes, address: int) -> Tuple[int, int]:
-    return struct.unpack_from("<qI", data, _descriptor_of(data, address))
+    return struct.unpack_from("<qI", data, _descriptor_of(bytes(data), address))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +45,7 @@ def whole() -> bytes:
 
 
 def test_pages_behind_the_cut_are_not_there(whole: bytes, tmp_path: Path) -> None:
-    # Pages of zeros share one that comes first.
+    # Pages of zeros share one page, which comes first.
     address = max(range(0x6000000, 0x7F00000, PAGE), key=lambda at: _data_of(whole, at))
     offset, size = _data_of(whole, address)
     path = tmp_path / "core"
@@ -59,10 +62,10 @@ def test_pages_behind_the_cut_are_not_there(whole: bytes, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("looked_at", [None, 1], ids=["found when it is opened", "found when it is read"])
 def test_a_page_that_reaches_behind_the_end(whole: bytes, tmp_path: Path, looked_at: Optional[int]) -> None:
-    """It alone cannot be read. Where opening did not tell, in a large table, reading it costs the process."""
+    """Only that page is lost. If opening did not detect it in a large table, reading it kills the process."""
     data = bytearray(whole)
     address = 0x2000000
-    struct.pack_into("<qII", data, _descriptor_of(data, address), len(data) - 20, PAGE, 0)
+    struct.pack_into("<qII", data, _descriptor_of(bytes(data), address), len(data) - 20, PAGE, 0)
     path = tmp_path / "core"
     path.write_bytes(data)
     script = [
@@ -82,8 +85,8 @@ def test_a_page_that_reaches_behind_the_end(whole: bytes, tmp_path: Path, looked
 
 
 def records_of_makedumpfile(data: bytes) -> bytes:
-    """A kdump flattened as makedumpfile does it: of the header blocks only their structures have records,
-    and descriptors come between the pages."""
+    """A kdump flattened like makedumpfile's: only the structures in the header blocks have records, and
+    descriptors come between the pages."""
     _, block, sub_blocks, bitmap_blocks = struct.unpack_from("<IiiI", data, 424)
     table = (1 + sub_blocks + bitmap_blocks) * block
     bitmaps = table - bitmap_blocks * block
@@ -100,7 +103,7 @@ def records_of_makedumpfile(data: bytes) -> bytes:
 
 @pytest.mark.parametrize("percent", [80, 92, 97, 99.9, 100])
 def test_a_flattened_one_that_is_cut_off(whole: bytes, tmp_path: Path, percent: float) -> None:
-    """As far as it goes it has the pages of the whole, and not one of zeros in place of one that is lost."""
+    """The remaining pages equal those of the whole file, and no lost page reads as zeros."""
     path = tmp_path / "core"
     data = records_of_makedumpfile(whole)
     path.write_bytes(data[: int(len(data) * percent / 100)])

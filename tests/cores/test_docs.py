@@ -32,7 +32,7 @@ def test_examples_are_up_to_date(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
 def test_examples_worked(path: Path) -> None:
-    """No example shows an error, unless the text above it says that it is one."""
+    """No example shows an error, unless the text above it announces one."""
     for block in re.findall(r"<!-- output -->\n```\w*\n(.*?)^```", path.read_text(), re.S | re.M):
         assert "internal error" not in block
         assert "\nkvintro: " not in block, block.split("\n")[0]

@@ -10,10 +10,13 @@ from typing import Any, Callable, Dict, List
 import pytest
 
 from kvintro.cli import main
-from kvintro.kernel import Kernel
+from kvintro.kernels import Kernel
 from tests.conftest import Core
 from tests.cores.showing import needs
 from tests.remade import Remade, encrypt, process_roots
+
+#: Of the built cores; tests/conftest.py chooses them.
+ONE_OF_EACH_SERIES = ("amd64", "arm64")
 
 _FORMS: Dict[str, Callable[[Remade, Path], Path]] = {
     "QEMU's ELF": Remade.as_qemu,
@@ -38,7 +41,7 @@ def answers(path: Path, questions: List[List[str]], capsys: pytest.CaptureFixtur
 
 
 def without_encryption(value: Any, mask: int) -> Any:
-    """A report as it is without the C-bit: in the values of entries and the names of their bits."""
+    """A report with the C-bit removed from the values of entries and the names of their bits."""
     if isinstance(value, dict):
         return {key: without_encryption(v, mask) for key, v in value.items() if key not in _TIMES}
     if isinstance(value, (list, tuple)):
@@ -54,7 +57,7 @@ def questions_about(kernel: Kernel, form: str) -> List[List[str]]:
         return few
     pid = str(max(process_roots(kernel)))
     text = f"{kernel.text.value:x}"
-    vmalloc = f"{kernel.locate('vmalloc').range.start:x}"
+    vmalloc = f"{kernel.place('vmalloc').range.start:x}"
     return [
         *few,
         ["ptdump"],

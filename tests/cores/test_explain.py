@@ -1,25 +1,28 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What ``explain`` says of a kernel, against that kernel's configuration, command line and variables."""
+"""The output of ``explain``, against the kernel's configuration, command line and variables."""
 
 from __future__ import annotations
 
 import gzip
 import json
 import re
+from dataclasses import replace
 from typing import Any, Dict, List
 
 import pytest
 
-from kvintro.kernel import Kernel
+from kvintro.kernels import Kernel
+from kvintro.model import Table
 from kvintro.render import render
 from kvintro.reports.explain import explain
+from kvintro.reports.layout import DAMAGED, layout
 from tests.conftest import Core
 from tests.cores.showing import needs
 
 
 @pytest.fixture(scope="module")
 def all_definitions(kernel: Kernel) -> List[Dict[str, Any]]:
-    """Those of all regions; some have one and the same."""
+    """The definitions of all regions; some share the same one."""
     if kernel.source.symbols == "none":
         pytest.skip("this kernel's VMCOREINFO does not lead to its symbols")
     document = json.loads(render(explain(kernel, everything=True), "json"))
@@ -44,6 +47,24 @@ def test_configuration(core: Core, all_definitions: List[Dict[str, Any]], kernel
         # 6.9 renamed it; the text says so.
         former = name.replace("MITIGATION_", "")
         assert here == ("on" if {name, former} & built else "off"), name
+
+
+def test_partial_is_what_is_asked_for(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unknown facts about one region do not make the text of another one partial."""
+    whole = layout(kernel)
+    rows = [
+        replace(row, state="unknown", reason="lost") if row.key == "vmalloc" else replace(row, reason=None)
+        for row in whole.tables[0].rows
+    ]
+    table = Table("regions", whole.tables[0].columns, rows)
+    partial = replace(whole, tables=(table,), partial=True, notes=())
+    monkeypatch.setattr("kvintro.reports.explain.layout", lambda _: partial)
+    for names, expected in ((["modules"], False), (["vmalloc"], True), (["modules", "vmalloc"], True)):
+        assert explain(kernel, names).partial is expected
+    assert explain(kernel).partial and explain(kernel, ["hole"]).partial
+    damaged = replace(partial, notes=(DAMAGED,))
+    monkeypatch.setattr("kvintro.reports.explain.layout", lambda _: damaged)
+    assert explain(kernel, ["modules"]).partial
 
 
 def test_boot_options(core: Core, definitions: Dict[str, Any], kernel: Kernel) -> None:
@@ -82,7 +103,7 @@ def test_examples_follow_the_rule(kernel: Kernel) -> None:
         (row,) = explain(kernel, [key]).tables[0].rows
         example = [text for text in row.here if text.startswith("For example")]
         if kernel.source.symbols != "none":
-            assert example[0].endswith("gives the same.")
+            assert example[0].endswith("gives the same address.")
 
 
 def test_text_says_it_all(kernel: Kernel) -> None:

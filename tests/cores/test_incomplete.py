@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Dumps of which a part is missing: what is there is shown, what is not is said, and nothing is made up."""
+"""Incomplete dumps: kvintro shows the existing data, reports the missing parts, and makes nothing up."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ import pytest
 
 from kvintro.cli import main
 from kvintro.errors import NotInDump
-from kvintro.kernel import Kernel
+from kvintro.kernels import Kernel
 from tests.conftest import Core
 from tests.cores.showing import needs
 from tests.memory_files import dumped_ranges
 from tests.synthetic import elf_core
+
+#: Of the built cores; tests/conftest.py chooses them.
+ONE_OF_EACH_SERIES = ("amd64", "arm64")
 
 MB = 1 << 20
 
@@ -78,7 +81,7 @@ def test_cut_off(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     path.write_bytes(data[: len(data) * percent // 100])
     code, document, err = layout_of(path, capsys)
     if document is None:
-        # The tables' root, or the headers, were in what is gone.
+        # The root table or the headers were in the missing part.
         assert code == 3
         assert len(err.splitlines()) == 2
         return
@@ -86,7 +89,7 @@ def test_cut_off(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert code in (0, 4)
     assert (code == 4) == document["partial"]
     for row in document["regions"]:
-        # Less may be known than of the whole; nothing may be more, or elsewhere.
+        # Less may be known than from the whole dump, but nothing may be larger or elsewhere.
         if row["key"] == "hole" or row["state"] != "present":
             continue
         assert row["start"] == full[row["key"]]["start"]
@@ -116,6 +119,6 @@ def test_a_table_that_was_left_out(
     assert "vmalloc and ioremap: page tables of 2 MB are not in this source" in document["notes"]
     row = next(row for row in document["regions"] if row["key"] == "vmalloc")
     assert "page tables of 2 MB" in row["reason"]
-    # Where that was all there was, how much is mapped is not known; it is not 0.
+    # If that was the only table, the mapped size is unknown, and not 0.
     assert row["mapped"] is None or 0 < full["mapped"] - row["mapped"] <= 2 * MB
     assert row["mapped"] != 0

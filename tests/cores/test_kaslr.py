@@ -10,8 +10,8 @@ from typing import Any, Dict
 
 import pytest
 
-from kvintro.arch.x86_64_kaslr import REGION_ALIGN
-from kvintro.kernel import Kernel
+from kvintro.arch.x86_64.slots import REGION_ALIGN
+from kvintro.kernels import Kernel
 from kvintro.render import render
 from kvintro.reports.kaslr import kaslr
 from tests.conftest import Core
@@ -63,12 +63,12 @@ def test_the_image(core: Core, rows: Dict[str, Any], kernel: Kernel) -> None:
             assert core.meta["efi"] and key == "image_physical" and row["default"] is None
         elif core.meta["kaslr"] and row["displacement"]:
             assert row["state"] == "on" and row["slots"] > 1
-            # What came out is one of the slots.
+            # The actual place is one of the slots.
             assert row["displacement"] % row["granularity"] == 0
             if key == "image_virtual":
                 assert 0 <= row["displacement"] // row["granularity"] < row["slots"]
         elif core.meta["kaslr"]:
-            # Drawn, and nothing to draw from.
+            # KASLR was on, but there was nothing to choose from.
             assert (key, row["state"], row["slots"]) == ("image_physical", "off", 0)
             assert "stayed" in row["note"]
         else:
@@ -77,7 +77,7 @@ def test_the_image(core: Core, rows: Dict[str, Any], kernel: Kernel) -> None:
 
 
 def test_the_image_fits_into_its_slots(core: Core, rows: Dict[str, Any]) -> None:
-    """1 + (1 GB - 16 MB - image) / 2 MB, with an image at least as big as its symbols say."""
+    """1 + (1 GB - 16 MB - image) / 2 MB, with an image at least as large as its symbols span."""
     row = rows["image_virtual"]
     if row["state"] != "on":
         pytest.skip("no KASLR in this boot")
@@ -98,7 +98,7 @@ def test_modules(core: Core, rows: Dict[str, Any], kernel: Kernel) -> None:
     if not core.meta["kaslr"]:
         assert (row["state"], number(row["actual"])) == ("off", start)
         return
-    # Rounded up to what the first piece is aligned to; data has no such alignment of its own.
+    # Rounded up to the alignment of the first piece; data does not have such an alignment.
     assert 0 <= number(row["actual"]) - start < row["granularity"]
     assert number(rows.get("modules_data", row)["actual"]) - start < (32 << 10)
     modules = [int(line.split()[5], 16) for line in core.truth("modules").splitlines()]
@@ -108,7 +108,7 @@ def test_modules(core: Core, rows: Dict[str, Any], kernel: Kernel) -> None:
 
 
 def test_cpu_entry_areas(core: Core, rows: Dict[str, Any], kernel: Kernel) -> None:
-    """The processors' GDT registers hold where each area starts."""
+    """The processors' GDT registers contain the start of each area."""
     needs(kernel, "_cea_offset")
     for cpu, held in registers(core).items():
         row = rows[f"cpu_entry_area.{cpu}"]
@@ -138,9 +138,9 @@ def test_kasan_leaves_the_memory_bases_where_they_are(
 
 
 def test_entropy_of_the_regions(core: Core, rows: Dict[str, Any]) -> None:
-    """The space below cpu_entry_area that the three regions leave is shared out in turn."""
+    """The three regions share the free space below cpu_entry_area, one after the other."""
     if rows["direct_map"]["state"] != "on":
-        pytest.skip("memory is not randomised, or the kernel does not tell how much it reserved")
+        pytest.skip("memory is not randomised, or the kernel does not say how much it reserved")
     # These kernels have ZONE_DEVICE, so that the direct map is never made smaller: mm.rst's sizes.
     levels = core.meta["levels"]
     reserved = 64 * TB + 32 * TB + TB if levels == 4 else 4096 * TB + 12800 * TB + 64 * TB

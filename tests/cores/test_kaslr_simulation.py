@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""`kaslr`'s numbers beside a simulation of the kernel's draws, on the memory map and header of each boot."""
+"""`kaslr` against a simulation of the kernel's steps, with the memory map and header of each boot."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any, Dict, List
 
 import pytest
 
-from kvintro.arch.x86_64_kaslr import HIGHEST_MINIMUM, physical_places, region_draws, region_sizes
-from kvintro.kernel import Kernel
-from kvintro.readers.boot_params import alignment, image_sizes, unpacking
+from kvintro.arch.x86_64.boot_params import alignment, image_sizes, unpacking
+from kvintro.arch.x86_64.facts import x86_form
+from kvintro.arch.x86_64.slots import HIGHEST_MINIMUM, physical_places, region_draws, region_sizes
+from kvintro.kernels import Kernel
 from kvintro.render import render
 from kvintro.reports.kaslr import kaslr
 from tests import kaslr_simulation as sim
@@ -20,7 +21,7 @@ from tests.conftest import Core
 from tests.cores.showing import needs, number, registers, values
 
 BOOTS = 1000
-#: The size that the packed kernel says it unpacks to (output_len, the last four bytes of the payload).
+#: The unpacked size that the packed kernel gives (output_len, the last four bytes of the payload).
 OUTPUT_LEN = {
     "5.10.251-5": 0x2CB9658,
     "6.1.192-2": 0x32C6E34,
@@ -42,7 +43,7 @@ def rand() -> sim.Rand:
 
 
 def on(core: Core, rows: Dict[str, Any], key: str) -> Any:
-    """The row of a base that was drawn."""
+    """The row of a randomised base."""
     if not core.meta["kaslr"]:
         pytest.skip("no KASLR in this boot")
     if key not in rows or rows[key]["state"] == "off":
@@ -51,7 +52,7 @@ def on(core: Core, rows: Dict[str, Any], key: str) -> Any:
 
 
 def boot_of(core: Core, kernel: Kernel) -> sim.Boot:
-    """The unpacker's view: its header's fields from memory, all else from the kernel's own words."""
+    """The unpacker's input: the header's fields from memory, everything else from the truth."""
     if not core.meta["kaslr"]:
         pytest.skip("no KASLR in this boot")
     if core.meta["efi"]:
@@ -70,7 +71,7 @@ def boot_of(core: Core, kernel: Kernel) -> sim.Boot:
     initrd = re.search(r"RAMDISK: \[mem 0x(\w+)-0x(\w+)\]", core.truth("dmesg"))
     assert initrd
     start, end = int(initrd[1], 16), int(initrd[2], 16) + 1
-    # kaslr.c:mem_avoid_memmap, of the one form that the lab uses.
+    # kaslr.c:mem_avoid_memmap, for the only form that the lab uses.
     memmap = [
         (int(b) << 20, int(a) << 20) for a, b in re.findall(r"memmap=(\d+)M!(\d+)M", core.truth("cmdline"))
     ]
@@ -89,7 +90,7 @@ def boot_of(core: Core, kernel: Kernel) -> sim.Boot:
 
 
 def code_at(core: Core) -> int:
-    """Where /proc/iomem has the kernel's code."""
+    """The address of the kernel's code in /proc/iomem."""
     found = re.search(r"^ *(\w+)-\w+ : Kernel code", core.truth("iomem"), re.M)
     assert found
     return int(found[1], 16)
@@ -145,19 +146,19 @@ def test_the_image_in_physical_memory(
     assert most is not None
     found = physical_places(unpacker.ram, unpacker.taken, min(unpacker.load, HIGHEST_MINIMUM), most, align)
     reported = {place for area in found for place in area}
-    # What `at most` leaves out are places that only an SRAT or an option excludes.
+    # `at most` does not subtract places that only an SRAT or an option excludes.
     assert reported >= set(places) and (reported == set(places) or row["bound"] == "at most")
     assert {sim.find_random_phys_addr(boot, rand) for _ in range(BOOTS)} <= reported
 
 
 def memory_of(core: Core) -> sim.Memory:
-    """What kernel_randomize_memory() saw. The kernels of the lab all have CONFIG_ZONE_DEVICE."""
+    """The input of kernel_randomize_memory(). The kernels of the lab all have CONFIG_ZONE_DEVICE."""
     held = values(core)
     names = [name for name in ("direct_map_physmem_end", "physmem_end") if name in held]
     if not names:
-        pytest.skip("this kernel does not tell how much it reserved")
+        pytest.skip("this kernel does not say how much it reserved")
     memory = sim.Memory(core.meta["levels"], int.from_bytes(held["max_pfn"][:8], "little"), 64)
-    # What the kernel itself wrote down of the size.
+    # The size that the kernel itself recorded.
     assert int.from_bytes(held[names[0]][:8], "little") + 1 == memory.size_tb[0] << 40
     return memory
 
@@ -171,13 +172,13 @@ def test_the_memory_regions(core: Core, kernel: Kernel, rows: Dict[str, Any], ra
         int.from_bytes(values(core)[name][:8], "little")
         for name in ("page_offset_base", "vmalloc_base", "vmemmap_base")
     ]
-    # The actual places are among them: otherwise no draw gives these bases.
+    # The actual places are among them; otherwise no draw would give these bases.
     assert [rows[key]["slots"] for key in keys] == sim.replay(memory, bases)
     assert [number(rows[key]["actual"]) for key in keys] == bases
-    sizes = region_sizes(kernel.geometry, memory.size_tb[0] << 40, kernel.page_struct_size.value)
+    sizes = region_sizes(x86_form(kernel), memory.size_tb[0] << 40, kernel.page_struct_size.value)
     for _ in range(BOOTS):
         drawn, places = sim.kernel_randomize_memory(memory, rand)
-        found = region_draws(kernel.geometry, sizes, drawn)
+        found = region_draws(x86_form(kernel), sizes, drawn)
         assert all(draw.possible for draw in found)
         assert [draw.slots for draw in found] == places
 
@@ -187,7 +188,7 @@ def test_modules(core: Core, kernel: Kernel, rows: Dict[str, Any], rand: sim.Ran
     if row["state"] == "unknown":
         assert kernel.code_only
         pytest.skip(row["note"])
-    # KASAN of the lab's kernels has no shadow of vmalloc; the cache came back for good with 6.16.
+    # KASAN in the lab's kernels does not cover vmalloc; the cache was enabled again for good in 6.16.
     series = tuple(int(part) for part in core.meta["release"].split(".")[:2])
     rox = series >= (6, 16)
     space = sim.ModuleSpace(32 * sim.KB if core.meta["oracle"] else 4 * sim.KB, rox)
@@ -201,13 +202,13 @@ def test_modules(core: Core, kernel: Kernel, rows: Dict[str, Any], rand: sim.Ran
         row = rows[key]
         places = sim.module_places(space, text)
         assert row["slots"] == len(places)
-        # Rounded up: the first place is one step behind the start.
+        # Rounded up: the first place is one step after the start.
         reported = {number(row["default"]) + n * row["granularity"] for n in range(1, row["slots"] + 1)}
         assert set(places) == reported
         assert {sim.first_piece(space, sim.module_start(rand), text) for _ in range(BOOTS)} <= reported
         actual = number(row["actual"])
         assert actual in places
-        # The kernel's own list: the cache keeps its first area, others may be freed by now.
+        # From the kernel's own list: the cache keeps its first area, but others may have been freed.
         assert actual in areas if text and rox else actual <= min(areas)
 
 
@@ -216,7 +217,7 @@ def test_cpu_entry_areas(core: Core, kernel: Kernel, rows: Dict[str, Any], rand:
     base = 0xFFFF_FE00_0000_1000
     cpus = sorted(int(key.split(".")[1]) for key in rows if key.startswith("cpu_entry_area."))
     actual = [number(rows[f"cpu_entry_area.{cpu}"]["actual"]) for cpu in cpus]
-    # QEMU's registers say where the areas of running CPUs are.
+    # QEMU's registers give the addresses of the areas of running CPUs.
     assert all(
         number(rows[f"cpu_entry_area.{cpu}"]["actual"]) == r["GDT"] for cpu, r in registers(core).items()
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The layout of every core against what that kernel said of itself in the same boot."""
+"""The layout of every core against what that kernel reported about itself in the same boot."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import pytest
 
-from kvintro.kernel import Kernel
+from kvintro.kernels import Kernel
 from kvintro.render import render
 from kvintro.reports.layout import layout
 from tests.conftest import Core
@@ -28,7 +28,7 @@ def document(kernel: Kernel) -> Any:
 
 @pytest.fixture(scope="module")
 def rows(document: Any) -> Dict[str, Any]:
-    """Its regions by key; holes, which share one, are left away."""
+    """The regions by key; holes, which share one key, are omitted."""
     if document["kernel"]["symbols"] == "none":
         pytest.skip("this kernel's VMCOREINFO does not lead to its symbols, and most bounds are variables")
     return {row["key"]: row for row in document["regions"] if row["key"] != "hole"}
@@ -84,7 +84,7 @@ def test_every_row_of_mm_rst_is_there(rows: Dict[str, Any]) -> None:
 def test_identity(core: Core, document: Any) -> None:
     kernel = document["kernel"]
     assert kernel["release"] == core.truth("release").strip()
-    # What QEMU and the boot loader were told.
+    # The options of QEMU and the boot loader.
     assert kernel["paging_levels"] == core.meta["levels"]
     assert kernel["kaslr"] is core.meta["kaslr"]
     assert kernel["pti"] is core.meta["pti"]
@@ -104,7 +104,7 @@ def test_displacements(core: Core, rows: Dict[str, Any], config: Dict[str, str])
         row = rows[key]
         base = number(row["used_start"] if key == "kernel_image" else row["start"])
         assert base - number(row["default_start"]) == row["slide"]
-        # KASAN switches the randomisation of the memory bases off, and leaves the image's on.
+        # KASAN switches off the randomisation of the memory bases, but not that of the image.
         moved = core.meta["kaslr"] and (key == "kernel_image" or "KASAN" not in config)
         if not moved:
             assert row["slide"] == 0
@@ -114,7 +114,7 @@ def test_displacements(core: Core, rows: Dict[str, Any], config: Dict[str, str])
 
 def test_the_image(core: Core, rows: Dict[str, Any], kernel: Kernel) -> None:
     needs(kernel, "_end")
-    symbols = dict(reversed(line.split()[::2]) for line in kallsyms(core))
+    symbols = {name: place for place, name in (line.split()[::2] for line in kallsyms(core))}
     row = rows["kernel_image"]
     assert number(row["used_start"]) == int(symbols["_text"], 16)
     # cleanup_highmap keeps the image up to the next 2 MB.
@@ -126,7 +126,7 @@ def kallsyms(core: Core) -> Iterator[str]:
         text = gzip.decompress((core.truth_directory / "kallsyms.gz").read_bytes()).decode()
     else:
         text = core.truth("kallsyms")
-    # Modules' names come last, with the module's name behind.
+    # Symbols of modules come last, followed by the module's name.
     return (line for line in text.splitlines() if len(line.split()) == 3)
 
 
@@ -140,7 +140,7 @@ def test_what_kcore_says(core: Core, rows: Dict[str, Any], kernel: Kernel) -> No
     needs(kernel, "page_offset_base")
     loads = {virtual: size for virtual, _, size in segments(core)}
     vmalloc = number(rows["vmalloc"]["start"])
-    # The kernel's VMALLOC_END is inclusive, and kclist_add takes the difference: one byte short.
+    # The kernel's VMALLOC_END is inclusive, and kclist_add takes the difference, which is one byte too short.
     assert vmalloc + loads[vmalloc] == number(rows["vmalloc"]["end"])
     modules = number(rows["modules"]["start"])
     assert modules + loads[modules] - 1 == number(rows["modules"]["end"])
@@ -171,7 +171,7 @@ def direct_map_kilobytes(core: Core) -> Dict[str, int]:
 
 
 def secret_pages(core: Core) -> int:
-    """Pages that memfd_secret took out of the direct map, as the workload says."""
+    """Pages that memfd_secret took out of the direct map, according to the workload."""
     if not core.has_truth("workload"):
         return 0
     pages = 0
@@ -183,7 +183,7 @@ def secret_pages(core: Core) -> int:
 
 
 def image_splits(kernel: Kernel, rows: Dict[str, Any]) -> int:
-    """2M stretches of the image that are mapped by a table of 4K pages."""
+    """2 MB blocks of the image that are mapped by a table of 4K pages."""
     row = rows["kernel_image"]
     walks = (kernel.walk(a) for a in range(number(row["used_start"]), number(row["used_end"]), 2 << 20))
     return sum(walk.steps[-1].level == 1 for walk in walks)
@@ -235,7 +235,7 @@ def test_presence_follows_the_configuration(
 
 
 def test_ldt_of_each_process(core: Core, kernel: Kernel, rows: Dict[str, Any]) -> None:
-    """The workload says which process has how many LDT entries; each slot maps what they need."""
+    """The workload lists the number of LDT entries of each process; each slot maps as much as they need."""
     if not core.meta["pti"]:
         assert rows["ldt_remap"]["state"] == "absent"
         return
@@ -247,7 +247,7 @@ def test_ldt_of_each_process(core: Core, kernel: Kernel, rows: Dict[str, Any]) -
             entries[int(fields[0])] = max(entries.get(int(fields[0]), 0), highest)
     assert entries
     found = {root.owner for root in next(r for r in kernel.regions if r.key == "ldt_remap").roots(kernel)}
-    # The process that writes the truth down may have a small LDT of its own, for the sake of espfix.
+    # The process that writes the truth may have a small LDT of its own, for espfix.
     probe = int(core.truth("probe"))
     if f"pid {probe}" in found:
         entries[probe] = 1
@@ -263,7 +263,7 @@ def test_vmalloc_areas_lie_in_it(core: Core, rows: Dict[str, Any]) -> None:
     for first, last in re.findall(r"^0x([0-9a-f]+)-0x([0-9a-f]+)", core.truth("vmallocinfo"), re.M):
         area = int(first, 16), int(last, 16) - 1
         in_vmalloc = start <= area[0] and area[1] <= end
-        # mm/kasan/shadow.c:kasan_alloc_module_shadow asks vmalloc for places within the shadow.
+        # mm/kasan/shadow.c:kasan_alloc_module_shadow allocates areas of vmalloc inside the shadow.
         shadow = (
             rows["kasan_shadow"]["start"]
             and number(rows["kasan_shadow"]["start"]) <= area[0] < 0xFFFFFC << 40
@@ -286,12 +286,12 @@ def test_struct_pages_cover_ram(core: Core, rows: Dict[str, Any], values: Dict[s
     assert size % values["max_pfn"] == 0
     for virtual, _, length in segments(core):
         if number(row["start"]) <= virtual <= number(row["end"]):
-            # kcore rounds what it lists of the map to pages.
+            # /proc/kcore rounds its segments of the map to pages.
             assert virtual + length <= number(row["start"]) + -(-size // PAGE) * PAGE
 
 
 def test_efi_runtime_map(core: Core, rows: Dict[str, Any], kernel: Kernel) -> None:
-    """/sys/firmware/efi/runtime-map: where each descriptor was mapped, and how many pages it has."""
+    """/sys/firmware/efi/runtime-map: the virtual address of each descriptor, and its number of pages."""
     needs(kernel, "efi_mm")
     if not core.meta["efi"]:
         assert rows["efi"]["state"] == "absent"
@@ -308,8 +308,8 @@ def test_efi_runtime_map(core: Core, rows: Dict[str, Any], kernel: Kernel) -> No
     assert rows["efi"]["mapped"] == pages * PAGE
 
 
-# The first markers come late: the dump leaves the guard hole out and then moves on by one marker a line
-# (arch/x86/mm/dump_pagetables.c:note_page), so LDT remap and Low Kernel Mapping stand below their places.
+# The first markers come late: the dump omits the guard hole and then advances by one marker per line
+# (arch/x86/mm/dump_pagetables.c:note_page), so LDT remap and Low Kernel Mapping come after their places.
 MARKERS = {
     "vmalloc() Area": "vmalloc",
     "Vmemmap": "vmemmap",
@@ -334,13 +334,13 @@ def ptdump_sections(text: str) -> Dict[str, List[Tuple[int, int, bool]]]:
             continue
         match = re.match(r"0x([0-9a-f]+)-0x([0-9a-f]+)\s+\S+\s(.*)", line)
         if match:
-            # A mapped line names rights; one that is not has blanks there.
+            # A mapped line has rights; an unmapped one has blanks there.
             current.append((int(match[1], 16), int(match[2], 16), bool(re.search(r"\b(RW|ro)\b", match[3]))))
     return found
 
 
 def test_ptdump_markers(core: Core, rows: Dict[str, Any]) -> None:
-    """Where the kernel's own dump of its tables starts each area."""
+    """The start of each area in the kernel's own dump of its tables."""
     sections = ptdump_sections(core.truth("ptdump/kernel"))
     checked = 0
     for marker, key in MARKERS.items():
@@ -383,19 +383,19 @@ def test_text_and_csv_say_the_same(kernel: Kernel, document: Any) -> None:
 
 
 def test_what_a_process_maps(core: Core, kernel: Kernel) -> None:
-    """``--pid`` against the process's own pagemap: bit 63 says that a page is there."""
+    """``--pid`` against the process's own pagemap: bit 63 says that a page is present."""
     if kernel.source.types == "none":
         pytest.skip("processes cannot be found without types")
     pages: Dict[Tuple[int, int], int] = {}
     for line in core.truth("pagemap").splitlines():
         if not line.startswith("#"):
-            pid, address, entry = line.split()
-            pages[int(pid), int(address, 16)] = int(entry, 16) >> 63
+            number, place, entry = line.split()
+            pages[int(number), int(place, 16)] = int(entry, 16) >> 63
     present = {
         pid: sum(there for (p, _), there in pages.items() if p == pid) for pid in {p for p, _ in pages}
     }
     for pid in present:
-        # pagemap calls PROT_NONE pages present; the hardware does not, and neither do we.
+        # pagemap reports PROT_NONE pages as present; the hardware and kvintro do not.
         hidden = re.findall(r"^([0-9a-f]+)-([0-9a-f]+) ---p", core.truth(f"proc/{pid}/maps"), re.M)
         for first, last in hidden:
             inside = range(int(first, 16), int(last, 16), PAGE)

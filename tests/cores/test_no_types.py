@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Kernels without types: what VMCOREINFO, symbols and page tables answer all the same, and what is refused.
+"""Kernels without types: what VMCOREINFO, symbols and page tables still provide, and what is refused.
 
-Such a kernel was built without CONFIG_DEBUG_INFO_BTF, and no vmlinux is given. Here every core is one:
-asked for by ``--types none``, found to have no BTF, and without names of variables too. What each is compared
-with is the same core read by its types, and the guest's own words. The census itself is compared with
+Such a kernel was built without CONFIG_DEBUG_INFO_BTF, and no vmlinux is given. The tests make every core one:
+by ``--types none``, by removing BTF, and also by removing names of variables. They compare each with the same
+core read with types, and with the truth. The census itself is compared with
 /proc/kpageflags in test_pages_truth.py.
 """
 
@@ -14,21 +14,28 @@ from typing import Any, Dict, Iterator, Tuple
 
 import pytest
 
-from kvintro import types
-from kvintro.cli import exit_code, parse
+from kvintro.arch.x86_64.facts import x86_facts
 from kvintro.commands import run_command
+from kvintro.delivery import exit_code
 from kvintro.errors import KvintroError, NotInDump, Unavailable
-from kvintro.kernel import Kernel, open_kernel
+from kvintro.kernels import Kernel
 from kvintro.model import Absent, Placement, Report
+from kvintro.opening import kernel_of, open_kernel
+from kvintro.parser import parse
 from kvintro.queries.pages.census import Pages
 from kvintro.queries.pages.meaning import TOGETHER
-from kvintro.queries.ptdump import Markers
+from kvintro.queries.ptdump import dump_of
+from kvintro.queries.roots import kernel_root
 from kvintro.render import render, render_stream
 from kvintro.source import Request
+from kvintro.source import installed as types
 from kvintro.source.btf import BtfError
 from tests.codeonly import open_code_only
 from tests.conftest import Core
 from tests.cores.showing import document
+
+#: Of the built cores; tests/conftest.py chooses them.
+ONE_OF_EACH_SERIES = ("amd64", "arm64")
 
 NO_BTF = "the kernel has no BTF (CONFIG_DEBUG_INFO_BTF is off)"
 
@@ -54,14 +61,14 @@ def bare(request: pytest.FixtureRequest, core: Core) -> Iterator[Kernel]:
 
 @pytest.fixture(scope="module")
 def typed(kernel: Kernel) -> Kernel:
-    """The same with its types."""
+    """The same core with types."""
     if kernel.source.types == "none":
         pytest.skip("nothing in this dump leads to its types")
     return kernel
 
 
-#: Each command with the exit statuses that it may have: 0 is a whole answer, 1 the answer "no", 4 a part of
-#: it, 3 a refusal that names what is missing.
+#: Each command with its allowed exit statuses: 0 is a complete answer, 1 the answer "no", 4 a partial answer,
+#: 3 a refusal that names what is missing.
 COMMANDS: Dict[str, Tuple[int, ...]] = {
     "info": (0,),
     "layout": (0, 4),
@@ -104,7 +111,7 @@ COMMANDS: Dict[str, Tuple[int, ...]] = {
 
 @pytest.mark.parametrize("words", COMMANDS)
 def test_every_command(bare: Kernel, words: str) -> None:
-    """None fails otherwise than by a refusal in a line; what answers in part says what is missing."""
+    """A command fails only by refusing in one line; a partial answer says what is missing."""
     text = ""
     try:
         report = run_command(bare, parse(words.split()))
@@ -120,20 +127,20 @@ def test_every_command(bare: Kernel, words: str) -> None:
         assert error.remedy
         return
     assert code in COMMANDS[words], words
-    # What is partial in an explanation is the layout that it is made from.
+    # An explanation is partial if the layout that it uses is partial.
     if code == 4 and not words.startswith("explain"):
         said = re.findall(r"without types|no types|VMCOREINFO has no|cannot be found|not known", text)
         assert said, words
 
 
 def test_the_census_is_that_by_types(core: Core, typed: Kernel, bare: Kernel) -> None:
-    """Page by page alike in every type, node, zone, order and flag that is claimed."""
+    """Every page has the same type, node, zone, order and flags, as far as they are reported."""
     whole, part = Pages(typed), Pages(bare)
     known = ~part.form.unknown_flags
     zero = part.zero_unknown
     together = {name: into for into, names in TOGETHER.items() for name in names}
     if "kmemcg" in whole.form.types.codes:
-        # Memory charged to a cgroup has a type for that (up to 5.10), which VMCOREINFO does not name either.
+        # Up to 5.10, memory charged to a cgroup has its own type, which VMCOREINFO does not name either.
         together["kernel"] = "unnamed_type"
     named = set(part.form.types.codes) & {"unaccepted"}
 
@@ -170,7 +177,7 @@ def test_free_blocks_are_those_of_buddyinfo(core: Core, bare: Kernel) -> None:
 
 
 def test_vmalloc_areas_are_those_of_vmallocinfo(core: Core, bare: Kernel) -> None:
-    """Bounds of every area in use while there is one list (up to 6.8); then why there are none."""
+    """Bounds of every area in use up to 6.8, where there is one list; later the reason why there are none."""
     found = document(bare, "vmalloc")
     assert found["partial"]
     if found["region"]["state"] == "unknown":
@@ -188,7 +195,7 @@ def test_vmalloc_areas_are_those_of_vmallocinfo(core: Core, bare: Kernel) -> Non
 
 
 def test_a_damaged_list_of_areas(bare: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An end that is none is no end: then only the page tables are shown."""
+    """If the list does not end properly, only the page tables are shown."""
     if "OFFSET(vmap_area.list)" not in bare.source.vmcoreinfo:
         pytest.skip("VMCOREINFO has no list of areas")
     if not isinstance(bare.locate("vmalloc"), Placement):
@@ -209,21 +216,21 @@ def test_a_damaged_list_of_areas(bare: Kernel, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_where_the_fixmap_is(typed: Kernel, bare: Kernel) -> None:
-    """Its room holds the slots that the types tell of, and it is not said that it begins there."""
+    """The range contains the slots that the types give, and is not reported as the start."""
     exact, room = typed.locate("fixmap"), bare.locate("fixmap")
     assert isinstance(exact, Placement) and isinstance(room, Placement)
     assert room.range.start <= exact.range.start and room.range.end == exact.range.end
     assert "cannot be read without types" in room.note
-    markers = Markers(bare)
-    assert not any(name == "Fixmap Area" for _, name in markers.found)
-    assert any(text.startswith("Fixmap Area") for text in markers.missing)
+    dump = dump_of(bare, kernel_root(bare))
+    assert not any(name == "Fixmap Area" for _, name in dump.headings)
+    assert any(text.startswith("Fixmap Area") for text in dump.missing)
 
 
 def test_where_firmware_is(core: Core, typed: Kernel, bare: Kernel) -> None:
-    """``efi_mm``'s tables are those that its type leads to; without EFI there are none."""
+    """The tables of ``efi_mm`` equal those found with types; without EFI there are none."""
     one, two = typed.locate("efi"), bare.locate("efi")
     if bare.code_only and core.meta["efi"]:
-        # Without its name nothing leads to efi_mm.
+        # Without its name, efi_mm cannot be found.
         assert not isinstance(two, (Absent, Placement))
         return
     assert two == one
@@ -232,7 +239,7 @@ def test_where_firmware_is(core: Core, typed: Kernel, bare: Kernel) -> None:
 
 
 def test_parts_of_sections(core: Core, typed: Kernel, bare: Kernel) -> None:
-    """As many of 2 MB have struct pages as by the types."""
+    """The same number of 2 MB parts have struct pages as with types."""
 
     def parts(kernel: Kernel) -> Tuple[int, ...]:
         rows = document(kernel, "vmemmap")["sections"]
@@ -242,7 +249,7 @@ def test_parts_of_sections(core: Core, typed: Kernel, bare: Kernel) -> None:
 
 
 def test_sections_whose_form_does_not_agree(bare: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where memory does not end as the bitmaps say, they are none: sections count whole, which is said."""
+    """If the bitmaps contradict the end of memory, sections count as a whole, with a note."""
     spans = bare.node_spans()
     moved = [(first, end - 512) for first, end in spans]
     if any(end % 32768 == 0 and first == 0 for first, end in moved):
@@ -254,11 +261,14 @@ def test_sections_whose_form_does_not_agree(bare: Kernel, monkeypatch: pytest.Mo
 
 
 def test_reserved_pages_that_cannot_be_told(bare: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the struct pages of the kernel's text there is one type for what the flag would tell apart."""
+    """Without the struct pages of the kernel's text, one type covers pages that the flag separates."""
     before = Pages(bare).census().by(lambda group: group.type)
     whole = bare.read
     base = Pages(bare).form.address(0)
-    at = base + ((bare.text.value - 0xFFFFFFFF80000000 + bare.phys_base.value) % (1 << 64) >> 12) * 64
+    at = (
+        base
+        + ((bare.text.value - 0xFFFFFFFF80000000 + x86_facts(bare).phys_base.value) % (1 << 64) >> 12) * 64
+    )
 
     def read(address: int, size: int) -> bytes:
         if address == at:
@@ -270,7 +280,7 @@ def test_reserved_pages_that_cannot_be_told(bare: Kernel, monkeypatch: pytest.Mo
     found = pages.census().by(lambda group: group.type)
     assert not found["reserved"] and not found["kernel"]
     assert found["kernel_or_reserved"] == before["reserved"] + before["kernel"]
-    assert any("reserved pages cannot be told" in lack for lack in pages.form.lacks)
+    assert any("reserved pages cannot be distinguished" in lack for lack in pages.form.lacks)
 
 
 @pytest.mark.parametrize(
@@ -291,8 +301,8 @@ def test_reserved_pages_that_cannot_be_told(bare: Kernel, monkeypatch: pytest.Mo
 )
 def test_a_key_that_is_missing_is_named(bare: Kernel, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(bare.source.vmcoreinfo, key)
-    # Facts are kept once they were read.
-    fresh = Kernel(bare.source)
+    # Facts are cached.
+    fresh = kernel_of(bare.source)
     with pytest.raises(Unavailable, match=re.escape(key)):
         _ = Pages(fresh).sections
 
@@ -302,4 +312,4 @@ def test_a_mark_for_hugetlb_is_needed_if_there_are_any(bare: Kernel, monkeypatch
     for key in keys:
         monkeypatch.delitem(bare.source.vmcoreinfo, f"NUMBER({key})", raising=False)
     with pytest.raises(Unavailable, match="HUGETLB"):
-        Pages(Kernel(bare.source))
+        Pages(kernel_of(bare.source))

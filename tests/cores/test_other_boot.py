@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""VMCOREINFO of another boot of the same kernel, in every format: given by the user, or in the dump's note.
+"""VMCOREINFO of another boot of the same kernel, in every format, given by the user or in the dump's note.
 
-What the boot that was dumped says is the judge: the core's own note, and the address at which its kernel said
-that it keeps it.
+The reference is the dumped boot: the core's own note, and the address of the note that the kernel reported.
 """
 
 from __future__ import annotations
@@ -14,14 +13,19 @@ from typing import Callable, Dict, List, Tuple
 
 import pytest
 
+from kvintro.arch.x86_64.facts import x86_facts
 from kvintro.cli import main
-from kvintro.kernel import Kernel, open_kernel
+from kvintro.kernels import Kernel
+from kvintro.opening import open_kernel
 from kvintro.source import Request
 from tests.conftest import Core
 from tests.cores.showing import needs
 from tests.memory_files import avml, elf_without_notes, flattened, lime, raw, snappy, split
 from tests.remade import Remade
 from tests.synthetic import elf_core
+
+#: Of the built cores; tests/conftest.py chooses them.
+ONE_OF_EACH_SERIES = ("amd64", "arm64")
 
 _KASLR_STEP = 2 << 20
 
@@ -33,9 +37,9 @@ def one_boot_of_each(core: Core) -> None:
 
 
 def another_boot(note: str, by: int, *, physical: bool) -> str:
-    """What the same kernel says when KASLR moved it by so much more.
+    """VMCOREINFO of the same kernel if KASLR had moved it further by this amount.
 
-    :param physical: in physical memory too; otherwise by its virtual addresses only.
+    :param physical: also in physical memory; otherwise only in virtual addresses.
     """
 
     def moved(found: "re.Match[str]") -> str:
@@ -80,8 +84,8 @@ def plain_kdump(core: Core) -> bytes:
     pytest.skip("this core has no plain kdump")
 
 
-#: By format: what writes it with a note, if it has room for one.
-Write = Callable[[Path, "List[Tuple[int, bytes]]", str], None]
+#: By format: a function that writes it with a note, if the format has one.
+Write = Callable[[Path, "List[Tuple[int, bytes]]", str], object]
 
 
 def _avml(path: Path, memory: "List[Tuple[int, bytes]]", note: str) -> None:
@@ -97,9 +101,9 @@ def _elf(path: Path, memory: "List[Tuple[int, bytes]]", note: str) -> None:
 
 
 NO_NOTE: Dict[str, Write] = {
-    "ELF without a note": lambda path, memory, note: path.write_bytes(elf_without_notes(memory)) and None,
+    "ELF without a note": lambda path, memory, note: path.write_bytes(elf_without_notes(memory)),
     "raw": lambda path, memory, note: raw(path, memory),
-    "LiME": lambda path, memory, note: path.write_bytes(lime(memory)) and None,
+    "LiME": lambda path, memory, note: path.write_bytes(lime(memory)),
     "AVML": _avml,
 }
 
@@ -122,7 +126,7 @@ def test_given(
     form: str,
     physical: bool,
 ) -> None:
-    """It is refused, and the one that fits is named. The right one is taken."""
+    """A wrong one is refused, and the matching one is named. The right one is accepted."""
     paths = [tmp_path / "dump"]
     if form == "ELF":
         _elf(paths[0], memory, note)
@@ -166,7 +170,7 @@ def test_a_wrong_note(
     form: str,
     kind: str,
 ) -> None:
-    """The dump's own note is not believed; the one in its memory is found."""
+    """The dump's own note is ignored, and the one in its memory is found."""
     wrong = {"another boot": another_boot(note, _KASLR_STEP, physical=False), "empty": "", "cut": note[:600]}
     path = tmp_path / "dump"
     if form == "ELF":
@@ -182,11 +186,11 @@ def test_a_wrong_note(
         address = int(core.truth("vmcoreinfo").split()[0], 16)
         assert int(source.vmcoreinfo_origin.rpartition(" ")[2], 16) == address
     said = [warning for warning in source.warnings if "was not believed" in warning]
-    assert said or (kind == "empty" and form != "ELF")  # in a kdump an empty one is none
+    assert said or (kind == "empty" and form != "ELF")  # an empty note in a kdump counts as missing
 
 
-#: A line that leads to nothing, and is therefore not compared before there are symbols.
-WRONG_LINES = {
+#: A line that cannot be compared before there are symbols.
+WRONG_LINES: Dict[str, Callable[[str], str]] = {
     "KERNELOFFSET": lambda value: f"{int(value, 16) - _KASLR_STEP:x}",
     "NUMBER(sme_mask)": lambda value: str(1 << 47),
     "BUILD-ID": lambda value: "ab" * (len(value) // 2),
@@ -206,7 +210,7 @@ def test_one_wrong_line(
     form: str,
     key: str,
 ) -> None:
-    """The kernel's own copy is the judge, to which a symbol leads."""
+    """The reference is the kernel's own copy, which a symbol points to."""
     needs(kernel, "vmcoreinfo_note")
     found = re.search(rf"^{re.escape(key)}=(.*)$", note, re.M)
     if found is None or (key == "KERNELOFFSET" and not int(found[1], 16)):
@@ -238,9 +242,9 @@ def test_one_wrong_line(
 def test_what_cannot_be_verified(
     core: Core, kernel: Kernel, note: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], lost: str
 ) -> None:
-    """Memory that would tell was left out: the note is used, and said to be unverified."""
+    """The memory to compare with was excluded: the note is used, and marked as not verified."""
     made = Remade(core, kernel)
-    base = kernel.phys_base.value - 0xFFFFFFFF80000000
+    base = x86_facts(kernel).phys_base.value - 0xFFFFFFFF80000000
     if lost == "init_uts_ns":
         where = int(kernel.source.vmcoreinfo["SYMBOL(init_uts_ns)"], 16) + base
     else:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The page of ``kvintro report``: whole, self-contained, and nothing in a dump becomes markup."""
+"""The page of ``kvintro report`` is complete and self-contained, and no string in a dump becomes markup."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ from typing import Any, Dict, List, Set, Tuple
 import pytest
 
 from kvintro.errors import UsageError
-from kvintro.kernel import Kernel
+from kvintro.kernels import Kernel
 from kvintro.model import Report
 from kvintro.render import render
 from kvintro.reports.report import full
+from tests.conftest import Core
 from tests.hostile import poisoned_report
+
+ARCHITECTURES = ("amd64", "arm64")
+SHIPPED_ONLY = ("arm64",)
 
 # Elements that have no end tag.
 VOID = {"meta", "link", "input", "br", "img", "path", "rect", "polygon"}
 
 
 class Page(HTMLParser):
-    """What a browser would make of the page, as far as these tests ask."""
+    """The parts of the parsed page that these tests need."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -118,6 +122,17 @@ def test_what_the_address_box_knows(report: Report, page: Page) -> None:
         assert link in ids
 
 
+def test_the_rule_of_the_direct_map(core: Core, page: Page) -> None:
+    """Against the segments of RAM in /proc/kcore of the same boot."""
+    data = json.loads(next(text for text in page.scripts if text.startswith("{")))
+    ((start, end, offset),) = [[int(word, 16) for word in rule] for rule in data["linear"]]
+    lines = (line.split() for line in core.truth("kcore-phdrs").splitlines())
+    loads = [(int(words[2], 16), int(words[3], 16)) for words in lines if words[:1] == ["LOAD"]]
+    blocks = [(at, physical) for at, physical in loads if start <= at <= end]
+    assert blocks
+    assert all((at - offset) % (1 << 64) == physical for at, physical in blocks)
+
+
 def test_nothing_in_a_dump_becomes_markup(report: Report, page: Page) -> None:
     text = render(poisoned_report(report), "html")
     hostile = Page(text)
@@ -128,7 +143,7 @@ def test_nothing_in_a_dump_becomes_markup(report: Report, page: Page) -> None:
     scripts = [t for t in hostile.scripts if not t.startswith("{")]
     assert scripts == [t for t in page.scripts if not t.startswith("{")]
     assert not re.search("[\x00-\x08\x0b-\x1f\u202e]", text)
-    # It is there, as text.
+    # It is present as text.
     assert sum("document.title='owned'" in t for t in hostile.texts) > 50
 
 

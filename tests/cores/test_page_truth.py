@@ -13,9 +13,11 @@ from typing import Any, Dict, Iterator, List, Set, Tuple
 import numpy
 import pytest
 
+from kvintro.arch.x86_64.facts import x86_form
 from kvintro.cli import main
 from kvintro.errors import Unavailable, UsageError
-from kvintro.kernel import Kernel, open_kernel
+from kvintro.kernels import Kernel
+from kvintro.opening import open_kernel
 from kvintro.queries.pages.meaning import KPF_BUDDY, KPF_NOPAGE, KPF_SWAPCACHE
 from kvintro.queries.pages.one import PageLookup
 from kvintro.queries.rmap import ReverseMap, UserMappings, mappings_by_walk
@@ -32,7 +34,7 @@ PRESENT, SWAPPED, FILE = 1 << 63, 1 << 62, 1 << 61
 
 
 class Truth:
-    """What processes said of their own memory."""
+    """What processes reported about their own memory."""
 
     def __init__(self, core: Core) -> None:
         self.entries: Dict[Tuple[int, int], int] = {}
@@ -41,9 +43,9 @@ class Truth:
             self.entries[int(pid), int(address, 16)] = int(entry, 16)
         self.pids = {pid for pid, _ in self.entries}
         self.by_pfn: Dict[int, Set[Tuple[int, int]]] = defaultdict(set)
-        for place, entry in self.entries.items():
-            if entry & PRESENT:
-                self.by_pfn[entry & PFN].add(place)
+        for place, value in self.entries.items():
+            if value & PRESENT:
+                self.by_pfn[value & PFN].add(place)
         self.workload: List[Tuple[int, str, str, int, int]] = []
         for line in core.truth("workload").splitlines():
             pid, comm, kind, start, end, *_ = line.split()
@@ -51,7 +53,7 @@ class Truth:
                 self.workload.append((int(pid), comm, kind, int(start, 16), int(end, 16)))
 
     def of(self, kind: str) -> List[Tuple[int, str, int, int]]:
-        """(pid, comm, address, page frame) of the pages of a part of the workload."""
+        """(pid, comm, address, page frame) of the pages of one part of the workload."""
         out = []
         for pid, comm, name, start, end in self.workload:
             if name == kind:
@@ -84,7 +86,7 @@ def traced(kernel: Kernel, lookup: PageLookup, truth: Truth) -> Dict[int, UserMa
 def online(core: Core, name: str, lookup: PageLookup) -> Iterator[Tuple[int, int]]:
     """(page frame, word) of /proc/kpagecount or /proc/kpagecgroup, of pages that the kernel has.
 
-    Those are all for which it has a word, and some of the others.
+    These are all pages with a nonzero word, and some of the others.
     """
     values = words(core, name).tolist()
     flags = words(core, "kpageflags").tolist()
@@ -98,7 +100,7 @@ def online(core: Core, name: str, lookup: PageLookup) -> Iterator[Tuple[int, int
             try:
                 lookup.state(pfn)
             except Unavailable:
-                assert values[pfn] == 0  # not online, which newer kernels have no flag for
+                assert values[pfn] == 0  # not online; newer kernels do not have a flag for this
             else:
                 yield pfn, values[pfn]
 
@@ -115,8 +117,8 @@ def test_every_page_traces_back_to_exactly_who_maps_it(
         found = traced[pfn]
         assert not found.damaged, found.notes
         if found.way is None:
-            # The zero page is in no reverse map: nothing may ever take it away. Nor is memory of the kernel
-            # that processes are shown (BPF arenas).
+            # The zero page is not in a reverse map, because it is never reclaimed. Nor is kernel memory that
+            # processes map (BPF arenas).
             zero = "reserved" if lookup.pages.zero_unknown else "zero"
             assert lookup.kind(lookup.state(pfn)) in (zero, "kernel")
             continue
@@ -130,7 +132,7 @@ def test_looking_through_all_page_tables_finds_the_same(
     for pfn, expected in truth.by_pfn.items():
         assert places(walked[pfn], truth.pids) == expected
         if traced[pfn].way is not None:
-            # All processes, not only those that the truth is of; rights and page sizes too.
+            # All processes, not only those in the truth; also rights and page sizes.
             def said(found: UserMappings) -> Set[Any]:
                 return {(m.pid, m.address, m.state, m.rights[:3], m.page_size) for m in found.found}
 
@@ -140,7 +142,7 @@ def test_looking_through_all_page_tables_finds_the_same(
 def test_workload(truth: Truth, lookup: PageLookup, traced: Dict[int, UserMappings]) -> None:
     """Each kind of memory has its type, its rights and its sharers."""
     expected = {
-        # kind: (types, way, rights of the one who has it or shares it, state)
+        # kind: (types, way, rights of the owner or of a sharer, state)
         "anon": ({"anon"}, "anon_vma", {"rw-p", "r--p"}, "mapped"),
         "prot_none": ({"anon"}, "anon_vma", {"---p"}, "protnone"),
         "read_only": ({"anon"}, "anon_vma", {"r--p"}, "mapped"),
@@ -179,7 +181,7 @@ def test_workload(truth: Truth, lookup: PageLookup, traced: Dict[int, UserMappin
 
 
 def _smaps(core: Core, pid: int, address: int) -> Dict[str, int]:
-    """What /proc/PID/smaps says of the area at an address, in KB."""
+    """Values in /proc/PID/smaps of the area at an address, in KB."""
     inside = False
     found: Dict[str, int] = {}
     for line in core.truth(f"proc/{pid}/smaps").splitlines():
@@ -215,7 +217,7 @@ def test_huge_pages_are_mapped_whole_or_in_parts(
             for found in traced[pfn].found:
                 assert (found.address, found.page_size) == (address, page_size)
                 readable = kind == "thp_split" and 1 << 20 <= address - start < (1 << 20) + (16 << 10)
-                # Since the fork nobody may write without making a copy; the child's area says what it may.
+                # After the fork, a write always makes a copy; the child's area gives its rights.
                 assert found.rights == "r--p"
                 area = (int(found.area_start or 0), int(found.area_end or 0) + 1)
                 assert (area == (start + (1 << 20), start + (1 << 20) + (16 << 10))) == readable
@@ -224,13 +226,13 @@ def test_huge_pages_are_mapped_whole_or_in_parts(
 def test_pages_are_charged_to_the_cgroup_that_kpagecgroup_names(
     core: Core, truth: Truth, lookup: PageLookup
 ) -> None:
-    """Every page that the kernel says is charged, and some of all others."""
+    """Every page that the kernel reports as charged, and some of the others."""
     if not core.has_truth("kpagecgroup.gz"):
         pytest.skip(f"{core.name} was taken without kpagecgroup: its kernel has no MEMCG, or it is older")
     paths = {}
     for line in core.truth("cgroups").splitlines():
-        inode, path = line.split()
-        paths[int(inode)] = path.rstrip("/") or "/"
+        number, name = line.split()
+        paths[int(number)] = name.rstrip("/") or "/"
     named: Set[str] = set()
     tails: Set[bool] = set()
     moved = 0
@@ -241,12 +243,12 @@ def test_pages_are_charged_to_the_cgroup_that_kpagecgroup_names(
         path = group.path if group is not None else None
         assert group is None or path is not None
         if path is not None and page.head_pfn != pfn:
-            # Until 6.5 the kernel asked the tail of a compound page itself, which is charged to nobody.
+            # Until 6.5 the kernel looked at the tail of a compound page itself, which is not charged.
             tails.add(inode != 0)
             if inode == 0:
                 continue
         if path != paths.get(inode):
-            # Free by now, or free a moment later, when kpageflags was read.
+            # Free in the dump, or freed before kpageflags was read.
             moved += 1
             assert lookup.kind(page) in ("free", "free_cpu") or flags[pfn] in (0, 1 << KPF_BUDDY), f"{pfn:x}"
             continue
@@ -267,7 +269,7 @@ _OWNER = re.compile(
 
 
 def test_owners_are_those_of_page_owner(core: Core, kernel: Kernel, lookup: PageLookup) -> None:
-    """Who allocated each page, and by which calls, against /sys/kernel/debug/page_owner."""
+    """The process and the calls that allocated each page, against /sys/kernel/debug/page_owner."""
     if not core.has_truth("page_owner.gz"):
         pytest.skip(f"{core.name} was booted without page_owner=on, or its kernel has no PAGE_OWNER")
     text = gzip.decompress((core.truth_directory / "page_owner.gz").read_bytes()).decode()
@@ -281,7 +283,7 @@ def test_owners_are_those_of_page_owner(core: Core, kernel: Kernel, lookup: Page
     same = 0
     for record in records[::5]:
         order, gfp, pid, tgid, comm, when, pfn, stack = record.groups()
-        # In decimal it was up to 6.10.
+        # It was decimal up to 6.10.
         owner = lookup.owner(lookup.state(int(pfn, 0)))
         assert owner is not None
         if owner.nanoseconds != int(when):
@@ -298,19 +300,19 @@ def test_owners_are_those_of_page_owner(core: Core, kernel: Kernel, lookup: Page
         assert len(owner.stack) == len(lines) > 0
         last = owner, pfn
         for frame, line in zip(owner.stack, lines):
-            if line.startswith("0x"):  # the code of a module is freed when it has been initialised
+            if line.startswith("0x"):  # a module's init code is freed after initialisation
                 assert int(line, 16) == frame.address and frame.symbol is None
                 continue
             name, into = line.split("/")[0].rsplit("+", 1)
             start = int(frame.address) - int(into, 16)
             assert start in addresses[name], line
             if int(into, 16) == 0:
-                continue  # behind a call that never returns comes another function
-            # Of a function's several names the kernel takes the first and we the first that is global.
+                continue  # a call that never returns is followed by another function
+            # If a function has several names, the kernel takes the first, and kvintro the first global one.
             ours, our_into = str(frame.symbol).split(" ")[0].rsplit("+", 1)
             assert our_into == into and start in addresses[ours], (frame.symbol, line)
     assert same > len(records) / 5 * 0.95, (same, len(records))
-    # And so it is printed: who, and below that the calls, the innermost first.
+    # The output: the process, and below it the calls, innermost first.
     owner, pfn = last
     printed = render(page_report(kernel, [f"pfn:{int(pfn, 0):x}"]), "text").partition("  owner")[2]
     assert f"at order {owner.order} by pid {owner.pid} ({owner.comm}) at " in printed.splitlines()[0]
@@ -321,7 +323,7 @@ def test_owners_are_those_of_page_owner(core: Core, kernel: Kernel, lookup: Page
 def test_swapped_pages_lie_in_the_swap_cache_at_the_entries_of_pagemap(
     core: Core, kernel: Kernel, truth: Truth, lookup: PageLookup
 ) -> None:
-    """Pages that were written out and are still in memory: the entry that pagemap shows in place of each."""
+    """Pages that were swapped out but are still in memory: the entry that pagemap shows in place of each."""
     cached = {}
     for pfn in numpy.flatnonzero(words(core, "kpageflags") >> KPF_SWAPCACHE & 1).tolist():
         page = lookup.state(pfn)
@@ -341,7 +343,7 @@ def test_swapped_pages_lie_in_the_swap_cache_at_the_entries_of_pagemap(
                 continue
             page = cached[entry & 31, (entry & PFN) >> 5]
             seen[kind] += 1
-            # What the workload wrote there, which no struct page had a hand in.
+            # The content that the workload wrote, which does not depend on struct pages.
             text = f"kvintro {kind.replace('_', '-')} {address:016x}".encode()
             assert kernel.read_physical(page.pfn << 12, len(text)) == text
             assert lookup.kind(page) == "anon" and page.mapcount == 0
@@ -351,7 +353,7 @@ def test_swapped_pages_lie_in_the_swap_cache_at_the_entries_of_pagemap(
             assert asked.state == "unmapped"
             assert f"swap type {entry & 31}, offset {(entry & PFN) >> 5:#x}" in asked.notes[0]
     assert seen == named
-    # Shared memory: the file's tree has the entries, and pagemap shows nothing.
+    # For shared memory, the file's tree has the entries, and pagemap shows nothing.
     shared = [(start, end) for _, _, kind, start, end in truth.workload if kind == "swapped_memfd"]
     places = {address for start, end in shared for address in range(start, end, 4096)}
     for page in cached.values():
@@ -371,7 +373,7 @@ def test_forked_pages_have_both_processes(truth: Truth, traced: Dict[int, UserMa
     assert comms["cow_broken"] == {"kv-child"}
     if truth.of("hugetlb"):
         assert comms["hugetlb"] == {"kv-memory", "kv-child"}
-    # The first page of the pair was written to by the child after the fork, the second is still shared.
+    # The child wrote to the first page of the pair after the fork; the second is still shared.
     cow = truth.of("cow")
     assert [{m.comm for m in traced[pfn].found} for _, _, _, pfn in cow] == [
         {"kv-memory"},
@@ -399,7 +401,7 @@ def test_files_are_those_of_maps(core: Core, truth: Truth, lookup: PageLookup) -
                 assert file.device == fields[3]
                 name = fields[5].replace(" (deleted)", "").lstrip("/")
                 assert file.path is not None and file.path.lstrip("/") == name
-                assert page.offset << 12 == int(fields[2], 16) + address - start
+                assert (page.offset or 0) << 12 == int(fields[2], 16) + address - start
                 checked += 1
     assert checked > 100
 
@@ -407,17 +409,17 @@ def test_files_are_those_of_maps(core: Core, truth: Truth, lookup: PageLookup) -
 def test_mapcounts_are_those_of_kpagecount(core: Core, kernel: Kernel, lookup: PageLookup) -> None:
     probe = int(core.truth("probe"))
     for pfn, count in online(core, "kpagecount", lookup):
-        # Kernels before 6.10 counted slabs' other use of the field too.
+        # Kernels before 6.10 also counted the field of slabs, which has another meaning.
         page = lookup.state(pfn)
         if lookup.kind(page) in ("slab", "pgtable", "free") and not lookup.form.folio_flags:
             continue
         if page.mapcount != count:
-            # Who read the file goes on a little, and may touch a page for the first time: of its own, or of
-            # its program, which then is copied.
+            # The process that read the file keeps running, and may touch a page for the first time: its own,
+            # or one of its program, which is then copied.
             file = lookup.file(page)
             its_program = file is not None and (file.path or "").lstrip("/") == "probe"
             its_own = {m.pid for m in ReverseMap(kernel).mappings(page).found} == {probe}
-            assert abs(page.mapcount - count) == 1 and (its_own or its_program), f"{pfn:x}"
+            assert abs((page.mapcount or 0) - count) == 1 and (its_own or its_program), f"{pfn:x}"
 
 
 def test_reports(core: Core, kernel: Kernel, lookup: PageLookup, truth: Truth) -> None:
@@ -428,13 +430,15 @@ def test_reports(core: Core, kernel: Kernel, lookup: PageLookup, truth: Truth) -
     assert (row.pfn, row.type, row.physical) == (pfn, "anon", (pfn << 12) + 8)
     assert {(m.pid, m.address) for m in row.mappings or ()} >= {(pid, address)}
     assert row.direct is not None and row.page is not None
-    # The same page by all its names.
+    # The same page in all notations.
     for text in (f"{pfn << 12:x}", f"pfn:{pfn:x}", f"{row.page:x}", f"{row.direct:x}"):
         (other,) = page_report(kernel, [text]).tables[0].rows
         assert other.pfn == pfn, text
         assert other.mappings == row.mappings
     (searched,) = page_report(kernel, [f"pfn:{pfn:x}"], search=True).tables[0].rows
-    assert [(m.pid, m.address) for m in searched.mappings] == [(m.pid, m.address) for m in row.mappings or ()]
+    assert [(m.pid, m.address) for m in searched.mappings or ()] == [
+        (m.pid, m.address) for m in row.mappings or ()
+    ]
     document = json.loads(render(report, "json"))
     assert document["schema"] == "kvintro.page/1"
     assert document["pages"][0]["mappings"][0]["comm"] in ("kv-memory", "kv-child")
@@ -450,9 +454,9 @@ def test_slab_objects(kernel: Kernel, lookup: PageLookup) -> None:
     address = int(find_task(kernel.prog, 1).value_())
     (row,) = page_report(kernel, [f"{address + 0x10:x}"]).tables[0].rows
     assert row.type == "slab"
-    assert row.slab.cache == "task_struct"
+    assert row.slab is not None and row.slab.cache == "task_struct"
     assert row.slab.object == address and row.slab.object_offset == 0x10
-    # drgn tells from the slab's lists, if it can find its way to them.
+    # drgn takes this from the slab's lists, if it can find them.
     assert row.slab.allocated in (True, None)
 
 
@@ -464,7 +468,7 @@ def test_tables_of_processes_are_page_tables(kernel: Kernel, lookup: PageLookup,
         root = root_of(kernel, mm_of(kernel, process))
         address = next(a for p, a in truth.entries if p == pid)
         for step in kernel.walk(address, root).steps:
-            # Tables above these were allocated without telling their struct pages until 6.14.
+            # Until 6.14, the struct pages of tables above these were not marked.
             if step.level <= 2:
                 assert lookup.kind(lookup.state(step.entry_address >> 12)) == "pgtable"
 
@@ -479,7 +483,7 @@ def test_aliases_list_processes_too(kernel: Kernel, truth: Truth, lookup: PageLo
 
 
 def test_what_is_no_page(kernel: Kernel, lookup: PageLookup) -> None:
-    report = page_report(kernel, ["pfn:3ffffffff", f"{kernel.geometry.guard_hole.start:x}"])
+    report = page_report(kernel, ["pfn:3ffffffff", f"{x86_form(kernel).guard_hole.start:x}"])
     assert [row.state for row in report.tables[0].rows] == ["no-struct-page", "unmapped"]
     assert report.negative
 
@@ -491,7 +495,7 @@ def test_what_is_no_page(kernel: Kernel, lookup: PageLookup) -> None:
 def test_a_damaged_tree_is_partial(
     core: Core, truth: Truth, lookup: PageLookup, kind: str, pointer: Any
 ) -> None:
-    """A tree that runs in a circle or points nowhere ends the search there; what was found before is kept."""
+    """A tree with a loop or an invalid pointer ends the search there; earlier results are kept."""
     kernel = open_kernel(Request(core=str(core.path)))
     pfn = truth.of(kind)[0][3]
     mapping = lookup.state(pfn).mapping & ~3
@@ -515,13 +519,13 @@ def test_a_damaged_tree_is_partial(
 @pytest.mark.parametrize(
     "text, what, remedy",
     [
-        ("pfn:zzz", "'zzz' is no page frame number", "its hex digits, as in pfn:1a2b3"),
-        ("pfn:", "'' is no page frame number", "its hex digits, as in pfn:1a2b3"),
-        ("pfn:init_task", "'init_task' is no page frame number", "its hex digits, as in pfn:1a2b3"),
-        ("pfn:fffffffffffff0000", "'fffffffffffff0000' is no page frame number", "its hex digits"),
-        ("phys:1000", "'phys:1000' is no address", "the hex digits alone, and --from physical"),
-        ("Virtual:1000", "'Virtual:1000' is no address", "the hex digits alone, and --from virtual"),
-        ("zzz:1000", "'zzz:1000' is no address", "hex digits, a symbol, or symbol+offset in hex"),
+        ("pfn:zzz", "'zzz' is not a page frame number", "its hex digits, as in pfn:1a2b3"),
+        ("pfn:", "'' is not a page frame number", "its hex digits, as in pfn:1a2b3"),
+        ("pfn:init_task", "'init_task' is not a page frame number", "its hex digits, as in pfn:1a2b3"),
+        ("pfn:fffffffffffff0000", "'fffffffffffff0000' is not a page frame number", "its hex digits"),
+        ("phys:1000", "'phys:1000' is not an address", "the hex digits alone, and --from physical"),
+        ("Virtual:1000", "'Virtual:1000' is not an address", "the hex digits alone, and --from virtual"),
+        ("zzz:1000", "'zzz:1000' is not an address", "hex digits, a symbol, or symbol+offset in hex"),
     ],
 )
 def test_what_is_no_page_is_said(kernel: Kernel, text: str, what: str, remedy: str) -> None:
@@ -537,5 +541,5 @@ def test_what_is_no_page_is_said(kernel: Kernel, text: str, what: str, remedy: s
 def test_prefixes_that_only_page_has(core: Core, command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["-c", str(core.path), command, "pfn:100"]) == 2
     what, remedy = capsys.readouterr().err.splitlines()
-    assert "'pfn:100' is no address" in what
+    assert "'pfn:100' is not an address" in what
     assert "--from pfn" in remedy

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The census of pages against what each kernel said of its own pages in the same boot.
+"""The census of pages against what each kernel reported about its own pages in the same boot.
 
-The kernel wrote these files one after the other and was then stopped: what it allocated and freed meanwhile,
-for reading them, is all that may differ, and every such difference has its reason below.
+The kernel wrote these files one after the other and was then stopped. Only pages that it allocated and freed
+meanwhile, in order to read the files, may differ; each such difference has its reason below.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ import gzip
 import json
 import re
 from collections import Counter
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Set, Tuple
 
 import numpy
 import pytest
 
+from kvintro.convert import levels
 from kvintro.errors import NotInDump, Unavailable
-from kvintro.kernel import Kernel, open_kernel
+from kvintro.kernels import Kernel
+from kvintro.opening import open_kernel
 from kvintro.queries.pages.census import PageCensus, Pages
 from kvintro.queries.pages.meaning import (
     KPF_ANON,
@@ -41,16 +43,17 @@ BUDDY, SLAB, MMAP, ANON, KSM = (1 << bit for bit in (KPF_BUDDY, KPF_SLAB, KPF_MM
 RESERVED = 1 << 32
 # REFERENCED, LRU and ACTIVE (include/uapi/linux/kernel-page-flags.h).
 LISTED = 1 << 2 | 1 << 5 | 1 << 6
-# What a page changes in when it is written, unmapped, or freed and taken by another: up to COMPOUND_TAIL,
+# Flags that may change when a page is written, unmapped, or freed and allocated again: up to COMPOUND_TAIL,
 # PGTABLE, and from MLOCKED to OWNER_PRIVATE. HUGE, HWPOISON, NOPAGE, KSM, THP, OFFLINE, ZERO_PAGE and
 # RESERVED are not among these.
 EVERYDAY = (1 << 17) - 1 | 1 << 26 | 0x1F << 33
-#: By how much the lists of CPUs may be filled or emptied at once: batches, doubled as often as
-#: CONFIG_PCP_BATCH_SCALE_MAX says (mm/page_alloc.c:nr_pcp_alloc and nr_pcp_free; its default since 6.7).
+#: How much the lists of CPUs may be filled or emptied at once: batches, doubled CONFIG_PCP_BATCH_SCALE_MAX
+#: times (mm/page_alloc.c:nr_pcp_alloc and nr_pcp_free; its default since 6.7).
 _SCALE = 1 << 5
 #: Pages that a CPU collects before it puts them on a list of reclaim (PAGEVEC_SIZE, include/linux/pagevec.h).
 _COLLECTED = 31
-#: The program that writes the truth has a few pages, and touches the last of them when it has written all.
+#: The program that writes the truth has a few pages, and touches the last ones after it has written
+#: everything.
 _OF_PROGRAM = 8
 OTHERWISE = "used otherwise since"
 TAKEN = "taken from a CPU's list since"
@@ -72,12 +75,13 @@ def zoneinfo(core: Core) -> Dict[Tuple[int, str], str]:
 
 
 def numbers_of(block: str, name: str) -> List[int]:
-    """A value of each CPU in a block of zoneinfo."""
+    """The values of each CPU in a block of zoneinfo."""
     return [int(value) for value in re.findall(rf"{name}: +(\d+)", block)]
 
 
 def lists(core: Core, *zones: Tuple[int, str]) -> int:
-    """Pages that all CPUs' lists together take from the free blocks of zones, or give back to them, at once.
+    """The number of pages that the lists of all CPUs take from free blocks of zones, or return to them, at
+    once.
 
     By the kernel's own batches; of all zones if none is named.
     """
@@ -86,13 +90,13 @@ def lists(core: Core, *zones: Tuple[int, str]) -> int:
 
 
 def cpus(core: Core) -> int:
-    """How many CPUs the guest had."""
+    """The number of CPUs of the guest."""
     return len(re.findall(r"^processor", core.truth("cpuinfo"), re.M))
 
 
 @pytest.fixture(scope="module", params=("auto", "none"), ids=("types", "no-types"))
 def reader(request: pytest.FixtureRequest, core: Core, kernel: Kernel) -> Kernel:
-    """The core with its types, and as if it had none: then VMCOREINFO tells pages apart."""
+    """The core with its types, and without them: then VMCOREINFO distinguishes pages."""
     if request.param == "none":
         return open_kernel(Request(core=str(core.path), types="none"))
     if kernel.source.types == "none":
@@ -121,7 +125,7 @@ def words(core: Core, name: str) -> "numpy.ndarray[Any, Any]":
 
 @pytest.fixture(scope="module")
 def ours(pages: Pages) -> "Tuple[numpy.ndarray[Any, Any], List[str]]":
-    """What we say of each page: as in /proc/kpageflags, and its type."""
+    """kvintro's flags of each page, as in /proc/kpageflags, and its type."""
     nothing = 1 << KPF_NOPAGE if pages.form.tells_nopage else 0
     nothing &= ~pages.form.unknown_flags
     flags = numpy.full(pages.sections.end, nothing, numpy.uint64)
@@ -139,10 +143,10 @@ def ours(pages: Pages) -> "Tuple[numpy.ndarray[Any, Any], List[str]]":
 
 
 def _without_mistake(truth: "numpy.ndarray[Any, Any]") -> "Tuple[numpy.ndarray[Any, Any], int]":
-    """The kernel's words, and the bits of them that can't be compared.
+    """The kernel's words, and the bits in them that cannot be compared.
 
     fs/proc/page.c compares mapping with PAGE_MAPPING_KSM by &, so that from 6.10 on every anonymous page
-    looks like KSM's, until that was put right. We say what the page is.
+    looks like KSM's, until this was fixed. kvintro shows the true type.
     """
     anonymous = truth[truth & numpy.uint64(ANON) != 0]
     mistaken = bool(len(anonymous)) and bool((anonymous & numpy.uint64(KSM) != 0).all())
@@ -152,7 +156,7 @@ def _without_mistake(truth: "numpy.ndarray[Any, Any]") -> "Tuple[numpy.ndarray[A
 def _reason(truth: int, mine: int, kind: str) -> str:
     """Why a page may differ; empty for no reason.
 
-    :param kind: what we say that it is.
+    :param kind: kvintro's type of the page.
     """
     change = truth ^ mine
     if change & ~(LISTED | 1 << KPF_IDLE) == 0:
@@ -177,10 +181,10 @@ def test_every_page_is_as_proc_kpageflags_says(
 ) -> None:
     truth = words(core, "kpageflags")
     mine = ours[0]
-    # What is said to be unknown is not compared; all else is.
+    # Flags that are reported as unknown are not compared; all others are.
     truth = truth & ~numpy.uint64(pages.form.unknown_flags)
     if pages.zero_unknown:
-        # It is said that the zero pages are not known; all else of them is.
+        # The zero pages are reported as unknown; their other flags are known.
         truth = truth & ~numpy.uint64(1 << KPF_ZERO_PAGE)
     # The kernel's file ends with a section, ours with memory. Up to 5.10 there are struct pages for the rest.
     behind = {0, 1 << KPF_NOPAGE & ~pages.form.unknown_flags, RESERVED}
@@ -192,7 +196,7 @@ def test_every_page_is_as_proc_kpageflags_says(
         reason = _reason(int(truth[pfn]), int(mine[pfn]), ours[1][pfn])
         assert reason, f"{pfn:x}: kernel {kpf_long(int(truth[pfn]))}; we {kpf_long(int(mine[pfn]))}"
         reasons[reason] += 1
-    # What moved is little; a misread flag would show on thousands.
+    # Few pages changed; a misread flag would affect thousands.
     batches = sum(reasons.pop(name, 0) for name in (FREE, GIVEN, TAKEN))
     assert batches <= lists(core), (batches, reasons)
     assert reasons.pop(PROGRAM, 0) <= _OF_PROGRAM, reasons
@@ -205,13 +209,13 @@ def test_every_page_is_as_proc_kpageflags_says(
 def test_census_adds_up_to_the_same_classes(
     core: Core, census: PageCensus, ours: "Tuple[numpy.ndarray[Any, Any], List[str]]"
 ) -> None:
-    """Counted in bulk and page by page it is the same."""
+    """Counting in bulk and page by page gives the same result."""
     flags, types = ours
     assert census.by(lambda g: g.type) == Counter(t for t in types if t != "nopage")
     there = Counter(f for f, t in zip(flags.tolist(), types) if t != "nopage")
     assert census.by(lambda g: g.kpageflags) == there
     assert sum(census.groups.values()) == census.total
-    # 7.x shows page frames that there are none of as 0; none shows those of devices, or not put online.
+    # 7.x shows page frames that do not exist as 0; no kernel shows those of devices, or those not put online.
     hidden = sum(n for g, n in census.groups.items() if g.node is None or g.type == "device")
     assert census.total - hidden <= int((words(core, "kpageflags") != 1 << KPF_NOPAGE).sum())
     assert not census.limited
@@ -224,18 +228,18 @@ def test_census_adds_up_to_the_same_classes(
 def test_types_follow_from_the_kernels_flags(
     core: Core, ours: "Tuple[numpy.ndarray[Any, Any], List[str]]"
 ) -> None:
-    """What we call a page, against the bits that the kernel gave it, by a rule that is not ours."""
+    """kvintro's type of each page, against the kernel's bits, by an independent rule."""
     truth = words(core, "kpageflags").tolist()
     moved = 0
     for flags, kind in zip(truth, ours[1]):
         if kind in ("nopage", "device"):
-            continue  # the kernel shows neither
+            continue  # the kernel does not show these
         names = set(kpf_long(int(flags)).split(","))
         expected = {
             "free": "buddy" in names,
             "slab": "slab" in names,
             "pgtable": "pgtable" in names,
-            # VMCOREINFO does not name page tables; of the others there is none, or the kernel shows none.
+            # VMCOREINFO does not name page tables; the others do not exist, or the kernel does not show them.
             "unnamed_type": "pgtable" in names,
             "offline": "offline" in names or flags in (0, 1 << KPF_NOPAGE),
             "hugetlb": "huge" in names and "mmap" in names,
@@ -249,8 +253,48 @@ def test_types_follow_from_the_kernels_flags(
         else:
             moved += any(v for k, v in expected.items() if k not in ("hugetlb", "anon", "offline"))
             moved += "offline" in names
-    # As many as may differ in their flags, by the same reasons.
+    # At most as many as may differ in their flags, for the same reasons.
     assert moved <= lists(core) + 2 * _COLLECTED * cpus(core) + 2 * _OF_PROGRAM
+
+
+def left_out_by_kpageflags(names: Set[str], level: int) -> bool:
+    """The levels as in makedumpfile's manual, by the kernel's own flags of a page."""
+    anonymous = "anonymous" in names and "slab" not in names
+    cache = bool(names & {"lru", "swapcache"}) and not anonymous
+    if "buddy" in names:
+        return bool(level & levels.FREE)
+    if cache and (level & levels.CACHE_PRIVATE or (level & levels.CACHE and "private" not in names)):
+        return True
+    if (anonymous or "huge" in names) and level & levels.USER:
+        return True
+    return bool(names & {"hwpoison", "offline"})
+
+
+@pytest.mark.parametrize("level", [levels.CACHE, levels.CACHE_PRIVATE, levels.USER, levels.FREE, 31])
+def test_what_a_level_leaves_out(
+    core: Core, reader: Kernel, pages: Pages, ours: "Tuple[numpy.ndarray[Any, Any], List[str]]", level: int
+) -> None:
+    """Compare page by page all pages that did not change between the truth and the dump."""
+    mine, types = ours
+    shared = ~numpy.uint64(pages.form.unknown_flags | 1 << KPF_ZERO_PAGE)
+    truth, mistaken = _without_mistake(words(core, "kpageflags"))
+    end = min(len(truth), len(mine))
+    same = (truth[:end] ^ mine[:end]) & shared & ~numpy.uint64(mistaken) == 0
+    found = numpy.zeros(len(mine) + 1, bool)
+    for frames in levels.left_out(reader, level, levels.unwatched).values():
+        for first, behind in frames:
+            found[first:behind] = True
+    head: Set[str] = set()
+    compared: Counter[bool] = Counter()
+    for pfn, flags in enumerate(truth[:end].tolist()):
+        names = set(kpf_long(int(flags)).split(","))
+        # Before 6.10 a tail shows its own flags; the whole compound page is left out.
+        head = head if "compound_tail" in names else names
+        if same[pfn] and types[pfn] not in ("offline", "uninitialised", "nopage", "device"):
+            expected = left_out_by_kpageflags(names | head, level)
+            assert bool(found[pfn]) is expected, f"{pfn:x}: {sorted(names | head)}"
+            compared[expected] += 1
+    assert compared[True] > 300 and compared[False] > 5000, compared
 
 
 def test_free_blocks_are_those_of_buddyinfo(core: Core, census: PageCensus) -> None:
@@ -266,17 +310,17 @@ def test_free_blocks_are_those_of_buddyinfo(core: Core, census: PageCensus) -> N
         mine = blocks.pop(zone, Counter())
         pages = sum(n << order for order, n in enumerate(truth))
         found = sum(n << order for order, n in mine.items())
-        # CPUs' lists are drained into the free blocks from time to time.
+        # The CPUs' lists are drained into the free blocks from time to time.
         assert abs(pages - found) <= lists(core, zone), line
         # A page taken from the largest block leaves a block of every order below it: 11 for each CPU.
         assert sum(abs(mine[order] - n) for order, n in enumerate(truth)) <= 11 * cpus(core), line
     assert not blocks
 
 
-#: What the shipped cores' kernels did after their slabinfo, which later cores have once more at the very end:
-#: made inodes for the files of /proc that were read, and buffers for those with long records.
+#: Caches that grew after slabinfo in older cores (later cores read it again at the very end): inodes of files
+#: in /proc that were read, and buffers for files with long records.
 _READ_SINCE = {"proc_inode_cache": 3, "kmalloc-cg-8k": 1}
-#: And what KASAN's quarantine (mm/kasan/quarantine.c) held and gave back: names of files, buffers.
+#: Objects that KASAN's quarantine (mm/kasan/quarantine.c) held and returned: names of files, buffers.
 _QUARANTINED = {"names_cache", "kmalloc-4k"}
 
 
@@ -341,9 +385,9 @@ def test_zones_are_those_of_zoneinfo(core: Core, pages: Pages, census: PageCensu
             assert (fact.spanned, fact.present, fact.managed) == tuple(
                 numbers[k] for k in ("spanned", "present", "managed")
             )
-        # Page frames come in steps of 2 MB, memory or not.
+        # Page frames come in steps of 2 MB, whether they are memory or not.
         assert counted[node, zone] >= numbers["present"]
-        # What each CPU has counted and not added yet (mm/vmstat.c:zone_page_state) differs on top.
+        # Counts that the CPUs have not yet added (mm/vmstat.c:zone_page_state) also differ.
         slack = sum(numbers_of(block, "vm stats threshold"))
         assert abs(free[node, zone] - numbers["free"]) <= lists(core, (node, zone)) + slack
 
@@ -351,9 +395,9 @@ def test_zones_are_those_of_zoneinfo(core: Core, pages: Pages, census: PageCensu
 def test_other_kinds_are_as_meminfo_says(core: Core, census: PageCensus) -> None:
     meminfo = {name: int(value) for name, value in re.findall(r"^(\S+): +(\d+)", core.truth("meminfo"), re.M)}
     kinds = census.by(lambda g: g.type)
-    # meminfo adds up the nodes' counters, not what each CPU still has to add to them.
+    # meminfo sums the nodes' counters, without the counts that the CPUs have not yet added.
     more = (kinds["anon"] + kinds["thp"] + kinds["ksm"]) * 4 - meminfo["AnonPages"]
-    # Anonymous pages that only the swap cache has are no AnonPages any more.
+    # Anonymous pages that only the swap cache has are no longer AnonPages.
     # That is at most what zoneinfo calls the threshold, of each CPU and node.
     slack = 4 * sum(sum(numbers_of(block, "vm stats threshold")) for block in zoneinfo(core).values())
     assert -slack <= more <= slack + meminfo["SwapCached"]
@@ -362,7 +406,7 @@ def test_other_kinds_are_as_meminfo_says(core: Core, census: PageCensus) -> None
         "Hugepagesize"
     ]
     assert kinds["hugetlb_free"] * 4 == meminfo["HugePages_Free"] * meminfo["Hugepagesize"]
-    # PageTables leaves out those of the kernel itself.
+    # PageTables excludes those of the kernel itself.
     assert (kinds["pgtable"] + kinds["unnamed_type"]) * 4 >= meminfo["PageTables"] - 256
 
 
@@ -370,7 +414,7 @@ def test_report(reader: Kernel, pages: Pages, census: PageCensus) -> None:
     document = json.loads(render(pages_report(reader), "json"))
     assert document["schema"] == "kvintro.pages/1"
     assert document["total"] == sum(document["by_type"].values())
-    # Memory that was not put online belongs nowhere yet.
+    # Memory that was not put online does not belong to a zone yet.
     placed = document["total"] - census.by(lambda g: g.node)[None]
     assert placed == sum(document["by_zone"].values()) == sum(document["by_node"].values())
     assert document["by_type"] == census.by(lambda g: g.type)
@@ -386,7 +430,7 @@ def test_report(reader: Kernel, pages: Pages, census: PageCensus) -> None:
 @pytest.mark.parametrize("by", BREAKDOWNS)
 def test_every_breakdown_renders(reader: Kernel, pages: Pages, by: str) -> None:
     if by == "cache" and pages.form.lacks:
-        with pytest.raises(Unavailable, match="which slab cache"):
+        with pytest.raises(Unavailable, match="the slab cache of a page"):
             pages_report(reader, by=by)
         return
     report = pages_report(reader, by=by, top=3)
@@ -403,8 +447,8 @@ def test_a_part_is_a_part(reader: Kernel, census: PageCensus) -> None:
         report = pages_report(reader, where=where)
         halves.update(report.extra["by_type"])
     assert halves == census.by(lambda g: g.type)
-    assert parse_range("1000-2001") == (1, 3)
-    assert parse_range("0x1000+0x1000") == (1, 2)
+    assert parse_range("1000-2001", 12) == (1, 3)
+    assert parse_range("0x1000+0x1000", 12) == (1, 2)
 
 
 def test_a_compressed_dump_says_the_same(core: Core, pages: Pages, census: PageCensus) -> None:
@@ -420,7 +464,7 @@ def test_a_compressed_dump_says_the_same(core: Core, pages: Pages, census: PageC
 def test_struct_pages_that_are_missing_are_counted_as_missing(
     reader: Kernel, pages: Pages, census: PageCensus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is decoded from what is not there, and nothing else is lost."""
+    """Missing struct pages are not decoded, and no others are lost."""
     gone = set()
     low, high = pages.sections.ranges[-1]
     for pfn in (0x1000, 0x1040, low + (high - low) // 4 * 3):
@@ -442,7 +486,7 @@ def test_struct_pages_that_are_missing_are_counted_as_missing(
     kinds, before = found.by(lambda g: g.type), census.by(lambda g: g.type)
     assert kinds["not_in_dump"] == found.missing
     assert sum(kinds.values()) == census.total
-    # Tails of a free block whose head is missing are no longer known to be in one.
+    # Tails of a free block whose head is missing are no longer known to be free.
     assert sum(abs(kinds[k] - before[k]) for k in before) <= found.missing + 3 * 1024
     report = pages_report(reader)
     assert report.partial

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Progress bars: on a terminal, of what takes longer than a second, and nothing is left of them."""
+"""Progress bars: on a terminal, for work of more than a second, and without traces afterwards."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ import pytest
 
 from tests.conftest import VMCORES
 
+#: Of the built cores; tests/conftest.py chooses them.
+ONE_OF_EACH_SERIES = ("amd64", "arm64")
+
 CORE = str(VMCORES / "debian-6.12" / "core.kdump")
 
-# Bars are waited for, not slept for: how late a timer comes says something about the machine.
+# Wait for bars instead of sleeping, because the delay of a timer depends on the machine.
 ITEMS = """
 import sys, time
 from kvintro import commands
@@ -34,7 +37,7 @@ for item in commands.watched(["one", "two", "three"], "part"):
     {then}
 """
 
-# A bar comes at once, and is waited for: it is the command that must have one.
+# The bar appears at once, and the test waits for it: the command must show one.
 AT_ONCE = """
 import sys, time
 from kvintro import cli, commands
@@ -51,7 +54,7 @@ sys.exit(cli.main(sys.argv[1:]))
 
 
 def on_a_terminal(code: str, *arguments: str, columns: int = 60) -> Tuple[int, List[Tuple[float, str]]]:
-    """Exit status, and what was written to standard error with the seconds since the start."""
+    """Exit status, and the writes to standard error with the seconds since the start."""
     leader, follower = pty.openpty()
     fcntl.ioctl(leader, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     started = time.monotonic()
@@ -76,7 +79,7 @@ def on_a_terminal(code: str, *arguments: str, columns: int = 60) -> Tuple[int, L
 
 
 def screen(text: str, columns: int = 60) -> Tuple[str, int, int]:
-    """The last line that a terminal shows, the column of its cursor, and the longest line there was."""
+    """The last line on a terminal, the column of its cursor, and the longest line so far."""
     line = [" "] * columns
     column = longest = 0
     for character in text:
@@ -101,7 +104,7 @@ def test_what_takes_long_has_a_bar_that_goes_away(columns: int) -> None:
     text = "".join(part for _, part in written)
     if columns != 20:
         assert "three" in text and "2/3 parts" in text
-    # A serial console says 0; 80 is what those have.
+    # A serial console reports 0 columns; these have 80.
     last, column, longest = screen(text, columns or 80)
     assert (last, column) == ("", 0)
     assert 0 < longest < (columns or 80)
@@ -112,7 +115,7 @@ def test_what_is_quick_has_none() -> None:
 
 
 def test_an_error_comes_behind_it() -> None:
-    """What is raised meanwhile is on a line of its own."""
+    """An error during a bar is on a separate line."""
     code, written = on_a_terminal(ITEMS.format(delay=0.1, wait=True, then="raise SystemExit('it broke')"))
     assert code == 1
     text = "".join(part for _, part in written)
@@ -142,7 +145,7 @@ def test_commands(arguments: List[str]) -> None:
 
 
 def test_searching_memory(tmp_path: Path) -> None:
-    """Memory without a note is looked through for VMCOREINFO, however much there is of it."""
+    """The search of memory without a note for VMCOREINFO has a bar."""
     path = tmp_path / "memory.raw"
     path.write_bytes(b"\x01" * (12 << 20))
     code, written = on_a_terminal(AT_ONCE, "-c", str(path), "info", columns=200)

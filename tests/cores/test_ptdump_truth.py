@@ -12,14 +12,14 @@ from typing import List, Set, Tuple
 import pytest
 
 from kvintro.errors import KvintroError
-from kvintro.kernel import Kernel
-from kvintro.model import AddressRange
+from kvintro.kernels import Kernel
+from kvintro.model import AddressRange, Root
 from kvintro.queries.roots import efi_root, kernel_root, process_root, user_half
-from kvintro.regions import Root
 from kvintro.render import render_stream
 from kvintro.reports.ptdump import ptdump
 from tests.conftest import Core
 
+ARCHITECTURES = ("amd64", "arm64")
 KERNEL_HALF = 1 << 63
 LINE = re.compile(r"0x([0-9a-f]{16})-0x([0-9a-f]{16})\s+\d+[BKMGTPE] (.*)")
 
@@ -36,22 +36,29 @@ def words(core: Core, name: str) -> str:
 
 
 def prober(core: Core, kernel: Kernel) -> Root:
-    """The process that read the current_* files, and waits since."""
+    """The process that read the current_* files, and has waited since then."""
     return process_root(kernel, int(core.truth("probe")))
 
 
 def test_kernel(core: Core, kernel: Kernel) -> None:
-    assert text_of(kernel, kernel_root(kernel)) == words(core, "kernel")
+    expected, found = words(core, "kernel"), text_of(kernel, kernel_root(kernel))
+    if expected.startswith("0x0000000000000000-") and core.architecture == "arm64":
+        # 5.10 leaves the level of pg_state 0, so that note_page() treats the first entry as a change: the
+        # first line begins at 0, and has no heading.
+        expected, found = expected.partition("\n")[2], found.split("\n", 2)[2]
+    assert found == expected
 
 
 def test_efi(core: Core, kernel: Kernel) -> None:
-    expected = words(core, "efi")
+    # If user addresses end with the tables, arm64's last heading has no lines after it. kvintro omits it.
+    expected = re.sub(r"(?<=\n)---\[ UEFI runtime end \]---\n\Z", "", words(core, "efi"))
     assert text_of(kernel, efi_root(kernel)) == expected
 
 
 def halves(text: str) -> Tuple[List[str], List[str]]:
     """Lines of the user half and of the kernel half."""
-    user, kernel = [], []
+    user: List[str] = []
+    kernel: List[str] = []
     target = user
     for line in text.splitlines():
         if line == "---[ Kernel Space ]---":
@@ -61,7 +68,7 @@ def halves(text: str) -> Tuple[List[str], List[str]]:
 
 
 def pages(lines: List[str]) -> Set[Tuple[int, str]]:
-    """Each 4K page of the user half that is mapped, with its rights."""
+    """Each mapped 4K page of the user half, with its rights."""
     found = set()
     for line in lines:
         match = LINE.fullmatch(line)
@@ -80,15 +87,17 @@ def test_process(core: Core, kernel: Kernel, name: str) -> None:
     their_user, their_kernel = halves(expected)
     our_user, our_kernel = halves(found)
     assert our_kernel == their_kernel
-    # The reader itself ran on between the print and the dump, and touched pages of its own that it had not
-    # touched before. It gave none back, and nothing else writes to its half.
+    # The reader kept running between the listing and the dump, and touched some of its pages for the first
+    # time. It freed none, and nothing else writes to its half.
     before, after = pages(their_user), pages(our_user)
     assert before - after == set()
     assert len(after - before) < 64
 
 
 def test_the_two_halves_of_efi_and_kernel_agree_where_both_have_something(core: Core, kernel: Kernel) -> None:
-    """efi_mm has the kernel's own entries above the direct map's start: same text, but for the EFI region."""
+    """efi_mm has the kernel's own entries from the direct map on: the same text, except the EFI region."""
+    if not kernel.form.shared_root:
+        pytest.skip("efi_mm has no entries of the kernel's half")
     try:
         root = efi_root(kernel)
     except KvintroError as error:

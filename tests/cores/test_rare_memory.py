@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Memory of rare kinds: broken by a machine check, KFENCE's, of a device, plugged in, given to a balloon.
+"""Rare kinds of memory: broken by a machine check, KFENCE's, of a device, plugged in, in a balloon.
 
-What it is the guest said, page by page; what is mapped, the emulator's MMU.
+The guest reported the kind of each page, and the emulator's MMU shows what is mapped.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any, Dict, Iterable, Optional, Set
 import numpy
 import pytest
 
-from kvintro.kernel import Kernel
+from kvintro.kernels import Kernel
 from kvintro.queries.pages.census import Pages
 from kvintro.queries.pages.meaning import KPF_BUDDY, KPF_HWPOISON, KPF_OFFLINE, KPF_PGTABLE
 from kvintro.readers.kfence import kfence_pool
 from kvintro.readers.structures import size_of
-from kvintro.regions import direct_map, kernel_image
+from kvintro.regions import direct_map_reasons, kernel_image
 from kvintro.render import render
 from kvintro.reports.identify import identify
 from kvintro.reports.page import page_report
@@ -43,14 +43,14 @@ BLOCK = 128 << 20
 
 @pytest.fixture(scope="module", autouse=True)
 def rare(core: Core) -> None:
-    """Guests of another kind have none of this."""
+    """Other guests do not have this memory."""
     if not core.meta.get("rare"):
         pytest.skip("a guest with ordinary memory")
 
 
 @pytest.fixture(scope="module")
 def holes(kernel: Kernel) -> Dict[int, str]:
-    """Why each page of RAM is missing from the direct map, by its address there."""
+    """The reason why each page of RAM is missing from the direct map, by address."""
     found: Dict[int, str] = {}
     for row in document(kernel, "direct_map")["holes"]:
         if not row["why"].startswith("no RAM"):
@@ -61,7 +61,7 @@ def holes(kernel: Kernel) -> Dict[int, str]:
 
 @pytest.fixture(scope="module")
 def emulator(core: Core) -> Dict[int, Optional[str]]:
-    """Where QEMU's walk takes addresses, None where nowhere."""
+    """The physical addresses from QEMU's walk; None if unmapped."""
     return {int(virtual, 16): where for virtual, where in json.loads(core.truth("gva2gpa.json")).items()}
 
 
@@ -73,7 +73,7 @@ def flags(core: Core) -> Any:
 
 @pytest.fixture(scope="module")
 def fence(core: Core) -> Fence:
-    """KFENCE's pool in the guest's words."""
+    """KFENCE's pool as the guest reported it."""
     found = fence_of(core)
     assert found is not None
     return found
@@ -89,7 +89,7 @@ def page_rows(kernel: Kernel, frame: int) -> Any:
 
 
 def test_every_missing_page_has_its_reason(holes: Dict[int, str], emulator: Dict[int, Optional[str]]) -> None:
-    """Of all pages that either of us asked about, and none is missing for no reason."""
+    """This covers all pages that kvintro or the guest lists, and no page is missing without a reason."""
     reasons = {"hwpoison", "memfd_secret", "KFENCE guard", "KFENCE object, freed"}
     assert set(holes.values()) == reasons
     asked = [address for address in holes if address in emulator]
@@ -117,7 +117,7 @@ def test_broken_pages(
         assert row["type"] == "hwpoison" and "hwpoison" in row["flags"] and row["direct"] is None
         assert row["notes"] == ["not in the direct map: hwpoison"]
         assert row["mappings"] in ([], None)
-    # The process that had one of them has an entry that says so instead.
+    # The process that had one of them has an entry that says so in its place.
     match = re.search(r"^(\d+) \S+ machine_check (\w+)", core.truth("workload"), re.M)
     assert match
     entry = re.search(rf"^{match[1]} {match[2]} (\w+)$", core.truth("pagemap"), re.M)
@@ -140,13 +140,14 @@ def test_fence_in_the_direct_map(
     expected = {"guard": "KFENCE guard", "freed": "KFENCE object, freed"}
     theirs = {at: expected[state] for at, state in fence.pages.items() if state in expected}
     assert {at: why for at, why in holes.items() if "KFENCE" in why} == theirs
-    assert set(fence.pages.values()) == {"guard", "freed", "allocated", "unused"}
+    # On a slow machine KFENCE may have used all its objects, so that none is "unused".
+    assert {"guard", "freed", "allocated"} <= set(fence.pages.values()) <= {*expected, "allocated", "unused"}
     for address, state in fence.pages.items():
         assert (emulator[address] is None) == (state in expected), hex(address)
 
 
 def test_fence_by_address(core: Core, kernel: Kernel, fence: Fence) -> None:
-    """Each object is told by its number, state, place and cache, wherever in it an address is."""
+    """Each object has its number, state, place and cache, for every address in it."""
     asked = list(fence.objects.items())[:: max(1, len(fence.objects) // 40)]
     for index, (page, first, last, cache) in asked:
         state = fence.pages[page]
@@ -178,16 +179,16 @@ def test_fence_by_address(core: Core, kernel: Kernel, fence: Fence) -> None:
 def test_fence_is_no_slab_cache(core: Core, kernel: Kernel, fence: Fence) -> None:
     report = pages_report(kernel, by="cache")
     objects = sum(state != "guard" for state in fence.pages.values())
-    assert f"{objects} pages that look like slabs are KFENCE's, and no cache's" in report.notes
+    assert f"{objects} pages that look like slabs belong to KFENCE, not to a cache" in report.notes
     known = {line.split()[0] for line in core.truth("slabinfo").splitlines()[2:]}
     assert not [note for note in report.notes if "no name" in note]
     names = {row.name for row in report.tables[0].rows}
-    # mm/slab_common.c:slab_show: but for caches that were put together with another one.
+    # mm/slab_common.c:slab_show, except for merged caches.
     assert len(names & known) > 50
 
 
 def test_fence_before_its_table_was_allocated(core: Core, kernel: Kernel) -> None:
-    """Before 6.6 ``kfence_metadata`` was the table, and no pointer to it."""
+    """Before 6.6 ``kfence_metadata`` was the table, not a pointer to it."""
     pool = kfence_pool(kernel)
     assert pool is not None
     size = size_of(kernel, "struct kfence_metadata") * len(pool.objects)
@@ -198,13 +199,13 @@ def test_fence_before_its_table_was_allocated(core: Core, kernel: Kernel) -> Non
         size,
         lambda at, count, offset, physical: table[offset : offset + count],
     )
-    overlay(older, older.symbol("__kfence_pool"), pool.start)  # the table covers it here
+    overlay(older, older.symbol("__kfence_pool"), pool.start)  # here the table overlaps it
     assert kfence_pool(older) == pool
 
 
 @pytest.mark.parametrize("spoiled", WILD)
 def test_damaged_fence(core: Core, spoiled: str, fence: Fence) -> None:
-    """What is known no longer is not guessed."""
+    """Data that is lost is not guessed."""
     kernel = fresh(core)
     overlay(kernel, kernel.symbol("kfence_metadata"), WILD[spoiled])
     found = document(kernel, "direct_map")
@@ -220,18 +221,18 @@ def test_damaged_fence(core: Core, spoiled: str, fence: Fence) -> None:
 def test_what_debug_pagealloc_takes_out(
     core: Core, kernel: Kernel, flags: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No kernel of the lab has it, so pages are taken out here: one that is free, and one of the init part.
+    """No kernel of the lab has it, so the test unmaps pages: one that is free, and one of the init part.
 
-    One in use, which it would not take, is missing for a reason that is not known.
+    A page in use, which it would not unmap, is missing for an unknown reason.
     """
-    base = kernel.page_offset_base.value
+    base = kernel.linear_offset.value
     init = next(row for row in document(kernel, "kernel_image")["sections"] if row["name"] == "init")
     start = number(init["physical"])
     free = [pfn * PAGE for pfn in sorted(frames(flags, KPF_BUDDY))]
     used = [pfn * PAGE for pfn in sorted(frames(flags, KPF_PGTABLE))]
 
     def choose(candidates: Iterable[int], in_use: bool) -> int:
-        """What is freed here is in use again or free, but there it is neither."""
+        """Freed memory is free or in use again on this kernel, but under debug_pagealloc it is neither."""
         small = (at for at in candidates if kernel.walk(base + at).steps[-1].level == 1)
         return next(at for at in small if bool(page_rows(kernel, at // PAGE)["refcount"]) is in_use)
 
@@ -246,18 +247,18 @@ def test_what_debug_pagealloc_takes_out(
             step = kernel.walk(base + at).steps[-1]
             assert step.value is not None
             overlay(without, step.entry_address, step.value & ~1, physical=True)
-        monkeypatch.setattr(direct_map, "debug_pagealloc", lambda kernel, on=on: on)
+        monkeypatch.setattr(direct_map_reasons, "debug_pagealloc", lambda kernel, on=on: on)
         found = document(without, "direct_map")["holes"]
         told = {number(row["physical"]): row["why"] for row in found if number(row["physical"]) in chosen}
         assert told == (chosen if on else dict.fromkeys(chosen, list(chosen.values())[-1]))
 
 
 def test_freed_parts_under_debug_pagealloc(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It leaves no part that was freed in the image, with or without page-table isolation."""
+    """Freed parts are unmapped from the image, with or without page-table isolation."""
     monkeypatch.setattr(kernel_image, "debug_pagealloc", lambda kernel: True)
     rows = {row.name: row for row in kernel_image.sections(kernel)}
     assert rows["init"].expected == "" and rows["init"].problem is None
-    assert rows[kernel_image.LOCKS].problem is None
+    assert rows["behind init"].problem is None
 
 
 def test_memory_of_a_device(core: Core, kernel: Kernel, flags: Any) -> None:
@@ -276,7 +277,7 @@ def test_memory_of_a_device(core: Core, kernel: Kernel, flags: Any) -> None:
 
 
 def test_plugged_memory(core: Core, kernel: Kernel) -> None:
-    """Blocks of memory by their states in /sys/devices/system/memory."""
+    """Blocks of memory, against their states in /sys/devices/system/memory."""
     pages = Pages(kernel)
     states: Dict[str, Set[str]] = {}
     for line in core.truth("memory-blocks").splitlines():
@@ -298,7 +299,7 @@ def test_plugged_memory(core: Core, kernel: Kernel) -> None:
 
 
 def test_memory_in_a_balloon(core: Core, kernel: Kernel, flags: Any) -> None:
-    """QEMU's own count of what it has got; the kernel marks each page."""
+    """Against QEMU's own count of the balloon; the kernel marks each page."""
     whole = core.meta["memory_mb"] + 2 * (BLOCK >> 20) << 20
     given = (whole - core.meta["balloon_leaves"]) // PAGE
     assert given > 1000

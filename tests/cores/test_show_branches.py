@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Structures that differ between kernels: the cores of the matrix have both forms of each, so that the other
-tests of `show` have run both branches."""
+tests of `show` run both branches."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from typing import Callable, Dict
 
 import pytest
 
-from kvintro.kernel import Kernel, open_kernel
+from kvintro.kernels import Kernel
+from kvintro.opening import open_kernel
 from kvintro.readers.structures import has_member
 from kvintro.source import Request
 from tests.conftest import VMCORES, Core
+
+ARCHITECTURES = ("amd64", "arm64")
+SHIPPED_ONLY = ("arm64",)
 
 
 def _symbol(name: str) -> Callable[[Kernel], bool]:
@@ -22,7 +26,7 @@ def _member(type_name: str, member: str) -> Callable[[Kernel], bool]:
     return lambda kernel: has_member(kernel, f"struct {type_name}", member)
 
 
-#: What decides in kvintro/regions and kvintro/readers.
+#: The conditions in kvintro/regions and kvintro/readers.
 BRANCHES: Dict[str, Callable[[Kernel], bool]] = {
     "vmalloc areas by node": _symbol("vmap_nodes"),
     "vmalloc areas in one list": _symbol("vmap_area_list"),
@@ -48,7 +52,7 @@ BRANCHES: Dict[str, Callable[[Kernel], bool]] = {
 
 @pytest.fixture(scope="module")
 def taken() -> Dict[str, Dict[str, bool]]:
-    """By branch: which form each kernel has."""
+    """For each branch, the form that each kernel has."""
     found: Dict[str, Dict[str, bool]] = {name: {} for name in BRANCHES}
     releases = set()
     for meta in sorted(VMCORES.glob("built/*/meta.json")):

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""`show` on structures that were spoiled, where the tests of a region do not spoil them themselves: what can
-be had is shown, a note says what is missing, the exit code is 4, and it ends."""
+"""`show` on damaged structures, if the tests of a region do not damage them: it shows the readable part, a
+note says what is missing, the exit status is 4, and it ends."""
 
 from __future__ import annotations
 
@@ -9,22 +9,27 @@ from typing import Callable, Dict, Iterator, Tuple
 
 import pytest
 
-from kvintro.cli import exit_code
+from kvintro.delivery import exit_code
 from kvintro.errors import Unavailable
-from kvintro.kernel import Kernel
-from kvintro.readers.structures import offset_of, per_cpu_address, pointer_at, size_of
-from kvintro.regions import Asked
+from kvintro.kernels import Kernel
+from kvintro.model import Asked
+from kvintro.readers.cpus import per_cpu_address
+from kvintro.readers.structures import offset_of, pointer_at, size_of
 from kvintro.reports.show import Selection, show
 from tests.conftest import Core
 from tests.cores.showing import WILD, fresh, overlay
 from tests.timing import allowed
 
-#: (region, address of the eight bytes to spoil, value that makes a loop, or no sense where nothing can loop)
+#: Of the built cores; tests/conftest.py chooses them.
+ONE_OF_EACH_SERIES = ("amd64", "arm64")
+
+#: (region, address of the eight bytes to overwrite, value that makes a loop or, if there can be none, is
+#: invalid)
 Place = Tuple[str, int, int]
 
 
 def resources(kernel: Kernel) -> Place:
-    """The second line of /proc/iomem leads back to the first."""
+    """The second entry of /proc/iomem points back to the first."""
     offset = {name: offset_of(kernel, "struct resource", name) for name in ("child", "sibling")}
     first = pointer_at(kernel, kernel.symbol("iomem_resource") + offset["child"])
     second = pointer_at(kernel, first + offset["sibling"])
@@ -52,7 +57,7 @@ def _of_a_list(kernel: Kernel, heads: Iterator[int]) -> Place:
 
 
 def lazily_freed(kernel: Kernel) -> Place:
-    """Areas that were freed; before 5.11 they were chained in another way."""
+    """Freed areas; before 5.11 they were linked differently."""
     if kernel.find_symbol("vmap_purge_list") is not None and kernel.find_symbol("vmap_nodes") is None:
         first = pointer_at(kernel, kernel.symbol("vmap_purge_list"))
         if not first:
@@ -66,7 +71,7 @@ def free_areas(kernel: Kernel) -> Place:
 
 
 def efi_map(kernel: Kernel) -> Place:
-    """Where EFI's descriptors are."""
+    """The address of EFI's descriptors."""
     if kernel.find_symbol("efi") is None:
         pytest.skip("CONFIG_EFI is off")
     at = kernel.symbol("efi") + offset_of(kernel, "struct efi", "memmap")
@@ -74,7 +79,7 @@ def efi_map(kernel: Kernel) -> Place:
 
 
 def efi_count(kernel: Kernel) -> Place:
-    """How many they are; its two words are an int and the size of each."""
+    """The number of descriptors; the two words are an int and the size of each."""
     _, at, _ = efi_map(kernel)
     at += offset_of(kernel, "struct efi_memory_map", "nr_map") - offset_of(
         kernel, "struct efi_memory_map", "map"
@@ -89,7 +94,7 @@ def espfix_stack(kernel: Kernel) -> Place:
 
 
 def node_data(kernel: Kernel) -> Place:
-    """Where the first node keeps its zones."""
+    """The zones of the first node."""
     if kernel.find_symbol("node_data") is None:
         pytest.skip("without CONFIG_NUMA zones are in a variable, which nothing points to")
     return "vmemmap", kernel.symbol("node_data"), 0xFFFF_FFFF_FFFF_F000

@@ -10,8 +10,8 @@ from typing import Any, Dict, List, Tuple
 
 import pytest
 
-from kvintro.kernel import Kernel
-from kvintro.regions import Asked
+from kvintro.kernels import Kernel
+from kvintro.model import Asked
 from kvintro.render import render
 from kvintro.reports.identify import identify
 from kvintro.reports.show import Selection, show
@@ -39,7 +39,7 @@ def areas(kernel: Kernel) -> Any:
 
 
 def test_the_registers_point_into_it(core: Core, areas: Any) -> None:
-    """QEMU's view of each processor: what GDTR, TR and IDTR hold."""
+    """Against QEMU's values of GDTR, TR and IDTR of each processor."""
     members = {(row["cpu"], row["member"]): number(row["start"]) for row in areas["members"]}
     cpus = registers(core)
     assert len(areas["cpus"]) == processors(core)
@@ -50,12 +50,12 @@ def test_the_registers_point_into_it(core: Core, areas: Any) -> None:
 
 
 def test_identify_knows_what_the_registers_point_to(core: Core, kernel: Kernel) -> None:
-    """And the stacks for which the TSS has slots, in the order of the processor's manual: IST1 to IST7."""
+    """Also the stacks for which the TSS has slots, in the order of the processor's manual: IST1 to IST7."""
     stacks = {
         1: {"DF_stack"}, 2: {"NMI_stack"}, 3: {"DB_stack", "DB1_stack"}, 4: {"MCE_stack"}, 5: {"VC_stack"}
     }  # fmt: skip
     for cpu, held in registers(core).items():
-        asked = {held["GDT"] + 8: (cpu, "gdt", 8), held["IDT"] + 16: (None, "IDT", 16)}
+        asked: Dict[int, Any] = {held["GDT"] + 8: (cpu, "gdt", 8), held["IDT"] + 16: (None, "IDT", 16)}
         asked[held["TR"] + 4] = (cpu, "tss", 4)
         for slot in stacks:
             top = int.from_bytes(kernel.read(held["TR"] + 0x24 + 8 * (slot - 1), 8), "little")
@@ -108,7 +108,7 @@ def test_espfix_against_ptdump(core: Core, kernel: Kernel) -> None:
     assert skipped
     for row in found["stacks"]:
         assert row["clones"] == 65536
-        # By the formula in espfix_64.c from the variables that the guest itself read.
+        # By the formula in espfix_64.c, from the variables that the guest read.
         variables = values(core)
         page_random, slot_random = (
             int.from_bytes(variables[n], "little") for n in ("page_random", "slot_random")
@@ -130,7 +130,7 @@ def test_fixmap_slots(core: Core, kernel: Kernel) -> None:
     found = document(kernel, "fixmap")
     slots = {row["name"]: row for row in found["slots"]}
     assert number(slots["VSYSCALL_PAGE"]["start"]) == 0xFFFF_FFFF_FF60_0000
-    # The local APIC's registers are where the architecture has them, and an I/O APIC where iomem says.
+    # The local APIC's registers are at the architecture's address, and an I/O APIC is at that of iomem.
     assert number(slots["FIX_APIC_BASE"]["physical"]) == 0xFEE0_0000
     io_apic = re.search(r"^ *(\w+)-\w+ : IOAPIC 0", core.truth("iomem"), re.M)
     assert io_apic and number(slots["FIX_IO_APIC_BASE_0"]["physical"]) == int(io_apic[1], 16)
@@ -168,7 +168,7 @@ def ldts(kernel: Kernel) -> Any:
 
 
 def installed(core: Core) -> Dict[int, List[Tuple[int, int, int]]]:
-    """(entry, base, limit) that each process of the workload wrote, the last of an entry counts."""
+    """(entry, base, limit) that each process of the workload wrote; the last write of an entry counts."""
     found: Dict[int, Dict[int, Tuple[int, int]]] = {}
     for line in core.truth("workload").splitlines():
         match = re.match(r"(\d+) \S+ ldt .* write_ldt entry (\d+) base (\w+) limit (\w+)", line)
@@ -220,7 +220,7 @@ def test_no_ldts_without_isolation(core: Core, kernel: Kernel) -> None:
         pytest.skip("this kernel isolates page tables")
     report = show(kernel, "ldt_remap", Asked(), Selection())
     assert report.negative and not report.partial
-    assert "isolation is off" in report.extra["region"].reason
+    assert "isolation is off" in (report.extra["region"].reason or "")
 
 
 # Damage
@@ -230,7 +230,7 @@ def test_a_wild_cea_offset(core: Core) -> None:
     kernel = fresh(core)
     if kernel.find_symbol("_cea_offset") is None:
         pytest.skip("areas go by CPU numbers here")
-    from kvintro.readers.structures import per_cpu_address
+    from kvintro.readers.cpus import per_cpu_address
 
     overlay(kernel, per_cpu_address(kernel, "_cea_offset", 1), 1 << 60)
     report = show(kernel, "cpu_entry_area", Asked(), Selection())
@@ -242,8 +242,9 @@ def test_a_wild_ldt(core: Core) -> None:
     kernel = fresh(core)
     if not core.meta["pti"]:
         pytest.skip("nothing is mapped without isolation")
+    from kvintro.readers.damage import Damage
     from kvintro.readers.processes import each_mm
-    from kvintro.readers.structures import Damage, offset_of
+    from kvintro.readers.structures import offset_of
 
     victim = next(p for p in each_mm(kernel, Damage()) if p.comm == "kv-ldt1")
     context = offset_of(kernel, "struct mm_struct", "context") + offset_of(kernel, "mm_context_t", "ldt")

@@ -12,9 +12,9 @@ from typing import Any, Dict, List, Set, Tuple
 
 import pytest
 
-from kvintro.kernel import Kernel
-from kvintro.model import AddressRange, Located, Placement
-from kvintro.regions import Asked, Region
+from kvintro.kernels import Kernel
+from kvintro.model import AddressRange, Asked, Located, Placement
+from kvintro.regions import Region
 from kvintro.render import render
 from kvintro.reports.show import Selection, show
 from tests.conftest import Core
@@ -45,7 +45,7 @@ def iomem(core: Core) -> List[Tuple[int, int, str]]:
 
 
 def test_a_region_of_ones_own(core: Core) -> None:
-    """One that says nothing of its contents shows what the page tables map in it."""
+    """A region without contents of its own shows what the page tables map in it."""
 
     class Toy(Region):
         key, name, macro = "toy", "toy", "TOY"
@@ -82,7 +82,7 @@ def test_where_iomem_has_the_image(core: Core, image: Any, kernel: Kernel) -> No
         if name in names:
             row = parts[names[name]]
             assert number(row["physical"]) == start
-            # setup.c gives the bss up to __bss_stop, rodata up to __end_rodata and so on, all exclusive ends.
+            # setup.c ends the bss at __bss_stop, rodata at __end_rodata and so on; all ends are exclusive.
             size = row["size"] + (
                 parts.get("unused decrypted bss", {"size": 0})["size"] if "bss" in name else 0
             )
@@ -92,7 +92,7 @@ def test_where_iomem_has_the_image(core: Core, image: Any, kernel: Kernel) -> No
 
 
 def test_what_was_freed(core: Core, image: Any, kernel: Kernel) -> None:
-    """The kernel says at boot what it frees of itself."""
+    """The kernel logs at boot which parts of itself it frees."""
     needs(kernel, "__init_begin")
     said = dict(
         re.findall(r"Freeing unused (?:kernel image \()?([^)]+?)\)? memory: (\d+)K", core.truth("dmesg"))
@@ -126,7 +126,7 @@ def test_rights_against_what_they_should_be(core: Core, image: Any, kernel: Kern
 
 
 def test_image_against_ptdump(core: Core, image: Any) -> None:
-    """Where the kernel itself sees each right: the same addresses by our rows."""
+    """Rights by address: the kernel's own dump and kvintro's rows agree."""
     theirs = merged((line.start, line.end, line.rights) for line in ptdump(core, "High Kernel Mapping"))
     for row in image["sections"]:
         start, end = number(row["start"]), number(row["end"]) + 1
@@ -147,7 +147,7 @@ def direct(kernel: Kernel) -> Any:
 
 
 def test_direct_map_counts(core: Core, direct: Any, kernel: Kernel) -> None:
-    """DirectMap4k and its sisters are direct_pages_count; what the tables have must come to the same."""
+    """DirectMap4k, 2M and 1G are direct_pages_count; the page tables must give the same numbers."""
     needs(kernel, "direct_pages_count")
     assert direct["notes"] == [] and direct["partial"] is False
     said = {
@@ -171,7 +171,7 @@ def test_ram_is_what_iomem_says(core: Core, direct: Any, kernel: Kernel) -> None
 
 
 def test_secret_memory_left_the_map(core: Core, direct: Any, kernel: Kernel) -> None:
-    """memfd_secret's pages are out of it, by the frames that the process's own pagemap has."""
+    """memfd_secret's pages are not mapped, according to the frames in the process's own pagemap."""
     needs(kernel, "iomem_resource")
     match = re.search(r"^(\d+) \S+ secret (\w+) (\w+)", core.truth("workload"), re.M)
     if not match or int(match[2], 16) == 0:
@@ -202,7 +202,7 @@ def test_holes_outside_ram_are_named(core: Core, direct: Any) -> None:
 
 
 def test_direct_map_against_ptdump(core: Core, direct: Any) -> None:
-    # The heading comes a line late: the first page stands under the one before.
+    # The heading comes one line late: the first page is under the previous heading.
     lines = [*ptdump(core, "LDT remap"), *ptdump(core, "Low Kernel Mapping")]
     theirs = merged((line.start, line.end, line.rights) for line in lines)
     ours = merged((number(row["start"]), number(row["end"]) + 1, row["rights"]) for row in direct["runs"])
@@ -237,7 +237,7 @@ def test_vmemmap(core: Core, kernel: Kernel) -> None:
         }
         zones[int(head[1]), head[2]] = numbers
     ours = {(row["node"], row["zone"]): row for row in found["zones"]}
-    # mm/vmstat.c:zoneinfo_show_print: where a zone begins is not said of one with nothing present.
+    # mm/vmstat.c:zoneinfo_show_print: the file does not give the start of a zone without present pages.
     theirs = {key: z for key, z in zones.items() if z["spanned"]}
     assert set(ours) == set(theirs)
     for key, zone in theirs.items():
@@ -246,7 +246,7 @@ def test_vmemmap(core: Core, kernel: Kernel) -> None:
             assert number(ours[key]["physical"]) == zone["start_pfn:"] << 12
     ram_end = max(end for _, end, name in iomem(core) if name == "System RAM")
     assert number(found["sections"][-1]["physical_end"]) >= ram_end
-    # Memory that was plugged in and not put online has sections, but is in no zone.
+    # Memory that was plugged in but not put online has sections, but does not belong to a zone.
     online = found["totals"]["online"] * (128 << 20)
     assert online - (128 << 20) < max(
         (z["start_pfn:"] + z["spanned"]) * PAGE for z in theirs.values() if z["present"]
@@ -255,8 +255,8 @@ def test_vmemmap(core: Core, kernel: Kernel) -> None:
 
 
 def test_huge_pages_give_struct_pages_back(core: Core, kernel: Kernel) -> None:
-    """Of the eight pages of struct pages of a huge page of 2 MB all but the first are given back
-    (Documentation/mm/vmemmap_dedup.rst), where the boot asked for it."""
+    """Of the eight pages of struct pages of a 2 MB huge page, all but the first are freed
+    (Documentation/mm/vmemmap_dedup.rst), if the boot option asks for it."""
     totals = document(kernel, "vmemmap")["totals"]
     asked = "hugetlb_free_vmemmap=on" in core.truth("cmdline")
     huge = re.search(r"^HugePages_Total: +(\d+)", core.truth("meminfo"), re.M)
@@ -292,7 +292,7 @@ def test_shadow_against_ptdump(core: Core, kernel: Kernel) -> None:
     lines = ptdump(core, "KASAN shadow")
     theirs = merged((line.start, line.end, line.rights) for line in lines if line.rights == "rw-")
     ours = merged((number(row["start"]), number(row["end"]) + 1, row["rights"]) for row in found["real"])
-    # Shadow of its own is writable, and the shared page of zeros is not.
+    # Shadow with its own memory is writable, and the shared page of zeros is not.
     assert ours == theirs
     assert found["totals"]["shared_zero_page"] == sum(
         line.end - line.start for line in lines if line.rights == "r--"
@@ -302,7 +302,7 @@ def test_shadow_against_ptdump(core: Core, kernel: Kernel) -> None:
 def test_shadow_bytes(core: Core, kernel: Kernel) -> None:
     needs(kernel, "kasan_early_shadow_pte")
     document(kernel, "kasan_shadow")
-    base = kernel.page_offset_base.value
+    base = kernel.linear_offset.value
     flags = gzip.decompress((core.truth_directory / "kpageflags.gz").read_bytes())
     words = struct.unpack(f"<{len(flags) // 8}Q", flags)
     buddy, slab = 1 << 10, 1 << 7  # include/uapi/linux/kernel-page-flags.h
@@ -313,7 +313,7 @@ def test_shadow_bytes(core: Core, kernel: Kernel) -> None:
         start = base + (pfn << 12)
         for row in document(kernel, "kasan_shadow", within=AddressRange(start, start + PAGE - 1))["bytes"]:
             told += row["byte"] == "ff" and row["size"] == PAGE
-    # Pages that were never handed out since boot are not poisoned yet.
+    # Pages that were never allocated since boot are not poisoned yet.
     assert told
     meanings: Set[str] = set()
     for pfn in in_use:
@@ -325,7 +325,7 @@ def test_shadow_bytes(core: Core, kernel: Kernel) -> None:
 
 
 def test_shadow_of_global_variables(core: Core, kernel: Kernel) -> None:
-    """The compiler puts a redzone behind each global: then, by the kernel's symbols, the next one starts."""
+    """The compiler puts a redzone after each global variable; the next symbol starts at its end."""
     document(kernel, "kasan_shadow")
     start = kallsyms(core, "_sdata")["_sdata"]
     within = AddressRange(start, start + (256 << 10) - 1)

@@ -9,9 +9,9 @@ from typing import Any, Dict, List, Tuple
 
 import pytest
 
-from kvintro.kernel import Kernel
+from kvintro.kernels import Kernel
+from kvintro.model import Asked
 from kvintro.readers.names import Names
-from kvintro.regions import Asked
 from kvintro.reports.show import Selection, show
 from tests.conftest import Core
 from tests.cores.showing import (
@@ -60,7 +60,7 @@ def test_sections(core: Core, modules: Any) -> None:
         module, section, address = line.split()
         theirs[module, section] = int(address, 16)
     ours = {(row["module"], row["section"]): number(row["start"]) for row in modules["sections"]}
-    # The truth was listed while the last modules were being loaded; what it has must be here.
+    # The truth was listed while the last modules were being loaded; its modules must be here.
     assert theirs
     assert {key: ours.get(key) for key in theirs} == theirs
     loaded = {module for module, _ in theirs}
@@ -97,7 +97,7 @@ def test_rights_and_mappings(modules: Any, kernel: Kernel) -> None:
 
 
 def test_the_kernels_own_dump(core: Core, modules: Any) -> None:
-    """Every piece of a module lies in lines of ptdump with just its rights."""
+    """Every piece of a module lies in lines of ptdump with exactly its rights."""
     lines = merged((line.start, line.end, line.rights) for line in ptdump(core, "Modules"))
     for row in modules["memory"]:
         start, end = number(row["start"]), number(row["end"]) + 1
@@ -137,7 +137,7 @@ def test_names_of_code_in_modules(core: Core, kernel: Kernel, modules: Any) -> N
         found = sorted(symbols[row["module"]])
         addresses = [address for address, _ in found]
         for (address, name), following in zip(found, addresses[1:]):
-            # Of functions with several names, or cut short by data, anything may be the nearest.
+            # For functions with several names, or followed by data, any of these may be the nearest.
             if addresses.count(address) > 1 or following - address < 8:
                 continue
             text = names.code(address + 4)
@@ -147,11 +147,11 @@ def test_names_of_code_in_modules(core: Core, kernel: Kernel, modules: Any) -> N
     assert checked or not modules["modules"]
 
 
-# Code that no module brought
+# Code that does not belong to a module
 
 
 def made_at_run_time(core: Core) -> Dict[str, Dict[int, str]]:
-    """By the word in brackets of /proc/kallsyms: names by address."""
+    """Names by address, by the word in brackets in /proc/kallsyms."""
     all_symbols(core)
     found: Dict[str, Dict[int, str]] = {}
     for line in gzip.decompress((core.truth_directory / "kallsyms.gz").read_bytes()).decode().splitlines():
@@ -174,16 +174,16 @@ def test_code_is_what_kallsyms_has(core: Core, modules: Any) -> None:
 
 
 def test_code_of_bpf_programs(core: Core, modules: Any) -> None:
-    """Its bounds, as the kernel told the guest that loaded them."""
+    """The bounds that the kernel reported to the guest that loaded them."""
     theirs = {}
     for line in core.truth("code").splitlines():
-        _, start, end, name = line.split()
-        theirs[int(start, 16)] = int(end, 16), name
+        _, first, last, name = line.split()
+        theirs[int(first, 16)] = int(last, 16), name
     ours = {number(row["start"]): row for row in modules["code"] if row["kind"] == "bpf program"}
     assert set(ours) == set(theirs) and len(theirs) == 5
     for start, (end, name) in theirs.items():
         assert number(ours[start]["end"]) + 1 == end
-        # The second function of one of them has a name of its own.
+        # The second function of one program has its own name.
         assert ours[start]["name"].endswith((f"_{name}", "_F"))
     assert modules["totals"]["bpf_programs"] == 5
     assert modules["totals"]["trampolines"] == sum(
@@ -192,7 +192,7 @@ def test_code_of_bpf_programs(core: Core, modules: Any) -> None:
 
 
 def test_the_cache_of_executable_memory(core: Core, modules: Any) -> None:
-    """What is handed out from huge pages is executable, and modules' code and BPF programs lie in it."""
+    """Memory from the huge pages is executable, and contains modules' code and BPF programs."""
     if "cache" not in modules:
         pytest.skip("this kernel has no such cache, or does not use it")
     for row in modules["cache"]:

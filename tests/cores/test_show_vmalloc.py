@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""`show vmalloc` against /proc/vmallocinfo, line by line, and on lists that were spoiled."""
+"""`show vmalloc` against /proc/vmallocinfo, line by line, and on damaged lists."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from typing import Any, Dict, List
 
 import pytest
 
-from kvintro.kernel import Kernel
-from kvintro.regions import Asked
+from kvintro.kernels import Kernel
+from kvintro.model import Asked
 from kvintro.render import render
 from kvintro.reports.show import Selection, show
 from tests.conftest import Core
 from tests.cores.showing import WILD, clean, document, fresh, needs, number, overlay, text_of
 from tests.timing import allowed
+
+ARCHITECTURES = ("amd64", "arm64")
+SHIPPED_ONLY = ("arm64",)
 
 HASHED = re.compile(r"^0x0000\w+-0x0000\w+ ")
 
@@ -34,7 +37,7 @@ def test_line_by_line(core: Core, kernel: Kernel) -> None:
     theirs = core.truth("vmallocinfo").splitlines()
     ours = areas_of(kernel)
     assert len(ours) == len(theirs)
-    # Before 5.12 the kernel hashes the addresses of unpurged areas: there sizes have to do.
+    # Before 5.12 the kernel hashes the addresses of unpurged areas, so only sizes are compared.
     hidden = [line for line in theirs if HASHED.match(line)]
     if hidden:
         assert all(line.endswith("unpurged vm_area") for line in hidden)
@@ -58,14 +61,14 @@ def test_every_area_agrees_with_the_page_tables(vmalloc: Any) -> None:
     clean(vmalloc)
     for row in vmalloc["areas"]:
         if row["kind"] == "ioremap":
-            # An ioremap is uncached or write-combined, save what firmware said is RAM.
+            # An ioremap is uncached or write-combined, except memory that firmware reports as RAM.
             assert row["mapped"] == row["size"] - row["guard"]
         if row["kind"] == "unpurged":
             assert row["mapped"] == 0
 
 
 def test_pages_of_several_nodes(core: Core, vmalloc: Any) -> None:
-    """Lines are compared whole; here that there are any, and that their sums are right."""
+    """Another test compares whole lines. Here: there are some, and their sums are right."""
     if not core.meta.get("furnished"):
         pytest.skip(f"{core.name} has one node")
     counted = [row for row in vmalloc["areas"] if row["nodes"]]
@@ -76,13 +79,13 @@ def test_pages_of_several_nodes(core: Core, vmalloc: Any) -> None:
 
 
 def test_areas_that_are_mapped_in_part(core: Core, vmalloc: Any) -> None:
-    """By what the lab made: XFS keeps one directory, in a block of 64 KB, and a program has touched so many
-    pages of an arena that it shares with BPF."""
+    """Against the lab's workload: XFS keeps one directory in a block of 64 KB, and a program has touched a
+    number of pages of an arena that it shares with BPF."""
     kind = core.meta.get("furnished")
     if not kind:
         pytest.skip(f"{core.name} has no such areas")
     blocks = [row for row in vmalloc["areas"] if row["kind"] == "vm_map_ram"]
-    # A block of which all was used and given back goes; whether one of erofs is still there is chance.
+    # A block that was completely used and freed disappears; whether one of erofs remains is chance.
     assert blocks or kind == "erofs"
     assert sum(row["mapped"] for row in blocks) == {"xfs": 64 << 10, "erofs": 0}[kind]
     arenas = [row for row in vmalloc["areas"] if row["kind"] == "sparse"]
@@ -106,7 +109,7 @@ def test_vmalloc_used(core: Core, vmalloc: Any) -> None:
 
 
 def test_the_free_space_is_what_the_kernel_counts(vmalloc: Any, kernel: Kernel) -> None:
-    """Gaps between areas against free_vmap_area_list and the nodes' pools, which are other structures."""
+    """Gaps between areas, against the independent free_vmap_area_list and the nodes' pools."""
     needs(kernel, "free_vmap_area_list")
     totals = vmalloc["totals"]
     assert totals["free_by_the_kernel"] + totals["pooled"] == totals["free"]
@@ -150,7 +153,7 @@ def test_selection(kernel: Kernel, vmalloc: Any) -> None:
 
 
 def nodes_of(kernel: Kernel) -> List[int]:
-    """Addresses of the vmap_areas of the longest list, in its order, and its head's last."""
+    """Addresses of the vmap_areas of the longest list in order, followed by its head."""
     from drgn.helpers.linux.list import list_for_each
 
     prog = kernel.prog
@@ -186,7 +189,7 @@ def test_a_damaged_list(core: Core, spoiled: str, kernel: Kernel) -> None:
     assert time.process_time() - started < allowed(10)
     assert report.partial
     assert any("circle" in note or "breaks off" in note for note in report.notes)
-    # The list is taken up again from its other end, so that nothing is lost.
+    # The list is also read from its other end, so that nothing is lost.
     assert len(report.tables[0].rows) == whole
 
 

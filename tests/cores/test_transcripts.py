@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What the documentation shows of sessions is what they say."""
+"""The sessions in the documentation show the real output."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 """Memory with two kernels in it, as in a dump that was taken in the kdump kernel: the one that crashed, and
 the one that was started to take the dump.
 
-They are two of the sample cores. The second is moved up in physical memory, with its page tables and its
-``phys_base``; what it says of virtual addresses stays as it was.
+They are two of the sample cores. The test moves the second one up in physical memory, with its page tables
+and its ``phys_base``; its virtual addresses stay the same.
 """
 
 from __future__ import annotations
@@ -14,13 +14,18 @@ from typing import Any, Callable, Dict, List, Tuple
 
 import pytest
 
+from kvintro.arch.x86_64.facts import x86_facts
 from kvintro.cli import main
-from kvintro.kernel import Kernel, open_kernel
+from kvintro.kernels import Kernel
+from kvintro.opening import open_kernel
 from kvintro.source import Request
 from tests.conftest import VMCORES, Core
 from tests.memory_files import lime, raw
 from tests.remade import Remade
 from tests.synthetic import elf_core
+
+#: Of the built cores; tests/conftest.py chooses them.
+ONE_OF_EACH_SERIES = ("amd64", "arm64")
 
 FIRST, SECOND = VMCORES / "debian-6.12", VMCORES / "oracle-6.12"
 MOVED = 1 << 30
@@ -36,7 +41,7 @@ class Both:
     """The memory of both kernels.
 
     :ivar notes: the text of each one's VMCOREINFO.
-    :ivar at: where in physical memory that is, as the kernel itself said.
+    :ivar at: the physical address of that text, as the kernel itself reported it.
     """
 
     def __init__(self) -> None:
@@ -50,7 +55,7 @@ class Both:
             made = Remade(core, kernel)
             if up:
                 made.change_entries([kernel.root.value], lambda entry: entry + MOVED)
-                made.say("NUMBER(phys_base)", kernel.phys_base.value + MOVED)
+                made.say("NUMBER(phys_base)", x86_facts(kernel).phys_base.value + MOVED)
             self.kernels.append(kernel)
             self.memory += [(address + up, data) for address, data in made.segments() if address < 3 << 30]
             self.notes.append(made.note)
@@ -90,13 +95,13 @@ def layout_of(kernel: Kernel, capsys: pytest.CaptureFixture[str]) -> Any:
     return said(capsys, "-c", kernel.source.label, "layout")
 
 
-#: Rows whose places the kernel counts from the end of physical memory, or that have physical addresses.
+#: Rows whose places depend on the end of physical memory, or that contain physical addresses.
 VIRTUAL = ("kernel_image", "modules", "vmalloc", "fixmap", "cpu_entry_area")
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_two_kernels(both: Both, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str) -> None:
-    """Both are listed, one is shown, and each can be."""
+    """Both are listed, one is shown, and either can be selected."""
     path = tmp_path / "dump"
     write, shown = FORMS[form]
     write(path, both)
@@ -146,7 +151,7 @@ def test_one_that_is_not_there(both: Both, tmp_path: Path, capsys: pytest.Captur
 
 
 def test_one_kernel(capsys: pytest.CaptureFixture[str]) -> None:
-    """It is listed too, and nothing is said of others."""
+    """A single kernel is also listed, and no others are mentioned."""
     for directory in (FIRST, SECOND):
         core = Core(directory)
         info = said(capsys, "-c", str(core.path), "info")

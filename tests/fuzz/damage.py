@@ -8,7 +8,7 @@ from typing import List, MutableSequence, Sequence
 
 _WORDS = (0, 1, 0xFF, 0x7FFFFFFF, 0xFFFFFFFF, 1 << 47, 1 << 52, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)
 
-#: What a string of a kernel's must not do to a terminal, a page or a table.
+#: Strings that try to control a terminal, a page or a table.
 HOSTILE = (
     b"\x1b[2J\x1b[31mred\x1b[0m",
     b"\x1b]0;title\x07",
@@ -27,7 +27,7 @@ HOSTILE = (
 
 
 def word(chosen: random.Random, old: int, others: Sequence[int] = ()) -> int:
-    """Another 64-bit word in place of an old one; sometimes one of others."""
+    """A 64-bit word to replace an old one; sometimes one of ``others``."""
     way = chosen.randrange(8 if others else 6)
     if way == 0:
         return old ^ 1 << chosen.randrange(64)
@@ -45,7 +45,7 @@ def word(chosen: random.Random, old: int, others: Sequence[int] = ()) -> int:
 
 
 def damaged(chosen: random.Random, data: bytes, most: int = 8) -> bytes:
-    """Bytes with a few of them changed, and now and then some taken out, doubled or moved."""
+    """Bytes with a few of them changed, and sometimes some removed, doubled or moved."""
     out = bytearray(data)
     for _ in range(chosen.randint(1, most)):
         if not out:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Runs thousands of damaged inputs, each within its limits, in processes that may die of them.
+"""Run thousands of damaged inputs, each within limits, in processes that may die.
 
-A target makes one case from a random generator and raises when something is wrong. What is wrong for all
-targets alike is judged here: an exception that is no error message, more than :data:`SECONDS` of time, more
-than :data:`MEMORY` of memory, the death of the process.
+A target makes one case from a random generator and raises if something is wrong. This module checks what is
+wrong for every target: an exception that is not an error message, more than :data:`SECONDS` of time, more
+than :data:`MEMORY` of memory, or the death of the process.
 """
 
 from __future__ import annotations
@@ -26,41 +26,42 @@ from typing import Any, Dict, List, Optional, Sequence
 from kvintro.errors import KvintroError
 from tests import timing
 
-#: Of processor time for a question, on a machine as fast as the one of the figures in docs/untrusted.md.
+#: Limit of processor time for a command, on the machine of the figures in docs/untrusted.md.
 SECONDS = 5
 MEMORY = 1 << 30
 _FAILURES_KEPT = 20
-#: Seconds by the clock without a word from a process: it sits in a library, where no signal reaches it.
+#: Seconds of wall-clock time without output from a process: it hangs in a library, where signals have no
+#: effect.
 _SILENCE = 600
 
 
 class Hang(BaseException):
-    """A case took longer than it may. No Exception, so that nothing takes it for one of its own."""
+    """A case exceeded its time. Not an Exception, so that no other code catches it."""
 
 
 class Target:
     """One kind of input."""
 
     name: str
-    #: Cases in the tier that every change is tested with.
+    #: Number of cases in the tests of every change.
     cases: int
-    #: Room for files, which is gone when all cases are run, whatever became of the processes.
+    #: A directory for files, which is removed after all cases, even if processes died.
     scratch: Path
 
     def prepare(self) -> None:
-        """What all cases of a process share."""
+        """Prepare what all cases of a process share."""
 
     def run(self, chosen: random.Random) -> None:
-        """One case.
+        """Run one case.
 
-        :raises KvintroError: refused, which is an answer.
+        :raises KvintroError: the input was refused, which is an answer.
         """
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A case that went wrong; the seed and the number make it again."""
+    """A case that failed; the seed and the number reproduce it."""
 
     number: int
     what: str
@@ -68,7 +69,7 @@ class Failure:
 
 @dataclass
 class Outcome:
-    """What became of a target's cases."""
+    """The results of a target's cases."""
 
     done: int = 0
     refused: int = 0
@@ -81,20 +82,20 @@ class Outcome:
 
 
 class _Clock:
-    """Times the questions of a case, of which each has its own limit."""
+    """Measures the commands of a case, each of which has its own limit."""
 
     def __init__(self) -> None:
         self.longest = 0.0
         self._started = time.process_time()
 
     def next(self) -> None:
-        """A question begins."""
+        """A command begins."""
         self.stop()
-        # Of the processor, not of the clock: other processes are no fault of ours. This ends what has no end.
+        # Processor time, not wall-clock time, so that other processes do not count. This ends endless loops.
         signal.setitimer(signal.ITIMER_PROF, SECONDS * timing.SLOWEST)
 
     def stop(self) -> None:
-        """The last question has ended."""
+        """The last command has ended."""
         signal.setitimer(signal.ITIMER_PROF, 0)
         now = time.process_time()
         self.longest = max(self.longest, now - self._started)
@@ -111,12 +112,12 @@ _clock = _Clock()
 
 
 def next_question() -> None:
-    """Start the time over: a case may ask for more than one thing."""
+    """Restart the time: a case may run more than one command."""
     _clock.next()
 
 
 def generator(target: Target, seed: int, number: int) -> random.Random:
-    """The generator of one case, whatever ran before it."""
+    """The random generator of one case, independent of earlier cases."""
     return random.Random(f"{target.name}/{seed}/{number}")
 
 
@@ -135,7 +136,7 @@ def _run(target: Target, count: int, seed: int, workers: int) -> Outcome:
         for worker in list(running):
             ended = worker.file in ready and worker.take(outcome)
             if not ended and time.monotonic() - worker.heard > _SILENCE + worker.grace:
-                # The process sits in a library's code, where no signal of ours reaches it.
+                # The process hangs in a library's code, where our signals have no effect.
                 worker.kill()
                 ended = True
                 worker.fault = "no end in sight"
@@ -148,7 +149,7 @@ def _run(target: Target, count: int, seed: int, workers: int) -> Outcome:
 
 
 class _Worker:
-    """A process with its share of the cases."""
+    """A process that runs its share of the cases."""
 
     def __init__(self, target: Target, numbers: Sequence[int], seed: int) -> None:
         self.target, self.numbers, self.seed = target, list(numbers), seed
@@ -174,7 +175,7 @@ class _Worker:
         self.file = os.fdopen(receiver, "rb", buffering=0)
 
     def take(self, outcome: Outcome) -> bool:
-        """Read what the process says; whether it ended."""
+        """Read the process's output; return whether it ended."""
         data = self.file.read(1 << 16)
         self.heard = time.monotonic()
         *lines, self._rest = (self._rest + data).split(b"\n")
@@ -202,7 +203,7 @@ class _Worker:
         os.kill(self._pid, signal.SIGKILL)
 
     def end(self, outcome: Outcome) -> Optional[_Worker]:
-        """After the process ended: the one that goes on where it died, if it did not finish."""
+        """After the process ended: a process that continues where it died, if it did not finish."""
         self.file.close()
         _, status = os.waitpid(self._pid, 0)
         if self._finished:
@@ -225,11 +226,11 @@ def _work(target: Target, numbers: Sequence[int], seed: int, sender: int) -> Non
     def too_long(*_: object) -> None:
         raise Hang
 
-    # Twice what is allowed: what is measured is the peak, and this stops what would hurt the machine.
+    # Twice the limit: the peak is measured, and this only protects the machine.
     for kind in (resource.RLIMIT_DATA,):
         resource.setrlimit(kind, (2 * MEMORY, 2 * MEMORY))
     signal.signal(signal.SIGPROF, too_long)
-    faulthandler.disable()  # pytest's: the parent reports how this process dies
+    faulthandler.disable()  # pytest's handler: the parent reports how this process dies
     target.prepare()
     for number in numbers:
         say(start=number)

@@ -29,14 +29,14 @@ _COMMANDS = ("info", "layout", "translate ffffffff81000000")
 
 
 class Liar:
-    """Says numbers: mostly those that belong there, else others, which are too large as a rule."""
+    """Returns numbers: mostly the correct ones, otherwise different ones, which are usually too large."""
 
     def __init__(self, chosen: random.Random) -> None:
         self.chosen = chosen
         self._often = chosen.choice((0.03, 0.1, 0.5))
 
     def __call__(self, honest: int, bits: int) -> int:
-        """A number of so many bits."""
+        """A number with this many bits."""
         chosen = self.chosen
         if chosen.random() > self._often:
             return honest
@@ -162,9 +162,9 @@ _KINDS: Sequence[Callable[[Liar], Iterator[Piece]]] = (_elf, _kdump, _flat, _lim
 
 
 def write_sparse(path: Path, pieces: Iterator[Piece], size: int) -> int:
-    """Make a sparse file; what lies beyond what the file system takes is left away.
+    """Make a sparse file; data beyond the file system's maximum offset is omitted.
 
-    :return: bytes that it has on the disk.
+    :return: the bytes that it takes on disk.
     """
     path.write_bytes(b"")
     with path.open("r+b", buffering=0) as file:
@@ -176,10 +176,10 @@ def write_sparse(path: Path, pieces: Iterator[Piece], size: int) -> int:
 
 
 class LyingSizes(Target):
-    """Headers whose counts, sizes and offsets are far too large, in files that are said to be as large.
+    """Headers with far too large counts, sizes and offsets, in sparse files of that size.
 
-    Half of the cases have 1 GB of address space for all that is allocated. Time is in proportion to what is
-    really in the file: 2 s, and one more for each megabyte up to the limit.
+    Half of the cases limit the address space to 1 GB. The time limit is in proportion to the real content of
+    the file: 2 s, and 1 s more for each megabyte, up to the general limit.
     """
 
     name = "sizes that lie"
@@ -187,7 +187,7 @@ class LyingSizes(Target):
 
     def prepare(self) -> None:
         self.path = Path(tempfile.mkdtemp(dir=self.scratch)) / "core"
-        run_in_silence(str(self.path), "info")  # what is imported is imported now
+        run_in_silence(str(self.path), "info")  # all imports happen now
         with open("/proc/self/statm", encoding="ascii") as file:
             self._room = int(file.read().split()[0]) * resource.getpagesize() + MEMORY
 
@@ -206,13 +206,13 @@ class LyingSizes(Target):
 
 
 def run_in_silence(path: str, command: str) -> None:
-    """The command line, whatever comes of it."""
+    """Run the command line, and ignore its result."""
     with contextlib.suppress(KvintroError):
         run_main("-c", path, command)
 
 
 class FlattenedRecords(Target):
-    """Flattened files with damaged records, against a loop that seeks and writes, as makedumpfile -R does."""
+    """Flattened files with damaged records, against a loop that seeks and writes like makedumpfile -R."""
 
     name = "flattened records"
     cases = 1500
@@ -248,7 +248,7 @@ class FlattenedRecords(Target):
 
 
 def _rearranged(data: bytes) -> Tuple[Dict[int, int], bool]:
-    """The first 64 KB of what the records write, byte by byte, and whether the last record is there."""
+    """The first 64 KB that the records write, byte by byte, and whether the last record exists."""
     written: Dict[int, int] = {}
     at = 0
     while at + 16 <= len(data):
@@ -266,7 +266,7 @@ def _rearranged(data: bytes) -> Tuple[Dict[int, int], bool]:
 
 
 class StandardInput(Target):
-    """Damaged and cut dumps through a pipe: what comes out is what the same file says."""
+    """Damaged and cut dumps through a pipe give the same output as from a file."""
 
     name = "standard input"
     cases = 400

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What is damaged, and what is asked of the wreck.
+"""The damaged inputs, and the commands that run on them.
 
 Some targets are small and made up, so that thousands of cases take seconds; others are the shipped dump with
 a few words changed, and commands run on it.
@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import random
-import re
 import struct
 import tempfile
 from pathlib import Path
@@ -20,24 +20,28 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequ
 
 import drgn
 
-from kvintro.cli import main, parse
+from kvintro.cli import main
 from kvintro.commands import load_command
 from kvintro.errors import KvintroError, NotADump
-from kvintro.kernel import Kernel, open_kernel
+from kvintro.kernels import Kernel
 from kvintro.model import Stream
+from kvintro.opening import kernel_of, open_kernel
 from kvintro.paging import MAPPED
+from kvintro.parser import parse
+from kvintro.readers.damage import Damage
+from kvintro.readers.processes import each_mm, mm_of, root_of
 from kvintro.render import FORMATS, render, render_stream
 from kvintro.source import Request, Source, debuginfo, parse_vmcoreinfo
-from kvintro.source.core import hide_null
+from kvintro.source.program import hide_null
 from tests.fuzz.damage import HOSTILE, damaged, damaged_text, some, word
 from tests.fuzz.harness import Target, next_question
-from tests.hostile import assert_inert
+from tests.hostile import OWN_PAINT, assert_inert
 from tests.regions import REGIONS
 from tests.synthetic import PAGE, START_KERNEL_MAP, Memory, elf_core, vmcoreinfo
 
 SAMPLE = Path(__file__).resolve().parents[2] / "vmcores/debian-6.12/core.kdump"
 
-#: What is asked of a kernel: every command, with A for an address. Others need files or a terminal.
+#: Commands that run on a kernel, with A for an address. Others need files or a terminal.
 QUESTIONS: Dict[str, Sequence[str]] = {
     "aliases": ("A",),
     "check": ("",),
@@ -50,12 +54,20 @@ QUESTIONS: Dict[str, Sequence[str]] = {
     "pages": ("",),
     "pte": ("A",),
     "ptdump": ("", "--wx", "--range modules", "--pid 1 --root user", "--root efi"),
+    "read": ("A", "A --size 4096", "init_task --type task_struct", "--pid 1 A", "--phys 1000"),
+    "search": (
+        "A --in kernel_image",
+        "--to A --size 4096 --in vmalloc,modules",
+        "--string x --pid 1 --limit 5",
+    ),
     "show": REGIONS,
     "translate": ("A A A --walk", "--pid 1 A", "--from page A", "--from pfn A"),
     "user": ("1",),
 }
-#: Commands that are not asked here, and why.
+#: Commands that do not run here, and the reason.
 NOT_ASKED = {
+    "browse": "shows the reports of the others on a terminal",
+    "convert": "copies all of memory; it is asked of damaged files",
     "diff": "opens two sources; what it compares are the reports of layout",
     "report": "is the reports of the others on one page, whose HTML is asked for here",
     "shell": "runs what it is given",
@@ -76,21 +88,22 @@ _ADDRESSES = (
 )
 
 
-def ask(kernel: Kernel, line: str, form: str) -> str:
-    """What a command prints.
+def ask(kernel: Kernel, line: str, form: str, pieces: Optional[int] = None) -> str:
+    """The output of a command.
 
-    :raises KvintroError: it refuses.
+    :param pieces: for output in pieces, the number of pieces to read.
+    :raises KvintroError: the command refuses.
     """
     next_question()
     args = parse(line.split())
     result = load_command(args.command).run(kernel, args)
     if isinstance(result, Stream):
-        return "".join(render_stream(result, form if form != "html" else "text"))
+        return "".join(itertools.islice(render_stream(result, form if form != "html" else "text"), pieces))
     return render(result, form)
 
 
 def check_inert(text: str, form: str) -> None:
-    """Nothing in the text does anything to who reads it."""
+    """Assert that the text is inert."""
     if form == "json":
         assert text.isascii()
         json.loads(text)
@@ -108,7 +121,7 @@ def ask_some(
     addresses: Sequence[str],
     forms: Sequence[str] = (*FORMATS, "text"),
 ) -> None:
-    """Ask for some commands, each in one format; a refusal is an answer."""
+    """Run some commands, each in one format; a refusal is an answer."""
     for command in commands:
         question = chosen.choice(QUESTIONS[command])
         words = [chosen.choice(addresses) if w == "A" else w for w in question.split()]
@@ -122,14 +135,14 @@ def ask_some(
 
 
 def available() -> List[str]:
-    """The commands to ask that this version has."""
+    """The commands to run that this version has."""
     from kvintro.commands import command_names
 
     return [name for name in command_names() if name in QUESTIONS]
 
 
 def run_main(*arguments: str) -> str:
-    """The command line in this process: what it prints.
+    """Run the command line in this process; return its output.
 
     :raises KvintroError: it ends with an error of one line and a hint.
     """
@@ -144,7 +157,7 @@ def run_main(*arguments: str) -> str:
 
 
 class PageTables(Target):
-    """Made-up page tables with damaged entries, against a walker that does what the manual says."""
+    """Made-up page tables with damaged entries, against a walker that follows the manual."""
 
     name = "page tables"
     cases = 4000
@@ -158,7 +171,7 @@ class PageTables(Target):
             shift = 12 + 9 * (level - 1)
             virtual = _half(chosen, levels) >> shift << shift
             physical = chosen.randrange(1 << 40) >> shift << shift
-            with contextlib.suppress(Exception):  # below a large page there is no room for a small one
+            with contextlib.suppress(Exception):  # a small page cannot be below a large one
                 memory.map(virtual, physical, level, chosen.choice((0x63, 0x67, 0x61, 0x8000000000000063)))
                 mapped.append(virtual)
         tables = sorted(memory.pages)
@@ -180,10 +193,10 @@ class PageTables(Target):
             assert (found.state, found.physical) == _translate(memory, levels, address), hex(address)
         import numpy
 
-        physical, states = kernel.translate_array(numpy.array(probes, numpy.uint64))
+        places, states = kernel.translate_array(numpy.array(probes, numpy.uint64))
         from kvintro.paging.bulk import STATES
 
-        for address, at, state in zip(probes, physical.tolist(), states.tolist()):
+        for address, at, state in zip(probes, places.tolist(), states.tolist()):
             expected = _translate(memory, levels, address)
             assert (STATES[state], at) == (expected[0], expected[1] or 0), hex(address)
         text = json.loads(ask(kernel, "ptdump", "json"))
@@ -195,7 +208,7 @@ class PageTables(Target):
 
 
 def _half(chosen: random.Random, levels: int) -> int:
-    """An address, mostly of the kernel half, where things are."""
+    """An address, mostly in the kernel half."""
     bits = 12 + 9 * levels - 1
     way = chosen.randrange(4)
     if way == 0:
@@ -206,7 +219,7 @@ def _half(chosen: random.Random, levels: int) -> int:
 
 
 def _translate(memory: Memory, levels: int, address: int) -> Tuple[str, Optional[int]]:
-    """What the processor makes of an address: Intel SDM volume 3, 4.5; with 52 bits of physical address."""
+    """Translate an address like the processor: Intel SDM volume 3, 4.5; with 52 bits of physical address."""
     top = address >> (11 + 9 * levels)
     if top not in (0, (1 << (64 - 11 - 9 * levels)) - 1):
         return "non-canonical", None
@@ -234,7 +247,7 @@ def _translate(memory: Memory, levels: int, address: int) -> Tuple[str, Optional
 def _kernel(read: Callable[[int, int], bytes], info: str) -> Kernel:
     """A kernel that has neither symbols nor types."""
     prog = _program(read, info)
-    return Kernel(Source(prog, "core", "made-up", "ELF", 0, True, vmcoreinfo=parse_vmcoreinfo(prog)))
+    return kernel_of(Source(prog, "core", "made-up", "ELF", 0, True, vmcoreinfo=parse_vmcoreinfo(prog)))
 
 
 def _program(read: Callable[[int, int], bytes], info: str) -> drgn.Program:
@@ -251,6 +264,9 @@ def _program(read: Callable[[int, int], bytes], info: str) -> drgn.Program:
     return prog
 
 
+_SMALL = 1 << 20  # bytes of a file that is fast to copy
+
+
 class _File(Target):
     """A damaged file, opened by the command line."""
 
@@ -258,7 +274,7 @@ class _File(Target):
         self.path = Path(tempfile.mkdtemp(dir=self.scratch)) / "core"
 
     def ask(self, chosen: random.Random, *more: str) -> None:
-        """Ask the file for something.
+        """Run a command on the file.
 
         :param more: options.
         """
@@ -266,11 +282,20 @@ class _File(Target):
             ("layout", "layout", "translate ffffffff81000000 ffff888000000000", "explain")
         )
         form = chosen.choice(("text", "json"))
-        check_inert(run_main("-c", str(self.path), *more, "--format", form, *command.split()), form)
+        source = ("-c", str(self.path), *more)
+        if chosen.random() < (1 / 4 if self.path.stat().st_size < _SMALL else 1 / 25):
+            # The output is a valid dump, whatever the input was.
+            new = self.path.with_name("converted")
+            to = chosen.choice(("elf", "kdump --compress none", "kdump --compress zlib"))
+            level = chosen.choice((0, 1, 31))
+            line = f"convert --force -d {level} --to {to} -o {new}"
+            check_inert(run_main(*source, "--format", form, *line.split()), form)
+            source = ("-c", str(new))
+        check_inert(run_main(*source, "--format", form, *command.split()), form)
 
 
 def _info(levels: int = 4) -> str:
-    return vmcoreinfo(levels, **{"SYMBOL(init_uts_ns)": "ffffffff81001000"})
+    return vmcoreinfo(levels, more={"SYMBOL(init_uts_ns)": "ffffffff81001000"})
 
 
 def _made_up_memory() -> Memory:
@@ -309,7 +334,7 @@ class ElfFiles(_File):
 
 
 class Vmcoreinfo(_File):
-    """VMCOREINFO whose lines are damaged: the dump's note, or the file that a person names."""
+    """VMCOREINFO with damaged lines: the dump's note, or a file that the user names."""
 
     name = "VMCOREINFO"
     cases = 1500
@@ -319,7 +344,7 @@ class Vmcoreinfo(_File):
         text = damaged_text(chosen, lines)
         way = chosen.random()
         if way < 0.4:
-            # A program that somebody else opened: nothing compares the text with memory.
+            # A program that was opened elsewhere: nothing compares the text with memory.
             try:
                 kernel = _kernel(_made_up_memory().read, text)
             except Exception as error:  # drgn's own
@@ -355,7 +380,7 @@ class CutElf(_File):
 
 
 class CutKdump(_File):
-    """The shipped kdump cut at any byte: what is read of it is what the whole has there."""
+    """The shipped kdump cut at any byte: data read from it must equal the whole dump's."""
 
     name = "cut kdumps"
     cases = 250
@@ -372,7 +397,7 @@ class CutKdump(_File):
 
     def run(self, chosen: random.Random) -> None:
         size = len(self._data)
-        # Most of what is cut early cannot be opened at all.
+        # Most files that are cut early cannot be opened.
         low = chosen.choice((0, 0, size * 9 // 10, size * 99 // 100))
         cut = chosen.randrange(low, chosen.choice((4096, 65536, size)) if not low else size)
         self.path.write_bytes(memoryview(self._data)[:cut])
@@ -404,7 +429,7 @@ class CutFlattened(CutKdump):
 
 
 class CutRaw(CutKdump):
-    """The same as raw memory, where nothing but VMCOREINFO in the middle of it says what it is."""
+    """The same as raw memory, which only VMCOREINFO in the middle identifies."""
 
     name = "cut raw memory"
     cases = 60
@@ -484,7 +509,7 @@ class Real(Target):
 
     def read(self, address: int, size: int) -> bytes:
         """Physical memory as changed."""
-        data = self.base.read(address, size, True)
+        data: bytes = self.base.read(address, size, True)
         for at, change in self.changes.items():
             if at < address + size and address < at + len(change):
                 out = bytearray(data)
@@ -494,15 +519,15 @@ class Real(Target):
         return data
 
     def kernel(self, prog: Optional[drgn.Program] = None) -> Kernel:
-        """A kernel with symbols and types of its own finding."""
+        """A kernel with symbols and types found in the dump."""
         if prog is None:
             prog = _program(self.read, self.info)
         source = Source(prog, "core", "sample", "kdump", 0, True, vmcoreinfo=parse_vmcoreinfo(prog))
         debuginfo.load(source, Request())
-        return Kernel(source)
+        return kernel_of(source)
 
     def physical(self, virtual: int) -> Optional[int]:
-        """Where in memory an address lies in the dump as it was."""
+        """The physical address of a virtual address in the undamaged dump."""
         return self.sound.walk(virtual).physical
 
     def change(self, virtual: int, data: bytes) -> None:
@@ -522,7 +547,7 @@ class Real(Target):
 
 def _structures(prog: drgn.Program) -> Iterator[Tuple[int, int]]:
     """(address, size) of structures that reports follow."""
-    from drgn.helpers.linux import for_each_module, for_each_task, for_each_vma, for_each_vmap_area
+    from drgn.helpers.linux import for_each_module, for_each_task, for_each_vma, for_each_vmap_area  # type: ignore[attr-defined]
 
     trouble = (LookupError, drgn.FaultError, AttributeError, ValueError, TypeError)
 
@@ -579,11 +604,11 @@ class Structures(Real):
             address, size = chosen.choice(self.found)
             others = [p + chosen.choice((0, 0, 8, 16, 24, 40)) for p in some(chosen, self.pointers, 4)]
             self.change_word(chosen, address + chosen.randrange(max(size // 8, 1)) * 8, others)
-        ask_some(Kernel(self.source), chosen, chosen.sample(self.commands, 6), self.addresses)
+        ask_some(kernel_of(self.source), chosen, chosen.sample(self.commands, 6), self.addresses)
 
 
 class RealTables(Real):
-    """The kernel's own page tables with entries changed: no address may then be called mapped that is not."""
+    """The kernel's own page tables with changed entries: no unmapped address may be reported as mapped."""
 
     name = "real page tables"
     cases = 300
@@ -608,7 +633,7 @@ class RealTables(Real):
             at = chosen.choice((step.entry_address, step.entry_address & ~0xFFF | chosen.randrange(512) * 8))
             old = int.from_bytes(self.base.read(at, 8, True), "little")
             self.changes[at] = word(chosen, old, tables).to_bytes(8, "little")
-        kernel = Kernel(self.source)
+        kernel = kernel_of(self.source)
         memory = Memory(4, kernel.root.value)
         memory.pages = _Pages(self.read)
         probes = [chosen.randint(*chosen.choice(self.mapped)) for _ in range(30)]
@@ -624,11 +649,12 @@ class RealTables(Real):
 
 
 class SharedTables(RealTables):
-    """Tables of tables that share one another wildly: a few pages that map all there is, differently."""
+    """Tables that share one another wildly: a few pages map the whole address space in different ways."""
 
     name = "shared page tables"
     cases = 8
-    _TABLES = 0x100000  # where in memory they are put
+    _TABLES = 0x100000  # their physical address
+    _PIECES = 8
 
     def run(self, chosen: random.Random) -> None:
         self.changes.clear()
@@ -639,23 +665,62 @@ class SharedTables(RealTables):
             below = places[-1] if places else [chosen.randrange(1 << 15) * PAGE for _ in range(512)]
             places.append([self._TABLES + (level * count + i) * PAGE for i in range(count)])
             for at in places[-1]:
-                # With a choice of one, a table in which entries do not differ: ranges without end, but few.
+                # With one choice, all entries of a table are equal: endless ranges, but few.
                 entries = [chosen.choice(below) | chosen.choice(flags) for _ in range(512)]
                 self.changes[at] = struct.pack("<512Q", *entries)
         root = self.sound.root.value
         for index in {chosen.randrange(512) for _ in range(chosen.choice((1, 8, 400)))} - {511}:
             self.changes[root + 8 * index] = struct.pack("<Q", chosen.choice(places[2]) | 0x63)
-        kernel = Kernel(self.source)
+        kernel = kernel_of(self.source)
         for low, high, _ in kernel.kernel_ranges.select(MAPPED)[:200]:
             for address in (low, high):
                 assert kernel.walk(address).state == "mapped", hex(address)
         for line in ("ptdump", chosen.choice(("ptdump --wx", "aliases 5000", "layout"))):
-            check_inert(ask(kernel, line, chosen.choice(("text", "json", "csv"))), "text")
+            # All tables have been read by now. There can be 650,000 similar lines, and writing them takes
+            # most of the time. So only 130,000 are read, more than any real kernel has.
+            check_inert(ask(kernel, line, chosen.choice(("text", "json", "csv")), self._PIECES), "text")
+        ask_some(kernel, chosen, chosen.sample(self.commands, 2), self.addresses)
+
+
+class SharedUserTables(RealTables):
+    """The same in processes: all of them point to a few tables, which share one another wildly."""
+
+    name = "shared user page tables"
+    cases = 8
+    _TABLES = 0x100000
+    _FLAGS = (0x67, 0x25, 0x8000000000000067, 0x80000000000000E7)  # of user pages; the last are large
+
+    def prepare(self) -> None:
+        super().prepare()
+        self._roots = [
+            root_of(self.sound, mm_of(self.sound, process)) for process in each_mm(self.sound, Damage())
+        ]
+
+    def run(self, chosen: random.Random) -> None:
+        self.changes.clear()
+        count = chosen.choice((1, 2, 4))
+        flags = self._FLAGS[: chosen.choice((1, 2, 4))]
+        below = [chosen.randrange(1 << 15) * PAGE for _ in range(512)]
+        for level in range(3):
+            tables = [self._TABLES + (level * count + i) * PAGE for i in range(count)]
+            for at in tables:
+                entries = [
+                    chosen.choice(below) | chosen.choice(flags if level < 2 else flags[:1])
+                    for _ in range(512)
+                ]
+                self.changes[at] = struct.pack("<512Q", *entries)
+            below = tables
+        for root in self._roots:
+            for index in {chosen.randrange(256) for _ in range(chosen.choice((1, 8, 200)))}:
+                self.changes[root + 8 * index] = struct.pack("<Q", chosen.choice(below) | 0x67)
+        kernel = kernel_of(self.source)
+        for line in ("user --all", chosen.choice(("check", "page 5000", "aliases 5000", "user 1"))):
+            check_inert(ask(kernel, line, chosen.choice(("text", "json", "csv")), 8), "text")
         ask_some(kernel, chosen, chosen.sample(self.commands, 2), self.addresses)
 
 
 class _Pages(Dict[int, Any]):
-    """Memory's pages, read when they are asked for."""
+    """Pages of memory, read on demand."""
 
     def __init__(self, read: Callable[[int, int], bytes]) -> None:
         super().__init__()
@@ -676,7 +741,7 @@ class Modules(Real):
 
     def prepare(self) -> None:
         super().prepare()
-        from drgn.helpers.linux import for_each_module
+        from drgn.helpers.linux import for_each_module  # type: ignore[attr-defined]
 
         self.spots: List[Tuple[int, int]] = []
         for module in for_each_module(self.base):
@@ -686,7 +751,7 @@ class Modules(Real):
                 self.spots.append((tables.value_(), drgn.sizeof(tables.type_.type)))
                 self.spots.append((tables.symtab.value_(), tables.num_symtab.value_() * 24))
         with contextlib.suppress(LookupError, drgn.FaultError):
-            from drgn.helpers.linux import list_for_each_entry
+            from drgn.helpers.linux import list_for_each_entry  # type: ignore[attr-defined]
 
             for entry in list_for_each_entry(
                 "struct btf_module", self.base["btf_modules"].address_of_(), "list"
@@ -713,7 +778,7 @@ class Modules(Real):
 
 
 class RealBtf(Real):
-    """The kernel's own BTF, damaged where its types are described."""
+    """The kernel's own BTF, with damaged type descriptions."""
 
     name = "real BTF"
     cases = 150
@@ -742,7 +807,7 @@ class RealBtf(Real):
         done = install(prog, btf=bytes(data))
         source.symbols, source.types = done.symbols or "none", done.types or "none"
         source.kallsyms = done.kallsyms
-        ask_some(Kernel(source), chosen, chosen.sample(self.commands, 6), self.addresses)
+        ask_some(kernel_of(source), chosen, chosen.sample(self.commands, 6), self.addresses)
 
 
 class KallsymsTables(Real):
@@ -783,14 +848,14 @@ class KallsymsTables(Real):
 
 
 class Strings(Real):
-    """Strings of the kernel made hostile, and printed in every format."""
+    """Hostile strings of the kernel, printed in every format."""
 
     name = "strings"
     cases = 400
 
     def prepare(self) -> None:
         super().prepare()
-        from drgn.helpers.linux import for_each_module, for_each_task
+        from drgn.helpers.linux import for_each_module, for_each_task  # type: ignore[attr-defined]
 
         self.spots: List[int] = []
         for module in for_each_module(self.base):
@@ -804,7 +869,7 @@ class Strings(Real):
                 self.spots.append(resource.name.value_())
                 pending += [resource.sibling.read_(), resource.child.read_()]
         with contextlib.suppress(LookupError, AttributeError, drgn.FaultError):
-            from drgn.helpers.linux import list_for_each_entry
+            from drgn.helpers.linux import list_for_each_entry  # type: ignore[attr-defined]
 
             for cache in list_for_each_entry(
                 "struct kmem_cache", self.base["slab_caches"].address_of_(), "list"
@@ -815,15 +880,15 @@ class Strings(Real):
             if address is not None:
                 self.spots.append(address)
         self.pages = [*self._name_files(), *self.addresses[:20]]
-        # Names of symbols are made of these.
+        # Names of symbols consist of these.
         tokens = parse_vmcoreinfo(self.base)["SYMBOL(kallsyms_token_table)"]
         self._tokens = int(tokens, 16)
         self.source = self.kernel().source
         self.commands = available()
 
     def _name_files(self) -> List[str]:
-        """Pages of files that processes map, whose names are among the spots from here on."""
-        from drgn.helpers.linux import address_space_for_each_page, for_each_task, for_each_vma, page_to_pfn
+        """Pages of files that processes map; from here on, their names are among the spots."""
+        from drgn.helpers.linux import address_space_for_each_page, for_each_task, for_each_vma, page_to_pfn  # type: ignore[attr-defined]
 
         found: List[str] = []
         seen = set()
@@ -855,7 +920,7 @@ class Strings(Real):
                 )
             kernel = self.kernel()
         else:
-            kernel = Kernel(self.source)
+            kernel = kernel_of(self.source)
         ask_some(kernel, chosen, chosen.sample(self.commands, 8), self.addresses)
         # Where lists and tables are cells.
         ask_some(kernel, chosen, ["page", "page", "user", "translate"], self.pages, ["csv"])
@@ -863,7 +928,7 @@ class Strings(Real):
             self._check_terminal(kernel, chosen)
 
     def _check_terminal(self, kernel: Kernel, chosen: random.Random) -> None:
-        """What a terminal gets: colours are ours, the rest is inert."""
+        """Check the output for a terminal: colours are our own, and the rest is inert."""
         line = chosen.choice(
             (f"page {chosen.choice(self.pages)}", "user --all", "layout --map", "show modules")
         )
@@ -871,7 +936,7 @@ class Strings(Real):
         with contextlib.suppress(KvintroError):
             found = load_command(args.command).run(kernel, args)
             text = render(found, args.format, color=True, width=100)
-            assert_inert(re.sub(r"\x1b\[(?:[1247]|3\d|38;5;\d+|0)m", "", text))
+            assert_inert(OWN_PAINT.sub("", text))
 
 
 TARGETS: Sequence[Target] = (
@@ -889,6 +954,7 @@ TARGETS: Sequence[Target] = (
     Structures(),
     RealTables(),
     SharedTables(),
+    SharedUserTables(),
     Modules(),
     Strings(),
 )

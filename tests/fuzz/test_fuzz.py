@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Ten thousand damaged inputs: no traceback, no hang, no gigabyte, nothing called mapped that is not.
+"""Ten thousand damaged inputs: no traceback, no hang, less than a gigabyte, no unmapped address called
+mapped.
 
-KVINTRO_FUZZ=N runs N times as many, KVINTRO_FUZZ_SEED=N others; each failure names its seed and number.
+KVINTRO_FUZZ=N runs N times as many, KVINTRO_FUZZ_SEED=N different ones; each failure names its seed and
+number.
 """
 
 from __future__ import annotations
@@ -16,13 +18,24 @@ import pytest
 from kvintro.commands import command_names
 from tests import timing
 from tests.fuzz import harness
+from tests.fuzz.hypervisors import Hypervisors
+from tests.fuzz.packed import Packed
+from tests.fuzz.saved import SavedGuests
 from tests.fuzz.sizes import FlattenedRecords, LyingSizes, StandardInput
 from tests.fuzz.targets import NOT_ASKED, QUESTIONS, SAMPLE, Real
 from tests.fuzz.targets import TARGETS as ON_KERNELS
 
 TIMES = int(os.environ.get("KVINTRO_FUZZ", "1"))
 SEED = int(os.environ.get("KVINTRO_FUZZ_SEED", "0"))
-TARGETS = (*ON_KERNELS, LyingSizes(), FlattenedRecords(), StandardInput())
+TARGETS = (
+    *ON_KERNELS,
+    LyingSizes(),
+    FlattenedRecords(),
+    StandardInput(),
+    SavedGuests(),
+    Hypervisors(),
+    Packed(),
+)
 WORKERS = min(os.cpu_count() or 1, 8)
 
 
@@ -43,7 +56,7 @@ def test_damaged(target: harness.Target) -> None:
         f"{target.name}: {outcome.done} cases, {outcome.refused} refused, "
         f"slowest {outcome.slowest:.2f} s, {outcome.memory >> 20} MB"
     )
-    # One of each kind: the same bug shows many times.
+    # One of each kind, because the same bug appears many times.
     kinds = {_kind(failure): failure for failure in outcome.failures}
     shown = "\n\n".join(f"seed {SEED}, number {f.number}: {f.what}" for f in list(kinds.values())[:5])
     assert not outcome.failures, f"{len(outcome.failures)} failures\n{shown}"
@@ -55,7 +68,7 @@ def _kind(failure: harness.Failure) -> Tuple[str, ...]:
     return (lines[-1].split(":")[0], *[line for line in lines if "/kvintro/" in line][-1:])
 
 
-# The harness itself: what it is there to catch, it catches.
+# Tests of the harness itself: it catches what it should catch.
 
 
 class _Bad(harness.Target):
@@ -80,7 +93,7 @@ class _Bad(harness.Target):
 
 
 def _spend(seconds: float) -> None:
-    """Processor time."""
+    """Use processor time."""
     end = time.process_time() + seconds
     while time.process_time() < end:
         pass
@@ -96,12 +109,12 @@ def test_the_harness_catches_what_it_should(monkeypatch: pytest.MonkeyPatch) -> 
     assert "SIGABRT" in found[1]
     assert "no end after" in found[2]
     assert "for a question, more than 0.3 s" in found[3]
-    # The last one asks five questions, each within its time.
+    # The last one runs five commands, each within its time.
     assert set(found) == {0, 1, 2, 3}
 
 
 def test_a_slower_machine_has_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The limit follows the reference, measured when a question took long; it does not fall below itself."""
+    """The limit follows the reference, measured after a slow command, but never falls below its base."""
     for times, expected in ((0.5, 5), (1, 5), (3, 15), (100, 30)):
         monkeypatch.setattr(timing, "reference", lambda times=times: times * timing.REFERENCE)
         assert timing.allowed(5) == pytest.approx(expected)

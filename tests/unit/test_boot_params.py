@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What the boot header tells of the unpacker's choices, with headers made here."""
+"""The unpacker's choices according to the boot header, with made-up headers."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, Dict, List, Optional, Tuple, cast
 
 import pytest
 
+from kvintro.arch.x86_64 import boot_params
+from kvintro.arch.x86_64.boot_params import booted_by_efi, image_sizes, unpacking
 from kvintro.errors import NotInDump, Unavailable
-from kvintro.kernel import Kernel
+from kvintro.kernels import Kernel
 from kvintro.model import Fact
-from kvintro.readers import boot_params
-from kvintro.readers.boot_params import booted_by_efi, image_sizes, unpacking
 
 MB = 1 << 20
 GRUB, QEMU, SYSLINUX, KEXEC = 0x72, 0xB0, 0x31, 0xD0
@@ -20,7 +20,7 @@ HERE, LINE = 0x1000, 0x3000
 
 
 class Booted:
-    """As much of a kernel as is asked: ``boot_params``, a command line, physical memory."""
+    """The needed parts of a kernel: ``boot_params``, a command line, physical memory."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ def test_where_it_was_loaded(start: int, load: int) -> None:
     assert found.load == load
     assert found.ram == [(MB, 2048 * MB)]
     assert found.taken == [(load + 45 * MB, load + 55 * MB)]
-    # Above 512 MB places in front of the packed kernel count, and where it began is not known exactly.
+    # Above 512 MB, places before the packed kernel count, and its start is not known exactly.
     assert found.complete is (load <= 512 * MB)
 
 
@@ -148,14 +148,14 @@ def test_options_that_are_not_followed(line: Optional[str]) -> None:
 
 
 def test_a_command_line_that_is_built_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The unpacker does not see it, and nothing tells which part of the whole it is."""
+    """The unpacker does not see it, and the boundary within the whole command line is unknown."""
     monkeypatch.setattr(Booted, "find_symbol", lambda self, name: name)
     assert not told(header(), line="mem=1G").complete
     assert told(header()).complete
 
 
 def test_an_srat_excludes_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hot-pluggable memory, and what would reach from one entry into the next."""
+    """Hot-pluggable memory, and places that would span two entries."""
     entries = [
         (0, 0x9FC00, 1),
         (MB, 127 * MB, 1),
@@ -177,12 +177,12 @@ def test_an_srat_excludes_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("table", [b"", b"SRAT", b"SRAT".ljust(60, b"\0"), b"SRAT".ljust(50, b"\1")])
 def test_a_broken_srat(table: bytes) -> None:
-    """As the kernel: an entry without a length ends it, and then the table makes no difference."""
+    """As in the kernel, an entry without a length ends it, and then the table has no effect."""
     assert boot_params._memory_affinity(table) == []
 
 
 def test_setup_data_is_in_the_way() -> None:
-    """struct setup_data, and what a struct setup_indirect in it points to."""
+    """struct setup_data, and the memory that a struct setup_indirect in it points to."""
     first = struct.pack("<QII", 0x200_0000, 9, 32)
     second = struct.pack("<QII", 0, 1 << 31, 24) + struct.pack("<IIQQ", 5, 0, 3 * MB, 100 * MB)
     found = told(header(setup_data=0x180_0000), physical={0x180_0000: first, 0x200_0000: second})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Page tables that cannot be used, told by what must be in them; and trees that hold such tables."""
+"""Unusable page tables, recognised by their required content; and trees that contain such tables."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvintro.arch.address_space import Window
 from kvintro.arch.x86_64 import ALL, ARCHITECTURE
 from kvintro.paging import MAPPED, UNREADABLE, Ranges, Tree
 from kvintro.paging.broken import (
@@ -20,7 +21,6 @@ from kvintro.paging.broken import (
     OVERWRITTEN,
     ZERO,
     Judged,
-    Window,
     find_broken,
 )
 from tests.synthetic import PAGE, Memory
@@ -30,7 +30,7 @@ BASES = {4: 0xFFFF888000000000, 5: 0xFF11000000000000}
 
 
 def direct_map(levels: int, large: bool = False) -> Tuple[Memory, Window]:
-    """8 MB of RAM in a direct map, which also has its tables."""
+    """8 MB of RAM in a direct map, which also contains its tables."""
     memory = Memory(levels)
     base = BASES[levels]
     for at in range(0, 8 * MB, 2 * MB if large else PAGE):
@@ -39,12 +39,12 @@ def direct_map(levels: int, large: bool = False) -> Tuple[Memory, Window]:
 
 
 def judged(memory: Memory, window: Window, limit: int = 100) -> Judged:
-    geometry = ARCHITECTURE.geometry(memory.levels, (1 << 52) - 1)
+    geometry = ARCHITECTURE.form(memory.levels, (1 << 52) - 1)
     return find_broken(memory.read, geometry, memory.root, window, limit)
 
 
 def table_at(memory: Memory, address: int, level: int) -> int:
-    """Physical address of the table of that level that translates an address."""
+    """Physical address of the table of a level that translates an address."""
     table = memory.root
     for at in range(memory.levels, level, -1):
         entry = int.from_bytes(memory.read(table + 8 * (address >> 12 + 9 * (at - 1) & 511), 8), "little")
@@ -70,13 +70,13 @@ def test_a_broken_table(levels: int, level: int, how: str) -> None:
     elif how == ZERO:
         memory.write(table, bytes(PAGE))
     elif how == OVERWRITTEN:
-        # Entries that are present, of pages elsewhere or of tables where there is no RAM.
+        # Present entries of pages at other addresses, or of tables outside RAM.
         memory.write(table, b"".join((0x7777000000063).to_bytes(8, "little") for _ in range(512)))
     else:
         memory.write(table, b"".join((table | 0x63).to_bytes(8, "little") for _ in range(512)))
     found = judged(memory, window)
     if how == CYCLE and level == 1:
-        how = OVERWRITTEN  # its pages are not where they should be
+        how = OVERWRITTEN  # its pages have wrong addresses
     assert {broken.why for broken in found.broken} == {how}
     expected = level if how != CYCLE else level - 1
     assert {(broken.level, broken.table) for broken in found.broken} == {(expected, table)}
@@ -95,7 +95,7 @@ def test_no_entry_at_all(levels: int) -> None:
 
 
 def test_pages_that_were_taken_out_are_no_damage() -> None:
-    """memfd_secret and KFENCE take PRESENT away and keep the rest; RAM may have gaps."""
+    """memfd_secret and KFENCE clear PRESENT and keep the other bits; RAM may have gaps."""
     memory, window = direct_map(4)
     for at in range(0, 2 * MB, PAGE):
         memory.map(window.start + at, ~at & 0xFFFFFFFFFF000, flags=0x62)
@@ -105,7 +105,7 @@ def test_pages_that_were_taken_out_are_no_damage() -> None:
 
 
 def test_where_only_the_tables_tell() -> None:
-    """Of the memory map it is known that it lies in RAM."""
+    """Only this is known about the memory map: it lies in RAM."""
     memory = Memory()
     start = 0xFFFFEA0000000000
     window = Window("memory map", start, start + 2 * MB - 1, memory_end=8 * MB)
@@ -141,9 +141,9 @@ def test_any_damage_ends(seed: int, levels: int, count: int) -> None:
 @pytest.mark.parametrize("levels", [4, 5])
 @pytest.mark.parametrize("level", [2, 3, 4])
 def test_trees_that_refer_to_themselves(levels: int, level: int) -> None:
-    """What lies below such a table is not counted as mapped."""
+    """Memory below such a table does not count as mapped."""
     memory, window = direct_map(levels)
-    geometry = ARCHITECTURE.geometry(levels, (1 << 52) - 1)
+    geometry = ARCHITECTURE.form(levels, (1 << 52) - 1)
     table = table_at(memory, window.start, level)
     memory.entry(table + 8 * 511, table | 0x63)
     tree = Tree(memory.read, geometry, memory.root)
@@ -155,7 +155,7 @@ def test_trees_that_refer_to_themselves(levels: int, level: int) -> None:
 
 def test_tables_known_to_be_damaged() -> None:
     memory, window = direct_map(4)
-    geometry = ARCHITECTURE.geometry(4, (1 << 52) - 1)
+    geometry = ARCHITECTURE.form(4, (1 << 52) - 1)
     tables = [table_at(memory, window.start, 1)]
     tree = Tree(memory.read, geometry, memory.root, unusable=tables)
     ranges = tree.ranges(window.start, window.end)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""BTF made by the test: every kind of type comes out right, and nonsense ends in BtfError, nothing else."""
+"""BTF made by the test: every kind of type is decoded correctly, and invalid data only raises BtfError."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 import struct
 import sys
 from contextlib import contextmanager
-from typing import Callable, Iterator, List, Optional, Tuple
+from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
 import drgn
 import pytest
@@ -65,7 +65,7 @@ def test_integers() -> None:
     "encoding, signed", [(0, False), (SIGNED, True), (CHAR, False), (SIGNED | CHAR, True)]
 )
 def test_char_is_what_btf_says(encoding: int, signed: bool) -> None:
-    """Kernels are built with -funsigned-char since 6.2 (3bc753c06dd0); pahole flags char as it finds it."""
+    """Kernels are built with -funsigned-char since 6.2 (3bc753c06dd0); pahole flags char accordingly."""
     b = BtfBuilder()
     b.int("char", 1, encoding)
     found = types_of(b).find(TypeKind.INT, "char")
@@ -74,7 +74,7 @@ def test_char_is_what_btf_says(encoding: int, signed: bool) -> None:
 
 @pytest.mark.parametrize("marked", [False, True])
 def test_char_of_an_old_pahole_is_signed(marked: bool) -> None:
-    """One that does not even mark "signed char" says nothing of char; its kernels are older than 6.2."""
+    """If pahole does not mark even "signed char", it does not mark char; such kernels are older than 6.2."""
     b = BtfBuilder()
     for name, encoding in (("char", 0), ("signed char", SIGNED * marked), ("unsigned char", 0), ("int", 0)):
         b.int(name, 4 if name == "int" else 1, encoding)
@@ -138,7 +138,7 @@ def test_flexible_arrays_are_the_last_of_several_in_a_structure() -> None:
 
 
 def test_more_than_one_dimension_comes_from_the_table() -> None:
-    """BTF has them flattened (xa_node.tags is [3][1], lru_gen_folio.nr_pages [4][2][5])."""
+    """BTF flattens them (xa_node.tags is [3][1], lru_gen_folio.nr_pages [4][2][5])."""
     b = BtfBuilder()
     long_ = b.int("long", 8, SIGNED)
     tags = b.array(long_, 3)
@@ -149,7 +149,7 @@ def test_more_than_one_dimension_comes_from_the_table() -> None:
     types = types_of(b)
     assert struct_of(types, "xa_node").member("tags").type.type_name() == "long [3][1]"
     assert struct_of(types, "lru_gen_folio").member("nr_pages").type.type_name() == "long [4][2][5]"
-    # Not a product that has been seen: it stays flat.
+    # An unknown product of lengths: it stays flat.
     assert struct_of(types, "lru_gen_mm_walk").member("nr_pages").type.type_name() == "long [41]"
 
 
@@ -236,7 +236,7 @@ def test_of_several_definitions_the_used_one_is_taken_and_it_is_told() -> None:
     b.struct("walk", 4, [("unused", int_, 0)])
     used = b.struct("walk", 8, [("used", int_, 0)])
     b.struct("user", 8, [("walk", b.pointer(used), 0)])
-    # As a number the other one's id is everywhere, but nothing refers to it.
+    # The other one's id occurs everywhere as a number, but not as a reference.
     b.enum("decoy", {"TWO": 2, "DEUX": 2})
     types = types_of(b)
     assert [m.name for m in struct_of(types, "walk").members or ()] == ["used"]
@@ -275,7 +275,7 @@ def test_modules_continue_the_kernels_blob() -> None:
     kernel.struct("shared", 4, [("a", int_, 0)])
     kernel_types = types_of(kernel)
     module = BtfBuilder(kernel_types.btf.end_id, kernel_types.btf.end_string)
-    # Its first string stands where no terminator comes before it; "a" stands in the kernel's strings.
+    # Its first string is not preceded by a terminator; "a" is in the kernel's strings.
     inner = module.struct("own", 8, [("first", int_, 0)])
     module.types = module.types[:12] + struct.pack("<3I", module.string("own"), int_, 0) + module.types[24:]
     module.enum("", {"a": 5})
@@ -468,21 +468,23 @@ NO_NAMES += ["=2+5", "1st", "a-b", "a/b", " a", "a ", "a  b", "<b>"]
 @pytest.mark.parametrize("name", NO_NAMES)
 @pytest.mark.parametrize("where", ["type", "member", "enumerator", "parameter", "typedef", "int"])
 def test_names_are_what_compilers_make(name: str, where: str) -> None:
-    """A name that is none damages what has it, and nothing else."""
+    """An invalid name damages only its type."""
     b = BtfBuilder()
     int_ = b.int(name if where == "int" else "int", 4, SIGNED)
     other = b.struct("other", 4, [("a", int_ if where != "int" else b.int("long", 4, SIGNED), 0)])
-    made = {
+    makers: Dict[str, Callable[[], int]] = {
         "type": lambda: b.struct(name, 4, [("a", int_, 0)]),
         "member": lambda: b.struct("s", 4, [(name, int_, 0)]),
         "enumerator": lambda: b.enum("e", {name: 1}),
         "parameter": lambda: b.prototype(0, [(name, int_)]),
         "typedef": lambda: b.add(made_up.TYPEDEF, name, int_),
         "int": lambda: int_,
-    }[where]()
+    }
+    made = makers[where]()
     types = types_of(b)
-    with pytest.raises(BtfError, match="is no name"):
+    with pytest.raises(BtfError, match="is not a name") as refused:
         types.make(made)
+    assert "--btf FILE" in refused.value.remedy
     assert [member.name for member in types.make(other).members or ()] == ["a"]
 
 
@@ -498,7 +500,7 @@ def test_names_that_compilers_make(name: str) -> None:
 
 @contextmanager
 def calls_at_most(limit: int) -> Iterator[None]:
-    """Counts calls of Python functions: how long it takes, whatever the machine."""
+    """Counts calls of Python functions, which measures cost independently of the machine."""
     count = 0
 
     def counted(frame: object, event: str, argument: object) -> None:
@@ -543,7 +545,7 @@ def test_a_look_up_does_not_take_longer_on_a_blob_made_for_that(what: str) -> No
 
 
 def test_a_structure_among_many_of_its_size() -> None:
-    """The search for a structure that contains itself has an end, however many there are to look into."""
+    """The search for a structure that contains itself ends, however many candidates there are."""
     b = BtfBuilder()
     last = b.struct("deepest", 8, [])
     for index in range(4):
@@ -553,7 +555,7 @@ def test_a_structure_among_many_of_its_size() -> None:
 
 
 def test_references_are_counted_as_one_by_one() -> None:
-    """By another way to count: through the types, one at a time."""
+    """Against another way of counting: one type at a time."""
     btf = Btf(small_blob())
     counts = dict.fromkeys(range(1, btf.end_id), 0)
     for type_id in range(1, btf.end_id):
@@ -594,12 +596,12 @@ def test_a_thousand_types_of_one_name_end_soon() -> None:
     b = BtfBuilder()
     for _ in range(1000):
         b.struct("s", 0, [])
-    b.strings *= 1000  # and the name a thousand times, too
+    b.strings *= 1000  # also the name a thousand times
     assert types_of(b).find(TypeKind.STRUCT, "s") is not None
 
 
 def small_blob() -> bytes:
-    """A blob with one of everything."""
+    """A blob with one type of each kind."""
     b = BtfBuilder()
     int_ = b.int("int", 4, SIGNED)
     list_head = b.struct("list_head", 16, [("next", b.next_id + 1, 0), ("prev", b.next_id + 1, 64)])
@@ -622,7 +624,7 @@ def small_blob() -> bytes:
 
 @contextmanager
 def only_btf_errors() -> Iterator[None]:
-    """Before 0.3, drgn passes on what goes wrong in making a member's type as a plain Exception."""
+    """Before 0.3, drgn raises errors in making a member's type as plain Exceptions."""
     try:
         yield
     except BtfError:
@@ -633,7 +635,7 @@ def only_btf_errors() -> Iterator[None]:
 
 
 def use_all_of_it(data: bytes) -> None:
-    """Whatever the blob, nothing but BtfError comes out of it."""
+    """Use everything in a blob; any error must be BtfError."""
     try:
         types = BtfTypes(drgn.Program(X86_64), Btf(data))
     except BtfError:
@@ -712,7 +714,7 @@ def test_a_blob_of_noise_is_an_error_and_no_more(types: bytes, strings: bytes) -
 
 @pytest.mark.parametrize("seed", range(10))
 def test_a_damaged_blob(seed: int) -> None:
-    """Of every kind of type; a kernel's own is damaged by the fuzz tests."""
+    """A blob with every kind of type. The fuzz tests damage a kernel's own BTF."""
     whole = small_blob()
     generator = random.Random(seed)
     for _ in range(20):

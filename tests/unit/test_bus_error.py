@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A file that becomes shorter while it is read: the command line never dies by a signal."""
+"""A file that becomes shorter while it is read: the command line never dies of a signal."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from typing import Tuple
 
 import pytest
 
+from kvintro import prompt
 from kvintro.errors import NotADump
-from kvintro.kernel import open_kernel
-from kvintro.prompt import PromptKernel
+from kvintro.opening import open_kernel
 from kvintro.source import Request
 from tests.synthetic import elf_core, vmcoreinfo
 
 CORE = Path(__file__).parents[2] / "vmcores/debian-6.12/core.kdump"
 needs_core = pytest.mark.skipif(not CORE.exists(), reason="the sample dump is not there")
 
-#: The command line, cutting a file before a function is called for the Nth time.
+#: A script that runs the command line and cuts a file before the Nth call of a function.
 CUT = """
 import os, sys
 from kvintro import cli
@@ -42,7 +42,7 @@ sys.exit(cli.main(sys.argv[5:]))
 
 
 def cut_during(when: str, count: int, file: Path, *arguments: str) -> Tuple[int, str]:
-    """Exit status and standard error of a command, while which a file is cut."""
+    """Exit status and standard error of a command during which a file is cut."""
     module, name = when.rsplit(".", 1)
     done = subprocess.run(
         [sys.executable, "-c", CUT, module, name, str(count), str(file), *arguments],
@@ -75,7 +75,7 @@ def test_a_kdump_that_shrinks(dump: Path, how: str) -> None:
 
 
 def test_the_signal_itself(tmp_path: Path) -> None:
-    """A map of a file that is cut, as debuginfo is mapped by drgn, read by a library."""
+    """A library reads a mapped file that is cut, like debuginfo that drgn maps."""
     program = """
         import ctypes, mmap, os, sys
         from kvintro.bus_error import end_on_bus_error
@@ -115,7 +115,7 @@ def test_the_api_says_that_a_dump_shrank(tmp_path: Path, kind: str) -> None:
             )
         )
     before = signal.getsignal(signal.SIGBUS)
-    kernel = PromptKernel(open_kernel(Request(core=str(path))).source)
+    kernel = prompt.Kernel(open_kernel(Request(core=str(path))).source)
     os.truncate(path, 4096)
     with pytest.raises(NotADump) as caught:
         kernel.layout()
@@ -125,7 +125,7 @@ def test_the_api_says_that_a_dump_shrank(tmp_path: Path, kind: str) -> None:
 
 @needs_core
 def test_the_api_installs_no_handler() -> None:
-    """By what the kernel says of the process, not by what Python knows of it."""
+    """According to the kernel's data about the process, not Python's."""
     program = f"""
         from kvintro import kernel
         kernel({str(CORE)!r}).layout()

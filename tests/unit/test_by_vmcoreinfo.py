@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""``page_type`` and zones by VMCOREINFO, in every form that kernels wrote it.
+"""``page_type`` and zones by VMCOREINFO, in every form that kernels have had.
 
-The numbers are those that the kernel's sources of the time give (include/linux/page-flags.h,
-kernel/crash_core.c, kernel/vmcore_info.c): cores exist of some of these kernels only.
+The numbers are from the kernel's sources of each version (include/linux/page-flags.h,
+kernel/crash_core.c, kernel/vmcore_info.c): there are cores of only some of these kernels.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any, Dict
 import pytest
 
 from kvintro.errors import Unavailable
-from kvintro.kernel import Kernel
+from kvintro.kernels import Kernel
 from kvintro.queries.pages.by_vmcoreinfo import _nodes_and_zones, _order, _types
 
 
 def kernel(keys: Dict[str, int]) -> Any:
-    """A kernel that has nothing but VMCOREINFO."""
+    """A kernel that has only VMCOREINFO."""
     source = SimpleNamespace(types="none", vmcoreinfo={key: str(value) for key, value in keys.items()})
     made: Any = SimpleNamespace(source=source, find_symbol=lambda name: None)
     made.number = lambda key: Kernel.number(made, key)
@@ -30,7 +30,7 @@ def mapcounts(**values: int) -> Dict[str, int]:
     return {f"NUMBER(PAGE_{name.upper()}_MAPCOUNT_VALUE)": value for name, value in values.items()}
 
 
-#: By kernel: the keys' values, what page_type is of a page of each type, and of one of a type without a name.
+#: By kernel: the keys' values, page_type of a page of each type, and of a page of a type without a name.
 FORMS = {
     # ~PG_buddy and so on; PG_table is 0x200 (5.11 to 6.8).
     "6.8": ({"buddy": -129, "offline": -257}, {"buddy": 0xFFFFFF7F, "offline": 0xFFFFFEFF}, 0xFFFFFDFF),
@@ -56,7 +56,7 @@ FORMS = {
 
 
 def code(form: Any, page_type: int) -> int:
-    """What a state keeps of ``page_type``."""
+    """The part of ``page_type`` that a state keeps."""
     if form.inverted:
         return (
             (~page_type & 0xFFFFFFFF) >> form.shift & form.bits if page_type & form.base == form.base else 0
@@ -74,7 +74,7 @@ def test_types(name: str) -> None:
         assert not form.is_nameless(code(form, value))
     assert form.is_nameless(code(form, nameless))
     assert not any(form.is_type(code(form, nameless), kind) for kind in form.codes)
-    # No type, mapped once, mapped by a thousand.
+    # No type, mapped once, mapped a thousand times.
     for count in (0xFFFFFFFF, 0, 999):
         assert code(form, count) == 0 and not form.is_nameless(0)
 
@@ -103,7 +103,7 @@ def test_zones(nr_zones: int, zone: int, nodes: int, expected: Any) -> None:
 
 
 def test_zones_that_do_not_fit() -> None:
-    with pytest.raises(Unavailable, match="how many zones a node has cannot be told"):
+    with pytest.raises(Unavailable, match="how many zones a node has is unknown"):
         _nodes_and_zones(zones(171552 + 8, 1536, 1024))
 
 

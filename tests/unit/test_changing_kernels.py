@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A kernel that changes while it is read: asked again a bounded number of times, then marked."""
+"""A kernel that changes while it is read: read again a limited number of times, then marked."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ import drgn
 import pytest
 
 from kvintro import commands
+from kvintro.arch.x86_64 import ARCHITECTURE
 from kvintro.cli import main
 from kvintro.errors import NotInDump, Unavailable, UsageError
 from kvintro.model import Report
-from kvintro.readers.structures import Budget, bounded
+from kvintro.readers.bounds import Budget, bounded
 from tests.timing import allowed
 
 ARGS = argparse.Namespace(command="layout")
@@ -28,12 +29,17 @@ GONE = NotInDump(0x1000, 8, physical=True)
 
 
 class _Kernel:
+    arch = ARCHITECTURE
+
     def __init__(self, source: Any) -> None:
         self.source = source
 
+    def fresh(self) -> "_Kernel":
+        return _Kernel(self.source)
+
 
 def _run(monkeypatch: pytest.MonkeyPatch, *answers: Any, live: bool = True) -> "tuple[Any, List[Any]]":
-    """What comes out of a command that answers so, and the kernels that it was given."""
+    """The result of a command that gives these answers, and the kernels that it got."""
     seen: List[Any] = []
     left = list(answers)
 
@@ -60,7 +66,7 @@ def test_marked_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     found, kernels = _run(monkeypatch, PARTIAL, FAULT, PARTIAL)
     assert len(kernels) == commands.ATTEMPTS
     assert found.partial
-    assert "asked for again" in found.notes[-1]
+    assert "even after retries" in found.notes[-1]
 
 
 def test_given_up_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,15 +80,15 @@ def test_given_up_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_command_line_asks_again_too(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], partial: int, code: int
 ) -> None:
-    """A running kernel that is in order at the second look, and one that never is."""
+    """A running kernel that is consistent at the second try, and one that never is."""
     answers = [PARTIAL] * partial + [WHOLE]
     monkeypatch.setattr("kvintro.commands.layout.run", lambda kernel, args: answers.pop(0))
     monkeypatch.setattr(
-        "kvintro.kernel.open_kernel",
+        "kvintro.opening.open_kernel",
         lambda request: _Kernel(SimpleNamespace(live=True, check_size=lambda: None)),
     )
     assert main(["layout", "--json"]) == code
-    assert ("asked for again" in capsys.readouterr().out) is (code == 4)
+    assert ("even after retries" in capsys.readouterr().out) is (code == 4)
     assert len(answers) == (0 if partial == 1 else partial + 1 - commands.ATTEMPTS)
 
 
@@ -99,7 +105,7 @@ def test_dumps_do_not_change(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(kernels) == 1
 
 
-# Helpers of drgn's that follow what they find for ever
+# drgn's helpers that never end
 
 
 def test_what_goes_in_circles_ends() -> None:

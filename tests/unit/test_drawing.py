@@ -1,56 +1,57 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The picture and the drawing in the terminal, of made-up kernels."""
+"""The SVG drawing and the map in the terminal, of made-up kernels."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 import xml.etree.ElementTree as ElementTree
-from typing import Any, List
+from typing import Any, List, Mapping, Tuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kvintro.errors import UsageError
-from kvintro.model import Report
+from kvintro.model import Report, Table
 from kvintro.render import render
-from kvintro.render.drawing import placed_rows, rooms, spread, weight
+from kvintro.render.drawing import placed_rows, spaces, spread, weight
 from kvintro.render.inert import inert
 from kvintro.render.svg import layout_svg
 from kvintro.reports.explain import explain
-from kvintro.reports.layout import layout
+from kvintro.reports.layout import RegionRow, layout
 from kvintro.text import displacement_text
 from tests.synthetic import kernel_of, vmcoreinfo
 from tests.unit.test_layout import VMALLOC, VMEMMAP, made_up
 
 SVG = "{http://www.w3.org/2000/svg}"
+Layout = Report[Tuple[Table[RegionRow]], Mapping[str, Any]]
 HOSTILE = "<script>alert(1)</script>\x1b[31m\x00&\"'"
 
 
 @pytest.fixture(params=[4, 5])
-def report(request: pytest.FixtureRequest) -> Report:
+def report(request: pytest.FixtureRequest) -> Layout:
     levels = request.param
     bases = {
         "NUMBER(VMALLOC_START)": hex(VMALLOC[levels]),
         "SYMBOL(vmemmap)": f"{VMEMMAP[levels]:x}",
         "KERNELOFFSET": "2000000",
     }
-    return layout(kernel_of(made_up(levels), vmcoreinfo(levels, **bases)))
+    return layout(kernel_of(made_up(levels), vmcoreinfo(levels, more=bases)))
 
 
 def texts(svg: str) -> List[str]:
     return [element.text or "" for element in ElementTree.fromstring(svg).iter(f"{SVG}text")]
 
 
-def test_every_row_is_drawn(report: Report) -> None:
+def test_every_row_is_drawn(report: Layout) -> None:
     found = texts(layout_svg(report))
     for row in placed_rows(report):
         assert f"{row.start:016x}" in found
         assert any(row.name in text for text in found)
 
 
-def test_bands_follow_each_other(report: Report) -> None:
+def test_bands_follow_each_other(report: Layout) -> None:
     root = ElementTree.fromstring(layout_svg(report))
     bands = [e for e in root.iter(f"{SVG}rect") if e.get("class") in ("band", "hole") and e.get("x") == "156"]
     assert len(bands) == len(placed_rows(report))
@@ -60,7 +61,7 @@ def test_bands_follow_each_other(report: Report) -> None:
         )
 
 
-def test_links_only_where_there_are_sections(report: Report) -> None:
+def test_links_only_where_there_are_sections(report: Layout) -> None:
     assert "<a " not in layout_svg(report)
     root = ElementTree.fromstring(layout_svg(report, links="#region-"))
     targets = {a.get("href") for a in root.iter(f"{SVG}a")}
@@ -68,7 +69,7 @@ def test_links_only_where_there_are_sections(report: Report) -> None:
     assert all(a.get("aria-label") for a in root.iter(f"{SVG}a"))
 
 
-def test_strings_stay_text(report: Report) -> None:
+def test_strings_stay_text(report: Layout) -> None:
     rows = [
         dataclasses.replace(row, name=HOSTILE, note=HOSTILE, reason=HOSTILE) for row in report.tables[0].rows
     ]
@@ -88,9 +89,9 @@ def test_strings_stay_text(report: Report) -> None:
     assert "\x00" not in drawn
 
 
-def test_true_scale(report: Report) -> None:
-    """Displacements on the scale are what the rows say."""
-    found = rooms(placed_rows(report))
+def test_true_scale(report: Layout) -> None:
+    """Displacements on the scale equal those in the rows."""
+    found = spaces(placed_rows(report))
     by_key = {row.key: row for row in placed_rows(report)}
     assert [bar.key for bar in found[0].bars] == ["direct_map", "vmalloc", "vmemmap"]
     for room in found:
@@ -102,7 +103,7 @@ def test_true_scale(report: Report) -> None:
 
 
 @pytest.mark.parametrize("width", [0, 60, 80, 100, 140, 200])
-def test_the_map_fits(report: Report, width: int) -> None:
+def test_the_map_fits(report: Layout, width: int) -> None:
     drawn = render(report, "map", width=width)
     below_head = drawn.split("\n\n", 1)[1]
     boxes = [line for line in below_head.splitlines() if re.search("[│╎┌├└]", line)]
@@ -113,7 +114,7 @@ def test_the_map_fits(report: Report, width: int) -> None:
     for row in placed_rows(report):
         assert f"{row.start:016x}" in drawn
         if row.slide and width != 60:
-            # What is said of it is all there, beside the box or in it.
+            # All its text is present, beside the box or in it.
             assert f"moved by {displacement_text(row.slide)}" in drawn
             assert f"default {row.default_start:016x}" in drawn
 
@@ -138,8 +139,9 @@ def test_larger_is_never_drawn_smaller(a: int, b: int) -> None:
 
 
 def test_rows_without_anything() -> None:
+    full: Any = layout(kernel_of(made_up(4), vmcoreinfo()))
     empty: Any = dataclasses.replace(
-        layout(kernel_of(made_up(4), vmcoreinfo())),
+        full,
         tables=(dataclasses.replace(explain(None).tables[0], rows=()),),
     )
     ElementTree.fromstring(layout_svg(empty))

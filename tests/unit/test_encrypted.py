@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Dumps that a host takes of a guest whose memory is encrypted: said plainly, with what to do."""
+"""Dumps that a host takes of a guest with encrypted memory: a clear message and a remedy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def ciphertext(size: int, plain: int = 0) -> bytes:
 
 
 def forms(memory: bytes) -> Dict[str, bytes]:
-    note = [("VMCOREINFO", 0, vmcoreinfo(**{"SYMBOL(init_uts_ns)": "ffffffff81800700"}).encode())]
+    note = [("VMCOREINFO", 0, vmcoreinfo(more={"SYMBOL(init_uts_ns)": "ffffffff81800700"}).encode())]
     return {
         "ELF without a note": elf_core([(0, 0, memory)]),
         "ELF with a note": elf_core([(0, 0, memory)], note),
@@ -53,7 +53,7 @@ def test_memory_that_the_host_does_not_have(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_other_memory_is_not_called_encrypted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A kernel without VMCOREINFO, half of whose memory is compressed or random."""
+    """A kernel without VMCOREINFO, with half of its memory compressed or random."""
     path = tmp_path / "memory"
     path.write_bytes(elf_core([(0, 0, ciphertext(16 * MB) + b"some text " * (2 * MB))]))
     assert main(["-c", str(path), "layout"]) == 3

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Explanations: every region has one, every name leads to one, and they are read without a kernel too."""
+"""Explanations: every region has one, every name leads to one, and they can be read without a kernel."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from hypothesis import given as generate
 from hypothesis import strategies as st
 
 from kvintro.arch.x86_64 import ARCHITECTURE
-from kvintro.cli import parse
 from kvintro.commands import load_command
 from kvintro.errors import UsageError
-from kvintro.queries.command_line import given, split_options
+from kvintro.parser import parse
+from kvintro.readers.command_line import given, split_options
 from kvintro.regions import regions_of
 from kvintro.regions.explained import RELEASES, explanation, explanation_of
 from kvintro.render import render
@@ -28,20 +28,20 @@ REGIONS = regions_of(ARCHITECTURE)
 
 @pytest.mark.parametrize("region", REGIONS, ids=lambda r: r.key)
 def test_every_region_is_explained(region) -> None:  # type: ignore[no-untyped-def]
-    text = explanation_of(region)
+    text = explanation_of(region, ARCHITECTURE)
     assert text is not None
     for section in ("purpose", "users", "translation", "attacker", "debugger", "changed"):
         assert paragraphs(getattr(text, section)), section
     assert text.definitions
     assert any(d.kind == "macro" for d in text.definitions)
-    # The region's own macro is among those told of, save where the table's name for it is another's.
+    # The region's own macro is explained, except if the table's name for it belongs to another region.
     assert {d.kind for d in text.definitions} <= {"macro", "variable", "config", "boot"}
 
 
 @pytest.mark.parametrize("key", [*(r.key for r in REGIONS), "hole"])
 def test_statements_name_their_sources(key: str) -> None:
-    """A file of the kernel and a name in it, or a commit with its subject; each release is spoken of."""
-    text = explanation(key)
+    """A file of the kernel and a name in it, or a commit with its subject; every release is cited."""
+    text = explanation(key, ARCHITECTURE)
     assert text is not None
     told = {release for source in text.sources for release in source.releases}
     assert told == set(RELEASES)
@@ -49,7 +49,7 @@ def test_statements_name_their_sources(key: str) -> None:
         assert source.what and source.where
         assert set(source.releases) <= set(RELEASES)
         files = [where for where in source.where if not where.startswith("commit ")]
-        # What only a commit tells was read in no release.
+        # Statements from a commit alone do not cite a release.
         assert bool(files) is bool(source.releases)
         for where in source.where:
             assert re.match(r"commit [0-9a-f]{12} \S+.* \S", where) or re.match(
@@ -58,7 +58,7 @@ def test_statements_name_their_sources(key: str) -> None:
 
 
 def test_what_was_wrong_stays_right() -> None:
-    """Common beliefs, and earlier mistakes of these texts."""
+    """Common misconceptions, and earlier mistakes in these texts."""
     told = {
         key: " ".join(
             (
@@ -67,12 +67,12 @@ def test_what_was_wrong_stays_right() -> None:
             )
         )
         for key in (*(r.key for r in REGIONS), "hole")
-        for text in [explanation(key)]
+        for text in [explanation(key, ARCHITECTURE)]
         if text is not None
     }
     assert "up to 6.8" in told["ldt_remap"] and "The opposite is nearer the truth" in told["ldt_remap"]
     assert "two first places: 1 bit" in told["modules"]
-    assert "none behind vmemmap" in told["hole"]
+    assert "none after vmemmap" in told["hole"]
     assert "one page below the last permanent slot" in told["fixmap"]
     assert "PCI_P2PDMA" in told["direct_map"] and "else 0" in told["direct_map"]
     assert "guard page behind it" in told["vmalloc"]
@@ -85,7 +85,7 @@ def test_what_was_wrong_stays_right() -> None:
 def test_no_name_means_two_regions() -> None:
     seen: Dict[str, str] = {}
     for key in (*(r.key for r in REGIONS), "hole"):
-        text = explanation(key)
+        text = explanation(key, ARCHITECTURE)
         assert text is not None
         for name in (key, *text.also):
             assert seen.setdefault(name, key) == key, name
@@ -108,7 +108,7 @@ def test_an_address_leads_to_its_region() -> None:
     kernel = kernel_of(Memory(), vmcoreinfo())
     (row,) = explain(kernel, ["fffffe0000001000"]).tables[0].rows
     assert row.key == "cpu_entry_area"
-    # Without a kernel nothing tells where regions are.
+    # Without a kernel, the places of regions are unknown.
     with pytest.raises(UsageError):
         explain(None, ["fffffe0000001000"])
 
@@ -139,7 +139,7 @@ def test_json_without_a_kernel() -> None:
 
 
 def test_what_a_source_does_not_tell_stays_open() -> None:
-    """A kernel without symbols and types: texts as ever, and no value made up."""
+    """A kernel without symbols and types: the texts are the same, and no value is made up."""
     document = json.loads(render(explain(kernel_of(Memory(), vmcoreinfo()), everything=True), "json"))
     assert document["partial"]
     for row in document["regions"]:
@@ -170,7 +170,7 @@ def test_boot_options_by_name() -> None:
 def test_the_texts_are_there_where_the_kernel_cannot_be_read(
     masked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a container /proc/kcore is there, may be read, and has nothing."""
+    """In a container, /proc/kcore exists and is readable, but empty."""
     path = tmp_path / "kcore"
     if masked in ("an empty file", "what is readable"):
         path.write_bytes(b"\x7fELF" if masked == "what is readable" else b"")

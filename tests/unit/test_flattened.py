@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Flattened files: whatever order their records come in, what is read is what `makedumpfile -R` would write.
+"""Flattened files: in any order of their records, the content read equals the output of `makedumpfile -R`.
 
-The judge is :func:`rearranged`: it does what makedumpfile does, a seek and a write for each record.
+The reference is :func:`rearranged`, which seeks and writes each record, like makedumpfile.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from kvintro.cli import main
 from kvintro.errors import NotADump, NotInDump
-from kvintro.kernel import Kernel, open_kernel
+from kvintro.kernels import Kernel
+from kvintro.opening import open_kernel
 from kvintro.source import Request, flattened
 from kvintro.source.content import Content, FileContent
 from kvintro.source.flattened import MAGIC, Flattened
@@ -64,7 +65,7 @@ def test_any_order_and_any_overlap(
     assert content.at(0, len(image) + 10) == image
     assert content.at(at, size) == image[at : at + size]
     assert content.has_all(at, size) == (at + size <= len(image))
-    # What is said to be a hole is zeros.
+    # Reported holes are zeros.
     seen = bytearray(len(image))
     for start, end in content.stretches(0, len(image)):
         seen[start:end] = image[start:end]
@@ -76,7 +77,7 @@ def test_any_order_and_any_overlap(
 @settings(max_examples=200)
 @given(RECORDS, st.integers(0, 2500))
 def test_cut_anywhere(tmp_path_factory: pytest.TempPathFactory, records: List[Record], cut: int) -> None:
-    """What the records that are left have is read; what none has is lost, and not zeros."""
+    """Data in the remaining records is read; other data is lost, and does not read as zeros."""
     data = packed(records)
     data = data[: max(4096, len(data) - cut)]
     content = content_of(tmp_path_factory.getbasetemp() / "cut", data)
@@ -106,7 +107,7 @@ def memory_of_a_kernel() -> Memory:
 
 
 def elf() -> bytes:
-    """A kernel's ELF core with a segment for each page, all but one of which have another place than 0."""
+    """A kernel's ELF core with a segment for each page; all but one have an address other than 0."""
     memory = memory_of_a_kernel()
     segments = [(START_KERNEL_MAP + at, at, bytes(data)) for at, data in sorted(memory.pages.items())]
     return elf_core(segments, [("VMCOREINFO", 0, vmcoreinfo().encode())])
@@ -135,7 +136,7 @@ def shown(path: Path, command: str, capsys: pytest.CaptureFixture[str]) -> Tuple
 
 @pytest.mark.parametrize("way", ["headers last", "any order", "overwritten"])
 def test_elf(tmp_path: Path, capsys: pytest.CaptureFixture[str], way: str) -> None:
-    """Every command says what it says of the file rearranged."""
+    """Every command gives the same output as for the rearranged file."""
     image = elf()
     plain, flat = tmp_path / "plain", tmp_path / "flat"
     plain.write_bytes(image)
@@ -161,7 +162,7 @@ def test_elf(tmp_path: Path, capsys: pytest.CaptureFixture[str], way: str) -> No
 
 
 def test_elf_without_what_no_record_has(tmp_path: Path) -> None:
-    """A page of zeros without a record is zeros where the file is whole, and lost where it is not."""
+    """A page of zeros without a record is zeros in a complete file, and lost in an incomplete one."""
     image = bytearray(elf())
     memory = memory_of_a_kernel()
     first = len(image) - PAGE * len(memory.pages)
@@ -181,7 +182,7 @@ def test_elf_without_what_no_record_has(tmp_path: Path) -> None:
 
 
 def test_elf_cut_anywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is opened, and nothing is shown that is not there; or it is refused in a line and a hint."""
+    """It is opened without showing missing data, or refused with one line and a hint."""
     image = elf()
     data = packed([(0, image[:4096]), *((at, image[at : at + PAGE]) for at in range(4096, len(image), PAGE))])
     path = tmp_path / "flat"
@@ -244,7 +245,7 @@ def records_of(count: int, size: int = 1) -> bytes:
     ids=["tiny", "empty", "a hole", "a record of a hole", "far away", "beyond", "negative", "negative size"],
 )
 def test_records_that_lie(tmp_path: Path, data: bytes, size: int, refused: bool) -> None:
-    """Their number is in proportion to what the file has; nothing is made of their sizes."""
+    """Their number is in proportion to the file's content, and their sizes are not used for allocations."""
     started = time.process_time()
     try:
         content: Optional[Content] = content_of(tmp_path / "flat", packed([(0, b"head")], end=data), size)

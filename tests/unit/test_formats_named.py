@@ -1,32 +1,24 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Files that kvintro does not read are named by what is in them, with what to do: one line each, exit code 3.
+"""Files that kvintro does not read are recognised by content, with a remedy: one line each, exit status 3.
 
-Where a tool or a library writes the format, it writes the test's file; the others have the marks that the
-documents named in :mod:`kvintro.source.formats` give.
+If a tool or a library writes the format, it writes the test's file. The others contain the magic numbers from
+the documents named in :mod:`kvintro.source.formats`.
 """
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import io
-import lzma
 import os
 import shutil
 import struct
 import subprocess
-import tarfile
 import zipfile
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Callable, Dict, Tuple
 
 import pytest
 
 from kvintro.cli import main
-from kvintro.kernel import open_kernel
-from kvintro.source import Request
-from tests.memory_files import lime
 from tests.synthetic import vmcoreinfo
 from tests.unit.test_flattened import elf
 
@@ -36,7 +28,7 @@ CORE = elf()
 
 @pytest.fixture
 def complaint(capsys: pytest.CaptureFixture[str]) -> Callable[..., Tuple[str, str]]:
-    """Runs kvintro on a file; returns the line of what, without the file's name, and the hint."""
+    """Run kvintro on a file; return the line of the error, without the file's name, and the hint."""
 
     def run(path: Path, *more: str) -> Tuple[str, str]:
         assert main(["-c", str(path), *more, "info"]) == 3
@@ -50,18 +42,8 @@ def complaint(capsys: pytest.CaptureFixture[str]) -> Callable[..., Tuple[str, st
 
 
 def at(offset: int, mark: bytes, size: int = 0) -> bytes:
-    """A file with a mark somewhere."""
+    """A file with a magic number at an offset."""
     return (bytes(offset) + mark).ljust(size, b"\0")
-
-
-def tar_of_lime() -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as archive:
-        data = lime([(0, bytes(5000))])
-        member = tarfile.TarInfo("memory.lime")
-        member.size = len(data)
-        archive.addfile(member, io.BytesIO(data))
-    return out.getvalue()
 
 
 def zip_of_it() -> bytes:
@@ -71,71 +53,35 @@ def zip_of_it() -> bytes:
     return out.getvalue()
 
 
-def xen_core() -> bytes:
-    """ELF with sections only (Xen's docs/misc/dump-core-format.txt)."""
-    names = b"\0.shstrtab\0.note.Xen\0.xen_prstatus\0.xen_pages\0.xen_pfn\0"
-    ident = b"\x7fELF\2\1\1".ljust(16, b"\0")
-    head = ident + struct.pack("<HHIQQQIHHHHHH", 4, 62, 1, 0, 0, 64, 0, 64, 0, 0, 64, 2, 1)
-    section = struct.pack("<IIQQQQIIQQ", 1, 3, 0, 0, 64 + 128, len(names), 0, 0, 1, 0)
-    return head + bytes(64) + section + names + bytes(4096)
-
-
-def virtualbox_core() -> bytes:
-    data = bytearray(CORE)
-    data[6] = 0
-    return bytes(data)
-
-
 def disk_with_partitions() -> bytes:
     entry = struct.pack("<B3sB3sII", 0x80, b"\1\1\0", 0x83, b"\xfe\xff\xff", 2048, 100000)
     return (bytes(446) + entry + bytes(48) + b"\x55\xaa").ljust(16 * MB, b"\0")
 
 
 NAMED: Dict[str, Tuple[bytes, str, str]] = {
-    "virsh dump": (
-        b"QEVM" + struct.pack(">IB", 3, 7) + bytes(9000),
-        "QEMU's migration stream",
-        "--memory-only",
-    ),
-    "virsh save": (b"LibvirtQemudSave" + bytes(9000), "saved by libvirt", "virsh restore"),
-    "virsh save, ended": (b"LibvirtQemudPart" + bytes(9000), "did not end", "virsh dump --memory-only"),
-    "qcow2": (b"QFI\xfb" + bytes(9000), "qcow2", "-loadvm"),
-    "vmss": (struct.pack("<III", 0xBED2BED2, 8, 5) + bytes(9000), "VMware", ".vmem"),
-    "vmsn": (struct.pack("<III", 0xBED3BED3, 8, 5) + bytes(9000), "VMware", "vmss2core"),
-    "vmss, old": (struct.pack("<III", 0xBED2BED0, 8, 5) + bytes(9000), "VMware", ".vmem"),
-    "vmss, other": (struct.pack("<III", 0xBAD1BAD1, 8, 5) + bytes(9000), "VMware", ".vmem"),
-    "VirtualBox core": (virtualbox_core(), "core dump of VirtualBox", "seek=6"),
+    "qcow2": (struct.pack(">4sIQIIQ", b"QFI\xfb", 2, 0, 0, 16, 1 << 30) + bytes(9000), "no snapshots", "ELF"),
     "VirtualBox sav": (
         b"\x7fVirtualBox SavedState V2.0\n" + bytes(9000),
         "saved by VirtualBox",
         "dumpvmcore",
     ),
-    "xl dump-core": (xen_core(), "core dump of Xen", "crash"),
-    "xl save": (b"Xen saved domain, xl format\n \0 \r" + bytes(9000), "saved by Xen", "xl restore"),
-    "xl save, stream": (b"\xff" * 8 + b"XENF" + bytes(9000), "saved by Xen", "xl restore"),
+    "xl save, old": (b"\xff" * 8 + b"FNEX" + bytes(9000), "saved by an old Xen", "xl restore"),
     "Windows": (b"PAGEDU64" + bytes(9000), "crash dump of Windows", "Linux kernels"),
     "Windows, 32 bits": (b"PAGEDUMP" + bytes(9000), "crash dump of Windows", "Linux kernels"),
     "hiberfil.sys": (b"HIBR" + bytes(9000), "hibernation file of Windows", "Linux kernels"),
-    "vmrs": (struct.pack("<I", 0x01282014) + bytes(9000), "Hyper-V", "raw memory"),
+    "vmrs": (struct.pack("<I", 0x01282014) + bytes(9000), "Hyper-V", "MemProcFS"),
     "sadump": (b"sadump\0\0" + bytes(9000), "sadump", "makedumpfile"),
     "hibernation": (at(4086, b"S1SUSPEND\0", 16 * MB), "hibernation image", "kdump"),
     "hibernation, uswsusp": (at(4086, b"ULSUSPEND\0", 16 * MB), "hibernation image", "kdump"),
     "hibernation, 64 KB pages": (at(65526, b"S1SUSPEND\0", 16 * MB), "hibernation image", "kdump"),
-    "swap": (at(4086, b"SWAPSPACE2", 16 * MB), "swap space", "no dump"),
+    "swap": (at(4086, b"SWAPSPACE2", 16 * MB), "swap space", "not a dump"),
     "LKCD": (struct.pack("<Q", 0xA8190173618F23ED) + bytes(9000), "LKCD", "crash"),
     "s390": (struct.pack(">Q", 0xA8190173618F23FD) + bytes(9000), "s390", "zgetdump"),
     "Mach-O": (struct.pack("<I", 0xFEEDFACF) + bytes(9000), "Mach-O", "lldb"),
     "Proxmox backup": (b"VMA\0" + bytes(9000), "Proxmox", "qm monitor"),
-    "gzip": (gzip.compress(CORE), "compressed with gzip", "gunzip"),
-    "bzip2": (bz2.compress(CORE), "compressed with bzip2", "bunzip2"),
-    "xz": (lzma.compress(CORE), "compressed with xz", "unxz"),
-    "lzma": (lzma.compress(CORE, lzma.FORMAT_ALONE), "compressed with lzma", "unlzma"),
-    "lzop": (b"\x89LZO\0\r\n\x1a\n" + bytes(9000), "compressed with lzop", "lzop -d"),
-    "lz4, old": (b"\x02\x21\x4c\x18" + bytes(9000), "compressed with lz4", "unlz4"),
-    "zstd, skippable frame first": (b"\x50\x2a\x4d\x18" + bytes(9000), "compressed with zstd", "unzstd"),
+    "zstd, skippable frame first": (b"\x50\x2a\x4d\x18" + bytes(9000), "compressed with zstd", "damaged"),
     "zip": (zip_of_it(), "compressed with zip", "unzip"),
     "7-Zip": (b"7z\xbc\xaf\x27\x1c" + bytes(9000), "7-Zip", "7z x"),
-    "tar": (tar_of_lime(), "tar archive", "tar xf"),
     "squashfs": (b"hsqs" + bytes(9000), "squashfs", "memory"),
     "ISO": (at(32769, b"CD001", 16 * MB), "ISO image", "memory"),
     "ext4": (at(1080, b"\x53\xef", 16 * MB), "file system or disk", "memory"),
@@ -171,21 +117,6 @@ def test_what_it_is(
     assert hint in remedy
 
 
-@pytest.mark.parametrize(("name", "command"), [("zstd", "unzstd"), ("lz4", "unlz4")])
-def test_packed_by_a_library(
-    complaint: Callable[..., Tuple[str, str]], tmp_path: Path, name: str, command: str
-) -> None:
-    try:
-        library = getattr(import_module("cramjam"), name)
-    except ImportError:
-        pytest.skip("cramjam is missing")
-    path = tmp_path / "vmcore.packed"
-    path.write_bytes(bytes(library.compress(CORE)))
-    what, hint = complaint(path)
-    assert what == f"is compressed with {name}"
-    assert command in hint
-
-
 TOOLS: Dict[str, Tuple[Tuple[str, ...], str]] = {
     "qcow2": (("qemu-img", "create", "-f", "qcow2", "FILE", "16M"), "qcow2"),
     "vmdk": (("qemu-img", "create", "-f", "vmdk", "FILE", "16M"), "VMDK"),
@@ -214,17 +145,6 @@ def test_made_by_its_tool(
     assert name in complaint(path)[0]
 
 
-def test_the_advice_for_virtualbox(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What the hint says to do makes it readable."""
-    path, copy = tmp_path / "core", tmp_path / "COPY"
-    path.write_bytes(virtualbox_core())
-    assert main(["-c", str(path), "info"]) == 3
-    command = capsys.readouterr().err.partition("in a copy: ")[2]
-    copy.write_bytes(virtualbox_core())
-    subprocess.run(command, shell=True, check=True, cwd=tmp_path, stderr=subprocess.DEVNULL)
-    assert open_kernel(Request(core=str(copy))).source.format == "ELF"
-
-
 def test_nothing_but_a_hole(complaint: Callable[..., Tuple[str, str]], tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.touch()
@@ -233,14 +153,14 @@ def test_nothing_but_a_hole(complaint: Callable[..., Tuple[str, str]], tmp_path:
 
 
 def test_format_in_does_not_make_it_one(complaint: Callable[..., Tuple[str, str]], tmp_path: Path) -> None:
-    """A name given for what is known to be something else does not hide what it is."""
+    """Naming a format does not hide that the file is known to be something else."""
     path = tmp_path / "file"
     path.write_bytes(b"QEVM" + bytes(9000))
     assert "does not begin as elf does" in complaint(path, "--format-in", "elf")[0]
 
 
 def test_memory_is_none_of_these(tmp_path: Path, monkeypatch: Any) -> None:
-    """The first page of a PC's memory, with the real-mode interrupt table, is taken for raw memory."""
+    """The first page of a PC's memory, with the real-mode interrupt table, counts as raw memory."""
     from kvintro.source.content import FileContent
     from kvintro.source.formats import recognise
 

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The manual page, the completions and every command's help: made from the parser, and up to date."""
+"""The manual page, the completions and every command's help are made from the parser and up to date."""
 
 from __future__ import annotations
 
+import ast
 import shutil
 import subprocess
 import sys
 
 import pytest
 
-from kvintro.cli import make_parser
 from kvintro.commands import ALIASES, command_names, load_command
+from kvintro.parser import make_parser
 from tests.conftest import ROOT
+from tools import gen_methods
 
 
 def test_manual_and_completions_are_up_to_date() -> None:
@@ -23,6 +25,22 @@ def test_manual_and_completions_are_up_to_date() -> None:
         check=False,
     )
     assert run.returncode == 0, f"run make docs: {run.stdout}{run.stderr}"
+
+
+def test_methods_are_up_to_date() -> None:
+    """Compared as syntax trees, because the file is formatted after it is made."""
+
+    def tree(text: str) -> "tuple[set[str], list[str]]":
+        module = ast.parse(text)
+        imports = {
+            f"{node.module}:{alias.name}:{alias.asname}"
+            for node in ast.walk(module)
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        }
+        return imports, [ast.dump(node) for node in module.body if isinstance(node, ast.ClassDef)]
+
+    assert tree(gen_methods.TARGET.read_text()) == tree(gen_methods.source()), "run make docs"
 
 
 def test_the_manual_has_every_command() -> None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, List, Tuple
 
 import drgn
 import pytest
@@ -25,7 +25,7 @@ SYMBOLS = [
     Symbol("start", TEXT + 0x100, "T"),
     Symbol("twice", TEXT + 0x200, "t"),
     Symbol("twice", TEXT + 0x300, "T"),
-    Symbol("vm_area", TEXT + 0x400, "D"),  # has a token of type and name in one
+    Symbol("vm_area", TEXT + 0x400, "D"),  # has one token for type and name
     Symbol("init_mm", TEXT + 0x500, "D"),
     Symbol("weak", TEXT + 0x600, "W"),
     Symbol("unique", TEXT + 0x700, "u"),
@@ -83,8 +83,8 @@ def test_sizes_reach_to_the_next_address(kallsyms: Kallsyms) -> None:
         return symbol.size
 
     assert size("_stext") == size("_text") == size("start") == 0x100
-    assert size("big") == 0xFFFF0  # in .data there are no nameless things
-    assert size("last_of_rodata") == 0  # elsewhere there are
+    assert size("big") == 0xFFFF0  # .data has no unnamed objects
+    assert size("last_of_rodata") == 0  # other sections do
     assert size("_end") == 0
 
 
@@ -102,7 +102,7 @@ def test_names_of_addresses(kallsyms: Kallsyms) -> None:
     assert name(TEXT + 0x400000) == "_end"
     assert name(TEXT + 0x400001) == ""
     assert name((1 << 64) - 1) == ""
-    # NULL is no per-CPU variable.
+    # NULL is not a per-CPU variable.
     assert name(0) == name(0x1000) == ""
 
 
@@ -163,9 +163,9 @@ PRISTINE = Tables(all_symbols("absolute_percpu"))
     ),
     st.integers(TEXT, TEXT + (1 << 23)),
 )
-def test_a_damaged_table_is_an_error_and_no_more(changes: List[object], address: int) -> None:
+def test_a_damaged_table_is_an_error_and_no_more(changes: List[Tuple[int, bytes]], address: int) -> None:
     data = bytearray(PRISTINE.data)
-    for at, piece in changes:  # type: ignore[misc]
+    for at, piece in changes:
         data[at : at + len(piece)] = piece
 
     def read(start: int, size: int) -> bytes:
@@ -193,7 +193,7 @@ def test_many_symbols_at_one_address_do_not_take_for_ever() -> None:
 def test_a_name_longer_than_any(
     length: int, token: bytes, sequence: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However it is compressed, nothing is cut off it, as a part of a name is another name."""
+    """However it is compressed, it is never truncated, because a part of a name is another name."""
     tokens = list(made_up_kernel.TOKENS)
     tokens[0x80] = token
     monkeypatch.setattr(made_up_kernel, "TOKENS", tokens)
@@ -207,7 +207,7 @@ def test_a_name_longer_than_any(
 
 
 def test_all_names_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few bytes stand for long names: what all of them take is bounded, not what they take compressed."""
+    """A few bytes stand for long names: the limit applies to the uncompressed size of all names."""
     monkeypatch.setattr(kallsyms_module, "_MAX_EXPANDED", 10_000)
     few = [Symbol("_stext", TEXT, "T"), *(Symbol(f"s{i:0>99}", TEXT + 16 * i) for i in range(1, 101))]
     tables = Tables(few, sequence=False)
@@ -218,14 +218,14 @@ def test_all_names_together(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_many_symbols_of_one_name_and_a_suffix() -> None:
-    """A look-up passes those of its name with a suffix, up to a bound."""
+    """A look-up skips the same names with a suffix, up to a limit."""
     number = 40_000
     many = [Symbol("_stext", TEXT, "T"), *(Symbol(f"a.{i}", TEXT + 16 * i) for i in range(1, number))]
     tables = Tables(many)
     table = Kallsyms.from_memory(tables.read, tables.symbols)
     seen = []
     name = table._table._sorted_name  # type: ignore[attr-defined]
-    table._table._sorted_name = lambda place: seen.append(place) or name(place)  # type: ignore[attr-defined]
+    table._table._sorted_name = lambda place: (seen.append(place), name(place))[1]  # type: ignore
     assert table.lookup("a") is None
     assert len(seen) < number / 2
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Headers of kdump files made by the test: what is in them, and headers that lie."""
+"""Headers of kdump files made by the test, correct and false ones."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvintro.errors import NotADump
+from kvintro.errors import NotADump, WrongArchitecture
+from kvintro.opening import open_kernel
+from kvintro.source import Request
 from kvintro.source.content import Content, FileContent
-from kvintro.source.core import examine
 from kvintro.source.flattened import MAGIC, Flattened
+from kvintro.source.formats import examine
 from kvintro.source.kdump import Kdump, examine_kdump, worth_a_look
 from tests.memory_files import flattened
 from tests.timing import allowed
@@ -76,11 +78,11 @@ def test_what_headers_say(tmp_path: Path, flat: bool) -> None:
 
 
 def test_a_part_has_the_pages_of_its_range_only(tmp_path: Path) -> None:
-    """Its bitmaps are those of the whole: frames 0 to 11 exist, 0, 2, 4 to 8 were dumped."""
+    """Its bitmaps are those of the whole dump: frames 0 to 11 exist, and 0, 2, 4 to 8 were dumped."""
     found = examined(tmp_path, kdump(dumped=b"\xf5\x01", split=(3, 8)))
     assert found.part == (3, 8)
     assert (found.memory, found.left_out) == (4 * BLOCK, 1 * BLOCK)
-    # Only the whole's last page is cut off here, and this part has the first two.
+    # Only the last page of the whole dump is cut off here, and this part has the first two.
     first = examined(tmp_path, kdump(split=(0, 3), cut=8))
     assert (first.memory, first.left_out, first.complete) == (2 * BLOCK, 1 * BLOCK, True)
     nothing = examined(tmp_path, kdump(split=(16, 16)))
@@ -91,13 +93,13 @@ def test_a_part_has_the_pages_of_its_range_only(tmp_path: Path) -> None:
 def test_pages_that_share_their_data_are_looked_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    """The search sees each content, however many pages have it; and no more than fits."""
+    """The search looks at each content once, however many pages share it, and at no more than fits."""
     monkeypatch.setattr("kvintro.source.kdump._STEP", step)
     data = bytearray(kdump(dumped=b"\xf5\x01"))  # frames 0, 2, 4 to 8
     table, first = 4 * BLOCK, 4 * BLOCK + 24 * 7
     for rank, page in enumerate((0, 0, 1, 0, 1, 2, 0)):
         struct.pack_into("<q", data, table + 24 * rank, first + 8 * page)
-    # The step is in bytes of the bitmaps, and in descriptors; what is the same in two steps may come twice.
+    # The step is in bytes of the bitmaps, and in descriptors; content that is in two steps may come twice.
     found = {
         frame for start, end in ranges(tmp_path, bytes(data)) for frame in range(start // BLOCK, end // BLOCK)
     }
@@ -110,7 +112,7 @@ def test_pages_that_share_their_data_are_looked_at_once(
 
 
 def test_the_last_pages_are_zeros(tmp_path: Path) -> None:
-    """makedumpfile has one page of zeros before all others, and every page of zeros is that one."""
+    """makedumpfile writes one page of zeros before all others, and all pages of zeros share it."""
     data = bytearray(kdump())
     first = 4 * BLOCK + 24 * 7
     struct.pack_into("<q", data, 4 * BLOCK + 24 * 6, first)
@@ -128,7 +130,7 @@ def test_cut_off(tmp_path: Path, cut: int) -> None:
 
 
 def header(*fields: int, version: int = 6, sub_header: bytes = b"") -> bytes:
-    """status, block_size, sub_hdr_size, bitmap_blocks, max_mapnr; and a sub-header behind them."""
+    """status, block_size, sub_hdr_size, bitmap_blocks, max_mapnr; and a sub-header after them."""
     head = b"KDUMP   " + struct.pack("<I", version)
     return head.ljust(424, b"\0") + struct.pack("<IiiII", *fields).ljust(BLOCK - 424, b"\0") + sub_header
 
@@ -152,7 +154,7 @@ LIES = {
     "notes of 48 GB": header(0, 4096, 1, 2, 16, sub_header=sub_header(notes=48 * GB)),
     "notes of 2^64": header(0, 4096, 0, 2, 16, sub_header=sub_header(notes=(1 << 64) - 1)),
     "eraseinfo of 48 GB": header(0, 4096, 1, 2, 16, sub_header=sub_header(erased=48 * GB)),
-    # libkdumpfile would take this for the header of a 32-bit machine, with other sizes.
+    # libkdumpfile would treat this as the header of a 32-bit machine, with other sizes.
     "a header of 32 bits": header(1, 4096, 1, 2, 16)[:416]
     + struct.pack("<I", 4096)
     + header(1, 4096, 1, 2, 16)[420:],
@@ -163,7 +165,7 @@ LIES = {
 @pytest.mark.parametrize("data", LIES.values(), ids=LIES)
 @pytest.mark.parametrize("size", [0, 1 << 42], ids=["short", "sparse"])
 def test_headers_that_lie(tmp_path: Path, data: bytes, size: int, flat: bool) -> None:
-    """They are refused, whatever the file calls its size, before anything is allocated."""
+    """They are refused before anything is allocated, whatever size the file claims."""
     path = tmp_path / "file"
     path.write_bytes(flattened(data)[:-16] if flat else data)
     os.truncate(path, max(size, path.stat().st_size))
@@ -176,7 +178,7 @@ def test_headers_that_lie(tmp_path: Path, data: bytes, size: int, flat: bool) ->
 
 
 def test_a_bitmap_of_gaps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """libkdumpfile keeps something for each run of pages."""
+    """libkdumpfile allocates memory for each run of pages."""
     monkeypatch.setattr("kvintro.source.kdump._FREE_RUNS", 100)
     examined(tmp_path, kdump(dumped=b"\x55" * 20))
     with pytest.raises(NotADump, match="more gaps"):
@@ -193,16 +195,30 @@ def test_nothing_but_a_beginning(tmp_path: Path, data: bytes) -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.booleans(), st.integers(0, 20000), st.binary(min_size=1, max_size=12))
 def test_damage(tmp_path_factory: pytest.TempPathFactory, flat: bool, at: int, junk: bytes) -> None:
-    """Whatever is overwritten, nothing but NotADump is raised."""
+    """Whatever is overwritten, only NotADump is raised."""
     data = bytearray(flattened(kdump()) if flat else kdump())
     data[at % len(data) : at % len(data) + len(junk)] = junk
     path = tmp_path_factory.getbasetemp() / "damaged"
     path.write_bytes(data)
     with path.open("rb") as file:
-        content = FileContent(file)
+        plain = FileContent(file)
     try:
-        content = Flattened(content) if flat else content
+        content: Content = Flattened(plain) if flat else plain
         found = examine_kdump(content)
     except NotADump:
         return
     assert all(start < end for start, end in worth_a_look(content, found))
+
+
+def test_a_machine_that_qemu_does_not_know(tmp_path: Path) -> None:
+    """As QEMU writes kdumps of arm64: machine "Unknown", blocks of 64 KB."""
+    data = bytearray(64 << 10)
+    data[:8] = b"KDUMP   "
+    data[272:280] = b"Unknown\0"
+    data[428:432] = (64 << 10).to_bytes(4, "little")
+    path = tmp_path / "dump"
+    path.write_bytes(data)
+    with pytest.raises(WrongArchitecture) as caught:
+        open_kernel(Request(core=str(path)))
+    assert "QEMU" in caught.value.what
+    assert "ELF" in caught.value.remedy

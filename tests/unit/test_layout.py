@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kvintro.errors import KvintroError
-from kvintro.kernel import open_kernel
+from kvintro.opening import open_kernel
 from kvintro.render import render
 from kvintro.reports.layout import layout
 from kvintro.source import Request
@@ -24,7 +24,7 @@ VMEMMAP = {4: 0xFFFFF14540000000, 5: 0xFFF03FA3C0000000}
 
 
 def made_up(levels: int) -> Memory:
-    """128 MB of RAM in the direct map, a page of vmalloc, and an image of 4 MB."""
+    """A kernel with 128 MB of RAM in the direct map, a page of vmalloc, and an image of 4 MB."""
     memory = Memory(levels)
     for physical in range(0, 128 << 20, 2 << 20):
         memory.map(BASES[levels] + physical, physical, level=2)
@@ -39,7 +39,7 @@ def rows_of(text: str) -> Dict[str, Any]:
 
 
 def assert_partition(rows: List[Any]) -> None:
-    """Rows that lie somewhere cover 0 to 2^64-1 exactly, in order."""
+    """Assert that rows with addresses cover 0 to 2^64-1 exactly, in order."""
     following = 0
     for row in rows:
         if row["start"] is None:
@@ -56,7 +56,7 @@ def assert_partition(rows: List[Any]) -> None:
 def test_without_symbols_and_types(levels: int) -> None:
     info = vmcoreinfo(
         levels,
-        **{"NUMBER(VMALLOC_START)": f"0x{VMALLOC[levels]:x}", "SYMBOL(vmemmap)": f"{VMEMMAP[levels]:x}"},
+        more={"NUMBER(VMALLOC_START)": f"0x{VMALLOC[levels]:x}", "SYMBOL(vmemmap)": f"{VMEMMAP[levels]:x}"},
     )
     text = render(layout(kernel_of(made_up(levels), info)), "json")
     rows = rows_of(text)
@@ -69,14 +69,14 @@ def test_without_symbols_and_types(levels: int) -> None:
     assert rows["vmalloc"]["leaves"] == {"4K": 1}
     assert rows["vmemmap"]["start"] == f"0x{VMEMMAP[levels]:016x}"
     assert rows["kernel_image"]["mapped"] == 4 << 20
-    # What no table and no note tells is said to be unknown, not guessed.
+    # Facts that neither tables nor the note contain are reported as unknown, not guessed.
     assert rows["kasan_shadow"]["state"] == "unknown"
     assert rows["fixmap"]["state"] == "unknown"
     assert json.loads(text)["partial"] is True
 
 
 def test_bounds_that_overlap_a_constant_are_refused() -> None:
-    info = vmcoreinfo(**{"NUMBER(VMALLOC_START)": "0xffffdf0000000000"})
+    info = vmcoreinfo(more={"NUMBER(VMALLOC_START)": "0xffffdf0000000000"})
     document = json.loads(render(layout(kernel_of(made_up(4), info)), "json"))
     assert_partition(document["regions"])
     row = next(r for r in document["regions"] if r["key"] == "vmalloc")
@@ -105,7 +105,7 @@ def test_nonsense_still_partitions(
         memory.entry(memory.root + 8 * index, value)
     info = vmcoreinfo(
         levels,
-        **{
+        more={
             "NUMBER(VMALLOC_START)": hex(vmalloc),
             "SYMBOL(vmemmap)": f"{vmemmap:x}",
             "NUMBER(KERNEL_IMAGE_SIZE)": str(window),
@@ -123,11 +123,11 @@ def test_nonsense_still_partitions(
 
 
 def test_pages_left_out_of_an_elf_dump(tmp_path: Path) -> None:
-    """makedumpfile leaves them out of the file, not of the segment; a table there is not a table of zeros."""
+    """makedumpfile excludes them from the file, not from the segment; a table there is not one of zeros."""
     memory = made_up(4)
     entry = memory.read(memory.root + 8 * (VMALLOC[4] >> 39 & 511), 8)
     table = int.from_bytes(entry, "little") & 0xFFFFFFFFFF000
-    info = vmcoreinfo(**{"NUMBER(VMALLOC_START)": f"0x{VMALLOC[4]:x}"}).encode()
+    info = vmcoreinfo(more={"NUMBER(VMALLOC_START)": f"0x{VMALLOC[4]:x}"}).encode()
     path = tmp_path / "vmcore"
 
     def document(without: int) -> Any:

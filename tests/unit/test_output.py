@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Output goes onto no file that is read, and to a file completely or not at all."""
+"""Output never replaces a file that is read, and is written to a file completely or not at all."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from typing import Any, Iterator, List, Sequence
 import pytest
 
 from kvintro import output
-from kvintro.cli import main, make_parser
+from kvintro.cli import main
 from kvintro.commands import InputPath, command_names, load_command
 from kvintro.errors import NotWritten, UsageError
 from kvintro.output import written_file
+from kvintro.parser import make_parser
 from tests.conftest import ROOT
 from tests.synthetic import START_KERNEL_MAP, Memory, elf_core, vmcoreinfo
 
@@ -35,14 +36,14 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be oth
 
 @pytest.fixture()
 def dump(tmp_path: Path) -> Path:
-    """A file that must be there afterwards as it was before."""
+    """A file that must not change."""
     path = tmp_path / "vmcore"
     path.write_bytes(CONTENT)
     return path
 
 
 def run(*arguments: str, shell: str = "", **options: Any) -> "subprocess.CompletedProcess[str]":
-    """The command line in a process of its own; ``shell`` is put behind it."""
+    """The command line in a separate process; ``shell`` is appended to it."""
     words = [sys.executable, "-m", "kvintro", *arguments]
     if shell:
         words = ["bash", "-c", f'"$0" "$@" {shell}', *words]
@@ -50,7 +51,7 @@ def run(*arguments: str, shell: str = "", **options: Any) -> "subprocess.Complet
 
 
 def _ways(dump: Path) -> Iterator[str]:
-    """Paths that lead to one file."""
+    """Different paths to the same file."""
     directory = dump.parent
     yield str(dump)
     yield os.path.relpath(dump)
@@ -66,7 +67,7 @@ def _ways(dump: Path) -> Iterator[str]:
     yield f"/proc/self/cwd/{os.path.relpath(dump)}"
 
 
-#: What a command line names to be read, with F for the file.
+#: Arguments that name a file to read, with F for the file.
 READ = [
     ["-c", "F", "layout"],
     ["-c", "other", "-c", "F", "layout"],
@@ -119,7 +120,7 @@ def test_no_output_onto_a_bind_mount_of_an_input(dump: Path) -> None:
 
 
 def test_no_output_onto_what_was_found(dump: Path) -> None:
-    """Nobody named it, but the process has it open, or mapped."""
+    """The command line does not name it, but the process has it open or mapped."""
     args = argparse.Namespace(output=str(dump))
     output.refuse_inputs(args)
     with open(dump, "rb"), pytest.raises(UsageError, match="which is read"):
@@ -166,7 +167,7 @@ def test_a_redirection_onto_the_input_is_named(dump: Path) -> None:
 
 
 def test_every_file_that_is_read_is_declared() -> None:
-    """What looks like a file in the help is an InputPath, so that no new option is forgotten."""
+    """Arguments that look like files in the help are InputPaths, so that no new option is forgotten."""
     parsers: List[argparse.ArgumentParser] = [make_parser("layout")]
     for name in command_names():
         parser = argparse.ArgumentParser()
@@ -199,7 +200,7 @@ def test_old_content_is_there_until_the_new_is_complete(dump: Path) -> None:
 
 @pytest.fixture(params=["unnamed", "named"])
 def temporary(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both kinds of temporary file: file systems without O_TMPFILE answer as this one is made to."""
+    """Both kinds of temporary file: file systems without O_TMPFILE answer like the patched one here."""
     if request.param == "named":
         monkeypatch.setattr(os, "O_TMPFILE", os.O_DIRECTORY)
     return str(request.param)
@@ -239,6 +240,21 @@ def test_the_owner_is_kept(tmp_path: Path) -> None:
     with written_file(str(target)) as file:
         file.write("1")
     assert (target.stat().st_uid, target.stat().st_gid) == (NOBODY, 12345)
+
+
+def test_a_hyphen_is_standard_output(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "kvintro", "pte", "8000000000000163"]
+    plain = subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=tmp_path).stdout
+    found = subprocess.run([*command, "-o", "-"], check=True, stdout=subprocess.PIPE, cwd=tmp_path).stdout
+    assert found == plain != b""
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_prompt_writes_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "file"
+    assert main(["-o", str(path), "shell", "-e", "print(1)"]) == 2
+    assert "shell writes no file" in capsys.readouterr().err
+    assert not path.exists()
 
 
 def test_links_are_written_through(tmp_path: Path) -> None:
@@ -300,7 +316,7 @@ def test_what_is_no_file_is_written_directly(tmp_path: Path) -> None:
     assert stat.S_ISFIFO(fifo.stat().st_mode)
     for name in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"):
         assert run(*PTE, "-o", name).stdout.startswith("8000000003a12163")
-    # What was written there before stays.
+    # Earlier content remains.
     log = tmp_path / "log"
     subprocess.run(
         [
@@ -323,20 +339,20 @@ def test_what_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[st
         said = capsys.readouterr().err
         assert said.startswith(f"kvintro: {path}: "), said
         assert said.count("\n") == 2
-        assert "sudo" not in said  # nothing of this is a matter of rights
+        assert "sudo" not in said  # the error is not about rights
     assert main([*PTE, "-o", ""]) == 2
     assert "-o names no file" in capsys.readouterr().err
     assert os.listdir(tmp_path) == []
 
 
 def test_no_block_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(stat, "S_ISBLK", lambda mode: True)  # there need be none here
+    monkeypatch.setattr(stat, "S_ISBLK", lambda mode: True)  # there may be no block device here
     with pytest.raises(NotWritten, match="block device"), written_file("/dev/null"):
         pass
 
 
 def _as_nobody(path: str, limit: str = "") -> "subprocess.CompletedProcess[str]":
-    # Python's own installation may be root's only, so what is needed is imported before.
+    # Python's installation may be readable only by root, so modules are imported before.
     program = f"""
 import os, resource, sys
 from kvintro.cli import main
@@ -352,7 +368,7 @@ sys.exit(main({PTE!r} + ["-o", {path!r}]))
 
 @pytest.fixture()
 def shared() -> Iterator[Path]:
-    """A directory that other users reach, which pytest's are not."""
+    """A directory that other users can reach, unlike pytest's."""
     import tempfile
 
     with tempfile.TemporaryDirectory(prefix="kvintro-test-") as name:
@@ -363,7 +379,7 @@ def shared() -> Iterator[Path]:
 @needs_root
 @pytest.mark.parametrize("mode", [0o755, 0o1777], ids=["read-only", "sticky"])
 def test_a_file_in_a_directory_that_is_not_ours(shared: Path, mode: int) -> None:
-    """It cannot be replaced, so it is overwritten, when all is there and the disk has room for it."""
+    """It cannot be replaced, so it is overwritten once the output is complete and the disk has space."""
     target = shared / "target"
     for old in (b"", b"x" * 10000):
         target.write_bytes(old)
@@ -392,7 +408,7 @@ def test_a_full_disk_leaves_what_cannot_be_replaced(shared: Path) -> None:
 
 @needs_root
 def test_links_of_others_in_sticky_directories_are_not_followed(shared: Path) -> None:
-    """As the kernel rules it for every program (fs.protected_symlinks)."""
+    """As the kernel enforces for every program (fs.protected_symlinks)."""
     if Path("/proc/sys/fs/protected_symlinks").read_text().strip() != "1":
         pytest.skip("fs.protected_symlinks is off")
     shared.chmod(0o1777)
@@ -424,7 +440,7 @@ def _small_files() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_whatever_ends_it_leaves_the_old_file(number: int, dump: Path, tmp_path: Path) -> None:
-    """In the middle of a stream."""
+    """It ends in the middle of a stream."""
     source = tmp_path / "made-up"
     memory = Memory(4)
     for page in range(4):
@@ -451,7 +467,7 @@ def test_whatever_ends_it_leaves_the_old_file(number: int, dump: Path, tmp_path:
 
 
 def _writes(pid: int) -> bool:
-    """Whether a process has begun its output: it has a file that has no name, or a private one."""
+    """Whether a process has begun its output, in an unnamed or private file."""
     try:
         links = [os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")]
     except OSError:

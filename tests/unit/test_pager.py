@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Dict, Tuple
+from typing import Dict, List, Tuple
 
 import pytest
 
@@ -19,7 +19,7 @@ SHORT = ["pte", "0"]
 
 @pytest.fixture()
 def pager(tmp_path: Path) -> Path:
-    """A pager that says that it was there."""
+    """A pager that prints a mark."""
     script = tmp_path / "pager"
     script.write_text('#!/bin/sh\necho "secure=$LESSSECURE"\nhead -n 3\n')
     script.chmod(0o755)
@@ -27,7 +27,7 @@ def pager(tmp_path: Path) -> Path:
 
 
 def on_a_terminal(arguments: "list[str]", keys: bytes = b"", **environment: str) -> Tuple[int, str]:
-    """Exit status and what a terminal of 24 lines shows."""
+    """Exit status, and the output on a terminal of 24 lines."""
     leader, follower = pty.openpty()
     clean: Dict[str, str] = {
         k: v for k, v in os.environ.items() if k not in ("PAGER", "KVINTRO_PAGER", "LESS")
@@ -36,7 +36,7 @@ def on_a_terminal(arguments: "list[str]", keys: bytes = b"", **environment: str)
         [sys.executable, "-m", "kvintro", *arguments],
         stdout=follower,
         stderr=follower,
-        # less asks its keys of the terminal that it belongs to.
+        # less reads its keys from its controlling terminal.
         start_new_session=True,
         env={**clean, "LINES": "24", "COLUMNS": "100", "TERM": "dumb", **environment},
     )
@@ -72,14 +72,15 @@ def test_the_own_variable_comes_first(pager: Path) -> None:
 
 
 def test_what_is_not_paged(pager: Path) -> None:
-    for arguments, environment in (
+    cases: List[Tuple[List[str], Dict[str, str]]] = [
         (SHORT, {"PAGER": str(pager)}),
         ([*LONG, "--no-pager"], {"PAGER": str(pager)}),
         ([*LONG, "--json"], {"PAGER": str(pager)}),
         (LONG, {"PAGER": "cat"}) if os.geteuid() else (SHORT, {}),
         (LONG, {"PAGER": "/nonexistent/pager"}) if os.geteuid() else (SHORT, {}),
-    ):
-        status, shown = on_a_terminal(arguments, **environment)
+    ]
+    for arguments, environment in cases:
+        status, shown = on_a_terminal(arguments, b"", **environment)
         assert status == 0
         assert "secure=" not in shown
         if arguments[0] == "explain":

@@ -22,10 +22,11 @@ from kvintro.render.pages import strip
 from kvintro.reports.pages import COLUMNS, CellRow
 
 BASE = 0xFFFFEA0000000000
-# Three layouts as kernels had them; what is not looked at is left out.
+# Three layouts of real kernels, without the members that are not used.
 _OLD = PageFormat(
     size=64,
     base=BASE,
+    page_size=4096,
     flags=0,
     compound=8,
     compound_masks=False,
@@ -118,7 +119,7 @@ class Block:
         if kind is not None:
             code = form.types.codes[kind]
             value = 0xFFFFFFFF & ~(code << form.types.shift) if form.types.inverted else code << 24
-        for offset, content, code in (
+        for offset, content, packed in (
             (form.flags, flags, "<Q"),
             (form.compound, compound, "<Q"),
             (form.mapping, mapping, "<Q"),
@@ -126,7 +127,7 @@ class Block:
             (form.page_type, value, "<I"),
             (form.refcount, refcount, "<i"),
         ):
-            struct.pack_into(code, self.data, at + offset, content)
+            struct.pack_into(packed, self.data, at + offset, content)
 
     def free(self, index: int, order: int) -> None:
         """A block of the buddy allocator."""
@@ -154,6 +155,7 @@ class Block:
             self.put(i, compound=value)
         at = index * form.size
         # In the second page; a byte of its flags where it lies there.
+        assert form.large_mapcount is not None
         self.data[at + form.large_order] = order
         struct.pack_into("<i", self.data, at + form.large_mapcount, mapped)
         if form.large_dtor is not None and kind is None and "hugetlb" in names:
@@ -164,85 +166,95 @@ class Block:
 
 
 def each(runs: Runs, values: Any) -> List[int]:
-    """A value for each page."""
+    """Set a value for each page."""
     return [int(v) for v in numpy.repeat(values, runs.lengths)]
 
 
-def plain(block: Block) -> List[Tuple[str, int]]:
-    """(type, kpageflags) of each page by a loop that knows nothing of runs: the kernel's rules one by one."""
-    form = block.form
-    n = block.count
+class Plainly:
+    """Decodes a block's pages one by one, by the kernel's rules."""
 
-    def field(index: int, offset: int, size: int) -> int:
-        at = index * form.size + offset
-        return int.from_bytes(block.data[at : at + size], "little")
+    def __init__(self, block: Block) -> None:
+        self.block, self.form, self.count = block, block.form, block.count
 
-    def flag(index: int, name: str) -> bool:
-        return bool(field(index, form.flags, 8) & form.mask(name))
+    def field(self, index: int, offset: int, size: int) -> int:
+        at = index * self.form.size + offset
+        return int.from_bytes(self.block.data[at : at + size], "little")
 
-    def is_kind(index: int, name: str) -> bool:
-        code = form.types.codes.get(name)
+    def flag(self, index: int, name: str) -> bool:
+        return bool(self.field(index, self.form.flags, 8) & self.form.mask(name))
+
+    def is_kind(self, index: int, name: str) -> bool:
+        types = self.form.types
+        code = types.codes.get(name)
         if code is None:
             return False
-        value = field(index, form.page_type, 4)
-        if form.types.inverted:
-            wanted = form.types.base | code << form.types.shift
-            return value & wanted == form.types.base
+        value = self.field(index, self.form.page_type, 4)
+        if types.inverted:
+            return value & (types.base | code << types.shift) == types.base
         return value >> 24 == code
 
-    def head_of(index: int) -> Optional[int]:
-        value = field(index, form.compound, 8)
+    def is_tail(self, index: int) -> bool:
+        return bool(self.field(index, self.form.compound, 8) & 1)
+
+    def head_of(self, index: int) -> Optional[int]:
+        value = self.field(index, self.form.compound, 8)
         if not value & 1:
             return index
         value &= ~1
-        if form.compound_masks and value >> 40 == (1 << 24) - 1:
-            value &= form.address(block.first + index)
-        at, rest = divmod(value - form.base, form.size)
-        at -= block.first
+        if self.form.compound_masks and value >> 40 == (1 << 24) - 1:
+            value &= self.form.address(self.block.first + index)
+        at, rest = divmod(value - self.form.base, self.form.size)
+        at -= self.block.first
         return at if not rest and 0 <= at <= index else None
 
-    free = [False] * n
-    for i in range(n):
-        if is_kind(i, "buddy"):
-            free[i] = True
-            for k in range(i + 1, min(i + (1 << field(i, form.private, 8)), n)):
-                free[k] = field(k, form.refcount, 4) == 0
+    def free(self) -> List[bool]:
+        free = [False] * self.count
+        for i in range(self.count):
+            if self.is_kind(i, "buddy"):
+                free[i] = True
+                for k in range(i + 1, min(i + (1 << self.field(i, self.form.private, 8)), self.count)):
+                    free[k] = self.field(k, self.form.refcount, 4) == 0
+        return free
+
+    def kind(self, head: int) -> str:
+        """The type of a page that is neither free nor broken, by its head."""
+        mapping = self.field(head, self.form.mapping, 8)
+        if self.flag(head, "slab"):
+            return "slab"
+        for name, kind in (
+            ("slab", "slab"),
+            ("hugetlb", "hugetlb"),
+            ("table", "pgtable"),
+            ("offline", "offline"),
+        ):
+            if self.is_kind(head, name):
+                return kind
+        if self.flag(head, "reserved"):
+            return "reserved"
+        if mapping & 3 == 3:
+            return "ksm"
+        if mapping & 1:
+            return "thp" if self.flag(head, "head") else "anon"
+        if mapping:
+            return "shmem" if self.flag(head, "swapbacked") else "file"
+        return "free_cpu" if self.field(head, self.form.refcount, 4) == 0 else "kernel"
+
+
+def plain(block: Block) -> List[Tuple[str, int]]:
+    """(type, kpageflags) of each page, by a loop without runs."""
+    pages = Plainly(block)
+    free = pages.free()
     out = []
-    for i in range(n):
-        head = head_of(i)
-        tail = bool(field(i, form.compound, 8) & 1)
-        if flag(i, "hwpoison"):
+    for i in range(pages.count):
+        head = pages.head_of(i)
+        if pages.flag(i, "hwpoison"):
             out.append(("hwpoison", 0))
-            continue
-        if free[i]:
+        elif free[i]:
             out.append(("free", 1 << 10))
-            continue
-        if head is None or (tail and (not flag(head, "head") or field(head, form.compound, 8) & 1)):
+        elif head is None or (pages.is_tail(i) and (not pages.flag(head, "head") or pages.is_tail(head))):
             out.append(("broken", 0))
-            continue
-        mapping = field(head, form.mapping, 8)
-        large = flag(head, "head")
-        if is_kind(head, "slab") or flag(head, "slab"):
-            kind = "slab"
-        elif is_kind(head, "hugetlb"):
-            kind = "hugetlb"
-        elif is_kind(head, "table"):
-            kind = "pgtable"
-        elif is_kind(head, "offline"):
-            kind = "offline"
-        elif flag(head, "reserved"):
-            kind = "reserved"
-        elif mapping & 3 == 3:
-            kind = "ksm"
-        elif mapping & 1:
-            kind = "thp" if large else "anon"
-        elif mapping:
-            kind = "shmem" if flag(head, "swapbacked") else "file"
-        elif field(head, form.refcount, 4) == 0:
-            kind = "free_cpu"
         else:
-            kind = "kernel"
-        out.append((kind, -1))
+            out.append((pages.kind(head), -1))
     return out
 
 
@@ -315,7 +327,7 @@ def test_runs_are_what_a_plain_loop_finds(block: Block) -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from(sorted(FORMATS)), st.binary(min_size=0, max_size=4096), st.integers(0, 2**32))
 def test_anything_decodes(name: str, noise: bytes, seed: int) -> None:
-    """Bytes that are no struct pages at all come out as something, and every page exactly once."""
+    """Random bytes in place of struct pages can be decoded, and every page counts exactly once."""
     form = FORMATS[name]
     data = bytearray(numpy.random.default_rng(seed).integers(0, 256, 128 * form.size, numpy.uint8).tobytes())
     data[: len(noise)] = noise[: len(data)]
@@ -351,7 +363,7 @@ def _typed(form: PageFormat) -> Optional[str]:
 
 
 def _old_kernel(page: Sequence[str], context: str, flags: Sequence[str], dtors: Sequence[str]) -> Any:
-    """What page types that are macros are told by: members and enumerators that kernels have."""
+    """The members and enumerators of kernels that decide which page types are macros."""
     prog = drgn.Program(drgn.Platform(drgn.Architecture.X86_64))
     word = prog.int_type("unsigned long", 8, False)
 
@@ -415,7 +427,7 @@ def test_free_blocks(name: str) -> None:
     block.free(0, 3)
     block.free(8, 0)
     block.free(9, 0)
-    # A page on a CPU's list lies right behind a free block and looks like its tail.
+    # A page on a CPU's list is directly after a free block and looks like its tail.
     block.put(10)
     block.free(16, 4)
     runs = block.decode()
@@ -430,7 +442,7 @@ def test_free_blocks(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(FORMATS))
 def test_a_compound_page_beyond_the_block(name: str) -> None:
-    """A gigantic page's head lies in another block: it is looked up once."""
+    """The head of a gigantic page is in another block, and is looked up once."""
     form = FORMATS[name]
     whole = Block(form, 256)
     whole.compound(0, 8, mapping=BASE | 1, mapped=0)
@@ -449,7 +461,7 @@ def test_a_compound_page_beyond_the_block(name: str) -> None:
     meaning = Meaning(form)
     assert meaning.type_of(int(runs.states[0]), int(runs.heads[0])) == "thp"
     assert meaning.order(int(runs.states[0]), int(runs.heads[0])) == 8
-    # Without the other block it is not known what the tails are of.
+    # Without the other block, the type of the tails is unknown.
     alone = Decoder(form).decode(second, 128)
     assert int(alone.states[0]) & DANGLING
 

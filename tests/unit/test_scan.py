@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Symbol tables and BTF found by scanning images made by the test, laid out as each kernel had them."""
+"""Symbol tables and BTF, found by scanning made-up images with the layouts of real kernels."""
 
 from __future__ import annotations
 
 import random
 import struct
 import time
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import drgn
 import pytest
@@ -34,7 +34,7 @@ SYMBOLS: List[Tuple[str, int, str]] = sorted(
     key=lambda symbol: symbol[1],
 )
 VMCOREINFO = {"_stext": TEXT, "init_uts_ns": END - 0x1000, "swapper_pg_dir": END - 0x2000}
-# Every kind of table there has been on x86-64.
+# Every kind of table that x86-64 kernels have had.
 KINDS = [
     "addresses",
     "offsets from the base",
@@ -46,13 +46,13 @@ KINDS = [
 
 
 class Image:
-    """A kernel's constants, with a symbol table among other things."""
+    """A kernel's constants, including a symbol table."""
 
     def __init__(self, kind: str, seed: int = 1, symbols: List[Tuple[str, int, str]] = SYMBOLS) -> None:
         self.symbols = symbols
         noise = random.Random(seed)
         self.data = bytearray(noise.randbytes(0x10000))
-        # Digits in UTF-16, as in the tables of nls, and a token table without its index.
+        # Digits in UTF-16, as in the tables of nls, and a token table without an index.
         self.data += "0123456789ABCDEF".encode("utf-16-le") + bytes(64)
         self.data += b"".join(token + b"\0" for token in TOKENS) + noise.randbytes(4096)
         self.align = 4 if kind == "place-relative" else 8
@@ -92,7 +92,7 @@ class Image:
         self.data += bytes(-len(self.data) % self.align) + data
 
     def put_offsets(self) -> None:
-        # CONFIG_KALLSYMS_ABSOLUTE_PERCPU: negative ones count from the base.
+        # CONFIG_KALLSYMS_ABSOLUTE_PERCPU: negative offsets count from the base.
         self.put(struct.pack(f"<{len(self.symbols)}i", *(TEXT - 1 - a for _, a, _ in self.symbols)))
         self.put(struct.pack("<Q", TEXT))
 
@@ -151,14 +151,14 @@ def test_what_vmcoreinfo_contradicts_is_not_believed(kind: str) -> None:
 
 
 def test_values_are_no_addresses() -> None:
-    """SYMBOL(mem_section) is what the variable holds; a kernel's symbol of that name lies elsewhere."""
+    """SYMBOL(mem_section) is the value of the variable; the kernel's symbol of that name is elsewhere."""
     symbols = [*SYMBOLS, ("mem_section", END - 8, "B")]
     image = Image("offsets first", symbols=symbols)
     assert scan.find_kallsyms(image.read, {**VMCOREINFO, "mem_section": 0xFFFF888000000000})
 
 
 def test_across_pieces_and_holes() -> None:
-    """A table that a chunk's border cuts, in memory of which only its pages can be read."""
+    """A table across a chunk's border, in memory where only the table's pages can be read."""
     image = Image("offsets first")
     at = image.data.rindex(b"0\x001\x002\0")
     shift = (1 << 20) - at % (1 << 20) - 8 & -8
@@ -189,7 +189,7 @@ def never(address: int, size: int) -> bytes:
     ],
 )
 def test_memory_without_a_table(read: Callable[[int, int], bytes], said: str) -> None:
-    """And without taking long: a hostile image of the largest size."""
+    """Also quickly: a hostile image of the largest size."""
     started = time.process_time()
     symbols = {"_stext": 0xFFFFFFFF80000000, "init_uts_ns": 0xFFFFFFFF84000000}
     with pytest.raises(KallsymsError, match=said):
@@ -198,7 +198,7 @@ def test_memory_without_a_table(read: Callable[[int, int], bytes], said: str) ->
 
 
 def test_many_places_for_the_number_of_symbols() -> None:
-    """Each word before the names may be their number, and 256 names follow each: only some are tried."""
+    """Each word before the names may be their number, and 256 names follow each; only some are tried."""
     tried = []
     starts = [sum(len(token) + 1 for token in TOKENS[:i]) for i in range(256)]
     block = struct.pack("<I", 0x140) * 40000 + struct.pack("<II", 0, 2000)
@@ -212,8 +212,13 @@ def test_many_places_for_the_number_of_symbols() -> None:
         return data[address - TEXT : address - TEXT + size]
 
     fit = scan._names_fit
+
+    def counted(*of: Any) -> Any:
+        tried.append(of)
+        return fit(*of)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scan, "_names_fit", lambda *of: tried.append(of) or fit(*of))
+        patch.setattr(scan, "_names_fit", counted)
         with pytest.raises(KallsymsError, match="names are not before its tokens"):
             scan.find_kallsyms(read, {"_stext": TEXT, "init_uts_ns": TEXT + len(data) - 8})
     assert 0 < len(tried) <= 5000
@@ -231,7 +236,7 @@ IMAGES = {kind: Image(kind) for kind in KINDS}
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(KINDS), st.data())
 def test_damage(kind: str, data: st.DataObject) -> None:
-    """Bytes of the tables overwritten: no table, or one that VMCOREINFO does not contradict."""
+    """With overwritten tables, kvintro finds none, or one that VMCOREINFO does not contradict."""
     image = Image.__new__(Image)
     image.data = bytearray(IMAGES[kind].data)
     for _ in range(data.draw(st.integers(1, 6))):
@@ -278,7 +283,7 @@ def scanned(blobs: List[bytes], sizes: Dict[str, int]) -> Optional[str]:
 
 
 def test_many_large_candidates_for_types() -> None:
-    """A small part of an image can be mapped all over it, as BTF of the largest size each time."""
+    """A small part of an image can be mapped at every address, as BTF of the largest size each time."""
     size = 16 << 20
     head = struct.pack("<HBBI4I", 0xEB9F, 1, 0, 24, 0, size - 26, size - 26, 2)
 
@@ -297,11 +302,11 @@ def test_types_without_symbols() -> None:
 def test_types_of_another_kernel() -> None:
     assert scanned([btf(56), btf()], {"page": 64}) == "BTF (found by scanning)"
     assert scanned([btf(56)], {"page": 64}) is None
-    assert scanned([btf()], {}) is None  # nothing to compare it with
+    assert scanned([btf()], {}) is None  # there is nothing to compare it with
     assert scanned([btf()[:-1] + b"x"], {"page": 64}) is None
     assert scanned([btf()[:24]], {"page": 64}) is None
 
 
 def test_program_helper_is_used() -> None:
-    """The made-up program of other tests has VMCOREINFO too; it has no image to scan."""
+    """The made-up program of other tests also has VMCOREINFO, but no image to scan."""
     assert install(program({}), modules=False).symbols == ""

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What other processes of the same user can take from one that holds a file of root's.
+"""What other processes of the same user can take from a process with a file that root opened.
 
-The judge is the kernel: a second process tries all that the kernel offers. As root both are of another user;
-otherwise both are of whoever runs the tests, and what needs root to set up is skipped.
+The kernel is the reference: a second process tries everything that the kernel offers. If the tests run as
+root, both processes belong to another user. Otherwise both belong to the user who runs the tests, and tests
+whose setup needs root are skipped.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def _checked(result: int) -> bool:
 
 
 def _attacks(pid: int, descriptor: int, place: int) -> Dict[str, bool]:
-    """Which ways to a process's descriptors and memory are open to the caller."""
+    """The ways to a process's descriptors and memory that are open to the caller."""
     theirs, buffer = Vector(place, 8), ctypes.create_string_buffer(8)
     ours = Vector(ctypes.addressof(buffer), 8)
 
@@ -101,16 +102,16 @@ def _reporting(function: Callable[[int], object]) -> Tuple[int, Any]:
 
 
 def _become_ordinary() -> None:
-    """As root, a process as a user's shell starts it."""
+    """As root, become a process like one that a user's shell starts."""
     if ROOT:
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
-        LIBC.prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: it was lost with the change of the user
+        LIBC.prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: it was lost when the user changed
 
 
 def _taken(victim: Callable[[], int]) -> Dict[str, bool]:
-    """What an ordinary process can take of a child that runs a function; it returns a descriptor it holds."""
+    """What an ordinary process can take from a child that runs a function, which returns a descriptor."""
 
     def hold(sender: int) -> None:
         memory = ctypes.create_string_buffer(8)
@@ -134,7 +135,7 @@ def _taken(victim: Callable[[], int]) -> Dict[str, bool]:
 
 @pytest.fixture
 def secret(tmp_path: Path) -> Path:
-    """What stands for /proc/kcore."""
+    """A file that stands for /proc/kcore."""
     path = tmp_path / "kcore"
     path.write_text("content")
     path.chmod(0o600)
@@ -145,12 +146,12 @@ def secret(tmp_path: Path) -> Path:
 def called_by_sudo(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SUDO_UID", str(NOBODY))
     monkeypatch.setenv("SUDO_GID", str(NOBODY))
-    # The interpreter of this test may lie where NOBODY may not read.
+    # NOBODY may be unable to read the interpreter of this test.
     monkeypatch.setattr(privileges, "_check_installation", lambda user: None)
 
 
 def test_an_ordinary_process_can_be_taken_from(secret: Path) -> None:
-    """That the attacks are attacks: without a shield they succeed."""
+    """The attacks are effective: without a shield they succeed."""
     yama = Path("/proc/sys/kernel/yama/ptrace_scope")
     if yama.exists() and yama.read_text().strip() != "0":
         pytest.skip("kernel.yama.ptrace_scope forbids all of this already")
@@ -185,7 +186,7 @@ def test_nobody_takes_what_root_opened(secret: Path) -> None:
 
 
 def _with_capabilities() -> None:
-    """Become an ordinary user's process with ambient capabilities, as of a service or of setpriv(1)."""
+    """Become an ordinary user's process with ambient capabilities, like a service's or setpriv(1)'s."""
     LIBC.prctl(8, 1, 0, 0, 0)  # PR_SET_KEEPCAPS
     _become_ordinary()
     bits = 1 << CAP_DAC_READ_SEARCH | 1 << CAP_SYS_RAWIO
@@ -264,14 +265,17 @@ def test_a_shielded_process_writes_no_core_dump(tmp_path: Path) -> None:
 
 
 def test_no_descriptor_of_a_source_is_inherited() -> None:
-    """Neither ours nor those of drgn and libkdumpfile reach a pager."""
+    """A pager inherits neither ours nor those of drgn and libkdumpfile."""
     if not CORE.exists():
         pytest.skip("the sample dump is not there")
 
     def child(sender: int) -> None:
-        from kvintro.kernel import open_kernel
+        import gc
+
+        from kvintro.opening import open_kernel
         from kvintro.source import Request
 
+        gc.collect()  # descriptors that other tests left open would be closed meanwhile
         before = set(os.listdir("/proc/self/fd"))
         kernel = open_kernel(Request(core=str(CORE)))
         privileges.hold_kernel_files()
@@ -292,7 +296,7 @@ def test_no_descriptor_of_a_source_is_inherited() -> None:
 
 @pytest.fixture
 def sudo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A sudo that asks nothing and changes nothing: what it runs is root's if the test is."""
+    """A sudo that does not ask for a password or change the user: it runs programs as the test's user."""
     script = tmp_path / "bin/sudo"
     script.parent.mkdir()
     script.write_text('#!/bin/sh\nshift 2\nexec "$@"\n')
@@ -352,7 +356,7 @@ def listener() -> Iterator[socket.socket]:
 
 @needs_root
 def test_only_roots_descriptor_is_taken(listener: socket.socket, secret: Path, tmp_path: Path) -> None:
-    """A stranger who connects first, with a file of their own."""
+    """Another process connects first, with a file of its own."""
     other = tmp_path / "other"
     other.write_text("stranger")
 
@@ -379,7 +383,7 @@ def test_only_roots_descriptor_is_taken(listener: socket.socket, secret: Path, t
 
 
 def test_the_helper_sends_nothing_to_another_process(listener: socket.socket, secret: Path) -> None:
-    """As if somebody had taken the name of the socket."""
+    """As if another process had taken the name of the socket."""
     name = listener.getsockname()[1:].hex()
     done = subprocess.run(
         [sys.executable, "-I", "-c", privileges._OPEN_AS_ROOT, str(secret), name, str(os.getpid() + 1)],
@@ -400,14 +404,14 @@ def test_the_helper_sends_nothing_to_another_process(listener: socket.socket, se
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A path for a socket, which may have 107 bytes, in a directory that everybody may use."""
+    """A path for a socket, of at most 107 bytes, in a directory that all users may use."""
     with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o777)
         yield Path(directory) / "qmp"
 
 
 def _listening(path: Path, stranger: bool, backlog: int = 8) -> socket.socket:
-    """A socket that a child, perhaps another user's, listens on; it is handed back."""
+    """A socket on which a child, perhaps of another user, listens; it is passed back."""
     ours, theirs = socket.socketpair()
     child = os.fork()
     if child == 0:
@@ -430,8 +434,8 @@ def _listening(path: Path, stranger: bool, backlog: int = 8) -> socket.socket:
 @needs_root
 @pytest.mark.parametrize("how", ["named", "linked"])
 def test_root_does_not_listen_to_strangers(place: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel says who listens; what the file says of its owner can be anything."""
-    from kvintro.source.live import connect
+    """The kernel reports who listens; the owner of the socket's file does not matter."""
+    from kvintro.source.qmp import connect
 
     for name in ("SUDO_UID", "PKEXEC_UID", "DOAS_USER"):
         monkeypatch.delenv(name, raising=False)
@@ -446,7 +450,7 @@ def test_root_does_not_listen_to_strangers(place: Path, how: str, monkeypatch: p
             connect(str(path), opened=lambda: opened.append(1))
         assert str(NOBODY) in caught.value.what
         assert not opened
-        # The user who called sudo may name a socket of their own, of root's, and no other's.
+        # The user who called sudo may name their own socket or root's, but not another user's.
         monkeypatch.setenv("SUDO_UID", str(NOBODY))
         monkeypatch.setenv("SUDO_GID", str(NOBODY))
         connect(str(path), opened=lambda: opened.append(1)).close()
@@ -457,8 +461,8 @@ def test_root_does_not_listen_to_strangers(place: Path, how: str, monkeypatch: p
 
 
 def test_rights_are_given_up_before_anything_is_said(place: Path) -> None:
-    """QEMU greets at once, and what it says is not looked at yet."""
-    from kvintro.source.live import connect
+    """QEMU greets at once, but kvintro does not read that yet."""
+    from kvintro.source.qmp import connect
 
     with _listening(place, stranger=False) as listening:
         heard: List[bytes] = []
@@ -479,15 +483,16 @@ def test_rights_are_given_up_before_anything_is_said(place: Path) -> None:
 
 
 def test_a_monitor_that_is_in_use(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """QEMU listens to one client; the others are connected and wait."""
-    from kvintro.source import live
-    from kvintro.source.live import connect, open_qemu
+    """QEMU serves one client; the others are connected and wait."""
+    from kvintro.source import qmp
+    from kvintro.source.guest import open_qemu
+    from kvintro.source.qmp import connect
 
-    monkeypatch.setattr(live, "_ANSWER", 0.2)
+    monkeypatch.setattr(qmp, "_ANSWER", 0.2)
     with _listening(place, stranger=False, backlog=1), connect(str(place)) as first, connect(str(place)):
-        with pytest.raises(SourceError) as caught:  # it is in line, and hears nothing
+        with pytest.raises(SourceError) as caught:  # it waits, and receives nothing
             open_qemu(str(place), first)
         assert "one client at a time" in caught.value.what
-        with pytest.raises(SourceError) as caught:  # the line is full
+        with pytest.raises(SourceError) as caught:  # the queue is full
             connect(str(place))
         assert "one client at a time" in caught.value.what

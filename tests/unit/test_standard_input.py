@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A dump on standard input says what the same dump in a file says, and leaves nothing behind."""
+"""A dump on standard input gives the same output as in a file, and leaves no files behind."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def flattened_elf() -> bytes:
 def run(
     data: "bytes | BinaryIO", *arguments: str, directory: Optional[Path] = None, core: str = "-"
 ) -> Tuple[int, str, str]:
-    """kvintro with that on standard input: a pipe for bytes, or the file itself."""
+    """Run kvintro with this standard input: bytes through a pipe, or the file itself."""
     environment: Dict[str, str] = {**os.environ}
     if directory is not None:
         environment["TMPDIR"] = str(directory)
@@ -52,7 +52,7 @@ def test_as_from_a_file(tmp_path: Path, make: Any, command: str) -> None:
     code, out, err = run(b"", *command.split(), core=str(path))
     expected = code, out.replace(str(path), "standard input"), err
     assert code in (0, 4)
-    # Columns are as wide as what is in them.
+    # Columns are as wide as their content.
     found = run(make(), *command.split(), directory=spool_to)
     assert (found[0], found[1].split(), found[2]) == (expected[0], expected[1].split(), expected[2])
     with path.open("rb") as file:
@@ -62,7 +62,7 @@ def test_as_from_a_file(tmp_path: Path, make: Any, command: str) -> None:
 
 
 def test_cut_anywhere() -> None:
-    """As with files: opened and marked, or refused in a line and a hint."""
+    """As with files: opened and marked, or refused with one line and a hint."""
     data = flattened_elf()
     shown = 0
     for cut in random.Random(1).sample(range(4096, len(data)), 6):
@@ -82,7 +82,7 @@ def test_cut_anywhere() -> None:
 
 
 def test_a_file_that_was_read_before(tmp_path: Path) -> None:
-    """What is left of it is the dump: `(head -c N >/dev/null; kvintro -c - ...) < FILE`."""
+    """The rest of the file is the dump: `(head -c N >/dev/null; kvintro -c - ...) < FILE`."""
     path = tmp_path / "vmcore"
     path.write_bytes(b"something else" + elf())
     with path.open("rb", buffering=0) as file:
@@ -97,7 +97,7 @@ def test_a_file_that_was_read_before(tmp_path: Path) -> None:
         (b"\x1f\x8b\x08" + bytes(100), "compressed with gzip"),
         (b"some text\n" * 100, "text file"),
         (bytes(9 << 20), "nothing but zeros"),
-        (b"QEVM" + bytes(100), "QEMU's migration stream"),
+        (b"\x14\x20\x28\x01" + bytes(100), "a machine saved by Hyper-V"),
     ],
 )
 def test_what_is_no_dump(data: bytes, said: str) -> None:
@@ -106,6 +106,13 @@ def test_what_is_no_dump(data: bytes, said: str) -> None:
     assert err.startswith("kvintro: standard input is ")
     assert said in err
     assert len(err.splitlines()) == 2
+
+
+@pytest.mark.parametrize("data", [b"KDUMP", b"\x7fEL", b"makedumpfil", b"hello\n"])
+def test_what_is_cut_off_within_its_mark(data: bytes) -> None:
+    code, out, err = run(data, "info")
+    assert (code, out) == (3, "")
+    assert err.splitlines()[0] == "kvintro: standard input is too short to be a kernel dump"
 
 
 def test_it_does_not_wait_for_the_end_of_what_is_no_dump() -> None:
@@ -162,7 +169,7 @@ def test_zeros_take_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with read(data) as file:
         assert file.read() == data
         assert os.fstat(file.fileno()).st_blocks * 512 < 8 << 20
-        # Nobody else finds it, or may read it.
+        # Other processes can neither find nor read it.
         assert list(tmp_path.iterdir()) == []
         assert os.fstat(file.fileno()).st_mode & 0o077 == 0
 

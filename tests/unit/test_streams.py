@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Standard streams that take no Unicode, and closed ones."""
+"""Standard streams without Unicode, and closed ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.conftest import ROOT
 from tests.hostile import assert_inert
 
 SAMPLE = ROOT / "vmcores/debian-6.12/core.kdump"
-#: How a user says that the terminal has no Unicode.
+#: Environments for a terminal without Unicode.
 NARROW: Dict[str, Dict[str, str]] = {
     "ascii": {"PYTHONIOENCODING": "ascii"},
     "strict": {"PYTHONIOENCODING": "ascii:strict"},
@@ -35,7 +35,7 @@ LINES += ["layout --format html", "explain", "layout --csv", "shell -e %kvintro\
 
 
 def run(line: str, *, shell: str = "", **environment: str) -> "subprocess.CompletedProcess[bytes]":
-    """The command line on a sample; ``shell`` is put behind it."""
+    """The command line on a sample; ``shell`` is appended to it."""
     words = [sys.executable, "-m", "kvintro", "-c", str(SAMPLE)]
     words += [word.replace("\u2003", " ") for word in line.split(" ")]
     if shell:
@@ -58,7 +58,7 @@ def test_a_narrow_encoding_is_no_error(how: str) -> None:
         if "svg" in line or "html" in line:
             assert found.stdout.isascii()  # which every encoding has
             continue
-        # As many columns on every line, which is what a drawing is made of.
+        # The same number of columns on every line, as a drawing requires.
         assert [len(text) for text in shown.split("\n")] == [len(text) for text in wide.split("\n")]
         assert "\\u" not in shown
 
@@ -74,7 +74,7 @@ def test_every_character_of_ours_has_a_fallback() -> None:
         text = path.read_text(encoding="utf-8")
         escaped = [chr(int(digits, 16)) for digits in re.findall(r"\\u([0-9a-f]{4})", text)]
         for char in {c for c in (*text, *escaped) if c > "\x7f" and c.isprintable()}:
-            if path.name not in ("text.py", "csv.py"):  # their characters are looked for, not written
+            if path.name not in ("text.py", "csv.py"):  # they search for these characters
                 assert char in streams._ASCII, f"{path}: {char}"
     assert all(len(char) == 1 and char.isascii() for char in streams._ASCII.values())
 
@@ -146,7 +146,7 @@ def test_a_file_needs_no_streams(shell: str, tmp_path: Path) -> None:
 
 
 def test_nothing_is_written_to_a_file_that_took_a_stream_s_number() -> None:
-    """A file opened while 0, 1 and 2 are closed would get one of these numbers."""
+    """A file that is opened while 0, 1 and 2 are closed would get one of these numbers."""
     program = "from kvintro import streams; streams.prepare(); print(open('/dev/null').fileno())"
     found = subprocess.run(
         ["bash", "-c", '"$0" -c "$1" 2>&- <&-', sys.executable, program], capture_output=True, check=True

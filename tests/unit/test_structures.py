@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Lists and trees whose memory is anything: walks end, and keep what they found."""
+"""Lists and trees in arbitrary memory: walks end, and keep the entries that they found."""
 
 from __future__ import annotations
 
@@ -12,17 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvintro.errors import NotInDump
-from kvintro.kernel import Claims, Kernel
-from kvintro.readers.structures import (
-    Damage,
-    chain_entries,
-    list_entries,
-    maple_entries,
-    plain_text,
-    text_at,
-    tree_entries,
-    xarray_entries,
-)
+from kvintro.kernels import Claims, Kernel
+from kvintro.readers.damage import Damage
+from kvintro.readers.index_trees import maple_entries, xarray_entries
+from kvintro.readers.lists import chain_entries, list_entries, list_words
+from kvintro.readers.structures import plain_text, text_at
 from kvintro.source import Source
 
 BASE = 0xFFFF_8880_0000_0000
@@ -30,7 +24,7 @@ SIZE = 1 << 20
 
 
 class Memory:
-    """A megabyte of kernel memory with the few types that the walks need."""
+    """A megabyte of kernel memory, with the types that the walks need."""
 
     def __init__(self) -> None:
         self.data = bytearray(SIZE)
@@ -98,7 +92,7 @@ class Memory:
             [member(range_64, "mr64", 0), member(arange_64, "ma64", 0), member(array(void, 31), "slot", 64)],
         )
         tree = prog.struct_type("maple_tree", 16, [member(word, "ma_flags", 0), member(void, "ma_root", 64)])
-        # As in include/linux/xarray.h, with what the walk does not read left away.
+        # As in include/linux/xarray.h, without the members that the walk does not read.
         byte = prog.int_type("unsigned char", 1, False)
         xarray = prog.struct_type("xarray", 16, [member(word, "xa_flags", 0), member(void, "xa_head", 64)])
         xa_node = prog.struct_type(
@@ -133,7 +127,7 @@ def entry_at(index: int) -> int:
 
 
 def a_chain(count: int) -> Memory:
-    """A chain of so many entries by the first link of their lists, its head at BASE."""
+    """A chain of this many entries, linked by their lists' first pointers, with its head at BASE."""
     memory = Memory()
     for index in range(count):
         following = entry_at(index + 1) + 8 if index + 1 < count else 0
@@ -155,9 +149,9 @@ def test_chains() -> None:
 
 
 def test_damaged_chains() -> None:
-    """In a circle, into nowhere, into the user half, without end: what was found until then is kept."""
+    """In a circle, into nowhere, into the user half, without end: earlier entries are kept."""
     for target, said in (
-        (entry_at(1) + 8, "does not end"),
+        (entry_at(1) + 8, "runs in a circle"),
         (BASE + SIZE + 0x1000, "breaks off"),
         (0x1000, "breaks off"),
     ):
@@ -171,12 +165,12 @@ def test_damaged_chains() -> None:
 
 
 def test_an_entry_is_in_one_list() -> None:
-    """Of two lists that lead into the same entries the second one ends there, however it is walked."""
+    """If two lists lead to the same entries, the second one ends there, in both directions."""
     other = BASE + 0x100
-    for walk, member in ((list_entries, "list"), (chain_entries, "list"), (tree_entries, "rb")):
+    for walk, member in ((list_entries, "list"), (chain_entries, "list")):
         memory = a_chain(3)
-        # The heads of a list, a chain and a tree all begin with the pointer to the first entry.
-        first = entry_at(0) + (24 if walk is tree_entries else 8)
+        # The heads of a list and a chain both begin with the pointer to the first entry.
+        first = entry_at(0) + 8
         for head in (BASE, other):
             memory.put(head, first, first)
         damage = Damage()
@@ -204,7 +198,7 @@ def test_entries_that_overlap() -> None:
 
 
 def a_list(count: int) -> Memory:
-    """A list of so many entries, its head at BASE."""
+    """A list of this many entries, with its head at BASE."""
     memory = Memory()
     nodes = [BASE, *(entry_at(i) + 8 for i in range(count))]
     for i, node in enumerate(nodes):
@@ -227,6 +221,17 @@ def test_a_whole_list(count: int) -> None:
     assert not damage
 
 
+def test_some_words_of_each_entry() -> None:
+    memory, damage = a_list(20), Damage()
+    memory.put(entry_at(7) + 8, 0x1000)
+    wanted = ("rb", "number", "no_such_member")
+    memory.put(entry_at(3) + 24, 0x1234)
+    found = list(list_words(memory.kernel, BASE, "struct entry", "list", wanted, damage, "the list"))
+    numbers, same = walk_list(memory)
+    assert found == [(0x1234 if number == 4 else 0, number, 0) for number in numbers]
+    assert damage.notes == same.notes and len(numbers) == 20
+
+
 words = st.one_of(
     st.integers(0, (1 << 64) - 1),
     st.integers(0, 40).map(lambda i: entry_at(i) + 8),
@@ -243,7 +248,7 @@ def test_a_spoiled_list_ends(spoiled: "list[tuple[int, bool, int]]") -> None:
         node = BASE if index == 41 else entry_at(index) + 8
         memory.put(node + 8 * backwards, value)
     found, _ = walk_list(memory)
-    # Whatever is met lies in memory that is there, each once.
+    # Every entry lies in existing memory, and appears once.
     assert len(found) <= SIZE // 8
 
 
@@ -269,47 +274,6 @@ def test_a_list_that_was_never_set_up() -> None:
     assert found == [] and not damage
 
 
-# Trees
-
-
-def a_tree(count: int) -> Memory:
-    """A balanced tree of entries 1..count, its root at BASE."""
-    memory = Memory()
-
-    def build(low: int, high: int) -> int:
-        if low > high:
-            return 0
-        middle = (low + high) // 2
-        node = entry_at(middle) + 24
-        memory.put(node - 24, middle)
-        memory.put(node + 8, build(middle + 1, high), build(low, middle - 1))
-        return node
-
-    memory.put(BASE, build(1, count))
-    return memory
-
-
-@given(st.integers(0, 60))
-def test_a_whole_tree_comes_in_order(count: int) -> None:
-    memory = a_tree(count)
-    damage = Damage()
-    found = [
-        int(entry.number.value_())
-        for _, entry in tree_entries(memory.kernel, BASE, "struct entry", "rb", damage, "the tree")
-    ]
-    assert found == list(range(1, count + 1)) and not damage
-
-
-@settings(deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 41), st.booleans(), words), min_size=1, max_size=8))
-def test_a_spoiled_tree_ends(spoiled: "list[tuple[int, bool, int]]") -> None:
-    memory = a_tree(40)
-    for index, left, value in spoiled:
-        memory.put(entry_at(index) + 24 + (16 if left else 8), value)
-    entries = tree_entries(memory.kernel, BASE, "struct entry", "rb", Damage(), "the tree")
-    assert len([address for address, _ in entries]) <= SIZE // 8
-
-
 # Maple trees
 
 LEAF, RANGE, ARANGE = 1, 2, 3
@@ -321,7 +285,7 @@ def node_at(index: int) -> int:
 
 
 def a_maple_tree(entries: "list[tuple[int, int, int]]", fanout: int = 8) -> Memory:
-    """A tree of (first, last, pointer), built from leaves up as lib/maple_tree.c lays nodes out."""
+    """A tree of (first, last, pointer), built from the leaves up with the nodes of lib/maple_tree.c."""
     memory = Memory()
     full: List["tuple[int, int]"] = []  # (last index, content)
     cursor = 0
@@ -413,7 +377,7 @@ def test_damage_is_told_once_with_a_count() -> None:
 
 
 def an_xarray(entries: "dict[int, int]") -> Memory:
-    """An array of entries by index, in nodes of 64 slots as lib/xarray.c lays them out."""
+    """An array of entries by index, in nodes of 64 slots as in lib/xarray.c."""
     memory = Memory()
     count = 0
 
@@ -454,7 +418,7 @@ def test_a_whole_xarray(chosen: "dict[int, int]") -> None:
 
 
 def test_a_large_entry_of_an_xarray() -> None:
-    """Four pages together: the others name the first's slot (xa_mk_sibling), times 4 and 2 for internal."""
+    """Four pages together: the other slots refer to the first (xa_mk_sibling): slot * 4 + 2 (internal)."""
     memory = an_xarray({8: 0x71, 100: 0x73})
     inner = int(memory.kernel.read(BASE + 0x1000 + 40, 8)[::-1].hex(), 16) & ~2
     memory.put(inner + 40 + 8 * 9, *[8 << 2 | 2] * 3)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Sizes as mm.rst writes them, and strings that no terminal may obey."""
+"""Sizes as mm.rst writes them, and strings that must not control a terminal."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def test_displacements_have_a_sign() -> None:
 
 @given(st.integers(-(1 << 64), 1 << 64))
 def test_a_size_is_right_to_the_digits_that_it_shows(size: int) -> None:
-    """What is written is the nearest number of its digits: at most half of the last one away."""
+    """The text is the nearest number with its digits: the error is at most half of the last digit."""
     number, unit = size_text(size).split(" ")
     scale = 1 << 10 * ("B", "KB", "MB", "GB", "TB", "PB", "EB").index(unit)
-    # Exactly, in integers: a double has no room for 2^64 bytes and their tenths.
+    # Exactly, in integers, because a double cannot represent tenths near 2^64 bytes.
     step = Fraction(scale, 100 if abs(size) < 10 * scale else 10)
     assert abs(Fraction(number) * scale - size) <= step / 2 + Fraction(scale, 1 << 44)
     assert abs(Fraction(number) * scale - size) <= Fraction(abs(size), 200)  # 0.5 %

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The commands on page tables through the command line, on a made-up core small enough to be worked out."""
+"""The commands on page tables, from the command line, on a core that is small enough to check by hand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 from kvintro.cli import main
 from kvintro.paging import Tree
-from kvintro.queries.ptdump import Markers, lines, pruned_tree, stretches
+from kvintro.queries.ptdump import dump_of, lines
 from kvintro.queries.roots import kernel_root
 from kvintro.queries.translate import Input, Translator
 from kvintro.render import render_stream
@@ -31,7 +31,7 @@ IMAGE = 0xFFFF_FFFF_8100_0000
 
 
 def machine() -> Memory:
-    """16 MB of RAM at physical 0: direct map in 4K pages up to 4 MB, some of it elsewhere too."""
+    """16 MB of RAM at physical 0: direct map in 4K pages up to 4 MB, some of them also mapped elsewhere."""
     memory = Memory()
     for physical in range(0, 4 << 20, 4096):
         if physical != 0x3000:  # a page that was taken out, as memfd_secret does
@@ -55,7 +55,7 @@ INFO = {"NUMBER(VMALLOC_START)": f"0x{VMALLOC:x}", "SYMBOL(vmemmap)": f"{VMEMMAP
 def made(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The machine as an ELF core."""
     memory = machine()
-    info = vmcoreinfo(**INFO)
+    info = vmcoreinfo(more=INFO)
     note = [("VMCOREINFO", 0, info.encode())]
     segments = [(0, address, bytes(data)) for address, data in sorted(memory.pages.items())]
     path = tmp_path_factory.mktemp("core") / "core"
@@ -136,7 +136,7 @@ def test_what_numbers_are_taken_for(
     [
         (("translate", f"{VMALLOC + 0x5000:x}"), "unmapped", None),
         (("translate", f"{DIRECT + 0x3000:x}"), "unmapped", None),
-        # The page exists; it is only that the kernel has no address for it.
+        # The page exists, but the kernel has no address for it.
         (("translate", "3000"), "unmapped", "0x0000000000003000"),
         (("translate", "900000000000000"), "non-canonical", None),
         (("vtop", "1000"), "unmapped", None),
@@ -261,7 +261,7 @@ def test_pte_takes_levels_by_number(capsys: pytest.CaptureFixture[str], made: st
 
 def test_pte_honours_the_address_mask(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     memory = machine()
-    info = vmcoreinfo(**{**INFO, "NUMBER(sme_mask)": str(1 << 47)})
+    info = vmcoreinfo(more={**INFO, "NUMBER(sme_mask)": str(1 << 47)})
     path = tmp_path / "core"
     segments = [(0, address, bytes(data)) for address, data in sorted(memory.pages.items())]
     path.write_bytes(elf_core(segments, [("VMCOREINFO", 0, info.encode())]))
@@ -272,7 +272,7 @@ def test_pte_honours_the_address_mask(capsys: pytest.CaptureFixture[str], tmp_pa
 
 
 def test_ptdump_line_by_line(capsys: pytest.CaptureFixture[str], made: str) -> None:
-    """What the kernel would print for the machine, worked out by hand from note_page() and printk_prot()."""
+    """The kernel's output for the machine, derived by hand from note_page() and printk_prot()."""
     _, out = run(capsys, "-c", made, "ptdump", "--range", "ffffc90000000000-ffffc90000600000")
     text = [line for line in out.splitlines() if not line.startswith("#")]
     assert text == [
@@ -287,7 +287,7 @@ def test_ptdump_line_by_line(capsys: pytest.CaptureFixture[str], made: str) -> N
 def test_ptdump_starts_and_ends_as_the_kernels(capsys: pytest.CaptureFixture[str], made: str) -> None:
     _, out = run(capsys, "-c", made, "ptdump")
     text = [line for line in out.splitlines() if not line.startswith("#")]
-    # No entry between the halves is looked at: the first line spans the hole up to the second half's start.
+    # Entries between the halves are not read: the first line spans the hole up to the second half.
     assert text[:3] == [
         "---[ User Space ]---",
         "0x0000000000000000-0xffff880000000000    16777096T                               pgd",
@@ -300,7 +300,7 @@ def test_ptdump_json(capsys: pytest.CaptureFixture[str], made: str) -> None:
     code, out = run(capsys, "-c", made, "--json", "ptdump", "--wx")
     document = json.loads(out)
     assert document["schema"] == "kvintro.ptdump/1"
-    # The made-up kernel forgot NX everywhere, and its image is read-only.
+    # The made-up kernel does not set NX anywhere, and its image is read-only.
     assert all("RW" in found["effective"] and "NX" not in found["effective"] for found in document["ranges"])
     first = next(found for found in document["ranges"] if found["marker"] == "vmalloc() Area")
     assert first == {
@@ -319,14 +319,14 @@ def test_ptdump_json(capsys: pytest.CaptureFixture[str], made: str) -> None:
 def test_ptdump_of_tables_that_share_wildly_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tree, "REPEATED_LIMIT", 1 << 14)
     memory = machine()
-    # Half of the entries of each table lead to the one table of the next level.
+    # Half of the entries of each table point to the only table of the next level.
     shared = (0x80000, 0x81000, 0x82000)
     for index in range(256, 511):
         memory.entry(memory.root + 8 * index, shared[0] | 0x63)
     for table, below in zip(shared, (*shared[1:], 0x5000)):
         for index in range(0, 512, 2):
             memory.entry(table + 8 * index, below | 0x63)
-    kernel = kernel_of(memory, vmcoreinfo(**INFO))
+    kernel = kernel_of(memory, vmcoreinfo(more=INFO))
     count = 0
     partial = False
     for batch in ptdump(kernel, kernel_root(kernel)):
@@ -338,11 +338,10 @@ def test_ptdump_of_tables_that_share_wildly_is_bounded(monkeypatch: pytest.Monke
 
 def test_markers_come_one_with_each_entry() -> None:
     """Two headings at one address take two entries, as in the kernel's loop."""
-    kernel = kernel_of(machine(), vmcoreinfo(**INFO))
-    markers = Markers(kernel)
-    markers.found[:] = [(0, "first"), (VMALLOC, "second"), (VMALLOC, "third")]
-    tree = pruned_tree(kernel, kernel_root(kernel))
-    found = list(lines(tree, markers, stretches(kernel)))
+    kernel = kernel_of(machine(), vmcoreinfo(more=INFO))
+    dump = dump_of(kernel, kernel_root(kernel))
+    dump.headings[:] = [(0, "first"), (VMALLOC, "second"), (VMALLOC, "third")]
+    found = list(lines(dump, dump.tree()))
     assert [(line.start, line.end) for line in found if line.marker == "second"] == [
         (VMALLOC, VMALLOC + 0x1000)
     ]
@@ -351,10 +350,10 @@ def test_markers_come_one_with_each_entry() -> None:
 
 def test_an_answer_whose_tables_are_gone_has_no_physical_address() -> None:
     memory = machine()
-    kernel = kernel_of(memory, vmcoreinfo(**INFO))
+    kernel = kernel_of(memory, vmcoreinfo(more=INFO))
     table = kernel.walk(DIRECT).steps[-1].entry_address & ~0xFFF
     del memory.pages[table]
-    translator = Translator(kernel_of(memory, vmcoreinfo(**INFO)))
+    translator = Translator(kernel_of(memory, vmcoreinfo(more=INFO)))
     for asked in (Input("", DIRECT + 0x5000, "virtual"), Input("", 0x5000, "physical")):
         found = translator.translate(asked)
         assert found.state == "not-in-dump"
@@ -363,19 +362,19 @@ def test_an_answer_whose_tables_are_gone_has_no_physical_address() -> None:
 
 
 def test_streams_end_in_whole_documents() -> None:
-    kernel = kernel_of(machine(), vmcoreinfo(**INFO))
+    kernel = kernel_of(machine(), vmcoreinfo(more=INFO))
     for form in ("json", "csv", "text"):
         assert "".join(render_stream(ptdump(kernel, kernel_root(kernel)), form)).endswith("\n")
 
 
 def test_without_a_direct_map_nothing_is_called_unmapped() -> None:
-    """Tables that cannot be read do not tell where it lies; a list says the same as a single answer."""
+    """Unreadable tables do not show its place; a list gives the same as a single answer."""
     memory = machine()
-    kernel = kernel_of(memory, vmcoreinfo(**INFO))
+    kernel = kernel_of(memory, vmcoreinfo(more=INFO))
     for index in range(256, 512):
         entry = int.from_bytes(memory.read(memory.root + 8 * index, 8), "little")
         memory.pages.pop(entry & ~0xFFF, None)
-    kernel = kernel_of(memory, vmcoreinfo(**INFO))
+    kernel = kernel_of(memory, vmcoreinfo(more=INFO))
     translator = Translator(kernel)
     found = translator.translate(translator.parse("1000"))
     assert (found.state, found.virtual) == ("not-in-dump", None)

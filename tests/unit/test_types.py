@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""kvintro.types.install() on a kernel made by the test: an image, a module, and what can be wrong in them."""
+"""kvintro.types.install() on a made-up kernel: an image, a module, and errors in them."""
 
 from __future__ import annotations
 
 import struct
-from typing import Dict, Tuple
+from typing import Any, Callable, Dict, List, Tuple
 
 import drgn
 import pytest
@@ -17,7 +17,7 @@ from tests.made_up_kernel import SIGNED, TABLES, TEXT, BtfBuilder, Symbol, Table
 BTF = 0xFFFFFFFF82800000
 DATA = 0xFFFFFFFF83000000
 MODULE = 0xFFFFFFFFC0000000
-# Where things lie in DATA.
+# Offsets in DATA.
 (
     MODULES,
     BTF_MODULES,
@@ -34,7 +34,7 @@ MODULE_BTF = DATA + 0x800
 
 
 class MadeUp:
-    """The memory of the kernel, to be changed before it is used."""
+    """The memory of the kernel, which tests change before they use it."""
 
     def __init__(self) -> None:
         self.btf = BtfBuilder()
@@ -166,7 +166,7 @@ def test_everything_is_there() -> None:
             prog[absent]
     with pytest.raises(LookupError):
         prog.type("struct nothing")
-    # Each look-up asks for one sort of thing, and the others of the name are none of it.
+    # Each look-up asks for one kind of object, and ignores others with the same name.
     with pytest.raises(LookupError):
         prog.function("per_cpu_counter")
     with pytest.raises(LookupError):
@@ -243,7 +243,8 @@ def test_damaged_modules_are_told_and_the_image_still_works(address: int, data: 
     kernel.put(address, data)
     prog = kernel.program()
     done = install(prog)
-    for look_up in (lambda: prog.symbol("nothing"), lambda: prog.type("struct nothing")):
+    look_ups: List[Callable[[], Any]] = [lambda: prog.symbol("nothing"), lambda: prog.type("struct nothing")]
+    for look_up in look_ups:
         with pytest.raises(LookupError):
             look_up()
     assert any(problem in note for note in done.notes), done.notes

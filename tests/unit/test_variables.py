@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Entries of the table of variables, on types made by the test; and the table that ships."""
+"""Entries of the table of variables, on types made by the test; and the shipped table."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import drgn
 import pytest
 from drgn import FindObjectFlags, TypeKindSet
 
+from kvintro.arch import architectures
 from kvintro.source._variable_table import SHAPES, TYPES
 from kvintro.source.btf import Btf, BtfTypes
 from kvintro.source.kallsyms import KallsymsSymbol
-from kvintro.source.variables import VariableTypes
+from kvintro.source.variables import VariableTypes, types_on
 from tests.made_up_kernel import SIGNED, TYPEDEF, BtfBuilder
 
 ADDRESS = 0xFFFFFFFF83000000
@@ -51,14 +52,14 @@ def types() -> BtfTypes:
 
 
 def find(types: BtfTypes, entries: Sequence[str], *rooms: int, padded: bool = False) -> Optional[str]:
-    """Type and place of a variable that has these entries and symbols with that much room."""
+    """Type and place of a variable with these entries, if its symbols have this much space."""
     symbols = [KallsymsSymbol("x", ADDRESS + 0x1000 * i, room, "D") for i, room in enumerate(rooms)]
     table = {"x": tuple(entries)}
     found = VariableTypes(types.prog, types.find_anonymous, padded=padded, table=table).find("x", symbols)
     if found is None:
         return None
     at = (found.address_ - ADDRESS) // 0x1000
-    return found.type_.type_name() + (f" @{at}" if at else "")
+    return str(found.type_.type_name()) + (f" @{at}" if at else "")
 
 
 @pytest.mark.parametrize(
@@ -66,14 +67,14 @@ def find(types: BtfTypes, entries: Sequence[str], *rooms: int, padded: bool = Fa
     [
         (["unsigned long"], 8, "unsigned long"),
         (["unsigned long"], 64, "unsigned long"),
-        (["unsigned long"], 4, None),  # a type that has grown since, or another thing of the name
-        (["unsigned long"], 0, "unsigned long"),  # room unknown
+        (["unsigned long"], 4, None),  # a type that has grown since, or another object of the same name
+        (["unsigned long"], 0, "unsigned long"),  # space unknown
         (["struct small *"], 8, "struct small *"),
         (["struct unknown"], 64, None),
         (["struct incomplete"], 64, None),
         (["struct unknown", "struct small"], 8, "struct small"),
         (["no type at all"], 8, None),
-        # What fills the room.
+        # The type that fills the space.
         (["struct small", "struct big"], 64, "struct big"),
         (["struct big", "struct small"], 16, "struct small"),
         (["unsigned long", "u64"], 8, "unsigned long"),
@@ -81,7 +82,7 @@ def find(types: BtfTypes, entries: Sequence[str], *rooms: int, padded: bool = Fa
         (["void **", "void *[4]"], 8, "void **"),
         (["unsigned long[3]", "unsigned long[4]"], 32, "unsigned long [4]"),
         (["unsigned long[4]", "unsigned long[3]"], 24, "unsigned long [3]"),
-        # An array that leaves much room is another kernel's.
+        # An array that leaves much space belongs to another kernel.
         (["unsigned long[3]"], 88, "unsigned long [3]"),
         (["unsigned long[3]"], 96, None),
         (["unsigned long[3]!"], 960, "unsigned long [3]"),
@@ -148,7 +149,7 @@ def test_behind_a_red_zone_the_room_says_no_length(
 def test_an_array_ends_where_padding_begins(
     types: BtfTypes, filled: int, room: int, expected: Optional[str], padded: bool
 ) -> None:
-    # Behind the red zone of KASAN something else may follow that has no symbol.
+    # After KASAN's red zone, an object without a symbol may follow.
     data = (b"\x01" * filled).ljust(56, b"\0") + b"\x01" * 8
     types.prog.add_memory_segment(
         ADDRESS, len(data), lambda at, count, offset, physical: data[offset : offset + count]
@@ -168,7 +169,7 @@ def test_names_that_are_not_in_the_table(types: BtfTypes) -> None:
     assert VariableTypes(types.prog, types.find_anonymous).find(symbol.name, [symbol]) is None
 
 
-# What the rooms above and drgn's helpers cannot do without.
+# Variables that the layers above and drgn's helpers require.
 NEEDED: Dict[str, str] = {
     "page_offset_base": "unsigned long",
     "vmalloc_base": "unsigned long",
@@ -202,3 +203,9 @@ def test_the_table_is_well_formed() -> None:
     for member, shapes in SHAPES.items():
         assert re.fullmatch(r"\w+\.\w+", member)
         assert all(len(lengths) > 1 for lengths in shapes)
+
+
+def test_variables_of_one_architecture() -> None:
+    tables = {arch.name: types_on(arch) for arch in architectures()}
+    assert tables["aarch64"]["memstart_addr"] == ("s64",) and "memstart_addr" not in tables["x86-64"]
+    assert all(table.items() >= types_on(None).items() == TYPES.items() for table in tables.values())

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""VMCOREINFO found in memory made by the test, and what of it is believed."""
+"""VMCOREINFO in memory made by the test, and the checks before it is accepted."""
 
 from __future__ import annotations
 
 import struct
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any, Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List, Tuple
 
 import pytest
 from hypothesis import given, settings
@@ -14,25 +15,35 @@ from hypothesis import strategies as st
 
 from kvintro.cli import main
 from kvintro.errors import NotADump, NotInDump, WrongVmcoreinfo
-from kvintro.source import core
+from kvintro.source.dump import outside
 from kvintro.source.kallsyms import vmcoreinfo_symbols
+from kvintro.source.live import open_running_kernel
 from kvintro.source.note import parse, text_from_file
 from kvintro.source.physical import Extent, PhysicalMemory
-from kvintro.source.vmcoreinfo import BuildIds, Found, Judge, MemorySearch, Verdict, candidates, text_at
+from kvintro.source.vmcoreinfo import (
+    BuildIds,
+    Found,
+    Judge,
+    MemorySearch,
+    Verdict,
+    Wanted,
+    candidates,
+    text_at,
+)
 from tests.memory_files import elf_without_notes, lime
-from tests.synthetic import PAGE, START_KERNEL_MAP, Memory, vmcoreinfo
+from tests.synthetic import PAGE, START_KERNEL_MAP, Memory, elf_core, vmcoreinfo
 from tests.timing import allowed
 
 RELEASE = "6.0.0-made-up"
 BUILD_ID = "c0ffee" * 6 + "0123"
-NAMESPACE = 0x1800000  # where init_uts_ns lies, virtual and physical, as phys_base is 0
+NAMESPACE = 0x1800000  # address of init_uts_ns, virtual and physical, because phys_base is 0
 STEXT = 0x1000000
 NOTE = 0x300000
 
 
 def text(**more: str) -> str:
     return vmcoreinfo(
-        **{
+        more={
             "BUILD-ID": BUILD_ID,
             "SYMBOL(init_uts_ns)": f"{START_KERNEL_MAP + NAMESPACE + 0x700:x}",
             **more,
@@ -41,7 +52,7 @@ def text(**more: str) -> str:
 
 
 def find_vmcoreinfo(layouts: List[PhysicalMemory], **more: Any) -> Found:
-    """The first that fits."""
+    """The first VMCOREINFO that fits."""
     return MemorySearch(layouts, **more).first("the file")
 
 
@@ -55,7 +66,7 @@ def note(content: str) -> bytes:
 
 
 class Guest(PhysicalMemory):
-    """A kernel that has little but what makes its VMCOREINFO true."""
+    """A kernel with only the memory that confirms its VMCOREINFO."""
 
     def __init__(self, offset: int = 4, levels: int = 4) -> None:
         self.memory = Memory(levels)
@@ -91,16 +102,16 @@ def test_found(offset: int, levels: int) -> None:
     said = text(**{"NUMBER(pgtable_l5_enabled)": str(int(levels == 5))})
     guest.put(NOTE, note(said))
     found = find_vmcoreinfo([guest])
-    assert (found.text.decode(), found.address, found.layouts) == (said, NOTE, (0,))
+    assert (found.text.decode(), found.address, found.layouts) == (said, NOTE, (guest,))
 
 
 def test_copies_that_belong_to_nothing() -> None:
-    """Of the boot before, of another kernel, in the page cache: the first that is right is taken."""
+    """From an earlier boot, of another kernel, in the page cache: the first correct one is used."""
     guest = Guest()
     before = text(**{"SYMBOL(swapper_pg_dir)": f"{START_KERNEL_MAP + 0x200000:x}"})
     guest.put(NOTE - 0x3000, note(before))
     guest.put(NOTE - 0x2000, note(text(OSRELEASE="5.4.0-other")))
-    guest.put(NOTE - 0x1000 + 16, note(text()))  # not at the beginning of a page
+    guest.put(NOTE - 0x1000 + 16, note(text()))  # not at the start of a page
     guest.put(NOTE, note(text()))
     guest.put(NOTE + 0x3000, note(text()))
     assert find_vmcoreinfo([guest]).address == NOTE
@@ -123,18 +134,18 @@ def test_the_search_ends_where_it_is_found() -> None:
         ({"OSRELEASE": "6.0.0-other"}, "wrong", "does not say 6.0.0-other"),
         ({"OSRELEASE": "6.0.0"}, "wrong", "does not say 6.0.0"),
         ({"BUILD-ID": "ff" * 20}, "wrong", "does not have the build id"),
-        ({"BUILD-ID": "not hex"}, "wrong", "BUILD-ID is no number"),
+        ({"BUILD-ID": "not hex"}, "wrong", "BUILD-ID is not a number"),
         ({"SYMBOL(swapper_pg_dir)": "100000"}, "wrong", "swapper_pg_dir is not in a kernel's image"),
-        ({"SYMBOL(init_uts_ns)": "zzz"}, "wrong", "init_uts_ns) is no number"),
+        ({"SYMBOL(init_uts_ns)": "zzz"}, "wrong", "init_uts_ns) is not a number"),
         ({"NUMBER(pgtable_l5_enabled)": "1"}, "wrong", "have 4 levels, and it says 5"),
-        ({"NUMBER(sme_mask)": "nonsense"}, "wrong", "sme_mask) is no number"),
-        ({"NUMBER(sme_mask)": str(1 << 63)}, "fits", ""),  # bits that no address has do not matter
+        ({"NUMBER(sme_mask)": "nonsense"}, "wrong", "sme_mask) is not a number"),
+        ({"NUMBER(sme_mask)": str(1 << 63)}, "fits", ""),  # bits outside addresses do not matter
         ({"KERNELOFFSET": "16c"}, "wrong", "KERNELOFFSET"),  # cut off within its number
         ({"KERNELOFFSET": "40000000"}, "wrong", "KERNELOFFSET"),
-        ({"KERNELOFFSET": "16c00000"}, "wrong", "KERNELOFFSET"),  # more than the image's place allows
+        ({"KERNELOFFSET": "16c00000"}, "wrong", "KERNELOFFSET"),  # more than the image's window allows
         ({"KERNELOFFSET": "200000"}, "fits", ""),
-        ({"NUMBER(phys_base)": ""}, "wrong", "no NUMBER(phys_base)"),
-        # What these lead to is memory that the source does not have.
+        ({"NUMBER(phys_base)": ""}, "wrong", " or NUMBER(phys_base)"),
+        # These lead to memory that is not in the source.
         ({"SYMBOL(swapper_pg_dir)": f"{START_KERNEL_MAP + 0x2000:x}"}, "unknown", "page tables are not in"),
         ({"SYMBOL(init_uts_ns)": f"{START_KERNEL_MAP + 0x5000000:x}"}, "unknown", "not in this source"),
         ({"NUMBER(phys_base)": "2097152"}, "unknown", "not in this source"),
@@ -154,7 +165,7 @@ def test_what_is_not_believed(more: "dict[str, str]", state: str, said: str) -> 
 
 
 def moved(by: int) -> str:
-    """What the same kernel says in another boot, in which KASLR moved the image by so much."""
+    """VMCOREINFO of the same kernel in another boot, in which KASLR moved the image by this much."""
     names = {"swapper_pg_dir": 0x100000, "init_uts_ns": NAMESPACE + 0x700, "_stext": STEXT}
     symbols = {f"SYMBOL({name})": f"{START_KERNEL_MAP + at + by:x}" for name, at in names.items()}
     return text(**symbols, **{"NUMBER(phys_base)": str(-by), "KERNELOFFSET": f"{by:x}"})
@@ -169,12 +180,16 @@ def test_another_boot_at_the_same_place(by: int) -> None:
     assert "page tables" in verdict.reason
 
 
+def _within(page: int, address: int) -> bool:
+    return address & ~0xFFF == page
+
+
 def test_page_tables_that_are_lost() -> None:
-    """What cannot be compared is not called wrong, nor is what a damaged table does not map."""
+    """Values that cannot be compared, or that a damaged table does not map, do not count as wrong."""
     guest = Guest()
     assert judged(guest, text()).state == "fits"
     tables = [page for page in guest.memory.pages if 0x100000 <= page < 0x200000]
-    # The table of the middle level has an entry for 2 MB of the image. One that is lost is no contradiction,
+    # The table of the middle level has an entry for 2 MB of the image. A lost entry is not a contradiction,
     upper = int.from_bytes(guest.memory.read(0x100000 + 511 * 8, 8), "little") & ~0xFFF
     middle = int.from_bytes(guest.memory.read(upper + 510 * 8, 8), "little") & ~0xFFF
     whole = guest.memory.read(middle, PAGE)
@@ -195,7 +210,7 @@ def test_page_tables_that_are_lost() -> None:
             Verdict("fits"),  # not a table of the image's
             Verdict("unknown", "its page tables are not in this source"),
         )
-        there = Judge(guest.read, lacks=lambda address, table=table: address & ~0xFFF == table)
+        there = Judge(guest.read, lacks=partial(_within, table))
         assert there(text().encode()).state in ("fits", "unknown")
         guest.memory.pages[table] = kept
 
@@ -205,7 +220,7 @@ def test_init_uts_ns_that_is_lost() -> None:
     kept = guest.memory.pages.pop(NAMESPACE)
     verdict = judged(guest, text())
     assert (verdict.state, "init_uts_ns" in verdict.reason) == ("unknown", True)
-    # One page may have been left out; a machine without any of the memory is another one.
+    # One page may be excluded; a machine without any of the memory is a different one.
     nowhere = Judge(guest.read, lacks=lambda _: True)
     assert nowhere(text().encode()).state == "unknown"
     root = guest.memory.pages.pop(0x100000)
@@ -215,13 +230,13 @@ def test_init_uts_ns_that_is_lost() -> None:
 
 
 def test_a_build_id_that_cannot_be_looked_for() -> None:
-    """Before 5.9 there is none; and what is not in the dump cannot contradict."""
+    """Before 5.9 there is none, and memory that is not in the dump cannot contradict it."""
     guest = Guest()
     without = "".join(line + "\n" for line in text().splitlines() if "BUILD-ID" not in line)
     assert judged(guest, without).state == "fits"
     other = text(**{"BUILD-ID": "ff" * 20})
     assert judged(guest, other).state == "wrong"
-    # Missing pages beside it do not hide the note.
+    # Missing pages next to it do not hide the note.
     del guest.memory.pages[STEXT + 0x201000]
     assert BuildIds(guest.read).has(STEXT, NAMESPACE, bytes.fromhex(BUILD_ID))
     del guest.memory.pages[STEXT + 0x3000]
@@ -229,7 +244,7 @@ def test_a_build_id_that_cannot_be_looked_for() -> None:
 
 
 def test_build_ids_are_looked_for_once() -> None:
-    """However many texts ask, no memory is read twice for them, and no more than the budget."""
+    """For any number of texts, memory is read only once for them, and within the budget."""
     guest = Guest()
     count = 0
 
@@ -267,7 +282,7 @@ def test_headers_that_make_no_sense(head: bytes) -> None:
 
 
 def test_memory_full_of_them() -> None:
-    """However many wrong ones there are, the search ends."""
+    """The search ends, however many wrong ones there are."""
     guest = Guest()
     for number in range(1000):
         guest.put(0x10000000 + number * PAGE, note(text(OSRELEASE=f"{number}")))
@@ -308,7 +323,7 @@ def test_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str], make: "objec
     path.write_bytes(make(ranges(guest)))
     assert main(["-c", str(path), "layout"]) == 4
     assert RELEASE in capsys.readouterr().out
-    # What the user gives is compared as well, and what fits is named.
+    # A text from the user is also compared, and the message names the one that fits.
     given = tmp_path / "vmcoreinfo"
     given.write_text(text(OSRELEASE="6.6.6"))
     assert main(["-c", str(path), "--vmcoreinfo", str(given), "layout"]) == 3
@@ -324,7 +339,7 @@ def test_forced_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
             file.seek(address)
             file.write(page)
         file.seek(0)
-        file.write(b"EMiL")  # what a page of memory happens to hold
+        file.write(b"EMiL")  # bytes that a page of memory may contain
     assert main(["-c", str(path), "layout"]) == 3
     assert "makes no sense" in capsys.readouterr().err
     assert main(["-c", str(path), "--format-in", "raw", "layout"]) == 4
@@ -354,8 +369,8 @@ def test_text_from_an_editor(end: str, mark: bytes) -> None:
         (text().encode("utf-16"), "UTF-16"),
         (text().encode("utf-16-le"), "UTF-16"),
         (text().encode("utf-16-be"), "UTF-16"),
-        (bytes(range(256)), "no plain text"),
-        (text().encode() + b"\x1b[2J\n", "no plain text"),
+        (bytes(range(256)), "not plain text"),
+        (text().encode() + b"\x1b[2J\n", "not plain text"),
         (b"hello\n", "no OSRELEASE"),
         (text()[:20].encode(), "no OSRELEASE"),
         (text()[: text().index("KERNELOFFSET") + 13].encode(), "no KERNELOFFSET, so it was cut off"),
@@ -371,7 +386,7 @@ def test_text_that_is_none(data: bytes, said: str) -> None:
 
 
 def test_every_cut_is_refused_or_fits() -> None:
-    """Wherever a text was cut off, no number is taken from a part of a line."""
+    """No number is taken from an incomplete line, wherever the text was cut off."""
     whole = parse(text())
     for size in range(len(text())):
         part = parse(text()[:size])
@@ -379,7 +394,7 @@ def test_every_cut_is_refused_or_fits() -> None:
 
 
 def test_lines_without_an_end_take_no_time() -> None:
-    """Compared with what a tenth of them takes, not with a clock."""
+    """Compared with the time for a tenth of them, not with a fixed time."""
 
     def seconds(count: int) -> float:
         content = "SYMBOL(x\n" * count
@@ -390,24 +405,57 @@ def test_lines_without_an_end_take_no_time() -> None:
 
     assert vmcoreinfo_symbols(text() + "SYMBOL(x\n" * 1000)["_stext"] == 0xFFFFFFFF81000000
     small, large = (min(seconds(count) for _ in range(3)) for count in (700, 7000))
-    assert large < 40 * small  # ten times as much; what is quadratic would take a hundred times as long
+    assert large < 40 * small  # ten times as much input; quadratic time would be a hundred times as long
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 20)), max_size=8), st.booleans())
-def test_what_a_machine_has_no_memory_at(ranges: List[Tuple[int, int]], known: bool) -> None:
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 20)), max_size=8))
+def test_what_a_machine_has_no_memory_at(ranges: List[Tuple[int, int]]) -> None:
     """Ranges that overlap, touch or are empty, against each address one by one."""
     found = sorted((start, start + size) for start, size in ranges)
-    outside = core._outside(found, known)
+    is_outside = outside(found)
     has = {address for start, end in found for address in range(start, end)}
-    assert {address for address in range(90) if outside(address)} == (
-        set(range(90)) - has if known else set()
-    )
+    assert {address for address in range(90) if is_outside(address)} == set(range(90)) - has
 
 
 def test_many_ranges_cost_no_look_up_more() -> None:
-    """A dump of 200,000 segments: entries of page tables are looked for in them by the hundred thousand."""
-    outside = core._outside([(n << 13, (n << 13) + 4096) for n in range(200_000)], True)
+    """A dump of 200,000 segments: hundreds of thousands of page-table entries are looked up in them."""
+    is_outside = outside([(n << 13, (n << 13) + 4096) for n in range(200_000)])
     started = time.process_time()
-    assert sum(outside(n << 12) for n in range(200_000)) == 100_000
+    assert sum(is_outside(n << 12) for n in range(200_000)) == 100_000
     assert time.process_time() - started < allowed(5)
+
+
+@pytest.mark.parametrize("noted", [True, False])
+@pytest.mark.parametrize(
+    ("more", "state"),
+    [
+        ({}, "fits"),
+        ({"SYMBOL(swapper_pg_dir)": f"{START_KERNEL_MAP + STEXT:x}"}, "unknown"),
+        ({"OSRELEASE": "6.0.0-other"}, "wrong"),
+        ({"NUMBER(phys_base)": "4194304"}, "wrong"),
+        ({"NUMBER(pgtable_l5_enabled)": "1"}, "wrong"),
+    ],
+)
+def test_given_for_the_running_kernel(tmp_path: Path, noted: bool, more: Dict[str, str], state: str) -> None:
+    """A text is compared with /proc/kcore as with a dump, with a note of the kernel's or without."""
+    guest = Guest()
+    pages = [(0, address, data) for address, data in guest.pieces()]
+    notes = [("VMCOREINFO", 0, text().encode())] if noted else []
+    path = tmp_path / "kcore"
+    # Memory that is not RAM does not have a physical address there.
+    path.write_bytes(elf_core([*pages, (0xFFFFC90000000000, (1 << 64) - 1, bytes(PAGE))], notes))
+    wanted = Wanted(text(**more).encode(), "FILE")
+    with path.open("rb") as file:
+        if state == "fits":
+            source = open_running_kernel(file, wanted)
+            assert (source.vmcoreinfo_origin, source.warnings) == ("--vmcoreinfo", [])
+            return
+        if state == "unknown" and not noted:  # a table of zeros
+            source = open_running_kernel(file, wanted)
+            assert source.vmcoreinfo_origin == "--vmcoreinfo (not verified)" and len(source.warnings) == 1
+            return
+        with pytest.raises(WrongVmcoreinfo) as caught:
+            open_running_kernel(file, wanted)
+    assert "FILE is not the VMCOREINFO of /proc/kcore" in caught.value.what
+    assert ("run it without --vmcoreinfo" in caught.value.remedy) is noted

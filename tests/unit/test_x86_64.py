@@ -17,8 +17,8 @@ from kvintro.arch import x86_64
 from kvintro.arch.x86_64 import ALL, ARCHITECTURE
 
 MASK = (1 << 52) - 1
-FOUR = ARCHITECTURE.geometry(4, MASK)
-FIVE = ARCHITECTURE.geometry(5, MASK)
+FOUR = ARCHITECTURE.form(4, MASK)
+FIVE = ARCHITECTURE.form(5, MASK)
 
 MM_RST = [
     (FOUR, "user", 0x0, 0x00007FFFFFFFFFFF),
@@ -37,7 +37,7 @@ MM_RST = [
 
 
 @pytest.mark.parametrize(("geometry", "name", "start", "end"), MM_RST)
-def test_ranges_of_mm_rst(geometry: x86_64.X86Geometry, name: str, start: int, end: int) -> None:
+def test_ranges_of_mm_rst(geometry: x86_64.X86Form, name: str, start: int, end: int) -> None:
     found = getattr(geometry, name)
     assert (found.start, found.end) == (start, end)
 
@@ -49,7 +49,7 @@ def test_ranges_of_mm_rst(geometry: x86_64.X86Geometry, name: str, start: int, e
         (FIVE, (0xFF11000000000000, 0xFFA0000000000000, 0xFFD4000000000000)),
     ],
 )
-def test_default_bases_of_mm_rst(geometry: x86_64.X86Geometry, bases: Tuple[int, int, int]) -> None:
+def test_default_bases_of_mm_rst(geometry: x86_64.X86Form, bases: Tuple[int, int, int]) -> None:
     assert (geometry.page_offset_base, geometry.vmalloc_base, geometry.vmemmap_base) == bases
 
 
@@ -63,10 +63,10 @@ def test_what_is_the_same_with_4_and_5_levels() -> None:
 
 
 @given(st.sampled_from([FOUR, FIVE]), st.integers(0, ALL))
-def test_an_address_is_canonical_or_in_the_hole(geometry: x86_64.X86Geometry, address: int) -> None:
+def test_an_address_is_canonical_or_in_the_hole(geometry: x86_64.X86Form, address: int) -> None:
     assert geometry.is_canonical(address) != (address in geometry.non_canonical)
 
 
 def test_only_4_and_5_levels() -> None:
     with pytest.raises(ValueError, match="3"):
-        ARCHITECTURE.geometry(3, MASK)
+        ARCHITECTURE.form(3, MASK)

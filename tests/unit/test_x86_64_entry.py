@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Entries decoded, against values worked out by hand from the kernel's headers.
+"""Decoded entries, against values derived by hand from the kernel's headers.
 
-Swap entries follow the picture in arch/x86/include/asm/pgtable_64.h, numbers of special types
-include/linux/swap.h, what is inverted arch/x86/include/asm/pgtable-invert.h.
+Swap entries follow the diagram in arch/x86/include/asm/pgtable_64.h, numbers of special types
+include/linux/swap.h, and inverted bits arch/x86/include/asm/pgtable-invert.h.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvintro.arch.swap import SpecialSwapTypes
 from kvintro.arch.x86_64 import ALL, ARCHITECTURE
-from kvintro.arch.x86_64_entry import Dialect, SpecialSwapTypes, decode, level_name
+from kvintro.arch.x86_64.entries import Dialect, decode
 
 MASK = (1 << 52) - 1
-FOUR = ARCHITECTURE.geometry(4, MASK)
-FIVE = ARCHITECTURE.geometry(5, MASK)
+FOUR = ARCHITECTURE.form(4, MASK)
+FIVE = ARCHITECTURE.form(5, MASK)
 # 6.12 with MIGRATION, MEMORY_FAILURE and DEVICE_PRIVATE.
 FULL = SpecialSwapTypes.of(markers=3, device=4, migration=3, hwpoison=True)
 
@@ -95,7 +96,7 @@ def test_bits_that_moved(dialect: Dialect, bit: int, level: int, name: str) -> N
 
 
 def test_pages_that_stay_small() -> None:
-    """_PAGE_KERNEL_4K shares its bit with user mode's SOFT_DIRTY."""
+    """_PAGE_KERNEL_4K has the same bit as user mode's SOFT_DIRTY."""
     dialect = Dialect(57, kernel_4k=True)
     assert "KERNEL_4K" in decode(0x5863, 1, FOUR, dialect=dialect).flags
     assert "SOFT_DIRTY" in decode(0x5867, 1, FOUR, dialect=dialect).flags
@@ -104,7 +105,7 @@ def test_pages_that_stay_small() -> None:
 
 
 def test_encryption_bit_is_a_flag() -> None:
-    geometry = ARCHITECTURE.geometry(4, MASK & ~(1 << 47))
+    geometry = ARCHITECTURE.form(4, MASK & ~(1 << 47))
     entry = decode(0x5063 | 1 << 47, 1, geometry)
     assert entry.physical == 0x5000
     assert "ENC" in entry.flags
@@ -125,7 +126,7 @@ def test_reserved_bits(value: int, level: int, reserved: int) -> None:
 
 
 def test_prot_none_keeps_the_frame_inverted() -> None:
-    # A real one: pagemap of its process said page frame 0x7607.
+    # A real entry: its process's pagemap shows page frame 0x7607.
     entry = decode(0x000FFFFFF89F8960, 1, FOUR)
     assert (entry.kind, entry.physical, entry.inverted) == ("protnone", 0x7607000, True)
     assert "PROTNONE" in entry.flags
@@ -223,7 +224,7 @@ def test_an_entry_of_the_kernel_that_lost_present() -> None:
     ("level", "levels", "name"), [(1, 4, "pte"), (4, 4, "pgd"), (4, 5, "p4d"), (5, 5, "pgd"), (3, 5, "pud")]
 )
 def test_level_names(level: int, levels: int, name: str) -> None:
-    assert level_name(level, levels) == name
+    assert ARCHITECTURE.form(levels, MASK).level_name(level) == name
 
 
 @given(st.integers(0, ALL), st.integers(1, 5), st.sampled_from(["user", "kernel", None]), st.booleans())
@@ -234,7 +235,7 @@ def test_any_entry_decodes(value: int, level: int, half: "str | None", full: boo
     assert (entry.swap is not None) == (entry.kind == "swap")
     if value & 1:
         assert entry.kind in ("page", "table")
-    # A name for every bit that is no address, and for no bit that is clear.
+    # Every set bit outside the address has a name, and no clear bit has one.
     for bit in entry.bits:
         assert value >> bit & 1
 
@@ -246,7 +247,8 @@ def test_any_entry_decodes(value: int, level: int, half: "str | None", full: boo
         (0b010, 3, ("poisoned",)),
         (0b100, 3, ("guard",)),
         (0b101, 3, ("uffd-wp", "guard")),
-        # Debian's 6.12 has no guard regions; 6.1 has a type of its own for what cannot be read back.
+        # Debian's 6.12 has no guard regions; 6.1 has its own type for pages that cannot be read back from
+        # swap.
         (0b100, 2, ("bit 2",)),
         (0b010, 1, ("bit 1",)),
         (1 << 9 | 1, 3, ("uffd-wp", "bit 9")),
@@ -264,7 +266,7 @@ def test_markers(offset: int, known: int, names: Tuple[str, ...]) -> None:
     )
 
 
-#: By what include/linux/swap.h of each kernel has: how many special types, and the names from 31 down.
+#: From include/linux/swap.h of each kernel: how many special types, and the names from 31 down.
 GENERATIONS: Dict[str, Tuple[Dict[str, Any], List[str]]] = {
     "5.10": (
         {"count": 5, "hwpoison": True, "migration": True, "exclusive": 0, "guard": False, "most": 0},
@@ -318,6 +320,6 @@ def test_special_swap_types_by_what_a_kernel_has(name: str) -> None:
 
 @pytest.mark.parametrize("count", [None, 2, 11])
 def test_special_swap_types_stay_unknown(count: Optional[int]) -> None:
-    """More generations than one fit, or none does."""
-    known = {"hwpoison": True, "migration": True, "exclusive": 0, "guard": False, "least": 0}
+    """Several generations fit, or none."""
+    known: Any = {"hwpoison": True, "migration": True, "exclusive": 0, "guard": False, "least": 0}
     assert SpecialSwapTypes.fitting(count, **known) is None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What kvintro makes of a kernel's BTF, kallsyms and table of variables, against the same kernel's DWARF.
+"""kvintro's types and variables, from a kernel's BTF, kallsyms and table of variables, against its DWARF.
 
 A vmlinux with DWARF has both, so types and variables need no dump. drgn's helpers are tried on each dump
 whose vmlinux is in the lab's cache (``vmcores/build.py --debug-vmlinux``).
@@ -14,7 +14,7 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import drgn
 import pytest
@@ -22,7 +22,7 @@ from drgn import TypeKind
 from drgn.helpers.linux.kallsyms import load_module_kallsyms
 
 from kvintro.errors import WrongVmlinux
-from kvintro.kernel import Kernel
+from kvintro.kernels import Kernel
 from kvintro.source import Request, open_source
 from kvintro.source.btf import STRUCT, UNION
 from tests.conftest import ROOT, Core
@@ -44,7 +44,14 @@ def _tool() -> ModuleType:
     return sys.modules[name]
 
 
-@pytest.fixture(params=VMLINUX or [None], ids=lambda p: p.parent.name if p else "none")
+#: If there is none, a single test says what is missing.
+_OR_NONE: "List[Optional[Path]]" = [*VMLINUX] or [None]
+
+
+@pytest.fixture(
+    params=[pytest.param(path, marks=pytest.mark.xdist_group(f"vmlinux {path}")) for path in _OR_NONE],
+    ids=[path.parent.name if path else "none" for path in _OR_NONE],
+)
 def vmlinux(request: pytest.FixtureRequest) -> Iterator[Path]:
     if request.param is None:
         pytest.skip("no vmlinux with DWARF; run vmcores/build.py --debug-vmlinux")
@@ -53,7 +60,7 @@ def vmlinux(request: pytest.FixtureRequest) -> Iterator[Path]:
 
 
 def _signature(type_: drgn.Type) -> Tuple[Any, ...]:
-    """A type as it looks from outside: named types by their names, others by what they consist of."""
+    """A type by its outer form: named types by name, others by their parts."""
     kind = type_.kind
     head = (type_.qualifiers.value, kind.name)
     if kind in (TypeKind.STRUCT, TypeKind.UNION):
@@ -67,7 +74,7 @@ def _signature(type_: drgn.Type) -> Tuple[Any, ...]:
     if kind == TypeKind.POINTER:
         return (*head, _signature(type_.type))
     if kind == TypeKind.ARRAY:
-        # BTF does not tell [] from [0].
+        # BTF does not distinguish [] from [0].
         return (*head, type_.length or 0, _signature(type_.type))
     if kind == TypeKind.FUNCTION:
         parameters = tuple(_signature(p.type) for p in type_.parameters)
@@ -92,7 +99,7 @@ def test_structures(vmlinux: Path) -> None:
             try:
                 expected = kernel.dwarf.type(f"{word} {name}")
             except LookupError:
-                continue  # only in a unit that has no DWARF (Rust, assembly)
+                continue  # only in a unit without DWARF (Rust, assembly)
             found = kernel.btf.find(drgn_kind, name)
             compared += 1
             ours, theirs = _members(found), _members(expected)
@@ -109,7 +116,7 @@ def test_variables(vmlinux: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status == 0, capsys.readouterr().out
 
 
-# Each is evaluated once with DWARF and once without. Where a kernel has not what one asks for, both say so.
+# Each is evaluated with and without DWARF. If a kernel does not have the requested data, both say so.
 EXPRESSIONS = """
 [(t.pid.value_(), t.comm.string_(), t.flags.value_()) for t in for_each_task(prog)]
 [t.pid.value_() for t in for_each_task_in_group(find_task(prog, 1))]
@@ -212,17 +219,17 @@ prog["efi"].flags
 """.strip().splitlines()
 
 
-# Without their variables drgn goes by frame pointers, which these kernels do not have, and takes a kernel for
-# one without huge pages.
+# Without these variables, drgn uses frame pointers, which these kernels do not have, and assumes a kernel
+# without huge pages.
 UNNAMED = {"[f.pc for t in for_each_task(prog) for f in trace(prog, t)]", "hugetlb_total_usage(prog)"}
 
 
 def _answers(request: Request) -> Dict[str, str]:
     prog = open_source(request).prog
     if request.vmlinux:
-        # The vmlinux has no symbols of modules.
+        # The vmlinux does not have symbols of modules.
         prog.register_symbol_finder("modules", load_module_kallsyms(prog), enable_index=-1)
-    for _ in prog.loaded_modules():  # for the stacks that lead through them
+    for _ in prog.loaded_modules():  # for stacks with frames in modules
         pass
     names: Dict[str, Any] = {}
     for module in ("drgn.helpers.linux", "drgn.helpers.common"):
@@ -264,7 +271,7 @@ def test_drgns_helpers(core: Core, kernel: Kernel) -> None:
     answered = {e for e, a in without.items() if not a.split(":")[0].endswith("Error")}
     compared = set(with_dwarf)
     if kernel.code_only:
-        # drgn finds few variables that have no names; what it finds has to be right all the same.
+        # drgn finds few variables without names, but those must be correct.
         answered -= {*UNNAMED, *(e for e, a in without.items() if a in ("None", "[]"))}
         compared = answered
     assert not {e: (with_dwarf[e], without[e]) for e in compared if without[e] != with_dwarf[e]}

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Guests dumped by QEMU in every way that it offers, with and without the vmcoreinfo device: one kernel each.
 
-The files of one guest are taken while it is stopped, so whatever differs between them is our doing.
+The files of one guest are taken while it is stopped, so kvintro causes any difference between them.
 """
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import json
 import os
@@ -18,15 +19,19 @@ from typing import Any, Dict, Iterator, List, Tuple
 
 import pytest
 
-from kvintro.kernel import Kernel, open_kernel
+from kvintro.convert import convert, memory_of
+from kvintro.kernels import Kernel
+from kvintro.opening import open_kernel
 from kvintro.render import render
 from kvintro.reports.info import info
 from kvintro.reports.layout import layout
 from kvintro.reports.pages import pages_report
 from kvintro.source import Request
 from kvintro.source.elf import read_headers
+from kvintro.source.vmcoreinfo import in_silence
 from tests.conftest import ROOT, VMCORES
 from tests.memory_files import avml, bitmap_of, elf_without_notes, kexec_elf, lime, snappy
+from tests.saved_guests import libvirt
 
 GB = 1 << 30
 GUESTS = [("5.10", True), ("5.10", False), ("6.12", True), ("6.12", False)]
@@ -59,11 +64,15 @@ def regions(kernel: Kernel) -> Any:
     return json.loads(render(layout(kernel), "json"))["regions"]
 
 
-@pytest.fixture(scope="module", params=GUESTS, ids=lambda g: f"{g[0]}-{'with' if g[1] else 'without'}")
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(g, marks=pytest.mark.xdist_group(f"guest {g[0]} {g[1]}")) for g in GUESTS],
+    ids=[f"{series}-{'with' if device else 'without'}" for series, device in GUESTS],
+)
 def guest(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Dict[str, Path]]:
-    """The files, and those that are made of them."""
+    """The dumped files, and those that are made from them."""
     series, device = request.param
     directory = tmp_path_factory.mktemp("guest")
     found = dumped(directory, series, 256, device)
@@ -103,7 +112,7 @@ def test_every_file_is_of_the_same_kernel(guest: Dict[str, Path]) -> None:
 
 
 def test_where_vmcoreinfo_comes_from(guest: Dict[str, Path]) -> None:
-    """Only with the device do QEMU's own formats have the note, and only they."""
+    """Only QEMU's own formats have the note, and only with the device."""
     with guest["elf"].open("rb") as file:
         device = read_headers(file).note("VMCOREINFO") is not None
     for name, path in guest.items():
@@ -115,7 +124,7 @@ def test_where_vmcoreinfo_comes_from(guest: Dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("memory_mb", [4096])
 def test_memory_on_both_sides_of_the_gap(tmp_path: Path, memory_mb: int) -> None:
-    """A file that is the guest's RAM says nothing of the gap that the guest has below 4 GB."""
+    """A file with the guest's RAM does not contain the guest's gap below 4 GB."""
     if os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize < 16 * GB:
         pytest.skip("16 GB of disk are needed")
     found = dumped(tmp_path, "6.12", memory_mb, False, "kdump-zlib", "pmemsave")
@@ -132,12 +141,75 @@ def test_memory_on_both_sides_of_the_gap(tmp_path: Path, memory_mb: int) -> None
             path.unlink()
 
 
-# What makedumpfile makes of a kernel that it knows
+# Guests that QEMU saved
+
+#: Machine type, name of its memory if that is not QEMU's own, how its pages are sent.
+SAVED = [
+    ("pc", "", "plain"),
+    # 128 MB below 4 GB and the same amount above, where the default of the machine type is wrong.
+    ("q35,max-ram-below-4g=128M", "mem0", "compress"),
+    ("q35", "", "live"),
+]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(each, marks=pytest.mark.xdist_group(f"saved {each[2]}")) for each in SAVED],
+    ids=[each[2] for each in SAVED],
+)
+def saved(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Dict[str, Path]]:
+    """All files of a saved guest."""
+    if shutil.which("qemu-system-x86_64") is None:
+        pytest.skip("qemu-system-x86_64 is missing")
+    machine, backend, stream = request.param
+    boot, formats, archive, entry = lab()
+    guest = entry("saved", "6.12", memory_mb=256)
+    directory = tmp_path_factory.mktemp("saved")
+    found: Dict[str, Path] = formats.save_all(
+        guest, boot.find_kernel(guest, archive()), directory, machine=machine, backend=backend, stream=stream
+    )
+    yield found
+    for path in found.values():
+        path.unlink()
+
+
+def files_of(saved: Dict[str, Path], directory: Path) -> Iterator[Tuple[str, Request]]:
+    """Each file with the guest's memory, also in libvirt's formats."""
+    yield "QEMU stream", Request(core=str(saved["stream"]))
+    packed = directory / "packed"
+    packed.write_bytes(libvirt(gzip.compress(saved["stream"].read_bytes(), 1), 1, order=">"))
+    yield "libvirt save file, gzip", Request(core=str(packed))
+    packed.unlink()
+    if "disk" in saved:
+        yield "qcow2 snapshot", Request(core=str(saved["disk"]), snapshot="one")
+
+
+def test_a_saved_guest_is_the_dumped_one(saved: Dict[str, Path], tmp_path: Path) -> None:
+    """Its layout equals that of the ELF file of the same pause, and each page equals pmemsave's."""
+    expected = open_kernel(Request(core=str(saved["elf"])))
+    for form, asked in files_of(saved, tmp_path):
+        kernel = open_kernel(asked)
+        assert (kernel.source.format, kernel.source.complete, kernel.source.left_out) == (form, True, 0)
+        assert kernel.source.memory == 256 << 20
+        assert kernel.source.warnings == []
+        assert kernel.source.vmcoreinfo == expected.source.vmcoreinfo
+        assert regions(kernel) == regions(expected), form
+        with saved["ram"].open("rb") as file:
+            for segment in kernel.source.segments:
+                for at in range(segment.paddr, segment.paddr + segment.filesz, 1 << 20):
+                    if at:  # in the first megabyte, QEMU shows devices instead of RAM
+                        file.seek(at)
+                        assert kernel.read_physical(at, 1 << 20) == file.read(1 << 20), f"{form} {at:x}"
+
+
+# makedumpfile on a kernel that it supports
 
 
 @pytest.fixture(scope="module")
 def vmcore(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tuple[Path, Path]]:
-    """What the kdump kernel of a guest would see as /proc/vmcore; and the truth of that boot."""
+    """The /proc/vmcore that a guest's kdump kernel would have, and the truth of that boot."""
     if shutil.which("makedumpfile") is None:
         pytest.skip("makedumpfile is missing (apt install makedumpfile)")
     directory = VMCORES / "built" / "debian-5.10-4level-kaslr"
@@ -156,7 +228,7 @@ def vmcore(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tuple[Path, Pat
 
 
 def made(vmcore: Path, *words: str) -> List[str]:
-    """Files that makedumpfile made; the words that begin with a dot are what their names end with."""
+    """Files that makedumpfile made; words that begin with a dot are suffixes of the file names."""
     names = [f"{vmcore}{word}" for word in words if word.startswith(".")]
     command = ["makedumpfile", *(word for word in words if not word.startswith(".")), str(vmcore)]
     if "-F" in words:
@@ -170,6 +242,7 @@ def made(vmcore: Path, *words: str) -> List[str]:
 SPLIT = ("--split", "--splitblock-size", "16")
 
 
+@pytest.mark.xdist_group("makedumpfile")
 @pytest.mark.parametrize(
     ("words", "form"),
     [
@@ -190,7 +263,7 @@ def test_makedumpfile(vmcore: Tuple[Path, Path], words: Tuple[str, ...], form: s
     try:
         whole, other = (open_kernel(Request(core=core)) for core in (str(vmcore[0]), names))
         assert (other.source.format, other.source.complete) == (form, True)
-        assert (other.source.left_out > 0) is ("31" in words)
+        assert ((other.source.left_out or 0) > 0) is ("31" in words)
         assert other.source.warnings == []
         assert regions(other) == regions(whole)
         assert list(other.kernel_ranges) == list(whole.kernel_ranges)
@@ -201,9 +274,31 @@ def test_makedumpfile(vmcore: Tuple[Path, Path], words: Tuple[str, ...], form: s
             Path(name).unlink()
 
 
+@pytest.mark.xdist_group("makedumpfile")
+@pytest.mark.parametrize("level", [0, 1, 2, 4, 8, 16, 31])
+def test_convert_leaves_out_what_makedumpfile_does(
+    vmcore: Tuple[Path, Path], tmp_path: Path, level: int
+) -> None:
+    """Frame by frame, for a kernel that it supports; and makedumpfile reads the converted file."""
+    (theirs,) = made(vmcore[0], "-c", "-d", str(level), ".filtered")
+    ours = tmp_path / "ours"
+    convert(open_kernel(Request(core=str(vmcore[0]))), str(ours), form="kdump", compress="zlib", level=level)
+    (again,) = made(ours, "-c", "-d", str(level), ".again")
+    try:
+        frames = [memory_of(open_kernel(Request(core=str(name)))) for name in (theirs, ours, again)]
+        for other in frames[1:]:
+            assert list(other.there) == list(frames[0].there)
+            assert list(other.left_out) == list(frames[0].left_out)
+        assert (frames[0].left_out.count > 0) is (level > 1)
+    finally:
+        for name in (theirs, ours, again):
+            Path(name).unlink()
+
+
+@pytest.mark.xdist_group("makedumpfile")
 @pytest.mark.parametrize("form", ["kdump", "ELF"])
 def test_pages_that_makedumpfile_left_out(vmcore: Tuple[Path, Path], form: str) -> None:
-    """Users' pages, by the process's own pagemap: mapped all the same, and said not to be in the dump."""
+    """User pages, by the process's own pagemap, are reported as mapped but not in the dump."""
     (name,) = made(vmcore[0], "-E" if form == "ELF" else "-c", "-d", "31", ".filtered")
     with open(name, "rb") as file:
         if form == "ELF":
@@ -223,7 +318,7 @@ def test_pages_that_makedumpfile_left_out(vmcore: Tuple[Path, Path], form: str) 
             command = [sys.executable, "-m", "kvintro", "-c", name, "--json", "translate", "--pid", pid]
             done = subprocess.run([*command, *frames], check=False, stdout=subprocess.PIPE, cwd=ROOT)
             for result in json.loads(done.stdout)["results"]:
-                if result["state"] == "unmapped":  # pagemap has pages of PROT_NONE
+                if result["state"] == "unmapped":  # pagemap includes pages of PROT_NONE
                     continue
                 assert (result["state"], result["pfn"]) == ("mapped", frames[result["input"]])
                 found[result["pfn"] in held].append(result["in_dump"])
@@ -234,7 +329,7 @@ def test_pages_that_makedumpfile_left_out(vmcore: Tuple[Path, Path], form: str) 
 
 
 def test_a_panic_is_reported(tmp_path: Path) -> None:
-    """`info` on a guest that an NMI made panic, against what it printed on its console."""
+    """`info` on a guest that panicked after an NMI, against the message on its console."""
     if shutil.which("qemu-system-x86_64") is None:
         pytest.skip("qemu-system-x86_64 is missing")
     boot, formats, archive, entry = lab()
@@ -245,3 +340,32 @@ def test_a_panic_is_reported(tmp_path: Path) -> None:
     (said,) = re.findall(r"(?<!end )Kernel panic - not syncing: .*\S", console)
     assert found == said
     path.unlink()
+
+
+def test_a_crash_kernel_and_the_crashed_one(tmp_path: Path) -> None:
+    """Both are in the memory of a guest that crashed into its crash kernel, and either can be selected."""
+    if shutil.which("qemu-system-x86_64") is None:
+        pytest.skip("qemu-system-x86_64 is missing")
+    boot, formats, archive, entry = lab()
+    crashes = entry("crashed", "6.12", memory_mb=384, extra=("crashkernel=160M",))
+    found = formats.dump_crashed(crashes, boot.find_kernel(crashes, archive()), tmp_path)
+    layouts: Dict[int, Any] = {}
+    for path in found.values():
+        source = open_kernel(Request(core=str(path))).source
+        assert source.kernels is not None
+        kernels = source.kernels(in_silence).found
+        assert [kernel.lines["OSRELEASE"] for kernel in kernels] == [source.vmcoreinfo["OSRELEASE"]] * 2
+        panics, command_lines = set(), set()
+        for kernel in kernels:
+            chosen = open_kernel(Request(core=str(path), vmcoreinfo_at=kernel.address))
+            assert chosen.source.vmcoreinfo == kernel.lines
+            assert layouts.setdefault(kernel.address, regions(chosen)) == regions(chosen)
+            facts = {row["key"]: row["value"] for row in json.loads(render(info(chosen), "json"))["facts"]}
+            panics.add(str(facts["panic"]))
+            command_lines.add(str(facts["command_line"]).split()[0])
+        # /proc/cmdline of the crash kernel begins with the text that kexec_file_load() adds.
+        assert any("sysrq triggered crash" in panic for panic in panics) and len(panics) == 2
+        assert any(word.startswith("elfcorehdr=") for word in command_lines) and len(command_lines) == 2
+    assert len(layouts) == 2
+    for path in found.values():
+        path.unlink()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Walks against crash's vtop, entry by entry: kernels that crash reads, with a vmlinux in the lab's cache.
+"""Walks against crash's vtop, entry by entry, for kernels with a vmlinux in the lab's cache that crash reads.
 
-What crash prints as PHYSICAL is not compared: for addresses of the image's window it is the result of a
-formula, whatever is mapped there. Its walk is: entries, values, and the page at the end.
+The PHYSICAL that crash prints is not compared, because for addresses in the image's window it is the result
+of a formula, whatever is mapped there. Its walk is compared: entries, values, and the page at the end.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Dict, List, Optional, Tuple
 import pytest
 
 from kvintro.arch.x86_64 import PRESENT
-from kvintro.kernel import Kernel
+from kvintro.kernels import Kernel
 from kvintro.queries.translate import Input, Translator
 from tests.conftest import ROOT, Core
 
@@ -86,6 +86,6 @@ def test_walks_are_those_of_crash(core: Core, kernel: Kernel) -> None:
             assert found.physical is not None and found.page_size is not None
             assert found.physical & -found.page_size == page & -found.page_size, hex(address)
         else:
-            # It prints a page for entries that are not present, too.
+            # It also prints a page for entries that are not present.
             assert not (ours[-1] or 0) & PRESENT, hex(address)
     assert mapped > 80

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Runs in a guest, as root, under load: every command on /proc/kcore, and what it says against /proc.
+"""Runs in a guest, as root, under load: every command on /proc/kcore, compared with /proc.
 
-``python3 -m tests.vm.inside.check RUNS SEED MODULE.ko...`` prints one JSON document: what was compared
-and what is wrong; the test outside asserts on it.
+``python3 -m tests.vm.inside.check RUNS SEED MODULE.ko...`` prints one JSON document with the comparisons and
+errors; the test outside asserts on it.
 """
 
 from __future__ import annotations
@@ -22,20 +22,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
-import kvintro.kernel
-from kvintro import cli
+import kvintro.opening
+from kvintro import cli, prompt
 from kvintro.commands import command_names
 from kvintro.errors import EXIT_NEGATIVE, EXIT_OK, EXIT_PARTIAL, KvintroError
-from kvintro.kernel import Kernel, open_kernel
-from kvintro.prompt import Answer, Listing, PromptKernel, run_command
+from kvintro.kernels import Kernel
+from kvintro.model import Stream
+from kvintro.opening import kernel_of, open_kernel
+from kvintro.parser import parse
+from kvintro.prompt import Answer, Listing, run_command
 from kvintro.source import Request
 from tests.regions import REGIONS
 
 PAGE = 4096
-#: What was saved of this kernel earlier, for diff; and a page of a report.
+#: Files that were saved of this kernel earlier, for diff; and a page of a report.
 SAVED = "/tmp/kvintro-before.json"
 REPORT = "/tmp/kvintro-report.html"
-#: Commands with the arguments they are run with; A is an address, P a process.
+#: Commands with their arguments; A is an address, P a process.
 RUNS: Dict[str, Sequence[str]] = {
     "aliases": ("A",),
     "check": ("",),
@@ -57,7 +60,7 @@ RUNS: Dict[str, Sequence[str]] = {
 
 
 class Checks:
-    """What was found out."""
+    """The results."""
 
     def __init__(self) -> None:
         self.compared: Dict[str, int] = {}
@@ -67,33 +70,35 @@ class Checks:
         self.moving: Set[str] = set()
         self.commands = self.partial = self.load = 0
         self.source: Any = None
+        #: The opened kernel that children use; None if each should read everything again.
+        self.opened: Optional[Kernel] = None
         self.kernel: Dict[str, Any] = {}
         self.findings: List[str] = []
 
     def same(self, name: str, ours: Any, theirs: Any) -> None:
-        """One comparison."""
+        """Record one comparison."""
         self.compared[name] = self.compared.get(name, 0) + 1
         if ours != theirs:
             self.wrong.append(f"{name}: {ours!r} is not {theirs!r}")
 
 
 def ask(checks: Checks, *arguments: str) -> Any:
-    """A command line's JSON."""
+    """The JSON of a command line."""
     out = run(checks, ["--json", *arguments])
     return None if out is None else json.loads(out)
 
 
 def progress(text: str) -> None:
-    """A line on the guest's console, which is kept when the guest does not come to an end."""
+    """Print a line on the guest's console, which is kept even if the guest does not finish."""
     with open("/dev/console", "w", encoding="utf-8") as console:
         console.write(f"{time.monotonic():.0f} {text}\n")
 
 
 def run(checks: Checks, arguments: Sequence[str], *, installed: bool = False) -> Optional[str]:
-    """What a command line prints, in a process of its own; None if it ended as none should.
+    """The output of a command line in a separate process; None if it ended in an unexpected way.
 
-    :param installed: by the installed program; else by a child of this process, which has imported all of
-        it and opened the kernel: under emulation that takes longer than most commands.
+    :param installed: run the installed program; otherwise a child of this process, which has already imported
+    everything and opened the kernel. Under emulation, that takes longer than most commands.
     """
     started = time.monotonic()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
@@ -106,7 +111,7 @@ def run(checks: Checks, arguments: Sequence[str], *, installed: bool = False) ->
                 os.dup2(err.fileno(), 2)
                 sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
                 status = 70
-                kvintro.kernel.open_kernel = lambda request: Kernel(checks.source)
+                kvintro.opening.open_kernel = lambda request: checks.opened or kernel_of(checks.source)
                 try:
                     status = cli.main(list(arguments))
                     sys.stdout.flush()
@@ -140,7 +145,7 @@ def number(text: str) -> int:
 
 
 def kcore_loads() -> List[Tuple[int, int]]:
-    """(virtual, physical) address of the segments that /proc/kcore has."""
+    """(virtual, physical) address of the segments in /proc/kcore."""
     with open("/proc/kcore", "rb") as file:
         head = file.read(64)
         offset, count = struct.unpack_from("<Q", head, 32)[0], struct.unpack_from("<H", head, 56)[0]
@@ -229,12 +234,12 @@ def check_translate(checks: Checks) -> None:
             if mapped:
                 checks.same(where, (row["state"], row["pfn"]), ("mapped", one & (1 << 55) - 1))
             elif row["state"] == "mapped":
-                # Not present to the process: mapped without any right (PROT_NONE) is not mapped.
+                # Not present to the process: a mapping without rights (PROT_NONE) does not count as mapped.
                 checks.same(where, row["state"], "unmapped")
 
 
 def check_image(checks: Checks) -> None:
-    """Symbols of the image and of modules translate, and to where /proc/iomem has the kernel."""
+    """Symbols of the image and of modules translate, to the kernel's addresses in /proc/iomem."""
     document = ask(checks, "translate", "_text", "init_task", "jiffies_64")
     if document is None:
         return
@@ -248,7 +253,7 @@ def check_image(checks: Checks) -> None:
 
 
 def check_modules(checks: Checks) -> None:
-    """Against /proc/modules, of modules that were there before and after."""
+    """Against /proc/modules, for modules that existed before and after."""
 
     def modules() -> Dict[str, int]:
         rows = (line.split() for line in Path("/proc/modules").read_text().splitlines())
@@ -263,13 +268,13 @@ def check_modules(checks: Checks) -> None:
     for row in document["memory"]:
         bases.setdefault(row["module"], set()).add(number(row["start"]))
     for name, base in before.items():
-        # Those of the load can go and come back to the same place.
+        # Modules of the load can be unloaded and loaded again at the same place.
         if after.get(name) == base and name not in checks.moving:
             checks.same(f"show modules: {name}", base in bases.get(name, ()), True)
 
 
 def check_vmalloc(checks: Checks) -> None:
-    """Against /proc/vmallocinfo, of areas that were there before and after."""
+    """Against /proc/vmallocinfo, for areas that existed before and after."""
 
     def areas() -> Set[Tuple[int, int]]:
         found = re.findall(r"^0x([0-9a-f]+)-0x([0-9a-f]+)", Path("/proc/vmallocinfo").read_text(), re.M)
@@ -282,7 +287,7 @@ def check_vmalloc(checks: Checks) -> None:
 
     wanted = areas()
     lost = missing(wanted)
-    # An area can be freed and made again at the same place in between, over and over.
+    # An area can repeatedly be freed and allocated again at the same place in between.
     for _ in range(2):
         lost = lost and missing(lost)
     if lost:
@@ -303,12 +308,12 @@ def check_user(checks: Checks) -> None:
         if document is None:
             continue
         ours = [(number(row["start"]), number(row["end"]) + 1) for row in document["vmas"]]
-        # The vsyscall page is in the file and in no list of the process.
+        # The vsyscall page is in the file, but not in a list of the process.
         checks.same(f"user {pid}", ours, [area for area in theirs if area[0] < 1 << 63])
 
 
 def check_pages(checks: Checks) -> None:
-    """The census against what the kernel counts, within what a busy second moves."""
+    """The census against the kernel's counters, within the changes of a busy second."""
     document = ask(checks, "pages")
     if document is None:
         return
@@ -319,7 +324,7 @@ def check_pages(checks: Checks) -> None:
 
 
 def check_ptdump(checks: Checks) -> None:
-    """Against the kernel's own dump where it has one, of lines that were there before and after."""
+    """Against the kernel's own dump, if it has one, for lines that existed before and after."""
     path = Path("/sys/kernel/debug/page_tables/kernel")
     if not path.exists():
         return
@@ -329,24 +334,24 @@ def check_ptdump(checks: Checks) -> None:
     stable = {line for line in before & after if line.strip() and not line.startswith("---")}
     missing = stable - ours
     checks.compared["ptdump"] = len(stable)
-    # A line grows or shrinks when its neighbour does, between one reading and the next.
+    # A line grows or shrinks with its neighbour, between one reading and the next.
     if len(missing) > len(stable) // 50:
         checks.wrong.append(f"ptdump: {len(missing)} of {len(stable)} lines, such as {sorted(missing)[:3]}")
 
 
 @contextmanager
 def resting(checks: Checks) -> Iterator[None]:
-    """While nothing of the load runs."""
+    """Pause the load."""
     os.killpg(checks.load, signal.SIGSTOP)
     try:
-        time.sleep(2)  # until what they are at is done
+        time.sleep(2)  # until their current operations are done
         yield
     finally:
         os.killpg(checks.load, signal.SIGCONT)
 
 
 def check_check(checks: Checks) -> None:
-    """These kernels are healthy. What is being changed may be caught in the act; what rests may not."""
+    """These kernels are healthy. Findings are allowed about data that is being changed, but not at rest."""
     document = ask(checks, "check")
     if document is not None:
         checks.findings = [f"{row['severity']}, {row['rule']}: {row['what']}" for row in document["findings"]]
@@ -361,7 +366,7 @@ def check_check(checks: Checks) -> None:
 
 
 def check_others(checks: Checks) -> None:
-    """What has no file of /proc to be compared with ends as it should, and has what is asked for."""
+    """Commands without a file of /proc to compare with end as expected, and contain what was requested."""
     for name in ("info", "kaslr", "explain"):
         ask(checks, name)
     for region in RUNS["show"]:
@@ -381,17 +386,17 @@ def check_others(checks: Checks) -> None:
     run(checks, ["shell", "-e", "%kvintro layout --no-holes | grep -c ffff"])
 
 
-# Over and over
+# Repeated runs
 
 
 def many_runs(checks: Checks, runs: int, seed: int) -> Dict[str, Any]:
     """All commands in turn in this process, which must neither raise nor stay partial."""
     chosen = random.Random(seed)
-    kernel = PromptKernel(checks.source)
+    kernel = prompt.Kernel(checks.source)
     lines = [(name, words) for name, questions in RUNS.items() for words in questions]
     if not checks.kernel.get("pti"):
         lines = [(name, words) for name, words in lines if "--root user" not in words]
-    # However few runs there are, over several guests all lines have their turn.
+    # Even with few runs, several guests together run all lines.
     chosen.shuffle(lines)
     addresses = ["init_task", "_text", *(f"{start:x}" for start, _ in kcore_loads())]
     pids = sorted({pid for pid, *_ in workload()})
@@ -405,8 +410,8 @@ def many_runs(checks: Checks, runs: int, seed: int) -> Dict[str, Any]:
         )
         before = time.monotonic()
         try:
-            result = run_command(kernel, cli.parse([name, *text.split()]))
-            answer = Answer.of(result) if hasattr(result, "tables") else Listing.of(result)
+            result = run_command(kernel, parse([name, *text.split()]))
+            answer: Any = Listing.of(result) if isinstance(result, Stream) else Answer.of(result)
             answer.json()
             answer.text()
             if answer.partial:
@@ -429,7 +434,7 @@ def many_runs(checks: Checks, runs: int, seed: int) -> Dict[str, Any]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Load, checks, runs, report."""
+    """Start the load, run the checks and the repeated commands, and print the report."""
     runs, seed, *modules = arguments
     checks = Checks()
     checks.moving = {Path(name).stem for name in modules}

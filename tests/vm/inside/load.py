@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Keeps a guest's kernel busy with what moves under a reader: maps, unmaps, forks, loads and unloads modules.
+"""Keeps a guest's kernel changing while it is read: maps, unmaps, forks, loads and unloads modules.
 
 ``python3 -m tests.vm.inside.load MODULE.ko...``; runs until it is killed. Only the standard library.
 """
@@ -20,7 +20,7 @@ _LIBRARY = ctypes.CDLL(None, use_errno=True)
 
 
 def _maps() -> None:
-    """Address space: pages that come and go, of all sizes, with forks in between."""
+    """Address space: map and unmap pages of all sizes, with forks in between."""
     while True:
         for size in (1 << 12, 1 << 16, 1 << 21, 3 << 21):
             area = mmap.mmap(-1, size)
@@ -60,7 +60,7 @@ def _files() -> None:
 
 
 def main(files: Sequence[str]) -> None:
-    """Run all of it."""
+    """Run all loads."""
     for work in (_maps, _files, lambda: _modules(files)):
         if os.fork() == 0:
             try:

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Kernels whose page tables, variables or VMCOREINFO lines a test changes."""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+from typing import Callable, Dict, FrozenSet, List, Mapping, NamedTuple, Optional, Set
+
+import numpy
+import pytest
+
+from kvintro.errors import Unavailable
+from kvintro.kernels import Kernel
+from kvintro.model import Placement
+from kvintro.paging import walk
+from kvintro.queries.pages.census import FrameTypes, Pages
+from kvintro.readers.damage import Damage
+from kvintro.regions import regions_of
+from kvintro.regions.vmalloc import AreaRow, Areas
+
+
+class Patched(Kernel):
+    """A kernel with some page-table entries and variables changed."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        super().__init__(kernel.source, regions_of)
+        self.patches: Dict[int, int] = {}
+        self.variables: Dict[int, int] = {}
+        self.said: Dict[str, str] = {}
+
+    def read_physical(self, address: int, size: int) -> bytes:
+        data = bytearray(super().read_physical(address, size))
+        for at, value in self.patches.items():
+            if address <= at < address + size:
+                struct.pack_into("<Q", data, at - address, value)
+        return bytes(data)
+
+    def read(self, address: int, size: int) -> bytes:
+        if address in self.variables:
+            return self.variables[address].to_bytes(8, "little")[:size]
+        return super().read(address, size)
+
+    def afresh(self, kernel: Optional[Kernel] = None) -> Patched:
+        """The same kernel without data that was cached before the changes.
+
+        :param kernel: also change this one.
+        """
+        other = Patched(kernel or self)
+        other.patches, other.variables = self.patches, self.variables
+        if self.said:
+            lines = {**other.source.vmcoreinfo, **self.said}
+            other.source = dataclasses.replace(other.source, vmcoreinfo=lines)
+        return other
+
+    def change(
+        self,
+        virtual: int,
+        *,
+        add: int = 0,
+        take: int = 0,
+        tables_add: int = 0,
+        tables_take: int = 0,
+        root: Optional[int] = None,
+    ) -> None:
+        """Change the last entry on the path to an address, and the table entries on that path."""
+        steps = walk(self.read_physical, self.form, self.root.value if root is None else root, virtual).steps
+        for step in steps[:-1]:
+            assert step.value is not None
+            self.patches[step.entry_address] = (step.value | tables_add) & ~tables_take
+        last = steps[-1]
+        assert last.value is not None
+        self.patches[last.entry_address] = (last.value | add) & ~take
+
+    def put(self, virtual: int, value: int) -> None:
+        """Set the last entry on the path to an address."""
+        self.patches[self.walk(virtual).steps[-1].entry_address] = value
+
+
+#: Changes a kernel so that a rule breaks.
+Break = Callable[[Patched], None]
+
+
+class Breaks(NamedTuple):
+    """How the rules of an architecture are broken.
+
+    :ivar breaks: by rule.
+    :ivar elsewhere: rules that separate tests break.
+    :ivar files: the file of /proc that a rule of the running kernel compares with, as the truth has it.
+    :ivar nameless: rules that need variables, and are unknown if variables have no names.
+    :ivar without_memory: rules that need only VMCOREINFO.
+    """
+
+    breaks: Mapping[str, Break]
+    elsewhere: Set[str]
+    files: Mapping[str, str]
+    nameless: Set[str]
+    without_memory: FrozenSet[str] = frozenset()
+
+
+def symbol(kernel: Kernel, name: str) -> int:
+    try:
+        return kernel.symbol(name)
+    except Unavailable as error:
+        pytest.skip(error.what)
+
+
+def rows(kernel: Kernel) -> List[AreaRow]:
+    """All areas of vmalloc."""
+    place = kernel.locate("vmalloc")
+    assert isinstance(place, Placement)
+    return Areas(kernel, place.range, Damage()).rows()
+
+
+def vmalloc_page(kernel: Kernel) -> int:
+    """An address in an area with its own pages, and without code."""
+    where = kernel.place("vmalloc").range
+    return int(
+        next(
+            row.start
+            for row in rows(kernel)
+            if row.kind == "vmalloc" and row.pages and row.mapped and row.start in where
+            if not any("x" in rights for rights in row.rights)
+        )
+    )
+
+
+def ram(kernel: Kernel) -> int:
+    """The start of memory. Nodes may begin with memory of the firmware."""
+    starts = [segment.paddr for segment in kernel.source.segments if segment.memsz]
+    return min(starts, default=kernel.node_spans()[0][0] << kernel.page_shift)
+
+
+def frame_of(kernel: Kernel, kind: str) -> int:
+    """A page frame of a type, not among the first 4 MB."""
+    types = FrameTypes(Pages(kernel))
+    shift = kernel.page_shift
+    first = ram(kernel) >> shift
+    frames = numpy.arange(first + (4 << 20 >> shift), first + (96 << 20 >> shift), dtype=numpy.uint64)
+    return int(frames[types.are(frames, kind)][0])

@@ -1,0 +1,473 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""``kvintro browse``, driven by its keys and compared with what the kernels reported about themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import termios
+from pathlib import Path
+from typing import Any, Awaitable, Callable, Iterator
+
+import pytest
+from textual.pilot import Pilot
+
+from kvintro.browse.app import Browser
+from kvintro.browse.places import Place
+from kvintro.browse.session import Session
+from kvintro.browse.stretches import Stretch
+from kvintro.cli import main
+from kvintro.errors import NotInDump
+from kvintro.kernels import Kernel
+from kvintro.model import Report
+from kvintro.opening import open_kernel
+from kvintro.source import Request
+from tests.conftest import VMCORES, Core
+from tests.hostile import assert_inert, poisoned
+
+#: Of the built cores; tests/conftest.py chooses them.
+ONE_OF_EACH_SERIES = ("amd64", "arm64")
+
+
+async def settled(app: Browser, pilot: Pilot[int]) -> None:
+    """Wait until the worker has answered all requests and the screen shows the answers."""
+    await pilot.pause()
+    while not app.idle:
+        await asyncio.sleep(0.005)
+        await pilot.pause()
+
+
+class Driver:
+    """A browser without a terminal."""
+
+    def __init__(self, app: Browser, pilot: Pilot[int]) -> None:
+        self.app = app
+        self._pilot = pilot
+
+    async def press(self, *keys: str) -> None:
+        """Press keys, and wait for the answer to each."""
+        for key in keys:
+            await self._pilot.press(key)
+            await settled(self.app, self._pilot)
+
+    async def type(self, text: str) -> None:
+        """Type into the open input, and press Enter."""
+        await self._pilot.press(*(_KEYS.get(char, char) for char in text))
+        await self.press("enter")
+
+    async def goto(self, text: str) -> None:
+        """Press ``g``, type a text and press Enter."""
+        await self.press("g")
+        await self.type(text)
+
+    async def follow(self, kind: str) -> None:
+        """Put the cursor on the first line with a link of this kind, and press Enter."""
+        listing = self.app.detail
+        listing.select(0)
+        while listing.link is None or listing.link.kind != kind:
+            before = listing.cursor
+            listing.select(before + 1)
+            assert listing.cursor > before, f"nothing leads to a {kind}: {self.detail}"
+        await self.press("enter")
+
+    @property
+    def map(self) -> str:
+        """The left pane."""
+        return "\n".join(line.text for line in self.app.map.lines)
+
+    @property
+    def detail(self) -> str:
+        """The right pane."""
+        return "\n".join(line.text for line in self.app.detail.lines)
+
+    @property
+    def place(self) -> Place:
+        """The current place."""
+        assert self.app.stop is not None
+        return self.app.stop.place
+
+
+_KEYS = {"_": "underscore", ":": "colon", "+": "plus", "-": "minus", "=": "equals_sign", " ": "space"}
+
+
+def browse(kernel: Kernel, walk: Callable[[Driver], Awaitable[None]], **options: Any) -> None:
+    """Run a test in a browser."""
+    size = options.pop("size", (120, 40))
+
+    async def run() -> None:
+        app = Browser(Session(kernel, ["-c", "core"]), **options)
+        async with app.run_test(size=size) as pilot:
+            await settled(app, pilot)
+            await walk(Driver(app, pilot))
+
+    asyncio.run(run())
+
+
+def test_from_the_map_to_a_page_and_back(core: Core, kernel: Kernel) -> None:
+    """Enter alone goes from a region to an area, to its pages and to a page frame; b goes back."""
+    known = {f"{int(line.split('-')[0], 16):016x}" for line in core.truth("vmallocinfo").splitlines()}
+
+    async def walk(go: Driver) -> None:
+        await go.goto("vmalloc")
+        # /proc/vmallocinfo also has areas of modules, and areas that no longer existed when the dump was
+        # taken.
+        listed = set(re.findall("[0-9a-f]{16}", go.detail))
+        assert len(known & listed) > len(known) // 2
+        await go.follow("range")
+        area = go.place
+        assert f"{area.start:016x}" in known
+        await go.press("2", "right", "right", "right", "enter")
+        assert go.place.title.startswith(("pfn ", "physical "))
+        assert "struct page" in go.detail
+        await go.press("b")
+        assert go.place == area
+        await go.press("b")
+        assert go.place.title == "vmalloc"
+        await go.press("f")
+        assert go.place == area
+
+    browse(kernel, walk)
+
+
+def test_a_page_leads_to_its_owner(core: Core, kernel: Kernel) -> None:
+    """From a page frame of /proc/PID/pagemap to the process that maps it, and to its areas."""
+    line = next(line for line in core.truth("workload").splitlines() if " anon " in line)
+    pid, _, _, start, *_ = line.split()
+    lines = core.truth("pagemap").splitlines()
+    entry = next(line.split() for line in lines if line.split()[:2] == [pid, start])
+    pfn = int(entry[2], 16) & (1 << 55) - 1
+    maps = core.truth(f"proc/{pid}/maps").splitlines()
+
+    async def walk(go: Driver) -> None:
+        await go.goto(f"pfn:{pfn:x}")
+        links = [link for row in go.app.detail.lines for link in row.links]
+        assert int(pid) in [link.value for link in links if link.kind == "pid"]
+        await go.follow("pid")
+        assert go.place.pid == int(pid)
+        for area in maps[:5]:
+            assert f"{int(area.split('-')[0], 16):016x}" in go.detail
+
+    browse(kernel, walk)
+
+
+def test_the_map_goes_down_to_the_pages_that_qemu_says(core: Core, kernel: Kernel) -> None:
+    """From the whole address space through the tables to one entry; its page is that of QEMU's monitor."""
+    said = json.loads(core.truth("gva2gpa.json"))
+    session = Session(kernel)
+    places = {key: kernel.place(key).range for key in ("direct_map", "kernel_image", "vmalloc", "modules")}
+    compared = 0
+    for key, where in places.items():
+        inside = [text for text, physical in said.items() if physical and int(text, 16) in where]
+        for text in inside[:: max(len(inside) // 5, 1)]:
+            address, physical = int(text, 16), int(said[text], 16)
+            stretch = Stretch(where.start, where.end, key, key)
+            for _ in range(6):
+                boxes = session.stretch(stretch)
+                # The boxes cover the whole shown range without gaps.
+                assert (boxes[0].start, boxes[-1].end) == (stretch.start, stretch.end)
+                assert all(box.end + 1 == after.start for box, after in zip(boxes, boxes[1:]))
+                box = next(box for box in boxes if box.start <= address <= box.end)
+                if not box.zooms:
+                    break
+                stretch = Stretch(box.start, box.end, key, "")
+            assert box.link is not None and box.link.kind == "pfn", (text, box)
+            base = int(box.link.value) << kernel.page_shift
+            assert base + (address & box.size - 1) == physical, text
+            compared += 1
+    assert compared > 8
+
+
+# One core is enough for the tests below.
+
+
+@pytest.fixture(scope="module")
+def sample() -> Kernel:
+    return open_kernel(Request(core=str(VMCORES / "debian-6.12/core.kdump")))
+
+
+def test_keys_of_the_panes(sample: Kernel) -> None:
+    async def walk(go: Driver) -> None:
+        app = go.app
+        assert app.map.has_focus
+        while go.place.title != "vmalloc":
+            await go.press("down")
+        assert "kernel_clone+" in go.detail
+        await go.press("tab")
+        assert app.detail.has_focus
+        await go.press("2")
+        assert app.stop is not None and app.stop.tab == 1
+        await go.press("right_square_bracket")
+        assert app.stop.tab == 2
+        await go.press("left_square_bracket", "1", "escape")
+        assert app.map.has_focus and app.stop.tab == 0
+        regions = go.map
+        await go.press("enter")
+        assert go.map != regions and "pud table" in go.map
+        await go.press("right")
+        assert "pmd table" in go.map
+        await go.press("left", "left")
+        assert go.map == regions and go.place.title == "vmalloc"
+        await go.press("z")
+        assert not app.detail.is_on_screen and app.map.size.width > 100
+        await go.press("z", "f1")
+        assert len(app.screen_stack) == 2
+        await go.press("x", "t")
+        assert app.theme == "textual-light"
+        await go.press("q")
+        assert app.return_code == 0
+
+    browse(sample, walk)
+
+
+def test_keys_of_a_table(sample: Kernel) -> None:
+    """Filter, sort, copy, and the command line that prints the same."""
+
+    async def walk(go: Driver) -> None:
+        app = go.app
+        await go.goto("vmalloc")
+        everything = len(app.detail.lines)
+        await go.press("slash")
+        await go.type("ioremap")
+        rows = [line for line in app.detail.lines if line.link is not None and not line.head]
+        assert 0 < len(rows) < everything
+        assert all("ioremap" in line.text for line in rows)
+        await go.press("s", "enter", "S", "tab", "tab", "y")
+        assert app.clipboard == rows_first(go)
+        await go.press("c")
+        line = app.clipboard
+        assert line.startswith("kvintro -c core show vmalloc --match ")
+        await go.press("x", "escape")
+        assert len(app.detail.lines) >= everything - 1
+        await go.press("r")
+        assert "does not change" in str(list(app._notifications)[-1].message)
+        await go.press("question_mark")
+        assert go.place.title == "about vmalloc"
+
+    browse(sample, walk)
+
+
+def rows_first(go: Driver) -> str:
+    """The address at the cursor of the right pane."""
+    link = go.app.detail.link
+    assert link is not None
+    return f"{link.value:x}"
+
+
+def test_commands_types_and_physical_memory(sample: Kernel) -> None:
+    async def walk(go: Driver) -> None:
+        app = go.app
+        await go.press("colon")
+        await go.type("kaslr --json")
+        assert '"schema": "kvintro.kaslr/1"' in go.detail
+        await go.press("colon")
+        await go.type("-c other layout")
+        assert "another source cannot be opened" in go.detail
+        await go.press("colon")
+        await go.type("shell")
+        assert "needs a terminal of its own" in go.detail
+        await go.goto("init_task")
+        await go.press("4")
+        assert "struct task_struct" in go.detail
+        await go.follow("command")
+        assert "last_wakee" in go.detail
+        await go.press("escape", "p")
+        assert "without memory" in go.map or "slab" in go.map
+        sizes = []
+        for _ in range(6):
+            link = app.map.link
+            if link is None or link.kind != "cells":
+                break
+            sizes.append((link.end or 0) + 1 - int(link.value))
+            await go.press("enter")
+            if sizes[-1] == 4096:
+                break
+        assert sizes == sorted(sizes, reverse=True) and sizes[-1] == 4096
+        assert go.place.title.startswith("physical") and "struct page" in go.detail
+
+    browse(sample, walk)
+
+
+def test_what_can_be_gone_to(sample: Kernel) -> None:
+    session = Session(sample)
+    init_task = sample.symbol("init_task")
+    for text, title in {
+        "init_task": "init_task",
+        "init_task+10": "init_task+10",
+        f"{init_task:x}": "task: 0 (swapper/0)",
+        f"0x{init_task:x}": "task: 0 (swapper/0)",
+        "pfn:1000": "pfn 1000",
+        "phys:1000": "physical 1000",
+        "loop": "module loop",
+        "kernel image": "kernel_image",
+        "kv-memory": "pid 165 kv-memory",
+        "pid:165": "pid 165 kv-memory",
+    }.items():
+        assert title in [found.place.title for found in session.find(text)], text
+    both = [found.place.title for found in session.find("165")]
+    assert {"pid 165 kv-memory", "physical 165", "pfn 165"} <= set(both)
+
+
+def test_hostile_strings_stay_text(sample: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every string of every report is hostile; the texts of the panes, the path and the tabs are inert."""
+    asked = Session._asked
+
+    def hostile(self: Session, *args: Any) -> Report:
+        report: Report = poisoned(asked(self, *args))
+        return report
+
+    monkeypatch.setattr(Session, "_asked", hostile)
+
+    async def walk(go: Driver) -> None:
+        for text in ("vmalloc", "modules", "pid:1", "ffffffff99810940", "pfn:78bf"):
+            await go.goto(text)
+            assert go.app.stop is not None
+            for number in range(len(go.place.tabs)):
+                await go.press(str(number + 1))
+                assert_inert(go.detail)
+                assert_inert(go.place.title)
+            if text == "modules":
+                await go.press("1")
+                await go.follow("range")
+                assert "{{7*7}}" in go.place.title
+        await go.press("u")
+        assert "<script>" in go.map
+        assert_inert(go.map)
+
+    browse(sample, walk)
+
+
+def test_missing_tables_are_said_to_be_missing(sample: Kernel) -> None:
+    """Without the tables of vmalloc, the map shows all regions, and says what is unknown about this one."""
+    kernel = sample.fresh()
+    vmalloc = kernel.place("vmalloc").range
+    entry = next(step for step in kernel.walk(vmalloc.start).steps if step.level == kernel.form.levels)
+    assert entry.value is not None
+    table = kernel.form.table_address(entry.value)
+    read = kernel.read_physical
+
+    def without(address: int, size: int) -> bytes:
+        if table <= address < table + 4096:
+            raise NotInDump(address, size, physical=True)
+        return read(address, size)
+
+    kernel.read_physical = without  # type: ignore[method-assign]
+
+    async def walk(go: Driver) -> None:
+        assert "direct map" in go.map and "vmalloc" in go.map
+        await go.goto("vmalloc")
+        for number in range(len(go.place.tabs)):
+            await go.press(str(number + 1))
+            assert go.detail.strip()
+        assert go.app.return_code is None
+
+    browse(kernel, walk)
+    session = Session(kernel)
+    where = Stretch(vmalloc.start, vmalloc.start + (1 << 30) - 1, "vmalloc", "")
+    assert [box.kind for box in session.stretch(where)] == ["lost"]
+
+
+def test_a_key_is_answered_while_a_question_runs(sample: Kernel) -> None:
+    """This also holds for a command that never ends; Escape cancels it."""
+
+    async def walk(go: Driver) -> None:
+        app = go.app
+        ends = []
+
+        def forever() -> None:
+            try:
+                while True:
+                    pass
+            finally:
+                ends.append(1)
+
+        app._ask("long", "counting", forever, print)
+        pilot = go._pilot
+        before = app.map.cursor
+        await pilot.press("down", "down")
+        assert app.map.cursor == before + 2
+        assert app.questions.busy == "counting" and not ends
+        await pilot.press("escape")
+        await settled(app, pilot)
+        assert ends and app.questions.idle
+        assert go.detail.strip()
+
+    browse(sample, walk)
+
+
+def test_small_and_plain_terminals(sample: Kernel) -> None:
+    """At 80 by 24 in ASCII, everything on the screen is ASCII."""
+
+    async def walk(go: Driver) -> None:
+        await go.goto("modules")
+        assert go.app.map.size.width < 25  # the details get the space
+        text = go.app.export_screenshot()
+        shown = re.sub("<[^>]*>", "", text.partition("</defs>")[2]).replace("&#160;", " ")
+        assert shown.isascii() and "qemu_fw_cfg" in shown
+
+    browse(sample, walk, size=(80, 24), ascii_only=True)
+
+
+# The command line
+
+
+def test_without_textual_one_line_says_so() -> None:
+    code = "import sys; sys.modules['textual'] = None; from kvintro.cli import main; sys.exit(main())"
+    words = [sys.executable, "-c", code, "-c", str(VMCORES / "debian-6.12/core.kdump"), "browse"]
+    found = subprocess.run(words, check=False, capture_output=True, text=True, timeout=120)
+    assert found.returncode == 2
+    assert found.stderr == ("kvintro: kvintro browse needs Textual\n  hint: pip install 'kvintro[browse]'\n")
+
+
+def test_without_a_terminal_one_line_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["-c", str(VMCORES / "debian-6.12/core.kdump"), "browse"]) == 2
+    assert "needs a terminal" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("end", "code"), [(b"q", 0), (signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, 130), (None, 3)]
+)
+def test_the_terminal_is_left_as_it_was(end: Any, code: int, tmp_path: Path) -> None:
+    """After it ends by its key, a signal or a crash."""
+    crash = "import kvintro.browse.app as a; a.Browser._show_left = lambda *x: 1 / 0; " if end is None else ""
+    program = f"import sys; {crash}from kvintro.cli import main; sys.exit(main())"
+    words = [sys.executable, "-c", program, "-c", str(VMCORES / "debian-6.12/core.kdump"), "browse"]
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (24, 80)) if hasattr(termios, "tcsetwinsize") else None
+    before = termios.tcgetattr(slave)
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"}
+    process = subprocess.Popen(words, stdin=slave, stdout=slave, stderr=slave, env=environment)
+    written = b""
+    for part in _written(master, process):
+        written += part
+        if end is not None and b"vmalloc" in written:
+            if isinstance(end, bytes):
+                os.write(master, end)
+            else:
+                process.send_signal(end)
+            end = None
+    assert process.wait(timeout=60) == code
+    assert termios.tcgetattr(slave) == before
+    assert written.rfind(b"\x1b[?1049l") > written.rfind(b"\x1b[?1049h") >= 0
+    assert written.rfind(b"\x1b[?25h") > written.rfind(b"\x1b[?25l")
+    if crash:
+        assert b"kvintro: internal error: ZeroDivisionError" in written
+        assert b"Traceback" not in written
+    os.close(master)
+    os.close(slave)
+
+
+def _written(master: int, process: "subprocess.Popen[bytes]") -> Iterator[bytes]:
+    """Everything that a process writes to its terminal until it ends."""
+    while True:
+        ended = process.poll() is not None
+        while select.select([master], [], [], 0.1)[0]:
+            yield os.read(master, 1 << 16)
+        if ended:
+            return

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""``identify`` on values that are not addresses, aliases of symbols, and memory of a process."""
+
+from __future__ import annotations
+
+from typing import List, Optional, Tuple
+
+import pytest
+from drgn.helpers.linux.pid import find_task
+
+from kvintro.errors import UsageError
+from kvintro.kernels import Kernel
+from kvintro.model import Thing
+from kvintro.queries.names import pid_named
+from kvintro.reports.identify import identify
+from tests.conftest import Core
+from tests.cores.showing import kallsyms, needs
+from tests.cores.test_show_user import pids
+
+ARCHITECTURES = ("amd64", "arm64")
+SHIPPED_ONLY = ("arm64",)
+
+
+def things(kernel: Kernel, text: str, kind: str, pid: Optional[int] = None) -> List[Thing]:
+    """The identities of one kind of an address."""
+    (row,) = identify(kernel, [text], pid=pid).tables[0].rows
+    return [thing for thing in row.identities if thing.kind == kind]
+
+
+def init_task(core: Core, kernel: Kernel) -> Tuple[int, int]:
+    """The address of init_task, and the physical address to which the page tables map it."""
+    address = kallsyms(core, "init_task").get("init_task")
+    if address is None:
+        pytest.skip("the kernel's kallsyms does not name init_task")
+    physical = kernel.walk(address).physical
+    assert physical is not None
+    return address, physical
+
+
+def test_the_image_in_the_direct_map(core: Core, kernel: Kernel) -> None:
+    needs(kernel, "_end")
+    image, physical = init_task(core, kernel)
+    (row,) = identify(kernel, [f"{physical + 8:x}"], form="physical").tables[0].rows
+    (found,) = (thing for thing in row.identities if thing.kind == "alias")
+    assert found.text == "direct map of init_task+0x8"
+    assert found.details["image"] == image + 8
+
+
+def test_one_bit_off(core: Core, kernel: Kernel) -> None:
+    needs(kernel, "_end")
+    image, _ = init_task(core, kernel)
+    for bit in (58, 60, 62):
+        (found,) = things(kernel, f"{image ^ 1 << bit:016x}", "one_bit_off")
+        assert found.start == image and found.details["bit"] == bit
+        assert found.text.endswith("kernel_image: init_task")
+
+
+def test_error_values_and_poison(kernel: Kernel) -> None:
+    assert things(kernel, "fffffffffffffff4", "error_value")[0].details["name"] == "ENOMEM"
+    assert things(kernel, "6b6b6b6b6b6b6b6b", "poison")[0].details["name"] == "POISON_FREE"
+    assert not things(kernel, "ffff800000000000", "poison")
+
+
+def test_the_canary_of_a_task(kernel: Kernel) -> None:
+    needs(kernel, "_end")
+    task = find_task(kernel.prog, 1)
+    if not hasattr(task, "stack_canary"):
+        pytest.skip("this kernel has no stack canaries")
+    canary = task.stack_canary.value_()
+    if not canary or kernel.form.is_canonical(canary):
+        pytest.skip("the canary of process 1 looks like an address")
+    (found,) = things(kernel, f"{canary:016x}", "stack_canary")
+    assert found.details["pid"] == 1
+
+
+def test_the_memory_of_a_process(core: Core, kernel: Kernel) -> None:
+    needs(kernel, "_end")
+    pid = pids(core)[0]
+    for line in core.truth(f"proc/{pid}/maps").splitlines():
+        bounds, *_ = line.split()
+        name = line[73:]
+        start, end = (int(part, 16) for part in bounds.split("-"))
+        if start in kernel.form.user:
+            (found,) = things(kernel, f"{end - 1:x}", "memory_area", pid=pid)
+            assert found.start == start and found.size == end - start
+            assert not name or name in found.text
+
+
+def test_a_process_by_its_name(kernel: Kernel) -> None:
+    needs(kernel, "_end")
+    task = find_task(kernel.prog, 1)
+    assert pid_named(kernel, task.comm.string_().decode()) == 1
+    with pytest.raises(UsageError, match="there is no process"):
+        pid_named(kernel, "no such name")

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The format of lines in the toy's ptdump: the level comes first, unlike on x86-64."""
+
+from __future__ import annotations
+
+from typing import Dict, Tuple
+
+from kvintro.arch.ptdump_text import NOT_READ
+
+
+class ToyText:
+    """See :class:`kvintro.arch.ptdump_text.PtdumpText`."""
+
+    most_lines: Dict[str, int] = {"fixmap": 2}  # noqa: RUF012
+
+    def line(self, start: int, size: int, level: str, state: str, flags: Tuple[str, ...]) -> str:
+        """Level, place, flags."""
+        shown = " ".join(flags) or "-" if state == "present" else ""
+        return f"{level.upper()} {start:x}+{size:x} {NOT_READ.get(state, shown)}\n"
+
+
+TEXT = ToyText()
