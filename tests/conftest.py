@@ -11,7 +11,7 @@ import json
 import os
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, Dict, List, Set, Tuple
+from typing import Any, Dict, List, Optional, Set, Tuple
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -92,6 +92,14 @@ def _one_of_each_series(found: List[Path]) -> List[Path]:
         built = core.meta.get("oracle"), core.meta.get("variant")
         chosen.setdefault((core.architecture, *series, *built), directory)
     return sorted(chosen.values())
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> Optional[str]:
+    """Leave bytes out of the names of tests.
+
+    Packed data can contain the time at which it was packed, and workers must agree on the names (pytest-xdist).
+    """
+    return argname if isinstance(val, bytes) else None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
