@@ -21,8 +21,11 @@ from kvintro.kernels import Kernel
 from kvintro.opening import open_kernel
 from kvintro.source import Request
 
-# The duration of an example depends on the machine more than on the code.
-settings.register_profile("kvintro", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# The duration of an example depends on the machine more than on the code. The examples are the same in every
+# run, so that a change is judged by itself; --hypothesis-profile=explore looks for new ones.
+_PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("explore", _PATIENT, derandomize=False)
+settings.register_profile("kvintro", _PATIENT, derandomize=True, database=None)
 settings.load_profile("kvintro")
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,7 +100,8 @@ def _one_of_each_series(found: List[Path]) -> List[Path]:
 def pytest_make_parametrize_id(val: object, argname: str) -> Optional[str]:
     """Leave bytes out of the names of tests.
 
-    Packed data can contain the time at which it was packed, and workers must agree on the names (pytest-xdist).
+    Packed data can contain the time at which it was packed, but all workers of pytest-xdist must find the
+    same names.
     """
     return argname if isinstance(val, bytes) else None
 
