@@ -193,8 +193,8 @@ class _State:
             self._at += 1
             names.append(self._markers[self._at][1])
             last = self._at + 1 == len(self._markers)
-            # END_OF_SPACE_NR: an address without an entry.
-            self._next = ALL if last else self._markers[self._at + 1][0]
+            # END_OF_SPACE_NR: no address reaches it.
+            self._next = ALL + 1 if last else self._markers[self._at + 1][0]
         self._name = "; ".join(names)
 
     def note(self, start: int, end: int, step: int, key: int) -> List[Line]:

@@ -296,6 +296,12 @@ def test_ptdump_starts_and_ends_as_the_kernels(capsys: pytest.CaptureFixture[str
     assert text[-1].split()[0].endswith("-0x0000000000000000")
 
 
+def test_ptdump_of_the_last_byte(capsys: pytest.CaptureFixture[str], made: str) -> None:
+    _, out = run(capsys, "-c", made, "ptdump", "--range", "ffffffffffffffff-0")
+    (line,) = [line for line in out.splitlines() if not line.startswith(("#", "---"))]
+    assert line.split()[:2] == ["0xffffffffffffffff-0x0000000000000000", "1B"]
+
+
 def test_ptdump_json(capsys: pytest.CaptureFixture[str], made: str) -> None:
     code, out = run(capsys, "-c", made, "--json", "ptdump", "--wx")
     document = json.loads(out)
