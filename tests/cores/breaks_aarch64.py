@@ -24,7 +24,7 @@ from kvintro.kernels import Kernel
 from kvintro.model import ALL, Absent
 from kvintro.paging import MAPPED
 from kvintro.queries.modules import module_memory
-from tests.cores.patched import Break, Breaks, Patched, frame_of, ram, symbol, vmalloc_page
+from tests.cores.patched import Break, Breaks, Patched, frame_of, mapped_from, ram, symbol, vmalloc_page
 
 _TABLE = 1 << 1
 
@@ -54,7 +54,7 @@ def _linear(k: Kernel, physical: int) -> int:
 
 def _ram(k: Kernel) -> int:
     """An address of ordinary memory in the direct map."""
-    return _linear(k, ram(k) + (160 << 20))
+    return mapped_from(k, _linear(k, ram(k) + (160 << 20)))
 
 
 def _wx(k: Patched) -> None:

@@ -15,7 +15,7 @@ from kvintro.queries.modules import module_memory
 from kvintro.readers.damage import Damage
 from kvintro.readers.mapped import View
 from kvintro.readers.processes import each_mm, mm_of, root_of
-from tests.cores.patched import Break, Breaks, Patched, frame_of, symbol, vmalloc_page
+from tests.cores.patched import Break, Breaks, Patched, frame_of, mapped_from, symbol, vmalloc_page
 
 
 def change(k: Patched, virtual: int, *, add: int = 0, take: int = 0, root: Optional[int] = None) -> None:
@@ -87,9 +87,13 @@ def _process_root(k: Patched) -> None:
     k.patches[root_of(k, mm_of(k, process)) + 8 * index] = _entry(k, base) ^ 0x1000
 
 
+def _ram(k: Kernel) -> int:
+    """An address of ordinary memory in the direct map."""
+    return mapped_from(k, k.linear_offset.value + (32 << 20))
+
+
 def _other_frame(k: Patched) -> None:
-    at = k.linear_offset.value + (32 << 20)
-    last = k.walk(at).steps[-1]
+    last = k.walk(_ram(k)).steps[-1]
     assert last.value is not None
     k.patches[last.entry_address] = last.value ^ 1 << 25
 
@@ -126,7 +130,7 @@ BREAKS: Dict[str, Break] = {
     "text_ro": _text,
     "rodata_ro": _rodata_alias,
     "data_nx": lambda k: change(k, k.symbol("init_task"), take=NX),
-    "direct_map_nx": lambda k: change(k, k.linear_offset.value + (32 << 20), take=NX),
+    "direct_map_nx": lambda k: change(k, _ram(k), take=NX),
     "region_rights": lambda k: change(k, vmalloc_page(k), take=NX),
     "module_rights": _module_text,
     "user_bit": lambda k: change(k, k.symbol("init_task"), add=USER),

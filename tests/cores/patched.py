@@ -125,6 +125,15 @@ def vmalloc_page(kernel: Kernel) -> int:
     )
 
 
+def mapped_from(kernel: Kernel, start: int) -> int:
+    """The first page that is mapped at an address or after it: memfd_secret and KFENCE unmap single pages.
+
+    :param start: address of a page in the direct map.
+    """
+    pages = range(start, start + (16 << 20), kernel.form.page_size)
+    return next(at for at in pages if kernel.walk(at).physical is not None)
+
+
 def ram(kernel: Kernel) -> int:
     """The start of memory. Nodes may begin with memory of the firmware."""
     starts = [segment.paddr for segment in kernel.source.segments if segment.memsz]

@@ -126,19 +126,23 @@ def test_a_file_that_begins_with_ram_and_lacks_some(
     path = tmp_path / "dump"
     start, data = ram_alone(core, memory, path)
     namespace = int(kernel.source.vmcoreinfo["SYMBOL(init_uts_ns)"], 16) - kernel.image_offset.value & ALL
+    # The kernel may have allocated the page of VMCOREINFO anywhere, and that page must stay in the file.
+    before_note = int(core.truth("vmcoreinfo").split()[0], 16) - start
+    if not before_note:
+        pytest.skip("RAM begins with the page of VMCOREINFO: nothing before it can be removed")
 
-    def opened_without(at: int) -> Source:
-        path.write_bytes(data[:at] + data[at + (1 << 20) :])
+    def opened_without(at: int, size: int = 1 << 20) -> Source:
+        path.write_bytes(data[:at] + data[at + size :])
         return open_source(Request(core=str(path)))
 
     with pytest.raises(NotADump, match="no VMCOREINFO in it can be believed"):
         opened_without((kernel.root.value + namespace) // 2 - start & -kernel.form.page_size)
     if kernel.code_only:
-        warnings = opened_without(0).warnings
+        warnings = opened_without(0, min(1 << 20, before_note)).warnings
         assert any("in one piece is not known" in warning for warning in warnings)
     else:
         with pytest.raises(NotADump, match=r"its kernel has RAM from 0x40000000 to .*, and this file is not"):
-            opened_without(0)
+            opened_without(0, min(1 << 20, before_note))
     path.unlink()
 
 
