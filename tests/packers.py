@@ -68,7 +68,7 @@ def sized_lz4(data: bytes) -> bytes:
 
 
 PACKERS: Dict[str, Callable[[bytes], bytes]] = {
-    "gzip": lambda data: gzip.compress(data, 1),
+    "gzip": lambda data: gzip.compress(data, 1, mtime=0),
     "bzip2": lambda data: bz2.compress(data, 1),
     "xz": lambda data: lzma.compress(data, preset=0),
     "lzma": lambda data: lzma.compress(data, lzma.FORMAT_ALONE, preset=0),

@@ -57,7 +57,7 @@ class Packed(_File):
         packers: Sequence[Packer] = (*known, *IN_BLOCKS.values())
         dump = lime([(0, self._memory)])
         self._files: List[bytes] = [pack(dump) for pack in packers]
-        self._files += [_tar(made_up_file()), gzip.compress(_tar(made_up_file()), 1)]
+        self._files += [_tar(made_up_file()), gzip.compress(_tar(made_up_file()), 1, mtime=0)]
         zeros = lime([(0, bytes(200 << 20))])
         self._bombs = [gzip.compress(zeros), bz2.compress(zeros), lzma.compress(zeros, preset=0)]
 

@@ -75,7 +75,7 @@ class SavedGuests(_File):
             lambda: stream(blocks, made_up_records(self._pages), machine=None),
             lambda: mapped("pc.ram", 64 * PAGE, {n % 64: data for n, data in self._pages.items()}),
             lambda: libvirt(plain, 0),
-            lambda: libvirt(gzip.compress(plain), 1, order=">"),
+            lambda: libvirt(gzip.compress(plain, mtime=0), 1, order=">"),
             lambda: libvirt(lzma.compress(plain), 3),
             lambda: qcow2([("one", plain), ("two", plain)], bits=12),
             lambda: qcow2([("one", plain)], bits=9, extended=True, disk=1 << 20),
