@@ -15,7 +15,7 @@ TYPED := kvintro tools vmcores/build.py vmcores/lab examples/kvintro-example/kvi
 help:
 	@echo "make demo          show the layout of this host if it can be read, or else of a sample dump"
 	@echo "make test          run unit tests and tests on the sample dumps (needs neither root nor a kernel)"
-	@echo "make test-fuzz     run ten thousand damaged inputs; KVINTRO_FUZZ=N runs N times as many"
+	@echo "make test-fuzz     run damaged inputs; THOROUGH=--thorough runs twice as many, KVINTRO_FUZZ=N N times"
 	@echo "make test-vm       boot kernels under QEMU and compare their dumps with the kernels' own data (needs root)"
 	@echo "make test-vm-all   the same on every row of the lab's matrix"
 	@echo "make vmcores       build the dumps of every row without testing them"
@@ -70,7 +70,7 @@ vmcores: $(VENV)/.installed
 	@$(BIN)/python vmcores/build.py --arch arm64
 
 test-fuzz: $(VENV)/.test
-	@$(BIN)/python -m pytest -q -s tests/fuzz
+	@$(BIN)/python -m pytest -q -s tests/fuzz $(THOROUGH)
 
 test-vm: $(VENV)/.test
 	@$(BIN)/python vmcores/build.py --few

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Fill the table of docs/untrusted.md from the output of the fuzzing.
 
-make test-fuzz | tee FILE
+make test-fuzz THOROUGH=--thorough | tee FILE
 tools/gen_fuzzed.py FILE
 """
 

@@ -43,7 +43,7 @@ class Target:
     """One kind of input."""
 
     name: str
-    #: Number of cases in the tests of every change.
+    #: Number of cases; the tests of every change run the first half.
     cases: int
     #: A directory for files, which is removed after all cases, even if processes died.
     scratch: Path
