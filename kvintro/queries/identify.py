@@ -25,6 +25,7 @@ from kvintro.queries.modules import ModuleMemory, module_memory, module_sections
 from kvintro.queries.placements import HOLE
 from kvintro.queries.translate import Input, Translation, Translator
 from kvintro.readers.bounds import Budget
+from kvintro.readers.cpus import per_cpu_unit_size
 from kvintro.readers.damage import Damage
 from kvintro.readers.kfence import KfencePool, cache_name, known_pool
 from kvintro.readers.processes import find_process, mm_of, processes
@@ -64,6 +65,7 @@ KINDS = (
     "module_memory",
     "init_section",
     "vmap_area",
+    "freed_init",
     "one_bit_off",
     "region",
 )
@@ -293,16 +295,16 @@ class Identifier:
 
     @cached_property
     def _units(self) -> Tuple[Tuple[int, ...], int, int, int]:
-        """(offset of each CPU, start and exclusive end of the variables' template, size of a unit)."""
+        """(offset of each CPU, start and exclusive end of the template, bytes that each CPU has)."""
         kernel = self.kernel
         start, end = kernel.symbol("__per_cpu_start"), kernel.symbol("__per_cpu_end")
         count = kernel.value("nr_cpu_ids", 4).value
         if not 0 < count <= _MAX_CPUS:
-            raise Unavailable(f"nr_cpu_ids is {count}, which makes no sense")
+            raise Unavailable(f"nr_cpu_ids is {count}, which cannot be right")
         data = kernel.read(kernel.symbol("__per_cpu_offset"), 8 * count)
         offsets = tuple(int.from_bytes(data[8 * i : 8 * i + 8], "little") for i in range(count))
         try:
-            unit = kernel.value("pcpu_unit_size", 4).value
+            unit = per_cpu_unit_size(kernel)
         except Unavailable:
             unit = end - start
         return offsets, start, end, max(unit, end - start)
@@ -430,9 +432,9 @@ class Identifier:
         start, end = self.kernel.find_symbol("__init_begin"), self.kernel.find_symbol("__init_end")
         if start is None or end is None or not start <= address < end:
             return
-        text = "__init section, freed once the kernel is up"
+        text = "__init section, which the kernel frees after boot"
         if found.state == "unmapped":
-            text += " (it was: a pointer to here is stale)"
+            text += " (freed: a pointer to this address is stale)"
         yield Thing("init_section", text, Address(start), end - start)
 
     def _alias(self, address: int, found: Translation) -> Iterator[Thing]:
@@ -455,7 +457,7 @@ class Identifier:
         if walk.physical != physical:
             start, end = self.kernel.find_symbol("__init_begin"), self.kernel.find_symbol("__init_end")
             if start is not None and end is not None and start <= image < end:
-                yield Thing("alias", f"{what} memory that was the __init section, freed and used anew")
+                yield Thing("freed_init", f"{what} memory that was the __init section before it was freed")
             return
         name = self.translator.symbol_at(image, regions.kernel_image.key) or f"{image:016x}"
         details = {"image": Address(image), "symbol": name}

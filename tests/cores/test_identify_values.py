@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import List, Optional, Tuple
 
 import pytest
@@ -12,9 +13,12 @@ from kvintro.errors import UsageError
 from kvintro.kernels import Kernel
 from kvintro.model import Thing
 from kvintro.queries.names import pid_named
+from kvintro.queries.pages.meaning import KPF_RESERVED
+from kvintro.readers.cpus import per_cpu_address, possible_cpus
 from kvintro.reports.identify import identify
 from tests.conftest import Core
 from tests.cores.showing import kallsyms, needs
+from tests.cores.test_pages_truth import words
 from tests.cores.test_show_user import pids
 
 ARCHITECTURES = ("amd64", "arm64")
@@ -44,6 +48,30 @@ def test_the_image_in_the_direct_map(core: Core, kernel: Kernel) -> None:
     (found,) = (thing for thing in row.identities if thing.kind == "alias")
     assert found.text == "direct map of init_task+0x8"
     assert found.details["image"] == image + 8
+
+
+def test_per_cpu_memory_ends_where_the_kernel_says(core: Core, kernel: Kernel) -> None:
+    """The kernel's log has the bytes that each CPU was given. The kernel freed the rest of the CPU's unit."""
+    needs(kernel, "__per_cpu_offset")
+    if kernel.source.types == "none":
+        pytest.skip("without types, kvintro only knows where the variables are")
+    line = re.search(r"percpu: Embedded \d+ pages/cpu s(\d+) r(\d+) d(\d+) u(\d+)", core.truth("dmesg"))
+    assert line is not None
+    *parts, unit = map(int, line.groups())
+    used, page = sum(parts), kernel.form.page_size
+    flags = words(core, "kpageflags").tolist()
+    for cpu in possible_cpus(kernel):
+        first = per_cpu_address(kernel, "__per_cpu_start", cpu)
+        places = {first: True, first + used - 1: True, first + used: used == unit and None}
+        # Memory that the page allocator has is no longer reserved.
+        for address in range(first, first + unit, page):
+            physical = kernel.walk(address).physical
+            if physical is not None and not flags[physical // page] >> KPF_RESERVED & 1:
+                places[address] = False
+        rows = identify(kernel, [f"{address:x}" for address in places]).tables[0].rows
+        for row, expected in zip(rows, places.values()):
+            found = any(thing.kind == "per_cpu" for thing in row.identities)
+            assert expected is None or found is expected, row.input
 
 
 def test_one_bit_off(core: Core, kernel: Kernel) -> None:
