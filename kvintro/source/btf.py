@@ -156,7 +156,7 @@ class Btf:
         self.first_id: int = base.end_id if base else 1
         self._first_string: int = base.end_string if base else 0
         if len(data) > MAX_BTF_SIZE:
-            raise BtfError(f"BTF of {name}: {len(data)} bytes are more than any kernel has")
+            raise BtfError(f"BTF of {name}: {len(data)} bytes are too many")
         types, self._strings = self._sections(bytes(data))
         self.end_string: int = self._first_string + len(self._strings)
         if sys.byteorder == "big":
@@ -175,7 +175,7 @@ class Btf:
     def _sections(self, data: bytes) -> Tuple[bytes, bytes]:
         """The section of types and that of strings (btf_parse_hdr() of kernel/bpf/btf.c)."""
         if len(data) < 24:
-            raise BtfError(f"BTF of {self.name}: {len(data)} bytes are less than a header")
+            raise BtfError(f"BTF of {self.name}: {len(data)} bytes are too few for a header")
         magic, version, _, header_size = struct.unpack_from("<HBBI", data)
         if magic != 0xEB9F:
             raise BtfError(f"BTF of {self.name}: wrong magic number {magic:#x}")
@@ -190,14 +190,14 @@ class Btf:
             or type_start + type_size > body
             or string_start + string_size > body
         ):
-            raise BtfError(f"BTF of {self.name}: sections lie outside of it (cut off?)")
+            raise BtfError(f"BTF of {self.name}: its sections are outside the data (truncated?)")
         types = data[header_size + type_start : header_size + type_start + type_size]
         strings = data[header_size + string_start : header_size + string_start + string_size]
         if string_size > _MAX_STRINGS:
-            raise BtfError(f"BTF of {self.name}: {string_size} bytes of names are more than any kernel has")
+            raise BtfError(f"BTF of {self.name}: {string_size} bytes of names are too many")
         # Offset 0 is the empty string, but a module's strings continue the kernel's, and it may have none.
         if not (strings.endswith(b"\0") or (self.base and not strings)) or (not self.base and strings[0]):
-            raise BtfError(f"BTF of {self.name}: the strings do not begin and end as they should")
+            raise BtfError(f"BTF of {self.name}: the strings do not begin and end with a zero byte")
         return types, strings
 
     def _index(self) -> array[int]:
@@ -294,7 +294,7 @@ class Btf:
             if btf.first_id <= type_id < btf.end_id:
                 return btf, btf._starts[type_id - btf.first_id]
             btf = btf.base
-        raise BtfError(f"BTF of {self.name}: no type {type_id}")
+        raise BtfError(f"BTF of {self.name}: there is no type {type_id}")
 
     def kind(self, type_id: int) -> int:
         """Kind of a type; 0 is void."""
@@ -327,7 +327,7 @@ class Btf:
         start = offset - btf._first_string
         end = btf._strings.find(b"\0", start, start + _MAX_NAME) if start >= 0 else -1
         if end < 0:
-            raise BtfError(f"BTF of {self.name}: no string at {offset}")
+            raise BtfError(f"BTF of {self.name}: there is no string at {offset}")
         text = btf._strings[start:end].decode("ascii", "backslashreplace")
         if not text:
             return None
@@ -444,7 +444,7 @@ class Btf:
         """
         _, _, size, vlen, flag = self.record(type_id)
         if vlen > _MAX_MEMBERS or size > _MAX_STRUCT_SIZE:
-            raise BtfError(f"BTF of {self.name}: type {type_id} is bigger than any")
+            raise BtfError(f"BTF of {self.name}: type {type_id} is too large")
         self._spread(type_id)
         tail = self._tail(type_id)
         result = []
@@ -463,7 +463,7 @@ class Btf:
                     offset += encoding >> 16 & 0xFF
             member_size = self.size_of(member_id)
             if member_size is None or bits > 8 * member_size or offset + (bits or 8 * member_size) > 8 * size:
-                raise BtfError(f"BTF of {self.name}: a member of type {type_id} lies outside of it")
+                raise BtfError(f"BTF of {self.name}: a member of type {type_id} is outside the type")
             if member_size == size:
                 of_its_size.append(member_id)
             text = self.string(name)
@@ -484,7 +484,7 @@ class Btf:
             return self._spreads[type_id]
         _, _, _, count, _ = self.record(type_id)
         if depth > _MAX_NESTING or count > _MAX_MEMBERS:
-            raise BtfError(f"BTF of {self.name}: type {type_id} has more members than any")
+            raise BtfError(f"BTF of {self.name}: type {type_id} has too many members")
         tail = self._tail(type_id)
         for index in range(0, 3 * count, 3):
             if not tail[index]:
@@ -492,7 +492,7 @@ class Btf:
                 if self.kind(inner) in (STRUCT, UNION):
                     count += self._spread(inner, depth + 1)
                     if count > _MAX_MEMBERS:
-                        raise BtfError(f"BTF of {self.name}: type {type_id} has more members than any")
+                        raise BtfError(f"BTF of {self.name}: type {type_id} has too many members")
         self._spreads[type_id] = count
         return count
 
@@ -528,7 +528,7 @@ class Btf:
                 tail = self._tail(type_id)
                 looked_at += len(tail)
                 if looked_at > 3 * _MAX_MEMBERS:
-                    raise BtfError(f"BTF of {self.name}: type {inner} has more members than any")
+                    raise BtfError(f"BTF of {self.name}: type {inner} has too many members")
                 todo += [i for i in tail[1::3] if self.size_of(i) == size]
         return False
 
@@ -536,7 +536,7 @@ class Btf:
         """(name offset, value) of each enumerator of an enumeration."""
         kind, _, _, vlen, signed = self.record(type_id)
         if vlen > _MAX_MEMBERS:
-            raise BtfError(f"BTF of {self.name}: type {type_id} is bigger than any")
+            raise BtfError(f"BTF of {self.name}: type {type_id} is too large")
         tail = self._tail(type_id)
         if kind == ENUM64:
             sign = 1 << 63 if signed else 0
@@ -584,11 +584,11 @@ class Btf:
             inner += self._tail(type_id)[1::2]
         words = 1 + len(inner)
         if depth > _MAX_NESTING or words > _MAX_MEMBERS:
-            raise BtfError(f"BTF of {self.name}: function type {type_id} is longer than any")
+            raise BtfError(f"BTF of {self.name}: function type {type_id} is too long")
         for other in inner:
             words += self._words_to_spell(other, depth + 1)
             if words > _MAX_MEMBERS:
-                raise BtfError(f"BTF of {self.name}: function type {type_id} is longer than any")
+                raise BtfError(f"BTF of {self.name}: function type {type_id} is too long")
         self._spellings[type_id] = words
         return words
 

@@ -137,4 +137,4 @@ def try_in_child(attempt: Callable[[], None]) -> None:
         os._exit(0)
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
-        raise NotADump("the dump is truncated within what is needed to read it", _COPY_AGAIN)
+        raise NotADump("the dump is truncated: data needed to read it is missing", _COPY_AGAIN)

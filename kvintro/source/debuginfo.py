@@ -49,7 +49,7 @@ def _load_dwarf(source: Source, request: Request) -> None:
     wanted = source.vmcoreinfo.get("BUILD-ID", "")
     if wanted and headers.build_id and headers.build_id != wanted:
         raise WrongVmlinux(
-            f"{path} is of another kernel: its build id is {headers.build_id}, the source's is {wanted}",
+            f"{path} belongs to another kernel: its build id is {headers.build_id}, the source's is {wanted}",
             f"use the vmlinux of {source.vmcoreinfo.get('OSRELEASE', 'the kernel dumped')}",
         )
     try:

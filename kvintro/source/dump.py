@@ -28,7 +28,7 @@ from kvintro.source.vmcoreinfo import Chosen
 READS = "kvintro reads ELF vmcores, kdumps, raw memory, LiME, AVML, and guests saved by QEMU or libvirt"
 #: Name of the format without any header in :class:`~kvintro.source.Source`.
 RAW = "raw memory"
-TRUNCATED = "the dump is truncated: what lies behind its end shows as not in the dump"
+TRUNCATED = "the dump is truncated: memory after its end is shown as not in the dump"
 COPY_AGAIN = "copy it again whole"
 TRUNCATED_REMEDY = f"the dump is truncated; {COPY_AGAIN}"
 

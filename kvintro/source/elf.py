@@ -128,7 +128,7 @@ def read_headers(file: Union[BinaryIO, Content], *, section_notes: bool = False)
     if phnum == PN_XNUM and shoff:
         phnum = struct.unpack_from(order + "I", _exactly(content, shoff, 64, "the section headers"), 44)[0]
     if phnum > _MAX_HEADERS or (phnum and phentsize != _PROGRAM_HEADER_SIZE):
-        raise NotADump("the ELF header makes no sense", "take the dump again")
+        raise NotADump("invalid ELF header", "take the dump again")
     segments: List[Segment] = []
     notes = _Notes(content, order)
     places: List[Tuple[int, int]] = []
@@ -187,7 +187,7 @@ class _Notes:
         for owner, kind, data in parse_notes(self._content.at(offset, size), self._order):
             self._count += 1
             if self._count > _MAX_NOTE_COUNT:
-                raise NotADump("it has more notes than any machine has CPUs", "take the dump again")
+                raise NotADump("it has more notes than a machine can have CPUs", "take the dump again")
             if (owner, kind) not in self._known and len(self._known) < _MAX_KINDS:
                 self._known.add((owner, kind))
                 self.found.append((owner, kind, bytes(data)))

@@ -35,8 +35,8 @@ def why_unreadable(memory: PhysicalMemory) -> Optional[str]:
         return "its memory is encrypted: this is the host's view of a guest with SEV"
     if zero >= _FEWEST and not random and not other:
         return (
-            "all of its memory reads as zeros: a guest with TDX or SEV-SNP does not show it to the host, "
-            "and one that has not booted has nothing in it"
+            "all of its memory reads as zeros: the host cannot read the memory of a guest with TDX or "
+            "SEV-SNP, and the memory of a guest that has not booted is empty"
         )
     return None
 

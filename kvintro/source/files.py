@@ -80,7 +80,7 @@ def _check(path: str, found: os.stat_result, dump: bool) -> None:
     kind = next((name for test, name in _KINDS if test(found.st_mode)), "not a regular file")
     remedy = "write its content to a file and name that"
     if dump and stat.S_ISFIFO(found.st_mode):
-        remedy += " or hand it over as standard input (-c -)"
+        remedy += " or pass it on standard input (-c -)"
     raise NoSuchSource(f"{path} is {kind}", remedy)
 
 

@@ -78,7 +78,7 @@ class Flattened(Content):
             if there <= 0:
                 return
             if len(self._starts) >= most:
-                raise NotADump("the flattened dump has more records than a real one", "take the dump again")
+                raise NotADump("the flattened dump has too many records", "take the dump again")
             self._starts.append(offset)
             self._ends.append(offset + there)
             self._places.append(at)
@@ -186,7 +186,7 @@ class Flattened(Content):
         wanted = sum(last - first for first, last in self.stretches(0, self.size))
         if wanted > room_in(directory):
             raise NotADump(
-                f"this flattened dump needs {size_text(wanted)} in {directory}, which are not free there",
+                f"this flattened dump needs {size_text(wanted)} of free space in {directory}",
                 "set TMPDIR, or rearrange it first: makedumpfile -R NEW < DUMP",
             )
         file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115

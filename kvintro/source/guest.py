@@ -109,7 +109,7 @@ def ram(address: str, monitor: Monitor) -> List[Extent]:
     try:
         text = monitor.command_line("info mtree -f", limit=_MAX_MTREE)
     except Refused as error:
-        what = f"QEMU at {address} does not say where its guest has RAM: {error}"
+        what = f"QEMU at {address} does not list its guest's RAM: {error}"
         raise NotADump(what, _TAKE_A_DUMP) from None
     extents: List[Extent] = []
     end = 0
@@ -119,9 +119,9 @@ def ram(address: str, monitor: Monitor) -> List[Extent]:
             extents.append(Extent(start, behind - start, 0))
             end = behind
     if not extents:
-        raise NotADump(f"QEMU at {address} names no RAM of its guest", _NOTE_REMEDY)
+        raise NotADump(f"QEMU at {address} does not list any RAM of its guest", _NOTE_REMEDY)
     if len(extents) > _MAX_RANGES:
-        raise NotADump(f"QEMU at {address} names {len(extents)} ranges of RAM", "is it QEMU?")
+        raise NotADump(f"QEMU at {address} lists {len(extents)} ranges of RAM", "is it QEMU?")
     return extents
 
 

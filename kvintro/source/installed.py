@@ -79,7 +79,7 @@ class Installed:
         notes = []
         if self.btf:
             notes += [
-                f"{name} has {count} definitions; the most used one is taken"
+                f"{name} has {count} definitions; the most used one is chosen"
                 for name, count in sorted(self.btf.ambiguous.items())
             ]
         if self.modules:
@@ -114,7 +114,7 @@ def install(
         done.symbols_missing = Missing.of(e)
     try:
         if not types:
-            raise BtfError("types were not asked for", "run it without --types none")
+            raise BtfError("--types none was given", "run it without --types none")
         data, origin = (btf, "BTF (file)") if btf is not None else _find_btf(prog, done.kallsyms)
         done.btf = BtfTypes(prog, Btf(data))
         done.types = origin
@@ -261,7 +261,7 @@ def _is_local(prog: drgn.Program) -> bool:
 
 
 def _find_symbols(prog: drgn.Program) -> Kallsyms:
-    error = KallsymsError("VMCOREINFO names no symbol", "give another with --vmcoreinfo FILE")
+    error = KallsymsError("VMCOREINFO does not contain symbols", "give another with --vmcoreinfo FILE")
     try:
         symbols = vmcoreinfo_symbols(text_of(prog))
     except LookupError:
@@ -296,7 +296,7 @@ def _find_btf(prog: drgn.Program, kallsyms: Optional[Kallsyms]) -> Tuple[bytes, 
             return _scan_for_btf(prog), "BTF (found by scanning)"
         raise BtfError("the kernel has no BTF (CONFIG_DEBUG_INFO_BTF is off)")
     if not 0 < end - start <= MAX_BTF_SIZE:
-        raise BtfError(f"the kernel's BTF cannot have {end - start} bytes")
+        raise BtfError(f"invalid size of the kernel's BTF: {end - start} bytes")
     try:
         return prog.read(start, end - start), "BTF"
     except READ_ERRORS as e:
@@ -309,7 +309,7 @@ def _scan_for_btf(prog: drgn.Program) -> bytes:
         vmcoreinfo = text_of(prog)
         start, end = scan.image_of(vmcoreinfo_symbols(vmcoreinfo))
     except (LookupError, KallsymsError):
-        raise BtfError("without symbols nothing leads to the kernel's BTF") from None
+        raise BtfError("without symbols the kernel's BTF cannot be found") from None
     sizes = re.findall(r"^SIZE\((\w+)\)=(\d{1,9})$", vmcoreinfo, re.M)
     for data in scan.find_btf(prog.read, start, end):
         try:
@@ -320,5 +320,5 @@ def _scan_for_btf(prog: drgn.Program) -> bytes:
         if known and all(found == said for found, said in known):
             return data
     missing = end - start - sum(len(data) for _, data in scan.pieces(prog.read, start, end))
-    where = f", or it is in {missing >> 10} KB that are not here" if missing else "?"
+    where = f", or it is in {missing >> 10} KB that are not in this source" if missing else "?"
     raise BtfError(f"no BTF was found in the kernel's image (CONFIG_DEBUG_INFO_BTF is off{where})")

@@ -300,7 +300,7 @@ class _MemoryTable:
     def __init__(self, read: Reader, symbols: Mapping[str, int]) -> None:
         self._count = int.from_bytes(read(symbols["kallsyms_num_syms"], 4), "little")
         if not 0 < self._count <= _MAX_SYMBOLS:
-            raise KallsymsError(f"kallsyms_num_syms is {self._count}: no symbol table there")
+            raise KallsymsError(f"kallsyms_num_syms is {self._count}, which is invalid")
         self._tokens = self._read_tokens(read, symbols)
         self._names, self._starts, self._names_size = self._read_names(read, symbols)
         self._indices: Optional[_Names] = None
@@ -331,7 +331,7 @@ class _MemoryTable:
         # The index directly follows the table, so the last token ends just before it.
         size = symbols["kallsyms_token_index"] - symbols["kallsyms_token_table"]
         if not max(starts) < size <= 1 << 17:
-            raise KallsymsError("kallsyms_token_table does not lie before kallsyms_token_index")
+            raise KallsymsError("kallsyms_token_table is not before kallsyms_token_index")
         table = read(symbols["kallsyms_token_table"], size)
         return [table[start : start + _MAX_TOKEN].split(b"\0", 1)[0] for start in starts]
 
@@ -361,7 +361,7 @@ class _MemoryTable:
         except IndexError:
             position = size + 1
         if position > size:
-            raise KallsymsError("kallsyms_names is longer than the room for it")
+            raise KallsymsError("kallsyms_names overlaps the next table")
         return names, starts, position
 
     def _read_sequence(self, read: Reader, symbols: Mapping[str, int]) -> Optional[bytes]:
@@ -399,7 +399,7 @@ class _MemoryTable:
         if sys.byteorder != "little":
             addresses.byteswap()
         if symbols["_stext"] not in (addresses[index] for index in self.find("_stext")):
-            raise KallsymsError("kallsyms_addresses does not have _stext where it is")
+            raise KallsymsError("kallsyms_addresses has a wrong address for _stext")
         return addresses.__getitem__
 
     def _address_function(self, read: Reader, symbols: Mapping[str, int]) -> Callable[[int], int]:
@@ -431,7 +431,9 @@ class _MemoryTable:
             for function in (absolute_percpu, relative) if base else (place_relative,):
                 if function(index) == symbols["_stext"]:
                     return function
-        raise KallsymsError("kallsyms_offsets are of a kind unknown: _stext does not come out")
+        raise KallsymsError(
+            "kallsyms_offsets has an unknown format: no known format gives the address of _stext"
+        )
 
     def _name(self, index: int) -> bytes:
         """Type and name as one string, as they are stored (kallsyms_expand_symbol())."""
@@ -445,7 +447,7 @@ class _MemoryTable:
             name = b"".join([self._tokens[token] for token in self._names[start : start + length]])
             if len(name) <= _MAX_NAME:
                 return name
-        raise KallsymsError("kallsyms_names has a name longer than any")
+        raise KallsymsError("kallsyms_names has a name that is too long")
 
     def name(self, index: int) -> Tuple[str, str]:
         text = self._name(index).decode("ascii", "backslashreplace")

@@ -109,7 +109,7 @@ def examine_kdump(content: Content) -> Kdump:
         return Kdump(False, machine=machine)
     status, page, sub_blocks, bitmap_blocks, frames = _HEADER.unpack_from(head, _STATUS)
     if page not in arch.page_sizes or not 0 <= sub_blocks <= _MAX_SUB_BLOCKS or _looks_32_bit(head):
-        raise NotADump("its kdump header makes no sense", "copy or take the dump again")
+        raise NotADump("invalid kdump header", "copy or take the dump again")
     (version,) = struct.unpack_from("<i", head, _VERSION)
     part, frames = _sub_header(content, page, version, frames) if version > 0 else (None, frames)
     layout = _layout(content, page, sub_blocks, bitmap_blocks, frames)
@@ -118,7 +118,7 @@ def examine_kdump(content: Content) -> Kdump:
     existing = _count(content, layout.exist, layout.bitmap_size, part)
     dumped = _count(content, layout.dumped, layout.bitmap_size, part)
     if dumped.runs > _FREE_RUNS + content.real // _RUN_TO_FILE:
-        raise NotADump("its page bitmap has more gaps than a real one", "copy or take the dump again")
+        raise NotADump("its page bitmap has too many gaps", "copy or take the dump again")
     there = content.has_all(layout.exist, layout.table - layout.exist)
     complete = not status & _INCOMPLETE and there and _is_whole(content, layout.table, dumped.bits)
     left_out = max(0, existing.bits - dumped.bits) * page if there else None
@@ -151,7 +151,7 @@ def _sub_header(
         )
     # libkdumpfile tries to read there, and crashed on an offset of 2^64 - 2^32.
     if any(size and not page <= at < _BEYOND_FILES for at, size in zip((info_at, notes_at), sizes)):
-        raise NotADump("its headers say that the notes lie elsewhere", "copy or take the dump again")
+        raise NotADump("its headers have an invalid offset for the notes", "copy or take the dump again")
     if version >= 6:
         first, behind, frames = first64 or first, behind64 or behind, frames64
     return (first, behind) if split else None, frames

@@ -185,7 +185,7 @@ class LoadedModules:
             self.problems.append(f"list of {type_name}: {e}")
             return
         if node.value_() != end:
-            self.problems.append(f"list of {type_name}: it runs in a circle")
+            self.problems.append(f"list of {type_name}: it contains a cycle")
 
     def _module(self, module: drgn.Object) -> Optional[Module]:
         try:
@@ -213,7 +213,7 @@ class LoadedModules:
     def _read(self, address: int, size: int) -> bytes:
         self._budget -= size
         if self._budget < 0:
-            raise ValueError("all modules together are bigger than any")
+            raise ValueError("all modules together are too large")
         data: bytes = self._prog.read(address, size)
         return data
 
@@ -241,7 +241,7 @@ class LoadedModules:
                     first, strings = btf.start_id.value_(), btf.start_str_off.value_()
                     base = self._types.btf
                     if (first, strings) != (base.end_id, base.end_string):
-                        raise ValueError("it continues another BTF than the kernel's")
+                        raise ValueError("it extends a BTF that is not the kernel's")
                     size = btf.data_size.value_()
                     if size > MAX_BTF_SIZE:
                         raise ValueError(f"it cannot have {size} bytes")

@@ -55,7 +55,7 @@ def what_is_missing(text: bytes) -> Optional[str]:
     if not text.strip(b"\0"):
         return "it is empty"
     if len(text) > MAX_TEXT:
-        return f"it has {len(text)} bytes, and VMCOREINFO at most {MAX_TEXT >> 10} KB"
+        return f"it has {len(text)} bytes, and VMCOREINFO has at most {MAX_TEXT >> 10} KB"
     lines = parse(text)
     keys: List[str] = [*_NEEDED, *_NEEDED_LAST]
     if by_vmcoreinfo(lines) is None:
@@ -75,7 +75,7 @@ def text_from_file(data: bytes, path: str) -> bytes:
         raise WrongVmcoreinfo(f"{path} is empty", _REMEDY)
     if len(data) > 2 * MAX_TEXT:  # the steps below make copies
         raise WrongVmcoreinfo(
-            f"{path} is not a whole VMCOREINFO: it has {len(data)} bytes, and VMCOREINFO at most "
+            f"{path} is not a whole VMCOREINFO: it has {len(data)} bytes, and VMCOREINFO has at most "
             f"{MAX_TEXT >> 10} KB",
             _REMEDY,
         )

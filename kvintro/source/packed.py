@@ -94,7 +94,7 @@ def _no_dump(path: str, packing: str, inside: Optional[Format]) -> NotADump:
     what, remedy = "nothing that can be unpacked", "is it damaged? copy it again whole"
     if inside is not None:
         what, remedy = inside.name, inside.advice
-    return NotADump(f"{path} is compressed with {packing}, and has {what} in it", remedy)
+    return NotADump(f"{path} is compressed with {packing} and contains {what}", remedy)
 
 
 def _member(content: Content, path: str) -> Content:
@@ -117,7 +117,7 @@ def _member(content: Content, path: str) -> Content:
         if member.size < 0:
             break
         if member.type == tarfile.GNUTYPE_SPARSE:
-            raise NotADump(f"{path} has a sparse file in it, {member.name}", "unpack it first: tar xSf FILE")
+            raise NotADump(f"{path} contains a sparse file, {member.name}", "unpack it first: tar xSf FILE")
         if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
             part = Part(content, at, member.size)
             known = recognise(part)
@@ -129,10 +129,10 @@ def _member(content: Content, path: str) -> Content:
         return found[0][1]
     if not found:
         has = ", ".join(names[:_LIST]) or "no files"
-        raise NotADump(f"{path} is a tar archive without a dump in it; it has {has}", "give a dump of memory")
+        raise NotADump(f"{path} is a tar archive without a dump; it contains {has}", "give a dump of memory")
     has = ", ".join(name for name, _ in found[:_LIST])
     more = f" and {len(found) - _LIST} more" if len(found) > _LIST else ""
     raise NotADump(
-        f"{path} is a tar archive with {len(found)} files that can be dumps: {has}{more}",
+        f"{path} is a tar archive with {len(found)} files that may be dumps: {has}{more}",
         "unpack it first: tar xf FILE; then give the dump that was in it",
     )

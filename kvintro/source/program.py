@@ -40,7 +40,7 @@ def program_of(memory: PhysicalMemory, vmcoreinfo: bytes, *, live: bool = False)
     arch = by_vmcoreinfo(parse(vmcoreinfo))
     if arch is None:
         raise NotADump(
-            "this VMCOREINFO is of no architecture that kvintro reads", f"kvintro reads kernels of {names()}"
+            "this VMCOREINFO is from an unsupported architecture", f"kvintro reads kernels of {names()}"
         )
     prog = empty_program(vmcoreinfo, arch)
     read = segment(memory)

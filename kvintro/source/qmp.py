@@ -185,7 +185,7 @@ class Monitor:
             self._connection.close()
             raise NoSuchSource(f"no QEMU answers at {self._address}: {_reason(error)}", _GONE) from None
         self._connection.close()
-        raise NoSuchSource(f"what listens at {self._address} does not speak QMP", REMEDY)
+        raise NoSuchSource(f"the program that listens at {self._address} does not speak QMP", REMEDY)
 
     def _receive(self, deadline: float) -> int:
         """Receive bytes into the buffer; returns their number, 0 at the end.
@@ -209,17 +209,17 @@ class Monitor:
             except (ValueError, RecursionError):
                 message = None
             if not isinstance(message, dict):
-                raise self._fails("it says what is not QMP")
+                raise self._fails("its answer is not QMP")
             if "return" in message:
                 return message["return"]
             if "error" in message:
                 error = message["error"]
                 raise Refused(str(error.get("desc", "") if isinstance(error, dict) else error)[:200])
             if "event" not in message:
-                raise self._fails("it says what is not QMP")
+                raise self._fails("its answer is not QMP")
             self._events_left -= max(len(line), _EVENT)
             if self._events_left < 0:
-                raise self._fails("it sends events without end")
+                raise self._fails("it sends too many events")
 
     def _line(self, deadline: float, limit: int) -> bytes:
         searched = 0

@@ -71,7 +71,7 @@ def image_of(symbols: Mapping[str, int]) -> Tuple[int, int]:
     inside = [address for address in symbols.values() if in_image(address, symbols)]
     end = max(inside, default=0)
     if not start >> 63 or start >= end:
-        raise KallsymsError("VMCOREINFO's symbols do not say where the kernel's image lies", _REMEDY)
+        raise KallsymsError("VMCOREINFO's symbols do not show where the kernel's image is", _REMEDY)
     return start, end
 
 
@@ -164,12 +164,12 @@ def find_kallsyms(read: Reader, symbols: Mapping[str, int]) -> Kallsyms:
             problem = error.what
     read_bytes = sum(len(data) for _, data in pieces(read, start, end))
     if problem:
-        raise KallsymsError(
-            f"what looks like the symbol table in the kernel's image is not one: {problem}", _REMEDY
-        )
+        raise KallsymsError(f"invalid symbol table in the kernel's image: {problem}", _REMEDY)
     if read_bytes < end - start:
         missing = (end - start - read_bytes) >> 10
-        raise KallsymsError(f"no symbol table was found; {missing} KB of the image are not here", _REMEDY)
+        raise KallsymsError(
+            f"no symbol table was found; {missing} KB of the image are not in this source", _REMEDY
+        )
     raise KallsymsError("no symbol table was found in the kernel's image (CONFIG_KALLSYMS is off?)", _REMEDY)
 
 
@@ -318,7 +318,7 @@ def _decode(read: Reader, symbols: Mapping[str, int], tokens: _Tokens, names: _N
         "kallsyms_token_table": tokens.table,
         "kallsyms_token_index": tokens.index_at,
     }
-    problem = "its addresses are neither before its names nor behind its tokens"
+    problem = "its addresses are neither before its names nor after its tokens"
     for places in _address_places(read, symbols["_stext"], tokens, names):
         try:
             table = Kallsyms.from_memory(read, {**found, **places}, origin="kallsyms (found by scanning)")

@@ -99,7 +99,7 @@ def spooled(stream: int, check: Callable[[BinaryIO], None]) -> BinaryIO:
         size = _copy(stream, file.fileno(), size, most)
         if size == most and os.read(stream, 1):
             raise SourceError(
-                f"standard input has more than {size_text(most)}, which is the room in {directory}",
+                f"standard input has more than {size_text(most)}, which is the free space in {directory}",
                 "save it to a file and name that with -c, or set TMPDIR",
             )
         os.truncate(file.fileno(), size)

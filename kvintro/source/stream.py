@@ -293,12 +293,12 @@ class _Reader:
             if kind in (_START, _FULL):
                 name, _, version = cursor.name(), cursor.number(4), cursor.number(4)
                 if name != _RAM or kind == _FULL:
-                    raise _Ended(f"the section {name!r} before the end of RAM is not known")
+                    raise _Ended(f"there is an unknown section {name!r} before the end of RAM")
                 if version != _RAM_VERSION:
                     raise _Ended(f"its section of RAM has version {version}, not {_RAM_VERSION}")
                 ram = number
             elif number != ram:
-                raise _Ended("a section before the end of RAM is not known")
+                raise _Ended("there is an unknown section before the end of RAM")
             self._records()
             if kind == _END:
                 return
@@ -307,7 +307,7 @@ class _Reader:
         cursor, stream = self._cursor, self.stream
         length = cursor.number(4)
         if length > _MAX_TEXT:
-            raise _Ended("the name of its machine makes no sense")
+            raise _Ended("the name of its machine is invalid")
         stream.machine = cursor.take(length).decode("ascii", "replace")
         for _ in range(_MAX_SUBSECTIONS):
             cursor.need(1)
@@ -348,7 +348,7 @@ class _Reader:
                 self._block = self._blocks.get(name)
             block = self._block
             if block is None or offset >= block.size:
-                raise _Ended("a page is in no block of RAM")
+                raise _Ended("a page is outside all blocks of RAM")
             self._page(kind, block.first + offset // PAGE)
             if kind in (_PAGE, _ZERO):
                 self._run(kind, block)
@@ -372,7 +372,7 @@ class _Reader:
             at = cursor.at
             length, most = cursor.number(4), _MAX_PACKED
         if not 0 < length <= most:
-            raise _Ended("the size of a page makes no sense")
+            raise _Ended("the size of a page is invalid")
         cursor.skip(length)
         self.index.add(key, _DELTA if kind == _XBZRLE else _ZLIB, at)
 
@@ -420,7 +420,7 @@ class _Reader:
         cursor = self._cursor
         at = cursor.at
         if not 0 < total <= _MAX_RAM or self._blocks:
-            raise _Ended("the list of its RAM makes no sense")
+            raise _Ended("the list of its RAM is invalid")
         for with_page_size in (False, True):
             cursor.go(at)
             blocks = self._blocks_of(total, with_page_size)
@@ -432,7 +432,7 @@ class _Reader:
                 self._blocks = {block.name: block for block in blocks}
                 self.stream.blocks = blocks
                 return
-        raise _Ended("the list of its RAM makes no sense")
+        raise _Ended("the list of its RAM is invalid")
 
     def _blocks_of(self, total: int, with_page_size: bool) -> Optional[List[Block]]:
         cursor, capabilities = self._cursor, self.stream.capabilities
@@ -451,9 +451,9 @@ class _Reader:
             if "mapped-ram" in capabilities:
                 version, page, bitmap, pages = _MAPPED.unpack(cursor.take(_MAPPED.size))
                 if version != 1 or page != PAGE:
-                    raise _Ended("the places of its pages make no sense")
+                    raise _Ended("the places of its pages are invalid")
                 if max(bitmap, pages) >= 1 << 60:
-                    raise _Ended("the places of its pages make no sense")
+                    raise _Ended("the places of its pages are invalid")
                 block.mapped = Mapped(bitmap, pages)
                 cursor.go(pages + block.size)
             blocks.append(block)

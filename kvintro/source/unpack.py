@@ -185,7 +185,7 @@ def _write(file: BinaryIO, pieces: Iterable[Piece], limit: int, path: str, direc
     room = room_in(directory)
     for _, data in pieces:
         if size + len(data) > limit:
-            what = f"{path} unpacks to {size_text(size + len(data))} or more, as no memory does"
+            what = f"{path} unpacks to {size_text(size + len(data))} or more, which is too much for memory"
             raise NotADump(what, "is it damaged?")
         for at in range(0, len(data), _HOLE):
             part = data[at : at + _HOLE]
@@ -194,7 +194,8 @@ def _write(file: BinaryIO, pieces: Iterable[Piece], limit: int, path: str, direc
                 os.pwrite(file.fileno(), part, size + at)
         if written > room:
             raise SourceError(
-                f"{path} unpacks to {size_text(size + len(data))} or more, which is the room in {directory}",
+                f"{path} unpacks to {size_text(size + len(data))} or more, "
+                f"which is the free space in {directory}",
                 "set TMPDIR to a directory with more room, and use --no-cache",
             )
         size += len(data)
@@ -221,7 +222,7 @@ def _pieces(content: Content, start: int, form: str, state: _State) -> Iterator[
         return _by_decoder(content, start, decoder, state)
     program = shutil.which(_PROGRAMS[form])
     if program is None:
-        raise SourceError(f"it is packed with {form}, and nothing here unpacks that", _INSTALL[form])
+        raise SourceError(f"it is packed with {form}, and no tool to unpack it is installed", _INSTALL[form])
     if not isinstance(content, FileContent):
         raise SourceError(f"it is packed with {form} within another file", "unpack it first")
     return _by_program(content.descriptor, start, program, state)

@@ -19,8 +19,8 @@ _MAX_NOTES = 64 << 10
 _MAX_REGIONS = 4000
 _NOMAP = 4  # MEMBLOCK_NOMAP
 _ONE_PIECE = (
-    "this file begins with RAM, and whether its RAM is in one piece is not known, as memblock has no name in "
-    "its kernel: what lies behind a gap may be elsewhere; take it as LiME or ELF, which say what lies where"
+    "it is not known whether this file's RAM is in one piece, because its kernel has no symbol memblock: "
+    "memory after a gap may be at other addresses; take the dump as LiME or ELF, which contain addresses"
 )
 
 
@@ -72,8 +72,8 @@ def check_start(source: Source) -> None:
     if ram[0][0] < first or (gap and ram[-1][1] > first + size):
         raise NotADump(
             f"{source.label}: its kernel has RAM from {ram[0][0]:#x} to {ram[-1][1] - 1:#x}"
-            f"{' with gaps' if gap else ''}, and this file is not all of that in one piece",
-            "take it as LiME or ELF, which say what lies where",
+            f"{' with gaps' if gap else ''}, and this file does not contain it in one piece",
+            "take the dump as LiME or ELF, which contain addresses",
         )
 
 
@@ -123,9 +123,7 @@ def check_vmcoreinfo(source: Source, given: Optional[str]) -> None:
                 "run it without --vmcoreinfo: the kernel's own copy is in the memory",
             )
         origin = source.vmcoreinfo_origin
-        source.warnings.append(
-            f"VMCOREINFO ({origin}) was not believed: {reason}; the kernel's own copy is used"
-        )
+        source.warnings.append(f"VMCOREINFO ({origin}) was rejected: {reason}; the kernel's own copy is used")
         source.vmcoreinfo, source.vmcoreinfo_origin = own, "the kernel's own copy in memory"
     if source.kind != "live" or given is not None:
         _check_build_id(source, given)
@@ -172,6 +170,7 @@ def _check_build_id(source: Source, given: Optional[str]) -> None:
     reason = f"its BUILD-ID is {said}, and the image in memory has {found[0]}"
     if given is not None:
         raise WrongVmcoreinfo(
-            f"{given} is not the VMCOREINFO of {source.label}: {reason}", "is it of the boot that was dumped?"
+            f"{given} is not the VMCOREINFO of {source.label}: {reason}",
+            "is it from the boot that was dumped?",
         )
-    source.warnings.append(f"VMCOREINFO is of another build: {reason}")
+    source.warnings.append(f"VMCOREINFO is from another build: {reason}")

@@ -112,7 +112,7 @@ class Judge:
         except ValueError as error:
             return _wrong(str(error))
         if self._arch not in (None, info.arch):
-            return _wrong(f"it is of a kernel of {info.arch.name}")
+            return _wrong(f"it is from a kernel for {info.arch.name}")
         verdicts = [self._release(info), self._tables(info)]
         if with_build_id and not any(verdict.state == "wrong" for verdict in verdicts):
             verdicts.append(self._build_id(info))
@@ -156,7 +156,7 @@ class Judge:
             for at in range(_MAX_UTS_OFFSET)
         ):
             return FITS
-        return _wrong(f"init_uts_ns does not say {info.release} where it would be")
+        return _wrong(f"init_uts_ns with release {info.release} is not at its address")
 
     def _tables(self, info: _Info) -> Verdict:
         """Whether the text's page tables map the image where the text says.
@@ -183,7 +183,7 @@ class Judge:
         if agreed:
             return FITS
         if absent:
-            return Verdict("absent", "the machine has no memory where its page tables would be")
+            return Verdict("absent", "the machine has no memory where its page tables should be")
         if missing:
             return _unknown("its page tables are not in this source")
         if self._image_is_mapped(space):
@@ -194,7 +194,7 @@ class Judge:
                 for address in info.symbols.values()
             ):
                 return _wrong(f"its page tables have {form.levels} levels, and it says {space.form.levels}")
-        return _unknown("its page tables map no image")
+        return _unknown("its page tables do not map an image")
 
     def _image_is_mapped(self, space: AddressSpace) -> bool:
         """Whether the tables map something sensible at the addresses of the image."""
@@ -234,7 +234,7 @@ class Judge:
         if found is False:
             return _wrong(f"the image in memory does not have the build id {info.build_id}")
         if found is None and self._build_ids.exhausted:
-            return _unknown("too many texts ask for build ids in too much memory")
+            return _unknown("there are too many build ids to search for in memory")
         return FITS  # the two other checks agree; data that is not in the dump cannot contradict them
 
 
@@ -247,7 +247,7 @@ class _Info:
     def __init__(self, lines: Dict[str, str]) -> None:
         arch = by_vmcoreinfo(lines)
         if arch is None:
-            raise ValueError("it is of no architecture that kvintro reads")
+            raise ValueError("its architecture is not supported")
         self.arch = arch
         self.release = lines["OSRELEASE"]
         self.build_id = lines.get("BUILD-ID")
@@ -536,7 +536,7 @@ class MemorySearch:
         if rejected:
             count = f"{len(rejected)} were" if len(rejected) > 1 else "one was"
             raise NotBelieved(
-                f"no VMCOREINFO in {what} can be believed ({count} found): {next(iter(rejected.values()))}",
+                f"no VMCOREINFO in {what} is valid ({count} found): {next(iter(rejected.values()))}",
                 _NO_TEXT_REMEDY,
             )
         where = what if self.whole else f"the first {self.looked_at >> 20} MB of {what}"
@@ -638,11 +638,9 @@ def _note_or_better(memory: MemorySearch, path: str, note: bytes, what: str) -> 
         if verdict.state == "unknown":
             return _not_verified(verdict, note, _NOTE_ORIGIN, which)
         raise NotBelieved(
-            f"{path}: its VMCOREINFO note is not believed ({verdict.reason}), and {error.what}", error.remedy
+            f"{path}: its VMCOREINFO note is rejected ({verdict.reason}), and {error.what}", error.remedy
         ) from None
-    warning = (
-        f"the dump's VMCOREINFO note was not believed ({verdict.reason}); the one {found.origin} is used"
-    )
+    warning = f"the dump's VMCOREINFO note was rejected ({verdict.reason}); the one {found.origin} is used"
     return found._replace(warnings=(warning,))
 
 
@@ -698,6 +696,7 @@ def _chosen_by_file(memory: MemorySearch, path: str, text: bytes, name: str, not
         )
     if verdict.state == "wrong":
         raise WrongVmcoreinfo(
-            f"{name} is not the VMCOREINFO of {path}: {verdict.reason}", "is it of the boot that was dumped?"
+            f"{name} is not the VMCOREINFO of {path}: {verdict.reason}",
+            "is it from the boot that was dumped?",
         )
     return _not_verified(verdict, text, "--vmcoreinfo", which)

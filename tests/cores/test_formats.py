@@ -135,7 +135,7 @@ def test_a_file_that_begins_with_ram_and_lacks_some(
         path.write_bytes(data[:at] + data[at + size :])
         return open_source(Request(core=str(path)))
 
-    with pytest.raises(NotADump, match="no VMCOREINFO in it can be believed"):
+    with pytest.raises(NotADump, match="no VMCOREINFO in it is valid"):
         opened_without((kernel.root.value + namespace) // 2 - start & -kernel.form.page_size)
     if kernel.code_only:
         warnings = opened_without(0, min(1 << 20, before_note)).warnings

@@ -550,7 +550,7 @@ def test_a_structure_among_many_of_its_size() -> None:
     last = b.struct("deepest", 8, [])
     for index in range(4):
         last = b.struct(f"s{index}", 8, [(f"m{n}", last, 0) for n in range(1 << 15)])
-    with pytest.raises(BtfError, match="more members than any"):
+    with pytest.raises(BtfError, match="too many members"):
         types_of(b).make(last)
 
 

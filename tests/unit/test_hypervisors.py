@@ -393,7 +393,7 @@ PV = "paravirtualised"
         (xen_core([(1, bytes(PAGE))], mark=0xF00FEBED), PV, "crash"),
         (xen_core([(1, bytes(PAGE))], frames=".xen_p2m"), PV, "crash"),
         (xen_core([(1, bytes(PAGE))], frames=".xen_pfm"), "which of its pages", "whole"),
-        (xen_core([(1, bytes(PAGE))], mark=5), "makes no sense", "whole"),
+        (xen_core([(1, bytes(PAGE))], mark=5), "invalid Xen header", "whole"),
         (xen_core([(1, bytes(PAGE))])[:-PAGE], "before its first page", "whole"),
         (xl_save(libxc_stream([], guest=1)), PV, "dump-core"),
         (xl_save(libxc_stream([], version=4)), "in a form", "xl dump-core"),

@@ -237,7 +237,7 @@ def test_a_core_in_a_tar(tmp_path: Path) -> None:
     ("data", "said", "remedy"),
     [
         (tar_of(a=b"text", b=b"more"), "without a dump in it; it has a, b", "memory"),
-        (tar_of(one=LIME, two=LIME), "2 files that can be dumps: one, two", "tar xf"),
+        (tar_of(one=LIME, two=LIME), "2 files that may be dumps: one, two", "tar xf"),
         (gzip.compress(b"some text\n" * 100), "has a text file, not a kernel dump in it", "ELF"),
         (gzip.compress(b""), "nothing that can be unpacked", ""),
         (gzip.compress(b"hsqs" + bytes(9000)), "squashfs", "memory"),
@@ -270,7 +270,7 @@ def test_no_room(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(unpack, "room_in", lambda directory: 1000)
     path = tmp_path / "memory.gz"
     path.write_bytes(PACKERS["gzip"](LIME))
-    with pytest.raises(SourceError, match="which is the room in") as raised:
+    with pytest.raises(SourceError, match="which is the free space in") as raised:
         opened(path)
     assert "--no-cache" in raised.value.remedy
     assert list(cache.iterdir()) == []

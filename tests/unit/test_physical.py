@@ -113,19 +113,19 @@ def chunk(kind: int, body: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (header(0x2000, 0x1000), "makes no sense"),
-        (header(0, 1 << 60), "makes no sense"),
-        (header(0, 9, version=2), "makes no sense"),
-        (header(0, 9) + bytes(10) + b"garbage" * 10, "byte 42 makes no sense"),
+        (header(0x2000, 0x1000), "invalid header"),
+        (header(0, 1 << 60), "invalid header"),
+        (header(0, 9, version=2), "invalid header"),
+        (header(0, 9) + bytes(10) + b"garbage" * 10, "invalid header at byte 42"),
         (lime([(0, LOW), (0x1000, LOW)]), "overlap"),
-        (header(0, 9, b"AVML", 1), "makes no sense"),
-        (header(0, 9, b"AVML", 2) + chunk(0x33, bytes(20)), "chunk at byte 32 makes no sense"),
-        (header(0, 9, b"AVML", 2) + chunk(1, bytes(3)), "chunk at byte 32 makes no sense"),
-        (header(0, 9, b"AVML", 2) + chunk(1, bytes(100)), "chunk at byte 32 makes no sense"),
+        (header(0, 9, b"AVML", 1), "invalid header"),
+        (header(0, 9, b"AVML", 2) + chunk(0x33, bytes(20)), "invalid chunk at byte 32"),
+        (header(0, 9, b"AVML", 2) + chunk(1, bytes(3)), "invalid chunk at byte 32"),
+        (header(0, 9, b"AVML", 2) + chunk(1, bytes(100)), "invalid chunk at byte 32"),
         # A chunk that claims to unpack to 4 GB.
         (
             header(0, GB, b"AVML", 2) + chunk(0, bytes(4) + b"\xff\xff\xff\xff\x0f" + bytes(9)),
-            "makes no sense",
+            "invalid header",
         ),
         (header(0, 9, b"AVML", 2) + chunk(1, bytes(4) + b"0123456789") + bytes(8), "another length"),
     ],

@@ -219,7 +219,7 @@ FLUSHED = struct.pack(">BIQQBI", 2, 2, FLUSH, 16, 0x7E, 2)  # a section of RAM w
         (b"QEVM", "truncated", "copy it again"),
         (b"LibvirtQemudSave" + bytes(9000), "unknown version", "whole"),
         (b"LibvirtQemudSave" + bytes(9), "truncated", "copy it again"),
-        (libvirt(b"", 9), "makes no sense", "whole"),
+        (libvirt(b"", 9), "invalid libvirt header", "whole"),
         (qcow2([]), "no snapshots", "savevm"),
         (qcow2([("one", b"")]), "without memory", "savevm"),
         (qcow2([("one", b"x")], flags=4), "external data file", "-loadvm"),

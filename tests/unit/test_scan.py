@@ -182,7 +182,7 @@ def never(address: int, size: int) -> bytes:
 @pytest.mark.parametrize(
     ("read", "said"),
     [
-        (never, "not here"),
+        (never, "not in this source"),
         (lambda address, size: bytes(size), "KALLSYMS is off"),
         (lambda address, size: (DIGITS * (size // 20 + 1))[:size], "no symbol table"),
         (lambda address, size: (b"\0\0\0\0\0\2\0\0" * (size // 8 + 1))[:size], "no symbol table"),

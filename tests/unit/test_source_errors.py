@@ -164,7 +164,7 @@ def test_a_kdump_whose_notes_lie_elsewhere(complaint: Complaint, tmp_path: Path,
     content = bytearray((VMCORES / "debian-6.12" / "core.kdump").read_bytes())
     struct.pack_into("<I", content, at, value)
     path.write_bytes(content)
-    assert complaint("-c", str(path))[:2] == (3, f"{path}: its headers say that the notes lie elsewhere")
+    assert complaint("-c", str(path))[:2] == (3, f"{path}: its headers have an invalid offset for the notes")
 
 
 def test_a_file_nobody_may_read(complaint: Complaint, tmp_path: Path, monkeypatch: Any) -> None:

@@ -177,7 +177,7 @@ def test_zeros_take_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_there_is_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(spool, "room_in", lambda directory: 1 << 20)
-    with pytest.raises(SourceError, match=r"more than .* MB, which is the room in") as raised:
+    with pytest.raises(SourceError, match=r"more than .* MB, which is the free space in") as raised:
         read(b"x" * (4 << 20))
     assert "TMPDIR" in raised.value.remedy
     assert list(tmp_path.iterdir()) == []

@@ -93,7 +93,7 @@ def examine(
 def _examined(file: Content, path: str, form: Optional[str], snapshot: Optional[str], beside: Beside) -> Dump:
     if snapshot is not None:
         if recognise(file) is not qcow2.FORMAT:
-            raise UsageError(f"{path} has no snapshots", "--snapshot goes with a qcow2 disk image")
+            raise UsageError(f"{path} has no snapshots", "--snapshot needs a qcow2 disk image")
         return qcow2.Qcow2Dump(file, path, snapshot)
     if form == raw.FORMAT.form:
         return raw.RawDump(file, path, forced=True)
@@ -107,11 +107,11 @@ def _examined(file: Content, path: str, form: Optional[str], snapshot: Optional[
         if found not in (elf.FORMAT, kdump.FORMAT):
             if not content.complete:
                 raise NotADump(f"{path}: the flattened dump is truncated before its header", COPY_AGAIN)
-            raise NotADump(f"{path} is flattened, and not a kernel dump", "take the dump again")
+            raise NotADump(f"{path} is a flattened file, but not a kernel dump", "take the dump again")
     if form not in (None, found.form):
         raise NotADump(
-            f"{path} does not begin as {form} does",
-            "run it without --format-in: the content tells the format",
+            f"{path} does not have the format {form}",
+            "omit --format-in: the content shows the format",
         )
     if found is raw.FORMAT and form is None:
         described = next(filter(None, (read(content, path, beside) for read in _DESCRIBED)), None)

@@ -59,7 +59,7 @@ class AvmlFile(PhysicalMemory):
         complete = True
         while at < content.size:
             if len(extents) >= most_parts(content, FEW_RANGES, LEAST_RANGE):
-                raise NotADump(f"{path} has more blocks than any machine has memory", "take the dump again")
+                raise NotADump(f"{path} has too many blocks", "take the dump again")
             first, length = range_header(content, at, path, MAGIC, 2)
             whole, found, at = self._index(first, length, at + HEADER.size, path)
             complete &= whole
@@ -84,7 +84,7 @@ class AvmlFile(PhysicalMemory):
         found = 0
         while found < length:
             if len(self._chunks) + self._skipped > most:
-                raise NotADump(f"{path} has more chunks than fit into it", "take the dump again")
+                raise NotADump(f"{path} has more chunks than its size allows", "take the dump again")
             head = self._content.at(at, 18)
             if len(head) < 4:
                 return False, found, size
@@ -98,9 +98,7 @@ class AvmlFile(PhysicalMemory):
             # The data begins with a checksum. If compressed, its size follows as a varint.
             count = stored - 4 if kind == _UNCOMPRESSED else _varint(head[8:])
             if kind > _UNCOMPRESSED or not 0 < count <= _MAX_CHUNK or found + count > length or stored < 4:
-                raise NotADump(
-                    f"{path}: the chunk at byte {data_at - 4} makes no sense", "take the dump again"
-                )
+                raise NotADump(f"{path}: invalid chunk at byte {data_at - 4}", "take the dump again")
             self._chunks.append(first + found)
             self._places.append(data_at + 4 | (kind == _COMPRESSED) << 63)
             self._sizes.append(stored - 4)
@@ -109,7 +107,7 @@ class AvmlFile(PhysicalMemory):
         if len(said) < 8:
             return False, found, size
         if int.from_bytes(said, "little") != at - start:
-            raise NotADump(f"{path}: the block before byte {at} has another length", "take the dump again")
+            raise NotADump(f"{path}: the block before byte {at} has a wrong length", "take the dump again")
         return True, found, at + 8
 
     def _chunk(self, index: int) -> bytes:
@@ -160,7 +158,9 @@ def _snappy() -> Callable[[bytes], bytes]:
         unpack: Callable[[bytes], bytes] = import_module("snappy").uncompress
         return unpack
     except ImportError:
-        raise SourceError("this AVML file is compressed, and no snappy library is here", _NO_SNAPPY) from None
+        raise SourceError(
+            "this AVML file is compressed, and no snappy library is installed", _NO_SNAPPY
+        ) from None
 
 
 FORMAT = Format("an AVML dump", begins(MAGIC), form="avml", read=AvmlDump)

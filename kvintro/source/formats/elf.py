@@ -41,8 +41,8 @@ class ElfDump(Dump):
         whole = content.complete if isinstance(content, Flattened) else True
         if not whole and not self.headers.segments:
             raise NotADump(
-                f"{path}: the flattened dump is truncated before its program headers, which come last, and "
-                "nothing else says where its memory was",
+                f"{path}: the flattened dump is truncated before its program headers, which come last "
+                "and contain the addresses of its memory",
                 COPY_AGAIN,
             )
         self.complete = whole and not self.headers.truncated
@@ -76,7 +76,7 @@ class ElfDump(Dump):
         if headers.type != ET_CORE:
             raise NotADump(
                 f"{self.path} is an ELF file, but not a core dump",
-                "a vmlinux goes with -s; the dump itself with -c",
+                "give a vmlinux with -s, and the dump with -c",
             )
         if self.note is not None:
             return
@@ -126,7 +126,7 @@ def set_core_dump(dump: Dump, prog: drgn.Program, descriptor: int) -> None:
 def cannot_be_read(dump: Dump, error: Exception) -> NotADump:
     """Convert an error of drgn or libkdumpfile: for a damaged file, ValueError, OSError or FaultError."""
     if dump.complete is False:
-        what = f"{dump.path}: the dump is truncated, and what is left of it does not have the page tables"
+        what = f"{dump.path}: the dump is truncated, and the rest does not contain the page tables"
         return NotADump(what, "copy it again whole")
     reason = _CALL_OF_LIBKDUMPFILE.sub("", one_line(error))
     what = f"{dump.path} cannot be read as {dump.format}: {reason}"

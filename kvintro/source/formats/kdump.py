@@ -32,7 +32,7 @@ from kvintro.source.program import empty_program, hide_null, program_of
 from kvintro.source.scan import pieces
 from kvintro.source.vmcoreinfo import Chosen
 
-PARTS_MISSING = "parts of a split dump were not given, and show as not in the dump; name each with a -c"
+PARTS_MISSING = "parts of a split dump were not given, and are shown as not in the dump; name each with -c"
 #: dump/dump.c:create_header64
 _QEMU_DOES_NOT_KNOW = "Unknown"
 _MAX_FRAMES = 1 << 40  # 4 PB
@@ -97,8 +97,8 @@ class KdumpDump(Dump):
     def check_kernel(self) -> None:
         if self.kdump.machine == _QEMU_DOES_NOT_KNOW:
             raise WrongArchitecture(
-                f"{self.path} is a kdump by QEMU, which does not say of which architecture it is, and has "
-                "pages of the wrong size",
+                f"{self.path} is a kdump by QEMU, which does not name its architecture, and its "
+                "page size is wrong",
                 "take the dump as ELF: dump-guest-memory without a format, virsh dump --format elf",
             )
         by_machine(self.kdump.machine)
@@ -200,7 +200,8 @@ class SplitKdump(Dump):
         for part in parts:
             if part.note != parts[0].note:
                 raise NotADump(
-                    f"{part.path} is not of the dump that {parts[0].path} is of", "name one dump's parts"
+                    f"{part.path} and {parts[0].path} are parts of different dumps",
+                    "name the parts of one dump",
                 )
         self._memory = _OfParts(parts, extents)
 
@@ -266,7 +267,7 @@ def _extents(parts: Sequence[KdumpDump]) -> List[Extent]:
         first, behind = part.kdump.part
         if not first <= behind <= _MAX_FRAMES:
             raise NotADump(
-                f"{part.path}: its page frames {first:#x} to {behind:#x} make no sense", COPY_AGAIN
+                f"{part.path}: invalid range of page frames, {first:#x} to {behind:#x}", COPY_AGAIN
             )
         page = part.kdump.page
         extents.append(Extent(first * page, (behind - first) * page, index))

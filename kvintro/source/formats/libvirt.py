@@ -27,7 +27,7 @@ _FORMATS = ("raw", "gzip", "bzip2", "xz", "lzop", "zstd", "sparse")
 _IN_PLACE = ("raw", "sparse")
 _MAX_XML = 16 << 20
 _NAME = re.compile(rb"<name>([^<]{1,200})</name>")
-_UNFINISHED = "libvirt did not finish this file; what is missing shows as not in the dump"
+_UNFINISHED = "libvirt did not finish this file; missing memory is shown as not in the dump"
 
 
 class Header(NamedTuple):
@@ -56,9 +56,9 @@ def read_header(content: Content, path: str) -> Header:
         if version in _VERSIONS:
             break
     else:
-        raise NotADump(f"{path}: libvirt's header has an unknown version", "is it whole? copy it again")
+        raise NotADump(f"{path}: libvirt's header has an unknown version", "copy it again whole")
     if length > _MAX_XML or number >= len(_FORMATS):
-        raise NotADump(f"{path}: libvirt's header makes no sense", "is it whole? copy it again")
+        raise NotADump(f"{path}: invalid libvirt header", "copy it again whole")
     found = _NAME.search(content.at(_HEADER_SIZE, length))
     name = found[1].decode("utf-8", "replace") if found is not None else None
     return Header(_HEADER_SIZE + length, _FORMATS[number], name, head.startswith(UNFINISHED))

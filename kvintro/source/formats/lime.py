@@ -34,7 +34,7 @@ def open_lime(content: Content, path: str) -> PhysicalMemory:
     complete = True
     while at < size:
         if len(extents) >= most_parts(content, FEW_RANGES, LEAST_RANGE):
-            raise NotADump(f"{path} has more ranges than any machine has memory", "take the dump again")
+            raise NotADump(f"{path} has too many ranges", "take the dump again")
         first, length = range_header(content, at, path, MAGIC, 1)
         at += HEADER.size
         complete &= length > 0 and at + length <= size
@@ -50,7 +50,7 @@ def range_header(content: Content, at: int, path: str, magic: bytes, version: in
         return 0, 0
     found, number, first, last, _ = HEADER.unpack(data)
     if found != magic or number != version or not first <= last < _MAX_ADDRESS:
-        raise NotADump(f"{path}: the header at byte {at} makes no sense", "copy or take the dump again")
+        raise NotADump(f"{path}: invalid header at byte {at}", "copy or take the dump again")
     return first, last - first + 1
 
 

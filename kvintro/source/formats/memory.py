@@ -21,8 +21,8 @@ from kvintro.source.translation import prepare, space_of
 from kvintro.source.vmcoreinfo import Chosen, Encrypted, NotBelieved, found_at
 
 _GAP = (
-    "whether this file has the gap below 4 GB is not known, as max_pfn has no name in its kernel: what lies "
-    "above the gap may be elsewhere; convert it to LiME or ELF, which say what lies where"
+    "it is not known whether this file has the gap below 4 GB, because its kernel has no symbol max_pfn: "
+    "memory above the gap may be at other addresses; convert the file to LiME or ELF, which contain addresses"
 )
 
 
@@ -64,7 +64,7 @@ class MemoryDump(Dump):
         elif self.complete is False:
             remedy = TRUNCATED_REMEDY
         elif isinstance(error, NotBelieved):
-            remedy = "is it whole? copy or take it again"
+            remedy = "copy or take it again whole"
         return NotADump(what, remedy)
 
 

@@ -76,10 +76,10 @@ def read_image(content: Content, path: str) -> Image:
     if version >= 3 and len(head) >= _INCOMPATIBLE_AT + 8:
         (flags,) = struct.unpack_from(">Q", head, _INCOMPATIBLE_AT)
     if version not in (2, 3) or bits not in _CLUSTER_BITS or count > _MAX_SNAPSHOTS:
-        raise NotADump(f"{path}: its qcow2 header makes no sense", "copy it again whole")
+        raise NotADump(f"{path}: invalid qcow2 header", "copy it again whole")
     if flags & _EXTERNAL_DATA:
         raise NotADump(
-            f"{path} is a qcow2 disk image with an external data file, and that has the snapshots' memory",
+            f"{path} is a qcow2 disk image, and the memory of its snapshots is in an external data file",
             "load the snapshot with qemu-system-x86_64 -loadvm NAME -S, and dump it with dump-guest-memory",
         )
     snapshots = list(_snapshots(content, at, count, size))
@@ -125,12 +125,12 @@ class VmState(Content):
         tables = -(-snapshot.state // reach)
         if snapshot.state > _FREE_STATE + _STATE_TO_FILE * content.real:
             raise NotADump(
-                f"{path} says that snapshot {snapshot.name!r} has {size_text(snapshot.state)} of memory, "
-                "which is too much for what the file has",
+                f"{path} claims {size_text(snapshot.state)} of memory for snapshot {snapshot.name!r}, "
+                "which is too much for the size of the file",
                 COPY_AGAIN,
             )
         if snapshot.entries > _MAX_L1 or first + tables > snapshot.entries:
-            raise NotADump(f"{path}: the tables of snapshot {snapshot.name!r} make no sense", COPY_AGAIN)
+            raise NotADump(f"{path}: the tables of snapshot {snapshot.name!r} are invalid", COPY_AGAIN)
         self.size = snapshot.state
         data = content.at(snapshot.table + 8 * first, 8 * tables)
         self._places = self._clusters(data, per_table, image.entry_size, -(-self.size // image.cluster))

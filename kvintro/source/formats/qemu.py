@@ -76,8 +76,8 @@ class QemuDump(MemoryDump):
         if self.stream.stopped not in ("", CUT):
             source.warnings.remove(TRUNCATED)
             source.warnings.append(
-                f"the stream was read up to byte {self.stream.end} only: {self.stream.stopped}; pages behind "
-                "that show as not in the dump"
+                f"the stream was read only up to byte {self.stream.end}: {self.stream.stopped}; later pages "
+                "are shown as not in the dump"
             )
         source.warnings += self._others
         return source
@@ -86,7 +86,7 @@ class QemuDump(MemoryDump):
         refused = super().refusal(error)
         if self.stream.stopped in ("", CUT):
             return refused
-        where = f"the stream was read up to byte {self.stream.end} only: {self.stream.stopped}"
+        where = f"the stream was read only up to byte {self.stream.end}: {self.stream.stopped}"
         return NotADump(refused.what, f"{where}; {_AS_ELF}")
 
 
@@ -159,7 +159,7 @@ def _left_aside(stream: Stream, blocks: List[Block]) -> List[str]:
         if block.name not in known and block.size >= 64 << 20 and "vram" not in block.name
     ]
     return [
-        f"{size_text(block.size)} of memory in {block.name!r} are not shown: the stream does not say where"
+        f"{size_text(block.size)} of memory in {block.name!r} are not shown: their address is unknown"
         for block in found
     ]
 

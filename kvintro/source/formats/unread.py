@@ -110,7 +110,7 @@ OTHERS: Tuple[Format, ...] = (
     Format(
         "a crash dump of Windows",
         begins(b"PAGEDUMP", b"PAGEDU64", b"MDMP\x93\xa7"),
-        "kvintro reads Linux kernels; WinDbg reads this one. Of a Linux guest QEMU writes ELF with "
+        "kvintro reads Linux kernels; WinDbg reads this one. For a Linux guest, use QEMU's "
         "dump-guest-memory without -w",
     ),
     Format(
@@ -130,12 +130,14 @@ OTHERS: Tuple[Format, ...] = (
     ),
     Format("swap space", _swap(b"SWAPSPACE2", b"SWAP-SPACE"), "memory that was swapped out is not a dump"),
     Format(
-        "an LKCD dump", begins(b"\xed\x23\x8f\x61\x73\x01\x19\xa8"), "use the crash of that time (SLES 9, 10)"
+        "an LKCD dump",
+        begins(b"\xed\x23\x8f\x61\x73\x01\x19\xa8"),
+        "use a version of crash from that time (SLES 9, 10)",
     ),
     Format(
         "a dump of s390",
         begins(b"\xa8\x19\x01\x73\x61\x8f\x23\xfd"),
-        "kvintro reads kernels of x86-64; zgetdump converts this one to ELF for crash",
+        "kvintro does not read kernels of s390; zgetdump converts the dump to ELF for crash",
     ),
     Format(
         "a Mach-O file",
@@ -199,18 +201,18 @@ OTHERS: Tuple[Format, ...] = (
         "-c takes a dump; the debuginfo of a kernel is its uncompressed vmlinux, and goes with -s",
     ),
     Format("a program of Windows or EFI", begins(b"MZ"), READS),
-    Format("BTF", begins(b"\x9f\xeb\x01\0"), "it goes with --btf; -c takes the dump"),
+    Format("BTF", begins(b"\x9f\xeb\x01\0"), "give it with --btf; -c takes a dump"),
     Format(
         "the text of VMCOREINFO",
         begins(b"OSRELEASE="),
-        "it goes with --vmcoreinfo FILE; -c takes the dump",
+        "give it with --vmcoreinfo FILE; -c takes a dump",
     ),
     Format(
         "a pointer to a file in Git LFS", begins(b"version https://git-lfs"), "fetch the file: git lfs pull"
     ),
     Format("a web page", matches(rb"\s*<(!DOCTYPE html|html)"), "the download went wrong; try it again"),
     Format(
-        "a report of kvintro's",
+        "a report of kvintro",
         matches(rb'\{\s*"schema": "kvintro\.'),
         "kvintro diff compares it; -c takes a dump",
     ),

@@ -138,10 +138,10 @@ def read_state(content: Content, path: str) -> Described:
         for name, at, _ in _GROUP.iter_unpack(table[: len(table) // _GROUP.size * _GROUP.size])
     }
     if not 0 < count <= _MAX_GROUPS or len(table) < count * _GROUP.size:
-        raise NotADump(f"{path}: its table of groups makes no sense", COPY_AGAIN)
+        raise NotADump(f"{path}: its table of groups is invalid", COPY_AGAIN)
     writer = f"VMware, version {version} of its format"
     if b"memory" not in groups:
-        raise NotADump(f"{path} is a state of VMware's that says nothing of memory", _AGAIN)
+        raise NotADump(f"{path} is a VMware state file without information about memory", _AGAIN)
     numbers: Dict[str, Dict[Tuple[int, ...], int]] = {}
     blocks: List[Block] = []
     whole = True
@@ -153,7 +153,7 @@ def read_state(content: Content, path: str) -> Described:
         elif tag.name == "Memory" and tag.block.size:
             blocks.append(tag.block)
     if not whole and "regionsCount" not in numbers:
-        raise NotADump(f"{path} is truncated before it says where in the machine its memory was", _AGAIN)
+        raise NotADump(f"{path} is truncated before the addresses of its memory", _AGAIN)
     return Described(_regions(numbers, path), blocks, whole, writer)
 
 
@@ -192,7 +192,7 @@ def _regions(numbers: Dict[str, Dict[Tuple[int, ...], int]], path: str) -> List[
     """The regions of memory."""
     count = numbers.get("regionsCount", {}).get((), 0)
     if count > _MAX_REGIONS:
-        raise NotADump(f"{path} has {count} regions of memory, more than any machine", _AGAIN)
+        raise NotADump(f"{path} has {count} regions of memory, which is too many", _AGAIN)
     found: List[Extent] = []
     for index in range(count):
         try:
@@ -202,7 +202,7 @@ def _regions(numbers: Dict[str, Dict[Tuple[int, ...], int]], path: str) -> List[
         except KeyError:
             raise NotADump(f"{path} does not say where region {index} of {count} is", _AGAIN) from None
         if max(frame, page, size) >= _MAX_PAGES:
-            raise NotADump(f"{path}: region {index} of its memory makes no sense", _AGAIN)
+            raise NotADump(f"{path}: region {index} of its memory is invalid", _AGAIN)
         if size:
             found.append(Extent(frame * PAGE, size * PAGE, page * PAGE))
     return _without_overlap(found, path)
@@ -297,7 +297,7 @@ def read_with(content: Content, path: str, beside: Beside) -> VmwareDump:
 
 
 def _no_memory(path: str, beside: Beside, found: Sequence[str]) -> NotADump:
-    what = f"{path} is a state of VMware's, and the machine's memory is not in it"
+    what = f"{path} is a VMware state file, and the machine's memory is not in it"
     if beside.refused:
         return NotADump(f"{what}; {beside.refused[0].what}", "make it readable, or name it with a second -c")
     if found:
@@ -315,7 +315,7 @@ def _block(content: Content, blocks: Sequence[Block], path: str) -> Content:
     """The memory in a state."""
     if len(blocks) > 1:
         raise NotADump(
-            f"{path} has its memory in {len(blocks)} blocks, and does not say how they follow each other",
+            f"{path} has its memory in {len(blocks)} blocks, but does not contain their order",
             "make ELF of it: vmss2core -N6 FILE",
         )
     (block,) = blocks
@@ -324,7 +324,7 @@ def _block(content: Content, blocks: Sequence[Block], path: str) -> Content:
     part = Part(content, block.offset, block.stored)
     if part.at(0, 1) != b"\x78":
         raise NotADump(
-            f"{path} has its memory compressed in a way that kvintro does not know",
+            f"{path} has memory that is compressed in an unknown way",
             "make ELF of it: vmss2core -N6 FILE",
         )
     return unpacked(part, 0, "zlib", path)

@@ -85,7 +85,7 @@ class XenCoreDump(MemoryDump):
             _check(_PV, PAGE, path)
         frames = sections.get(b".xen_pfn")
         if frames is None:
-            raise NotADump(f"{path} does not say which of its pages is which (.xen_pfn)", COPY_AGAIN)
+            raise NotADump(f"{path} does not contain the numbers of its page frames (.xen_pfn)", COPY_AGAIN)
         index, complete = _index(content, frames, sections[b".xen_pages"])
         if not len(index.keys):
             raise NotADump(f"{path} is truncated before its first page", COPY_AGAIN)
@@ -104,12 +104,12 @@ class XenCoreDump(MemoryDump):
 def _check(mark: int, page: int, path: str) -> None:
     if mark == _PV:
         raise NotADump(
-            f"{path} is the core of a paravirtualised guest of Xen (PV), whose page tables have the "
-            "machine's frames instead of its own",
+            f"{path} is the core of a paravirtualised guest of Xen (PV), whose page tables contain "
+            "the machine's page frames instead of its own",
             PV_REMEDY,
         )
     if mark != _HVM or page != PAGE:
-        raise NotADump(f"{path}: its header of Xen's makes no sense", COPY_AGAIN)
+        raise NotADump(f"{path}: invalid Xen header", COPY_AGAIN)
 
 
 def _index(content: Content, frames: Section, pages: Section) -> Tuple[Index, bool]:

@@ -69,16 +69,17 @@ def _stream(content: Content, path: str) -> Found:
             at = _libxc_in(content, at, path)
     mark, ident, version, options = LIBXC.unpack(_exactly(content, at, LIBXC.size, path))
     if mark != LIBXC_MARK or ident != _LIBXC_ID or version not in _VERSIONS or options & 1:
-        raise NotADump(f"{path} was saved by Xen in a form that kvintro does not read", _RESTORE)
+        raise NotADump(f"{path} was saved by Xen in a format that kvintro does not read", _RESTORE)
     domain = _exactly(content, at + LIBXC.size, _DOMAIN.size, path)
     kind, shift, _, major, minor = _DOMAIN.unpack(domain)
     if kind == _PV:
         raise NotADump(
-            f"{path} is a paravirtualised guest of Xen (PV), whose page tables have the machine's frames",
+            f"{path} is a paravirtualised guest of Xen (PV), whose page tables contain the "
+            "machine's page frames",
             f"restore the guest (xl restore FILE), and dump it with xl dump-core; {PV_REMEDY}",
         )
     if kind != _HVM or 1 << shift != PAGE:
-        raise NotADump(f"{path}: its header of the guest makes no sense", COPY_AGAIN)
+        raise NotADump(f"{path}: invalid header of the guest", COPY_AGAIN)
     return Found(at + LIBXC.size + _DOMAIN.size, f"Xen {major}.{minor}")
 
 
@@ -144,7 +145,7 @@ def _read(content: Content, at: int) -> Tuple[Index, Optional[str]]:
         if kind == _PAGE_DATA and not _pages(content, at, length, index):
             index.settle()
             whole = at + length <= content.size
-            return index, f"the record at byte {at - _RECORD.size} makes no sense" if whole else ""
+            return index, f"the record at byte {at - _RECORD.size} is invalid" if whole else ""
         at += length + 7 & ~7
     index.settle()
     return index, ""
