@@ -13,8 +13,8 @@ import signal
 from typing import Callable, List
 
 _MESSAGE = """\
-kvintro: a file ended where it was being read
-  hint: copy it again whole, or wait until it is
+kvintro: a file was truncated while it was read
+  hint: copy it again whole, or wait until it is complete
 """
 
 _handlers: List[object] = []  # keeps handlers that may still be called from being collected

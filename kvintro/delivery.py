@@ -74,12 +74,12 @@ def _deliver(result: Union[Report, Stream], args: argparse.Namespace, paged: boo
 
 def _deliver_bytes(result: Raw, args: argparse.Namespace) -> int:
     if args.format != "text":
-        raise UsageError(f"bytes are not written as {args.format}", f"omit --raw or {args.format}")
+        raise UsageError(f"--raw cannot be combined with {args.format}", f"omit --raw or {args.format}")
     if args.output is not None:
         with written_file(args.output) as file:
             file.buffer.writelines(result.pieces)
     elif sys.stdout.isatty():
-        raise UsageError("bytes are not for a terminal", "give -o FILE")
+        raise UsageError("bytes cannot be written to a terminal", "give -o FILE")
     else:
         for piece in result.pieces:
             sys.stdout.buffer.write(piece)

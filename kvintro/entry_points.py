@@ -38,14 +38,14 @@ def added(group: str, members: Tuple[str, ...], taken: Tuple[str, ...] = ()) -> 
     for point, package in _entry_points(group):
         try:
             if point.name in taken or point.name in found:
-                raise ValueError("the name is in use")
+                raise ValueError("the name is taken")
             found[point.name] = _checked(point.load(), INTERFACES[group], members)
             _packages[point.value.partition(":")[0].partition(".")[0]] = package
         except (Exception, SystemExit) as error:
             what = group.rpartition(".")[2].rstrip("s")
             why = printable(" ".join(str(error).split())) or type(error).__name__
             name = f"{what} {printable(point.name)} of {printable(package)}"
-            logging.getLogger("kvintro").warning("kvintro: the %s is left out: %s", name, why[:300])
+            logging.getLogger("kvintro").warning("kvintro: the %s is ignored: %s", name, why[:300])
     return found
 
 

@@ -225,7 +225,7 @@ class Region:
         except Unavailable as error:
             return Unknown(error.what)
         except NoRange as error:
-            return Unknown(f"its bounds make no sense: {error}")
+            return Unknown(f"its bounds are invalid: {error}")
 
 
 class Regions(Tuple[Region, ...]):
@@ -419,7 +419,7 @@ class Kernel:
     def nameless(self, name: str) -> Unavailable:
         """The error that says why a symbol cannot be found."""
         if self.source.symbols == "none":
-            return Unavailable(f"no symbols here, so {name} cannot be found", "give -s VMLINUX")
+            return Unavailable(f"there are no symbols, so {name} cannot be found", "give -s VMLINUX")
         if self.code_only:
             return Unavailable(
                 f"{name} cannot be found: this kernel names its code only (CONFIG_KALLSYMS_ALL is off)",
@@ -456,7 +456,7 @@ class Kernel:
         :raises Unavailable: the source has no symbols, or only those of code, and this is a variable.
         """
         if self.source.symbols == "none":
-            raise Unavailable("no symbols here, so nothing says what this kernel was built with")
+            raise Unavailable("there are no symbols, so it is not known how this kernel was built")
         found = self.find_symbol(name) is not None
         if not found and self.code_only and not code:
             raise self.nameless(name)
@@ -511,7 +511,7 @@ class Kernel:
         except ValueError:
             raise Unavailable(f"VMCOREINFO's {key} is not a number") from None
         if not -(1 << 63) <= value < 1 << 64:
-            raise Unavailable(f"VMCOREINFO's {key} is not a number of 64 bits")
+            raise Unavailable(f"VMCOREINFO's {key} does not fit in 64 bits")
         return Fact(value, f"VMCOREINFO {key[key.find('(') + 1 :].rstrip(')')}")
 
     def first_fact(self, *ways: Callable[[], Fact[int]]) -> Fact[int]:
@@ -599,7 +599,7 @@ class Kernel:
         except LookupError:
             raise Unavailable("its slots are an enum, which cannot be read without types") from None
         if not 0 < slots < MAX_FIXMAP_SLOTS:
-            raise Unavailable(f"enum fixed_addresses has {slots} slots, which makes no sense")
+            raise Unavailable(f"enum fixed_addresses has {slots} slots, which is invalid")
         return slots
 
     @cached_property
@@ -658,7 +658,7 @@ class Kernel:
             for address in self.node_addresses():
                 yield drgn.Object(self.prog, "struct pglist_data", address=address)
         except (LookupError, TypeError, ValueError, drgn.FaultError) as error:
-            raise Unavailable(f"the nodes of memory cannot be read: {error}") from error
+            raise Unavailable(f"the memory nodes cannot be read: {error}") from error
 
     def _end_of_nodes(self) -> Fact[int]:
         """The highest end of a node. A node spans its first to last frame (mm/mm_init.c:free_area_init).
@@ -667,8 +667,8 @@ class Kernel:
         """
         ends = [0, *(end for _, end in self.node_spans())]
         if not 0 < max(ends) < 1 << 52:
-            raise Unavailable("the nodes of memory say nothing of its end")
-        return Fact(max(ends), "the end of its nodes")
+            raise Unavailable("the memory nodes do not show the end of memory")
+        return Fact(max(ends), "the end of the memory nodes")
 
     def node_spans(self) -> List[Tuple[int, int]]:
         """(first page frame, one more than the last) of each node; no types are needed.

@@ -43,14 +43,14 @@ def refuse_inputs(args: argparse.Namespace) -> None:
     :raises UsageError: the file of ``-o``, standard output or standard error is such a file.
     """
     if args.output == "":
-        raise UsageError("-o names no file", "give it a path, or omit -o")
+        raise UsageError("-o needs the name of a file", "give it a path, or omit -o")
     target, out, err = _stat(args.output), _fstat(sys.stdout), _fstat(sys.stderr)
     inputs: Dict[FileId, str] = {}
     if any(status is not None and stat.S_ISREG(status.st_mode) for status in (target, out, err)):
         inputs = {**_open_files(), **_named_files(args)}
     if target is not None and _id(target) in inputs:
         raise UsageError(
-            f"-o {args.output} would overwrite {inputs[_id(target)]}, which is read",
+            f"-o {args.output} would overwrite {inputs[_id(target)]}, which is being read",
             "choose another file; nothing was written",
         )
     if target is not None and stat.S_ISREG(target.st_mode) and target.st_dev in _kernel_devices():
@@ -62,7 +62,7 @@ def refuse_inputs(args: argparse.Namespace) -> None:
     for name, status in (("standard output", out), ("standard error", err)):
         if status is not None and _id(status) in inputs:
             raise UsageError(
-                f"{name} is {inputs[_id(status)]}, which is read",
+                f"{name} is {inputs[_id(status)]}, which is being read",
                 "the shell emptied the file before kvintro started: restore it from a copy"
                 if status.st_size == 0
                 else "send it to another file; nothing was written",

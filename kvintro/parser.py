@@ -107,7 +107,7 @@ class _Parser(argparse.ArgumentParser):
         names = [str(choice) for choice in action.choices]
         command = isinstance(action, argparse._SubParsersAction)
         if command and value in ("help", "version"):
-            raise UsageError(f"{value} is not a command: it comes first", f"kvintro {value}")
+            raise UsageError(f"{value} must be the first argument", f"kvintro {value}")
         if command:
             what, rest = f"there is no command {printable(value)}", "kvintro help lists the commands"
         else:

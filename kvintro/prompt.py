@@ -108,7 +108,9 @@ def kernel(source: Union[drgn.Program, _Path, None] = None, *parts: _Path) -> Ke
         paths = [fspath(path) for path in (source, *parts)]
         return Kernel(open_kernel(Request(core=paths)).source)
     if parts:
-        raise UsageError("a program has all of its dump", "give the paths of all parts, and no program")
+        raise UsageError(
+            "a program cannot be given together with parts of a dump", "give the paths of all parts"
+        )
     return Kernel(attach(drgn.get_default_prog() if source is None else source))
 
 
@@ -515,7 +517,7 @@ def run_command(of: Kernel, args: argparse.Namespace) -> Union[Report, Stream]:
     for name in _SOURCE_OPTIONS:
         if getattr(args, name, None):
             raise UsageError(
-                "this session has its program, and no other can be opened in it",
+                "this session already has a program, and cannot open another one",
                 "run kvintro from the shell for another dump",
             )
     source = of._source

@@ -203,7 +203,7 @@ def ptdump_text_of(arch: Architecture) -> PtdumpText:
 
 def _wrong(name: str) -> WrongArchitecture:
     return WrongArchitecture(
-        f"the dump is of another architecture ({name})", f"kvintro reads kernels of {names()}"
+        f"the dump's architecture is not supported: {name}", f"kvintro reads kernels of {names()}"
     )
 
 

@@ -262,7 +262,7 @@ class Session:
             try:
                 Translator(self.kernel).parse(text)
             except UsageError as error:
-                what = f"nothing here is called {printable(text)}"
+                what = f"nothing is called {printable(text)}"
                 raise UsageError(what, error.remedy) from None
             found.append(Found(f"symbol {printable(text)}", places.follow(Link("symbol", text))))
         elif not _NUMBER.fullmatch(text) and ":" not in text:

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 HELP = "write a dump, saved guest or running guest as ELF or kdump, for crash, drgn and makedumpfile"
 EXAMPLES = """\
-The file is new, and only its owner may read it. It has the VMCOREINFO that kvintro verified, and so needs no
-options of other tools. Nothing is left behind if the command fails or is interrupted.
+The file is new, and only its owner may read it. It contains the VMCOREINFO that kvintro verified,
+so other tools read it without options. If the command fails or is interrupted, no file remains.
 
--d leaves out pages as makedumpfile does; the levels add up: 1 pages of zeros, 2 page cache, 4 page cache with
-private data, 8 memory of processes, 16 free pages. Pages of zeros never take room, and always read as zeros.
+-d leaves out pages as makedumpfile does. The levels add up: 1 pages of zeros, 2 cache pages without private
+flag, 4 cache pages with or without private flag, 8 memory of processes, 16 free pages. Pages of zeros never
+take room, and always read as zeros.
 
 examples:
   kvintro convert guest.save -o vmcore                   ELF

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 HELP = "memory at an address: each word with what it is, the members of a type, or the bytes themselves"
 EXAMPLES = """\
-a word is eight bytes in the kernel's byte order. What it is, is what kvintro identify says of it, most
-specific first.
+a word is eight bytes in the kernel's byte order. Each is described as kvintro identify
+describes it, most specific description first.
 
 examples:
   kvintro -c vmcore read init_task --size 256

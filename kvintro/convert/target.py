@@ -37,7 +37,7 @@ class Target:
         for source in sources if found is not None else ():
             status = os.fstat(source.file.fileno())
             if found is not None and (status.st_dev, status.st_ino) == (found.st_dev, found.st_ino):
-                raise UsageError(f"{path} is {source.path}, which is read", "choose another file")
+                raise UsageError(f"{path} is {source.path}, which is being read", "choose another file")
         directory, self._name = os.path.split(path)
         self._temporary: Optional[str] = None
         self._handlers: Dict[int, Any] = {}

@@ -63,7 +63,7 @@ def aliases(kernel: Kernel, physical: int) -> Aliases:
             stretches = tree.ranges(part.start, part.end).matching(((MAPPED, MAPPED),), _MAX_FOUND + 1)
             if len(stretches) > _MAX_FOUND:
                 complete = False
-                problems.append(f"{root.owner} maps it more than {_MAX_FOUND} times; the rest is left out")
+                problems.append(f"{root.owner} maps it more than {_MAX_FOUND} times; the rest is not shown")
             for start, end, key in stretches[:_MAX_FOUND]:
                 level = (key & LEVEL_MASK) >> LEVEL_SHIFT
                 size = 1 << kernel.form.shift(level)

@@ -36,7 +36,7 @@ def rights_of(kernel: Kernel) -> Tuple[List[Mapped], List[str]]:
     problems: List[str] = []
     located = [(region, kernel.locate(region)) for region in kernel.regions]
     problems += [
-        f"{r.name}: where it lies is not known: {p.reason}" for r, p in located if isinstance(p, Unknown)
+        f"{r.name}: its place is not known: {p.reason}" for r, p in located if isinstance(p, Unknown)
     ]
     placed = [(region, place) for region, place in located if isinstance(place, Placement)]
     for region, place in sorted(placed, key=lambda item: item[1].range.start):

@@ -98,7 +98,9 @@ def type_named(kernel: Kernel, name: str) -> drgn.Type:
         except (LookupError, SyntaxError, ValueError):
             continue
         except TypeError:
-            raise UsageError(f"{printable(text)} has no size here", "name a type that is complete") from None
+            raise UsageError(
+                f"{printable(text)} does not have a size", "name a type that is complete"
+            ) from None
         if size > _LARGEST:
             raise UsageError(f"{printable(text)} has {size} bytes", f"at most {_LARGEST} can be shown")
         return found

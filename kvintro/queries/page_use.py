@@ -30,7 +30,7 @@ class PageUse:
         try:
             self._lookup = PageLookup(kernel)
         except Unavailable as error:
-            self.lacks = (f"what pages are used for is not known: {error.what}",)
+            self.lacks = (f"the use of pages is not known: {error.what}",)
 
     def of(self, physical: int) -> Optional[Thing]:
         """The use of the page of a physical address; None if unknown."""

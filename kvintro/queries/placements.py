@@ -69,7 +69,9 @@ def place_regions(kernel: Kernel) -> Placements:
             found = replace(found, parent=between.parent if isinstance(between, Placement) else "")
         outer = known.get(found.parent)
         if outer is not None and not (found.range.start in outer and found.range.end in outer):
-            out.missing.append((region, Unknown(f"its bounds {_bounds(found)} reach out of {found.parent}")))
+            out.missing.append(
+                (region, Unknown(f"its bounds {_bounds(found)} are not inside {found.parent}"))
+            )
             continue
         among = out.placed if outer is None else out.inside.setdefault(found.parent, [])
         if _put(out, region, found, among):

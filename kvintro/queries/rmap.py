@@ -113,7 +113,7 @@ class ReverseMap:
         by_mm, process_damage = self._processes
         offset = page.offset
         if offset is None:
-            raise Unavailable("nothing says where in its file or memory the page belongs")
+            raise Unavailable("the page's offset in its file or memory is not known")
         try:
             if low == _KSM:
                 way, areas = "ksm", self._ksm(mapping & ~3, damage)
@@ -249,7 +249,9 @@ class ReverseMap:
         shared = bool(_vm_flags(area) & _VM_SHARED)
         owners = by_mm.get(mm) or []
         if not owners:
-            damage.add("an area belongs to a process that is in no list", f"mm_struct {mm:016x}")
+            damage.add(
+                "an area belongs to a process that is not in the list of processes", f"mm_struct {mm:016x}"
+            )
         for process in owners:
             yield UserMapping(
                 process.pid,
@@ -403,6 +405,6 @@ def user_mappings(kernel: Kernel, pfn: int) -> UserMappings:
     page = PageLookup(kernel).state(pfn)
     found = ReverseMap(kernel).mappings(page)
     if found.way is None and (page.mapcount or 0) > 0:
-        note = "processes map the page, but nothing leads from it to who does"
+        note = "processes map the page, but the page does not lead to them"
         return dataclasses.replace(found, notes=(*found.notes, note))
     return found

@@ -238,7 +238,7 @@ class Translator:
         if asked.form in ("physical", "pfn"):
             physical = asked.value << self.kernel.page_shift if asked.form == "pfn" else asked.value
             if physical >> 52:
-                return self._nothing(asked, "unmapped", "no processor has so much physical memory")
+                return self._nothing(asked, "unmapped", "no processor supports that much physical memory")
             return self._of_physical(asked, physical, [asked.note])
         return self._of_virtual(asked)
 
@@ -358,7 +358,7 @@ class Translator:
         """Translate a physical address to its place in the direct map."""
         rule = self.direct_map
         if rule is None:
-            notes.append("this source does not say where the direct map lies")
+            notes.append("the address of the direct map is not known")
             return self._answer(asked, None, None, None, physical, None, notes, state="not-in-dump")
         address = physical + rule.offset & ALL
         if address not in rule.range:
@@ -369,7 +369,7 @@ class Translator:
             why = "a page table of the direct map is not in this dump"
             if found.state == "unmapped":
                 told = self._why_missing(address, found)
-                why = f"not in the direct map: {told or 'no memory is there, or the kernel took it out'}"
+                why = f"not in the direct map: {told or 'there is no memory, or the kernel unmapped it'}"
             notes.append(why)
             return self._answer(asked, found, self.root, None, physical, None, notes)
         if found.physical != physical:
@@ -380,13 +380,13 @@ class Translator:
     def _of_page(self, asked: Input) -> Translation:
         pages = self.pages
         if pages is None:
-            raise Unavailable("where the struct pages lie is not known", "give -s VMLINUX")
+            raise Unavailable("the address of the struct pages is not known", "give -s VMLINUX")
         base, size, count = pages
         pfn, inside = divmod(asked.value - base & ALL, size)
         if not 0 <= pfn < count:
             raise UsageError(
                 f"{asked.text} is not a struct page: they are at {base:016x}-{base + count * size - 1:016x}",
-                "omit --from to have its kind recognised",
+                "omit --from, and kvintro infers its kind",
             )
         notes = [asked.note]
         own = self.kernel.walk(asked.value)
@@ -493,8 +493,8 @@ class Translator:
 def disagreement(address: int, rule: Linear) -> str:
     """Note about an address for which the page tables and the region's rule disagree."""
     return (
-        f"the region's rule says {address - rule.offset & ALL:016x}, and the page tables say otherwise; "
-        "they decide"
+        f"the region's rule gives {address - rule.offset & ALL:016x}, but the page tables disagree; the "
+        "page tables decide"
     )
 
 

@@ -43,7 +43,7 @@ def bounded(seconds: float) -> Iterator[None]:
     try:
         yield
     except _OutOfTime:
-        raise Unavailable(f"looking for it had not come to an end after {seconds:.2g} s") from None
+        raise Unavailable(f"the search did not end within {seconds:.2g} s") from None
     finally:
         if before is None or callable(before):
             sys.setprofile(before)
@@ -83,7 +83,7 @@ class Budget:
         :raises Unavailable: the time is up.
         """
         if self.spent:
-            raise Unavailable("the time for looking is used up")
+            raise Unavailable("the time for searches is used up")
         started = time.thread_time()
         try:
             with bounded(self._left):

@@ -33,5 +33,5 @@ class Damage:
             times = f" ({count} times)" if count > 1 else ""
             out.append(f"{what}{times}: {detail}" if detail else f"{what}{times}")
         if len(self._counts) > self._MOST:
-            out.append(f"and {len(self._counts) - self._MOST} more troubles of this kind")
+            out.append(f"and {len(self._counts) - self._MOST} more problems of this kind")
         return out

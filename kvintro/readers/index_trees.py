@@ -46,7 +46,7 @@ def maple_entries(
         encoded, low, high = waiting.pop()
         node = encoded & ~_MAPLE_NODE_MASK & ALL
         if node in seen or len(seen) > limit:
-            damage.add(f"{what} runs in a circle", f"back to {node:016x}")
+            damage.add(f"{what} contains a cycle", f"back to {node:016x}")
             continue
         seen.add(node)
         try:
@@ -124,7 +124,7 @@ def xarray_entries(
     while waiting:
         entry, low, above = waiting.pop()
         if entry in seen or len(seen) > limit:
-            damage.add(f"{what} runs in a circle", f"back to {entry:016x}")
+            damage.add(f"{what} contains a cycle", f"back to {entry:016x}")
             continue
         seen.add(entry)
         try:
@@ -134,7 +134,7 @@ def xarray_entries(
             shift = number(node, "shift")
             slots = [int(slot.value_()) for slot in node.slots]
             if shift >= above:
-                raise Unavailable(f"a node of shift {shift} lies below one of {above}")
+                raise Unavailable(f"a node of shift {shift} is below a node of shift {above}")
         except TROUBLE as error:
             damage.add(f"{what} is damaged: what hangs below one pointer is missing", error)
             continue

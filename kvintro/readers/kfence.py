@@ -106,7 +106,7 @@ def known_pool(kernel: Kernel) -> Tuple[Optional[KfencePool], str]:
     try:
         return kfence_pool(kernel), ""
     except Unavailable as error:
-        return None, f"which slabs are KFENCE's is not known: {error.what}"
+        return None, f"the slabs of KFENCE are not known: {error.what}"
 
 
 def _objects(kernel: Kernel, start: int, table: int) -> Tuple[KfenceObject, ...]:

@@ -178,7 +178,7 @@ def _list(
         else:
             if node == head or way == "prev":
                 return
-            damage.add(f"{what} runs in a circle", f"after {count} entries back to {node:016x}")
+            damage.add(f"{what} contains a cycle", f"after {count} entries back to {node:016x}")
 
 
 def list_nodes(kernel: Kernel, head: int, damage: Damage, what: str, *, limit: int = LIMIT) -> Iterator[int]:
@@ -258,7 +258,7 @@ def _chain(
     seen: Set[int] = set()
     while node:
         if node in seen:
-            damage.add(f"{what} runs in a circle", f"back to {node:016x}")
+            damage.add(f"{what} contains a cycle", f"back to {node:016x}")
             return
         if len(seen) > limit:
             damage.add(f"{what} does not end", f"given up after {len(seen)} entries")
@@ -297,7 +297,7 @@ def nested_entries(
         if not address:
             continue
         if address in seen or depth > max_depth or len(seen) >= limit:
-            damage.add(f"{what} runs in a circle", f"back to {address:016x}")
+            damage.add(f"{what} contains a cycle", f"back to {address:016x}")
             continue
         seen.add(address)
         try:
@@ -337,7 +337,7 @@ def interval_entries(
         if not node:
             continue
         if node in seen:
-            damage.add(f"{what} runs in a circle", f"back to {node:016x}")
+            damage.add(f"{what} contains a cycle", f"back to {node:016x}")
             continue
         if len(seen) > LIMIT:
             damage.add(f"{what} does not end", f"given up after {LIMIT} entries")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _MAX_PROCESSES = 1 << 22  # PID_MAX_LIMIT
 _MAX_FOREIGN = 1 << 10  # above this limit none of the process's tables is used
 #: The note about tables that :func:`foreign_tables` finds.
-SHARED_TABLES = "page tables of a process belong to another process too and are left out"
+SHARED_TABLES = "page tables of a process also belong to another process, and are ignored"
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,9 @@ def find_process(kernel: Kernel, pid: int) -> Process:
         raise Unavailable(
             f"process {pid} was not found, and the list of processes is damaged: {damage.notes[0]}"
         )
-    raise UsageError(f"there is no process {pid}", "see `user --all`; threads go by the pid of their process")
+    raise UsageError(
+        f"there is no process {pid}", "see `user --all`; for a thread, give the pid of its process"
+    )
 
 
 def each_mm(kernel: Kernel, damage: Damage) -> Iterator[Process]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from kvintro.kernels import Kernel
 
 #: Note about a randomised base that KASLR cannot have chosen.
-NO_PLACE = "this is none of the places that the kernel chooses from"
+NO_PLACE = "this is not one of the places that the kernel chooses from"
 
 
 def bits(slots: int) -> float:

@@ -148,7 +148,7 @@ def _said(kernel: Kernel, what: str, type_name: str, member: str = "") -> int:
     except Unavailable as error:
         raise Unavailable(f"there are no types, and {error.what}", USE_TYPES) from error
     if not 0 <= found < _LARGEST_STRUCT:
-        raise Unavailable(f"VMCOREINFO's {what}({name}) is {found}, which makes no sense")
+        raise Unavailable(f"VMCOREINFO's {what}({name}) is {found}, which is invalid")
     return found
 
 

@@ -70,10 +70,12 @@ def vmas_of(kernel: Kernel, process: Process, mm: drgn.Object, damage: Damage) -
             vma = struct_at(kernel, "struct vm_area_struct", address)
             start, end = number(vma, "vm_start"), number(vma, "vm_end")
             if not 0 <= start < end <= 1 << 63 or start % page or end % page:
-                damage.add("the bounds of a memory area make no sense", f"{start:#x}-{end:#x}")
+                damage.add("the bounds of a memory area are invalid", f"{start:#x}-{end:#x}")
                 continue
             if place is not None and place != (start, end - 1):
-                damage.add("a memory area does not lie where its tree has it", f"{start:#x}-{end:#x}")
+                damage.add(
+                    "a memory area is not at the address that its tree has for it", f"{start:#x}-{end:#x}"
+                )
                 continue
             found.append(reader.read(vma, start, end))
         except TROUBLE as error:

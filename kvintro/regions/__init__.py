@@ -92,9 +92,7 @@ class Region(kernels.Region):
         found = kernel.place(self)
         roots = self.roots(kernel)
         rows = [row for root in roots for row in mapped_ranges(kernel, root, found.range)]
-        notes = (
-            () if roots else ("no page tables are looked into for this: nothing of the kernel's lives here",)
-        )
+        notes = () if roots else ("page tables are not read for this: the kernel maps nothing here",)
         totals = {"mapped": Size(sum(row.size for row in rows))}
         return Contents((Table("ranges", RANGE_COLUMNS, rows),), totals, notes)
 

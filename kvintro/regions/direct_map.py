@@ -103,7 +103,7 @@ _RUN_COLUMNS = (
     Column("rights", "rights"),
     Column("caching", "caching", spare=3),
     Column("physical", "physical", spare=4),
-    Column("resources", "what lies there"),
+    Column("resources", "what is there"),
 )
 _SPLIT_COLUMNS = (
     Column("start", "start"),
@@ -144,14 +144,14 @@ class DirectMap(Region):
         offset, reserved = kernel.linear_offset.value, kernel.place(self).range
         last = offset + (kernel.max_pfn.value << kernel.page_shift) - 1 & ALL
         if last not in reserved:
-            raise Unavailable("max_pfn does not lie within the direct map")
+            raise Unavailable("max_pfn is not within the direct map")
         where = AddressRange(reserved.start, last)
         damage = Damage()
         view = View.of(kernel, where.start, last)
         physical = Physical(kernel, damage)
         if not physical.resources:
             why = physical.problem or "the tree of memory resources is empty"
-            damage.add("what is RAM and what is not is unknown", why)
+            damage.add("it is unknown which parts are RAM", why)
         runs = merged(_runs(kernel, view, where, offset, physical), _alike, _join)
         reasons = Reasons(kernel, offset, physical, damage)
         holes = [row for hole in _holes(view, where) for row in reasons.hole(hole.start, hole.end, hole.kept)]

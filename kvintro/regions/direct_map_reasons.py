@@ -135,7 +135,7 @@ class Reasons:
             if not ram:
                 known = bool(self._physical.resources)
                 why = f"no RAM ({resource})" if resource else "no RAM"
-                why = why if known else "not known: RAM or no RAM"
+                why = why if known else "not known whether this is RAM"
                 yield self._hole(start, end, resource, kept, why)
                 continue
             at = start
@@ -197,7 +197,7 @@ class Reasons:
                 return "free page (debug_pagealloc)"
         if kept and any(low <= frame < high for low, high in self._freed):
             return "freed after boot (debug_pagealloc)"
-        return "taken out by set_memory_np(), for whom is not known" if kept else "RAM that was never mapped"
+        return "unmapped by set_memory_np(), for an unknown user" if kept else "RAM that was never mapped"
 
     def _struct_page(self, frame: int) -> Optional[bytes]:
         if not self._struct_size:
@@ -229,13 +229,13 @@ class Reasons:
             reasons.append("ends at max_pfn")
         if block.kept:
             told = sorted({row.why for row in self._kept_reasons(start, end)})
-            reasons.append(f"pages taken out: {', '.join(told)}" if told else "pages taken out")
+            reasons.append(f"pages unmapped: {', '.join(told)}" if told else "pages unmapped")
         if len(block.rights) > 1:
             rights = " ".join(sorted(block.rights))
             reasons.append(f"rights differ: {rights}{self._whose_rights(start, end)}")
         if len(block.caching) > 1:
             reasons.append(f"caching differs: {' '.join(sorted(block.caching))}")
-        return "; ".join(reasons) or "nothing any more: split once, alike now"
+        return "; ".join(reasons) or "no reason is left: the parts are alike now"
 
     def _whose_rights(self, start: int, end: int) -> str:
         """Contents of a block that need different rights, in parentheses; empty if unknown."""

@@ -110,7 +110,7 @@ class Fixmap(Region):
         stray = [row for row in in_use if row.name is None]
         notes = [f"slot {row.slot} has no name, but is mapped" for row in stray[:5]]
         notes += [
-            f"slot {row.slot}, {row.name}, is early boot's and is still mapped"
+            f"slot {row.slot}, {row.name}, belongs to early boot and is still mapped"
             for row in in_use
             if not row.permanent
         ][:5]
@@ -132,7 +132,7 @@ def _slots(kernel: Kernel) -> Tuple[Dict[int, str], int, int]:
     except (LookupError, TypeError) as error:
         raise Unavailable(f"enum fixed_addresses cannot be read: {error}") from error
     if not 0 < permanent <= last < MAX_FIXMAP_SLOTS:
-        raise Unavailable(f"enum fixed_addresses has {last} slots, which makes no sense")
+        raise Unavailable(f"enum fixed_addresses has {last} slots, which is invalid")
     names = {value: name for name, value in enumerators.items()}
     # An array of slots has a name at each end: X_0 or X_BEGIN or X, and X_END. On x86, slots of early boot
     # are numbered so that BEGIN has the higher number.

@@ -32,7 +32,7 @@ _MEANINGS = {
     0xFB: "freed slab object",
     0xFA: "freed slab object with its free track",
     0xF9: "redzone of a global variable",
-    0xF8: "vmalloc area beyond what was asked for, or variable out of scope",
+    0xF8: "vmalloc area beyond the requested size, or variable out of scope",
     0xF1: "stack, left redzone",
     0xF2: "stack, between variables",
     0xF3: "stack, right redzone",
@@ -45,7 +45,7 @@ _MEANINGS = {
 _OLD_MEANINGS = {
     **_MEANINGS,
     0xFA: "redzone of a global variable",
-    0xF9: "vmalloc area beyond what was asked for",
+    0xF9: "vmalloc area beyond the requested size",
     0xF8: "variable out of scope",
 }
 
@@ -105,7 +105,7 @@ _SHADOW_COLUMNS = (
     Column("size", "size", "right"),
     Column("rights", "rights"),
     Column("page_size", "pages", spare=1),
-    Column("covers", "stands for"),
+    Column("covers", "covers"),
     Column("covers_end", "to"),
 )
 
@@ -149,7 +149,7 @@ class KasanShadow(Region):
             damage.add("tables of the shadow are not in this source", str(unreadable))
         decoded: List[ByteRow] = []
         if asked.within is None:
-            notes.append("give --range A-B to have the shadow of those addresses decoded")
+            notes.append("give --range A-B to decode the shadow of those addresses")
         else:
             decoded = list(_decode(kernel, asked.within, where, early.page, damage))
         table: Table
@@ -283,7 +283,7 @@ def _decode(
                 f"{within.start:016x}-{within.end:016x} has no shadow: only the kernel half has"
             )
     if high - low >= _MOST:
-        damage.add("not all of the range is decoded", f"{_MOST << _SCALE_SHIFT} bytes are the most at a time")
+        damage.add("not all of the range is decoded", f"at most {_MOST << _SCALE_SHIFT} bytes are decoded")
         high = low + _MOST - 1
     meanings = _meanings(kernel)
     run: Optional[Tuple[int, Optional[int], bool]] = None

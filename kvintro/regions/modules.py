@@ -276,7 +276,7 @@ def _module(
     pieces = []
     for kind, start, size in module_parts(module):
         if not kernel.form.kernel.start <= start < start + size <= 1 << 64:
-            damage.add("a module's memory lies nowhere", f"{name}: {start:#x}")
+            damage.add("a module's memory has an invalid address", f"{name}: {start:#x}")
             continue
         pieces.append(_piece(view, name, kind, state, start, size))
     users = []
@@ -443,7 +443,7 @@ def _code(kernel: Kernel, view: View, damage: Damage) -> Iterator[CodeRow]:
 
 def _code_row(view: View, start: int, size: int, kind: str, name: str, damage: Damage) -> Iterator[CodeRow]:
     if not 1 << 63 <= start < start + size <= 1 << 64:
-        damage.add(f"a {kind} lies nowhere", f"{start:#x}, {size} bytes")
+        damage.add(f"a {kind} has an invalid address", f"{start:#x}, {size} bytes")
         return
     found = view.stretch(start, start + size - 1)
     problem = None

@@ -143,7 +143,7 @@ def _one(kernel: Kernel, process: Process) -> Contents:
     stray = residency.outside(vmas)
     if stray and not damage:
         notes.append(
-            f"{sum(high - low + 1 for low, high in stray)} bytes are mapped in no area: {stray[0][0]:016x}"
+            f"{sum(high - low + 1 for low, high in stray)} bytes are mapped outside areas: {stray[0][0]:016x}"
         )
     if residency.unreadable:
         notes.append(f"page tables of {residency.unreadable} bytes are not in this source")

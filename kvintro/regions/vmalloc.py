@@ -135,7 +135,7 @@ GAP_COLUMNS = (
     Column("start", "start"),
     Column("end", "end"),
     Column("size", "size", "right"),
-    Column("behind", "behind the area of"),
+    Column("behind", "after the area of"),
 )
 
 
@@ -188,7 +188,7 @@ class Vmalloc(Region):
             totals["pooled"] = Size(accounted[1])
             if sum(accounted) != free and not damage:
                 notes.append(
-                    f"the gaps come to {free} bytes, but the kernel counts {accounted[0]} free and "
+                    f"the gaps add up to {free} bytes, but the kernel counts {accounted[0]} free and "
                     f"{accounted[1]} held back for reuse: areas were being freed when this was taken"
                 )
         wrong = [row for row in rows if row.problem]
@@ -216,8 +216,8 @@ class Vmalloc(Region):
             "in_region": Size(sum(row.size for row in rows if row.region == self.key)),
         }
         note = (
-            "there are no types: the list of areas has their bounds; what they are for, who made them and "
-            f"which were freed lately is not known; {USE_TYPES}"
+            "there are no types: the list of areas has only their bounds; their purposes and callers, and "
+            f"recently freed areas, are not known; {USE_TYPES}"
         )
         return Contents((Table("areas", AREA_COLUMNS, rows),), totals, (note, *damage.notes), partial=True)
 
@@ -361,7 +361,7 @@ class Areas:
                     if row is not None:
                         yield row
         except Unavailable as error:
-            self._damage.add("areas that were freed lately cannot be listed", error.what)
+            self._damage.add("recently freed areas cannot be listed", error.what)
 
     def _is_wanted(self, start: int) -> bool:
         return self._within is None or start in self._within
@@ -440,7 +440,7 @@ class Areas:
             return None
         count, pages = number(vm, "nr_pages"), number(vm, "pages")
         if count > size >> self._kernel.page_shift:
-            self._damage.add("an area has more pages than room", f"{start:016x}: {count}")
+            self._damage.add("an area has more pages than its size allows", f"{start:016x}: {count}")
             count = 0
         if count and pages:
             self.page_arrays[start] = (pages, count)
@@ -472,7 +472,7 @@ class Areas:
     def _bare(self, start: int, end: int, kind: str) -> Optional[AreaRow]:
         page = self._kernel.form.page_size
         if not 1 << 63 <= start < end <= ALL or start % page or end % page:
-            self._damage.add("an area's bounds make no sense", f"{start:#x}-{end:#x}")
+            self._damage.add("an area's bounds are invalid", f"{start:#x}-{end:#x}")
             return None
         return _bare_row(self._where, start, end, kind)
 
@@ -625,7 +625,7 @@ class _Frames:
             return None
         first = int(bad[0])
         return (
-            f"{len(bad)} pages are others than the area has: at {int(addresses[first]):016x} "
+            f"{len(bad)} pages are not those of the area: at {int(addresses[first]):016x} "
             f"{int(physical[first]):x}, not {int(wanted[first]):x}"
         )
 

@@ -128,7 +128,7 @@ class Vmemmap(Region):
         found = kernel.place(self)
         size = kernel.page_struct_size.value
         if not 0 < size <= kernel.form.page_size:
-            raise Unavailable(f"a struct page of {size} bytes makes no sense")
+            raise Unavailable(f"invalid size of struct page: {size} bytes")
         base = kernel.facts.memory_map.value
         return base, size, ((found.range.end - base & ALL) + 1) // size
 
@@ -164,7 +164,7 @@ class Vmemmap(Region):
         wrong = [row for row in rows if row.problem]
         notes += [f"section {row.first}: {row.problem}" for row in wrong[:5]]
         if whole_mapping.mapped != covered and not damage:
-            notes.append(f"{whole_mapping.mapped - covered} bytes are mapped that belong to no section")
+            notes.append(f"{whole_mapping.mapped - covered} mapped bytes do not belong to a section")
         return Contents(
             (
                 Table("sections", _SECTION_COLUMNS, rows),
@@ -213,7 +213,7 @@ def _sections(
     """Present sections (mm/sparse.c), one row each."""
     shift = kernel.section_size_bits.value
     if not SUBSECTION_SHIFT <= shift < 48:
-        raise Unavailable(f"sections of 2^{shift} bytes make no sense")
+        raise Unavailable(f"invalid size of sections: 2^{shift} bytes")
     pages, possible = 1 << shift - kernel.page_shift, 1 << shift - SUBSECTION_SHIFT
     flag_names = _flag_names(kernel)
     for index, address in _section_structs(kernel, form, damage):
@@ -300,7 +300,7 @@ def _section_structs(kernel: Kernel, form: SectionForm, damage: Damage) -> Itera
         bits = kernel.facts.max_physmem_bits.value - kernel.section_size_bits.value
         last = (1 << bits) - 1
     if last >= _MAX_SECTIONS:
-        damage.add("the number of sections makes no sense", str(last))
+        damage.add("the number of sections is invalid", str(last))
         last = 0
     if kernel.number("LENGTH(mem_section)").value == 0 or not size:
         raise Unavailable("mem_section is empty")

@@ -88,7 +88,7 @@ def alias_report(kernel: Kernel, text: str, *, form: Optional[str] = None) -> Re
 
 def _head(subject: Translation) -> Tuple[str, ...]:
     if subject.physical is None:
-        return (f"{subject.input} is {subject.state}: no memory is there",)
+        return (f"{subject.input} is {subject.state}: there is no memory",)
     page = "no struct page" if subject.page is None else f"struct page {subject.page:016x}"
     return (f"physical {subject.physical:016x}   pfn {subject.pfn:x}   {page}",)
 

@@ -15,13 +15,13 @@ _WHAT = {
     "written": "in the file",
     "zeros": "  of zeros, which take no room",
     "free": "left out: free",
-    "cache": "left out: page cache without private data",
-    "cache_private": "left out: page cache with private data",
+    "cache": "left out: cache pages without private flag",
+    "cache_private": "left out: cache pages with private flag",
     "user": "left out: memory of processes",
     "hwpoison": "left out: broken memory",
     "offline": "left out: offline",
-    "firmware": "left out: behind the kernel's memory",
-    "left_out": "the source's maker had left out",
+    "firmware": "left out: after the kernel's memory",
+    "left_out": "excluded from the source",
     "unreadable": "could not be read",
 }
 

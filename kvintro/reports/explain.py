@@ -127,7 +127,7 @@ def explain(
         except Unavailable as error:
             notes.append(f"kvintro does not know which boot options were given: {error.what}")
     else:
-        notes.append("no kernel was read, so these are the texts alone (try -c or --qemu)")
+        notes.append("no kernel was read, so only general texts are shown (try -c or --qemu)")
     explainer = _Explainer(kernel, found)
     out: List[ExplainRow] = []
     for region in regions:

@@ -380,7 +380,9 @@ def _of_the_kernel(kernel: Kernel) -> Iterator[FactRow]:
     yield _known("build_id", "build id", who.build_id, note, "VMCOREINFO has none, as before Linux 5.9")
     yield _known("arch", "architecture", who.arch)
     yield _read("paging_levels", "paging levels", lambda: kernel.levels, int)
-    where = "where the regions lie" + ("; it moved the image only" if only_image_moved(kernel) else "")
+    where = "by the addresses of the regions" + (
+        "; it moved the image only" if only_image_moved(kernel) else ""
+    )
     yield _known("kaslr", "KASLR", who.kaslr, where, "the bases are not known")
     yield _read("image_slide", "image moved by", lambda: kernel.image_slide, Displacement)
     yield _read("pti", "page-table isolation", lambda: kernel.isolation, bool)

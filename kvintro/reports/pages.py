@@ -360,7 +360,7 @@ def _census_lacks(census: PageCensus) -> List[str]:
         found.append(f"{census.missing} struct pages are not in this source; they are counted as not_in_dump")
     if census.limited:
         found.append(
-            "struct pages are damaged: they are of more kinds than any kernel has; the rest is not counted"
+            "struct pages are damaged: they have more kinds than any kernel; the rest is not counted"
         )
     return found
 

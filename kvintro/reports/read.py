@@ -114,7 +114,7 @@ def _hints(
     known = None if type_name is not None or space.physical else inferred_type(kernel, things)
     if known is not None:
         name, start = known
-        yield f"it lies in a {name}: kvintro read {start:016x} --type '{name}' shows the members"
+        yield f"it is in a {name}: kvintro read {start:016x} --type '{name}' shows the members"
 
 
 def raw(

@@ -202,7 +202,7 @@ def test_what_is_missing_is_said(core: Core, bare: Kernel, capsys: pytest.Captur
 
 def test_slabs_that_may_be_kfences(bare: Kernel) -> None:
     """KFENCE's pool is found only by name; without it, no slab is attributed to a cache with certainty."""
-    note = "which slabs are KFENCE's is not known"
+    note = "the slabs of KFENCE are not known"
     built_in = bare.find_symbol("__kfence_alloc") is not None
     task = max(processes(bare, Damage()), key=lambda process: process.pid).task
     for words in ("pages", f"page {task:x}"):

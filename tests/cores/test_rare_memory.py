@@ -213,7 +213,7 @@ def test_damaged_fence(core: Core, spoiled: str, fence: Fence) -> None:
     assert any("the objects of KFENCE's pool cannot be found" in note for note in found["notes"])
     guards = {address for address, state in fence.pages.items() if state == "guard"}
     whys = {row["why"] for row in found["holes"] if number(row["start"]) in guards}
-    assert whys == {"taken out by set_memory_np(), for whom is not known"}
+    assert whys == {"unmapped by set_memory_np(), for an unknown user"}
     report = identify(kernel, [hex(min(fence.pages))])
     assert not [i for i in report.tables[0].rows[0].identities if i.kind == "kfence"]
 
@@ -239,7 +239,7 @@ def test_what_debug_pagealloc_takes_out(
     chosen = {
         choose(free, False): "free page (debug_pagealloc)",
         choose(range(start, start + init["size"], PAGE), True): "freed after boot (debug_pagealloc)",
-        choose(used, True): "taken out by set_memory_np(), for whom is not known",
+        choose(used, True): "unmapped by set_memory_np(), for an unknown user",
     }
     for on in (True, False):
         without = fresh(core)
@@ -258,7 +258,7 @@ def test_freed_parts_under_debug_pagealloc(kernel: Kernel, monkeypatch: pytest.M
     monkeypatch.setattr(kernel_image, "debug_pagealloc", lambda kernel: True)
     rows = {row.name: row for row in kernel_image.sections(kernel)}
     assert rows["init"].expected == "" and rows["init"].problem is None
-    assert rows["behind init"].problem is None
+    assert rows["after init"].problem is None
 
 
 def test_memory_of_a_device(core: Core, kernel: Kernel, flags: Any) -> None:

@@ -100,8 +100,8 @@ def test_what_was_freed(core: Core, image: Any, kernel: Kernel) -> None:
     names = {
         "decrypted": "unused decrypted bss",
         "initmem": "init",
-        "text/rodata gap": "gap behind text",
-        "rodata/data gap": "gap behind rodata",
+        "text/rodata gap": "gap after text",
+        "rodata/data gap": "gap after rodata",
     }
     freed = {row["name"]: row["size"] >> 10 for row in image["sections"] if row["freed"]}
     assert {names[what]: int(size) for what, size in said.items()} == freed

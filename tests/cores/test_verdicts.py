@@ -247,7 +247,7 @@ def test_what_is_ok_without_types_or_symbols_was_compared(
         found = rule.verdict(patched.afresh(asked))
         # A variable shows whether a page is Hyper-V's. Without types, EFI's tables are found by the entries
         # that they share with the kernel's own tables, which were changed.
-        excused = ("Hyper-V", "where these lie is not known: EFI runtime services")
+        excused = ("Hyper-V", "the addresses of these regions are not known: EFI runtime services")
         known = found.state == "failed" or any(why in found.missing for why in excused)
         assert known and found.state != "ok", (rule.key, verdict, found)
 

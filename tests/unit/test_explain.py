@@ -75,7 +75,7 @@ def test_what_was_wrong_stays_right() -> None:
     assert "none after vmemmap" in told["hole"]
     assert "one page below the last permanent slot" in told["fixmap"]
     assert "PCI_P2PDMA" in told["direct_map"] and "else 0" in told["direct_map"]
-    assert "guard page behind it" in told["vmalloc"]
+    assert "guard page after it" in told["vmalloc"]
     assert "LAM_SUP" in told["non_canonical"]
     assert "IDT is a page of the kernel image" in told["cpu_entry_area"]
     introduction = " ".join(explain(None).extra["introduction"])

@@ -110,12 +110,12 @@ def test_what_cannot_be_used_is_one_line(site: Path) -> None:
     status, text, said = _kvintro(site, "hello")
     assert status == 0 and "Hello" in text
     assert sorted(said) == [
-        "kvintro: the command gone of kvintro-broken is left out: No module named 'kvintro_not_there'",
-        "kvintro: the command half of kvintro-broken is left out: it has no help, configure, run",
-        "kvintro: the command layout of kvintro-broken is left out: the name is in use",
-        "kvintro: the command old of kvintro-broken is left out: it is written for version 0 of the "
+        "kvintro: the command gone of kvintro-broken is ignored: No module named 'kvintro_not_there'",
+        "kvintro: the command half of kvintro-broken is ignored: it has no help, configure, run",
+        "kvintro: the command layout of kvintro-broken is ignored: the name is taken",
+        "kvintro: the command old of kvintro-broken is ignored: it is written for version 0 of the "
         "interface and kvintro has version 1",
-        "kvintro: the command raises of kvintro-broken is left out: no \\x1b[31mway",
+        "kvintro: the command raises of kvintro-broken is ignored: no \\x1b[31mway",
     ]
     assert _kvintro(site, "layout")[2] == [], "commands are not looked for where kvintro's own is named"
 

@@ -92,7 +92,7 @@ def test_no_output_onto_an_input(line: Sequence[str], dump: Path, capsys: pytest
         for read, written in ((str(dump), way), (way, str(dump))):
             words = [read if word == "F" else word for word in line]
             assert main(["-o", written, *words]) == 2
-            assert f"-o {written} would overwrite {read}, which is read" in capsys.readouterr().err
+            assert f"-o {written} would overwrite {read}, which is being read" in capsys.readouterr().err
             assert dump.read_bytes() == CONTENT
     assert set(os.listdir(dump.parent)) - others == {"symlink", "chain", "hard link", "again"}
 
@@ -153,11 +153,11 @@ def test_no_output_onto_files_of_the_kernel() -> None:
 def test_a_redirection_onto_the_input_is_named(dump: Path) -> None:
     found = run("-c", str(dump), "layout", shell=f'>> "{dump}"')
     assert found.returncode == 2
-    assert f"standard output is {dump}, which is read" in found.stderr
+    assert f"standard output is {dump}, which is being read" in found.stderr
     assert dump.read_bytes() == CONTENT
     found = run("-c", str(dump), "layout", shell=f'2>> "{dump}"')
     assert found.returncode == 2
-    assert f"standard error is {dump}, which is read" in found.stdout
+    assert f"standard error is {dump}, which is being read" in found.stdout
     assert dump.read_bytes() == CONTENT
     assert run("-c", str(dump), "layout", shell=f'>> "{dump}" 2>&1').returncode == 2
     assert dump.read_bytes() == CONTENT

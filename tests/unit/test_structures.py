@@ -151,7 +151,7 @@ def test_chains() -> None:
 def test_damaged_chains() -> None:
     """In a circle, into nowhere, into the user half, without end: earlier entries are kept."""
     for target, said in (
-        (entry_at(1) + 8, "runs in a circle"),
+        (entry_at(1) + 8, "contains a cycle"),
         (BASE + SIZE + 0x1000, "breaks off"),
         (0x1000, "breaks off"),
     ):

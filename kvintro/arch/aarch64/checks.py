@@ -81,7 +81,7 @@ def data_alias(kernel: Kernel) -> Verdict:
     """
     new = arm64_facts(kernel).new_invalid
     if new is None:
-        raise Unavailable("how entries keep what is not valid is not known")
+        raise Unavailable("the encoding of entries that are not valid is not known")
     if not new:
         return not_applicable(_BOTH)
     data = between(kernel, "__init_end", "__bss_stop")
@@ -98,12 +98,12 @@ def data_alias(kernel: Kernel) -> Verdict:
     if 2 * left > size:
         return not_applicable(_BOTH)
     found = [
-        Finding(start, end, f"the direct map has it, too: {rights_of(key)}") for start, end, key in mapped
+        Finding(start, end, f"the direct map also maps it: {rights_of(key)}") for start, end, key in mapped
     ]
     return Verdict(f"{size} bytes of data", size, tuple(found))
 
 
-_BOTH = "this kernel maps the image's data in the direct map, too"
+_BOTH = "this kernel also maps the image's data in the direct map"
 
 
 def module_aliases(kernel: Kernel) -> Verdict:
@@ -130,7 +130,7 @@ def module_aliases(kernel: Kernel) -> Verdict:
                 tally.findings.append(Finding(address, address + page - 1, what))
     tally.compared("modules", total)
     if len(tally.findings) == min(total, MOST) and not _rodata_full(kernel):
-        why = "rodata=full is off: the direct map can write what modules have read-only"
+        why = "rodata=full is off: modules' read-only data is writable in the direct map"
         tally.findings[:] = [Finding(None, None, why, "warning")]
     return tally.verdict()
 
@@ -255,7 +255,7 @@ def rounded(kernel: Kernel, region: Region) -> Sequence[AddressRange]:
     except LookupError:
         raise Unavailable("the fixmap's slots are an enum, which cannot be read without types") from None
     if not 0 <= last <= first < MAX_FIXMAP_SLOTS:
-        raise Unavailable(f"FIX_FDT is {first}, which makes no sense")
+        raise Unavailable(f"FIX_FDT is {first}, which is invalid")
     top, page = arm64_facts(kernel).fixmap_top, kernel.form.page_size
     return (AddressRange(top - first * page, top - last * page + page - 1),)
 
@@ -282,11 +282,11 @@ def _areas_of_code(kernel: Kernel, where: AddressRange) -> Sequence[AddressRange
 
 #: By the key of the shared rule after which they are listed.
 CHECKS: Mapping[str, Sequence[Check]] = {
-    "kaslr": (Check("kpti", "user mode runs on page tables that leave the kernel out", kpti),),
-    "wx": (Check("efi_wx", "nothing of firmware is writable and executable", firmware),),
+    "kaslr": (Check("kpti", "user mode runs on page tables without the kernel", kpti),),
+    "wx": (Check("efi_wx", "no memory of firmware is writable and executable", firmware),),
     "rodata_ro": (Check("data_alias", "data of the image is mapped in the image only", data_alias),),
     "module_rights": (
-        Check("module_aliases", "the direct map cannot write what modules have read-only", module_aliases),
+        Check("module_aliases", "modules' read-only data is not writable in the direct map", module_aliases),
         Check("bti", "BTI guards all text if it guards any", bti),
     ),
     "user_bit": (Check("kpti_trampoline", "user mode's tables have only the entry code", trampoline),),
@@ -312,7 +312,7 @@ SAID: Sequence[Said] = (
     Said("SYMBOL(init_uts_ns)", "init_uts_ns", lambda kernel: kernel.symbol("init_uts_ns")),
     Said(
         "KERNELOFFSET",
-        "_text less KIMAGE_VADDR",
+        "_text minus KIMAGE_VADDR",
         lambda kernel: kernel.symbol("_text") - arm64_facts(kernel).image_place & ALL,
     ),
     Said("NUMBER(kimage_voffset)", "kimage_voffset", lambda kernel: kernel.value("kimage_voffset").value),

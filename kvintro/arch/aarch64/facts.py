@@ -164,7 +164,7 @@ class Arm64Facts:
         """
         size = self._kernel.page_struct_size.value
         if not 0 < size <= 1 << 12:
-            raise Unavailable(f"a struct page of {size} bytes makes no sense")
+            raise Unavailable(f"invalid size of struct page: {size} bytes")
         try:
             end = self._kernel.number("NUMBER(VMALLOC_END)").value & ALL
         except Unavailable:
@@ -173,7 +173,7 @@ class Arm64Facts:
         else:
             found, what = with_vmalloc_end(self.form, size, end), f"VMALLOC_END is {end:016x}"
         if found is None:
-            raise Unavailable(f"{what}, which is none of those that kvintro knows")
+            raise Unavailable(f"{what}, which is not a value that kvintro knows")
         return found
 
     @property
@@ -192,7 +192,7 @@ class Arm64Facts:
         number = frame >> self.section_size_bits.value - self.form.page_shift
         size = kernel.number("SIZE(mem_section)").value
         if not 0 < size <= self.form.page_size:
-            raise Unavailable(f"a struct mem_section of {size} bytes makes no sense")
+            raise Unavailable(f"invalid size of struct mem_section: {size} bytes")
         per_root = self.form.page_size // size
         roots = kernel.number("SYMBOL(mem_section)").value
         root = self._word(roots + 8 * (number // per_root))
@@ -278,7 +278,7 @@ class Arm64Facts:
         except LookupError:
             raise Unavailable("its slots are an enum, which cannot be read without types") from None
         if not 0 < slots < MAX_FIXMAP_SLOTS:
-            raise Unavailable(f"enum fixed_addresses has {slots} slots, which makes no sense")
+            raise Unavailable(f"enum fixed_addresses has {slots} slots, which is invalid")
         return slots
 
     @property

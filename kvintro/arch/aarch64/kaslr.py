@@ -73,18 +73,18 @@ def _physical(kernel: Kernel) -> Randomised:
         return not_drawn(
             key,
             what,
-            "the boot loader chose it: only EFI's stub draws a place",
+            "the boot loader chose it: only the EFI stub chooses at random",
             actual=actual,
             provenance=facts.image_offset.provenance,
         )
-    return not_known(key, what, "firmware's memory map, which decided, is not kept", actual=actual)
+    return not_known(key, what, "firmware's memory map, which limited the choice, is not kept", actual=actual)
 
 
 def _why_off(kernel: Kernel) -> str:
     words: Optional[Sequence[str]] = command_line_words(kernel)
     if words is not None and "nokaslr" in words:
         return "nokaslr on the command line"
-    return "the boot loader and the processor gave no random number, or it was switched off"
+    return "neither the boot loader nor the processor provided a random number, or KASLR was switched off"
 
 
 def _linear(kernel: Kernel) -> Sequence[Randomised]:
@@ -93,7 +93,7 @@ def _linear(kernel: Kernel) -> Sequence[Randomised]:
     facts = arm64_facts(kernel)
     span = ram(kernel)
     if span is None:
-        return (not_known(key, what, "where RAM begins is not known"),)
+        return (not_known(key, what, "the start of RAM is not known"),)
     form, align = facts.form, linear_align(facts.form)
     actual = span[0] + facts.linear_offset.value & ALL
     # Without KASLR, memstart_addr is the start of RAM, rounded down, or less on processors with fewer bits.
@@ -109,7 +109,7 @@ def _linear(kernel: Kernel) -> Sequence[Randomised]:
         return (not_drawn(key, what, reason, default=default, actual=actual, provenance=provenance),)
     bits = facts.physical_bits
     if bits is None:
-        reason = "how many bits the processor's physical addresses have is not known"
+        reason = "the size of the processor's physical addresses is not known"
         return (not_known(key, what, reason, default=default, actual=actual),)
     slots = linear_slots(form, bits)
     if slots == 1:

@@ -125,7 +125,10 @@ def kernel_image(kernel: Kernel, facts: Bounds) -> Located:
     end, provenance = _image_end(kernel, facts)
     note = ""
     if kernel.walk(start).physical != start - facts.image_offset.value & ALL:
-        start, note = kernel.number("SYMBOL(_stext)").value, "from _stext on: what lies before is not mapped"
+        start, note = (
+            kernel.number("SYMBOL(_stext)").value,
+            "starts at _stext: the part before it is not mapped",
+        )
     return Placement(
         AddressRange(start, end),
         f"{slide.provenance.replace('VMCOREINFO ', '')}, {provenance}",
@@ -177,7 +180,7 @@ def modules(kernel: Kernel, facts: Bounds) -> Located:
 
 def _window_start(kernel: Kernel, facts: Bounds, image: int) -> Tuple[int, str, str]:
     """Start of the window, its provenance, and a remark for the user."""
-    note = "the window goes on behind the image, for when this part is full"
+    note = "the window continues after the image, for when this part is full"
     for name in ("module_direct_base", "module_plt_base", "module_alloc_base"):
         if kernel.find_symbol(name) is not None:
             value = kernel.value(name).value
@@ -194,8 +197,8 @@ def modules_without_kaslr(kernel: Kernel, facts: Bounds) -> Located:
     """MODULES_VADDR to MODULES_END - 1, if modules are elsewhere."""
     found = modules(kernel, facts)
     if isinstance(found, Placement) and not found.parent:
-        return Absent("modules lie in it: it is the region modules")
-    return Placement(facts.modules, "MODULES_VADDR, MODULES_END", note="modules lie around the image instead")
+        return Absent("modules are in it: it is the region modules")
+    return Placement(facts.modules, "MODULES_VADDR, MODULES_END", note="modules are around the image instead")
 
 
 def fixmap(kernel: Kernel, facts: Bounds) -> Located:

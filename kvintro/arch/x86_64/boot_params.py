@@ -107,7 +107,7 @@ def unpacking(kernel: Kernel) -> Unpacking:
     if loader == _KEXEC or not (start and init_size):
         # kexec jumps to where it loaded the kernel, and leaves code32_start at its default
         # (arch/x86/kernel/kexec-bzimage64.c).
-        raise Unavailable("the boot loader did not leave behind where it put the packed kernel")
+        raise Unavailable("the boot loader did not record where it put the packed kernel")
     # head_64.S:startup_64: it unpacks to its load address, aligned, but not below LOAD_PHYSICAL_ADDR.
     load = max(-(-start // align) * align, preferred)
     # The packed kernel was moved to the end of [load, load + init_size) first. The payload is at the end of

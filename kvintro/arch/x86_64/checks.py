@@ -146,7 +146,7 @@ def _cloned(kernel: Kernel) -> Iterator[AddressRange]:
     tss = kernel.symbol("cpu_tss_rw")
     count = kernel.value("nr_cpu_ids", 4).value
     if not 0 < count <= 1 << 13:
-        raise Unavailable(f"nr_cpu_ids is {count}, which makes no sense")
+        raise Unavailable(f"nr_cpu_ids is {count}, which is invalid")
     for offset in struct.unpack(f"<{count}Q", kernel.read(kernel.symbol("__per_cpu_offset"), 8 * count)):
         address = tss + offset & ALL & -PAGE_SIZE
         yield AddressRange(address, address + PAGE_SIZE - 1)
@@ -274,14 +274,16 @@ def meminfo(kernel: Kernel) -> Verdict:
 
 #: By the key of the shared rule after which they are listed.
 CHECKS: Mapping[str, Sequence[Check]] = {
-    "kaslr": (Check("pti", "user mode runs on page tables of its own", pti),),
-    "wx": (Check("efi_wx", "nothing of firmware is writable and executable", firmware),),
+    "kaslr": (Check("pti", "user mode runs on its own page tables", pti),),
+    "wx": (Check("efi_wx", "no memory of firmware is writable and executable", firmware),),
     "user_bit": (
         Check("pti_user_half", "user mode's tables have only what entering the kernel needs", user_half),
         Check("process_roots", "all processes have the kernel's own half", process_roots),
     ),
     "proc_iomem": (
-        Check("proc_meminfo", "/proc/meminfo counts the pages of the direct map right", meminfo, live=True),
+        Check(
+            "proc_meminfo", "/proc/meminfo counts the pages of the direct map correctly", meminfo, live=True
+        ),
     ),
 }
 
@@ -299,7 +301,7 @@ SAID: Sequence[Said] = (
     Said("SYMBOL(swapper_pg_dir)", "init_top_pgt", lambda kernel: kernel.symbol("init_top_pgt")),
     Said("SYMBOL(_stext)", "_stext", lambda kernel: kernel.symbol("_stext")),
     Said("SYMBOL(init_uts_ns)", "init_uts_ns", lambda kernel: kernel.symbol("init_uts_ns")),
-    Said("KERNELOFFSET", "_text less its default", lambda kernel: kernel.symbol("_text") - DEFAULT_TEXT),
+    Said("KERNELOFFSET", "_text minus its default", lambda kernel: kernel.symbol("_text") - DEFAULT_TEXT),
     Said("NUMBER(phys_base)", "phys_base", _variable("phys_base")),
     Said("NUMBER(pgtable_l5_enabled)", "__pgtable_l5_enabled", _variable("__pgtable_l5_enabled", 4), 1),
     Said("NUMBER(VMALLOC_START)", "vmalloc_base", _variable("vmalloc_base")),

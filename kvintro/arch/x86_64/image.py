@@ -12,15 +12,15 @@ from kvintro.arch.image import FREED, FREED_MAPPED, FREED_PARTLY, InnerPart, Par
 PARTS: Tuple[Part, ...] = (
     Part("text", "_text", "_etext", "r-x"),
     # Older kernels (5.4) have the exception table between text and rodata.
-    Part("gap behind text", "__stop___ex_table", "__start_rodata", "", FREED),
-    Part("gap behind text", "_etext", "__start_rodata", "", FREED),
+    Part("gap after text", "__stop___ex_table", "__start_rodata", "", FREED),
+    Part("gap after text", "_etext", "__start_rodata", "", FREED),
     Part("rodata", "__start_rodata", "__end_rodata", "r--"),
-    Part("gap behind rodata", "__end_rodata", "_sdata", "", FREED),
+    Part("gap after rodata", "__end_rodata", "_sdata", "", FREED),
     Part("data", "_sdata", "_edata", "rw-"),
     Part("more data", "_edata", "__init_begin", "rw-"),
     Part("init", "__init_begin", "__init_end", "", FREED),
     # smp_locks are freed, and usually left mapped (alternative.c:alternative_instructions).
-    Part("behind init", "__init_end", "__bss_start", "rw-", FREED_PARTLY),
+    Part("after init", "__init_end", "__bss_start", "rw-", FREED_PARTLY),
     Part("bss", "__bss_start", "__start_bss_decrypted_unused", "rw-"),
     # Memory that guests share with their host; freed, and left mapped
     # (arch/x86/mm/mem_encrypt_amd.c:mem_encrypt_free_decrypted_mem).

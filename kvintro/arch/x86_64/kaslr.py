@@ -51,7 +51,7 @@ def region_draw(kernel: Kernel, key: str, what: str) -> Randomised:
         return not_drawn(
             key,
             what,
-            "KASAN needs these bases where they are",
+            "KASAN needs these bases at their defaults",
             default=default,
             actual=actual,
             provenance=provenance,
@@ -72,7 +72,7 @@ def region_draw(kernel: Kernel, key: str, what: str) -> Randomised:
             found = kernel.place(other)
             bases.append(found.range.start)
     except Unavailable as error:
-        reason = f"how much was reserved for the direct map is not known: {error.what}"
+        reason = f"the size reserved for the direct map is not known: {error.what}"
         return not_known(key, what, reason, default=default, actual=actual)
     index = keys.index(key)
     draw = kaslr_slots.region_draws(form, sizes, bases)[index]
@@ -119,7 +119,7 @@ def _virtual_draw(kernel: Kernel) -> Randomised:
         slots=slots,
         bound=bound,
         provenance=provenance,
-        computed=f"the window from {load >> 20} MB up, less {-(-size >> 20)} MB of image ({source})",
+        computed=f"the window from {load >> 20} MB up, minus {-(-size >> 20)} MB of image ({source})",
     )
 
 
@@ -200,7 +200,7 @@ def _firmware_draw(kernel: Kernel, key: str, what: str, actual: int, provenance:
         slots=max(sum(map(len, found)), 1),
         bound="at most",
         provenance=provenance,
-        computed="RAM by boot_params.e820_table; the firmware's own map, which decided, is not kept",
+        computed="RAM in boot_params.e820_table; the firmware's map, which limited the choice, is not kept",
         note="" if any(actual in places for places in found) else NO_PLACE,
     )
 
@@ -219,12 +219,12 @@ def _modules(kernel: Kernel) -> Sequence[Randomised]:
         return (not_drawn("modules", "modules", why_off(kernel), default=default, actual=default),)
     found = _first_place(kernel, default)
     if found is None:
-        reason = "no module was loaded yet, so nothing was drawn, or the source does not say"
+        reason = "no module was loaded yet, so no place was chosen, or the source does not contain it"
         return (not_known("modules", "modules", reason),)
     plain = _alignment(kernel)
     huge = _text_alignment(kernel)
     if huge is None:
-        reason = "whether text comes from huge pages is not known without types"
+        reason = "without types it is not known whether text uses huge pages"
         return (
             not_known("modules", "modules, text", reason, default=default),
             _draw("modules_data", "modules, data", default, found, plain),

@@ -97,7 +97,7 @@ def _mapped_end(kernel: Kernel, base: int) -> int:
             break
         end = high
     if end is None:
-        raise Unavailable("nothing says where the direct map ends")
+        raise Unavailable("the end of the direct map is not known")
     return end
 
 
@@ -137,7 +137,7 @@ def vmemmap(kernel: Kernel) -> Located:
     page = kernel.page_struct_size.value
     direct = kernel.locate("direct_map")
     if not isinstance(direct, Placement):
-        raise Unavailable(f"its size follows the direct map's, and there {direct.reason}")
+        raise Unavailable(f"its size depends on the direct map: {direct.reason}")
     needed = (direct.range.size >> PAGE_SHIFT) * page
     reserved, size = -(-needed >> 40) << 40, "size of the direct map"
     if direct.slide and base.value + reserved > CPU_ENTRY_AREA_BASE > base.value:

@@ -28,23 +28,27 @@ SHARED: Tuple[Check, ...] = (
     Check("kaslr", "KASLR moved the image and the memory regions", protections.kaslr),
     Check("tables", "page tables of image, direct map and memory map can be used", places.tables),
     Check("overlap", "no two regions overlap", places.overlap),
-    Check("vmcoreinfo", "bounds are what VMCOREINFO and the source's segments say", places.vmcoreinfo),
+    Check("vmcoreinfo", "bounds agree with VMCOREINFO and the source's segments", places.vmcoreinfo),
     Check("linear", "the direct map and the image are mapped where their bases say", places.linear),
-    Check("strays", "nothing is mapped where no region is", places.strays),
+    Check("strays", "nothing is mapped outside the regions", places.strays),
     Check("wx", "nothing is writable and executable", rights.writable_and_executable),
     Check("text_ro", "the kernel's text cannot be written", rights.writable_text),
     Check("rodata_ro", "read-only data cannot be written", rights.writable_rodata),
     Check("data_nx", "data of the image cannot be executed", rights.executable_data),
     Check("direct_map_nx", "the direct map cannot be executed", rights.executable_direct_map),
     Check("region_rights", "only text, modules and other code can be executed", rights.region_rights),
-    Check("module_rights", "modules' text cannot be written, their data not executed", rights.module_rights),
+    Check(
+        "module_rights",
+        "modules' text cannot be written, and their data cannot be executed",
+        rights.module_rights,
+    ),
     Check("user_bit", "user mode has no access to the kernel half", rights.user_bit),
     Check("contents", "what the kernel lists in its regions is mapped as listed", lists.contents),
     Check("vmap_areas", "areas of vmalloc and modules do not overlap", lists.areas_apart),
-    Check("vmap_strays", "nothing is mapped in them outside an area", lists.outside_areas),
-    Check("table_pages", "page tables lie in pages that are page tables", frames.tables),
+    Check("vmap_strays", "vmalloc and modules map nothing outside areas", lists.outside_areas),
+    Check("table_pages", "the page frames of page tables are marked as page tables", frames.tables),
     Check("mapped_pages", "no free page is mapped", frames.free_pages),
-    Check("proc_kcore", "/proc/kcore has the regions where they are", running.kcore, live=True),
+    Check("proc_kcore", "/proc/kcore has the regions at the same addresses", running.kcore, live=True),
     Check("proc_iomem", "/proc/iomem has the same memory", running.iomem, live=True),
     Check("proc_modules", "/proc/modules has the same modules", running.modules, live=True),
     Check("proc_vmallocinfo", "/proc/vmallocinfo has the same areas", running.vmallocinfo, live=True),
@@ -96,7 +100,7 @@ def audit(
     checks = checks_of(kernel.arch)
     checks += _added(checks)
     running = kernel.source.kind == "live"
-    found = {c.key: not_applicable("not of the running kernel") for c in checks if c.live and not running}
+    found = {c.key: not_applicable("only for the running kernel") for c in checks if c.live and not running}
     for check in progress([check for check in checks if check.key not in found]):
         found[check.key] = _settled(check, kernel)
     return [(check, found[check.key]) for check in checks]
@@ -124,7 +128,7 @@ def _settled(check: Check, kernel: Kernel) -> Verdict:
     others = tuple(finding for finding in verdict.findings if finding not in passing)
     if lasting:
         return replace(verdict, findings=others)
-    why = f"each of {_ATTEMPTS} looks found something else, the last one: {passing[0].what}"
+    why = f"each of {_ATTEMPTS} attempts found a different problem; the last one: {passing[0].what}"
     return replace(verdict, findings=others, unknown="; ".join(filter(None, (verdict.unknown, why))))
 
 

@@ -153,7 +153,7 @@ class _Tables:
                 self._unmarked.append(finding)
         self.tally.compared("", compared, may_be_empty=True)
         if len(known) < len(found):
-            self.tally.lacks("some page tables lie where there are no struct pages")
+            self.tally.lacks("some page tables are in page frames without a struct page")
 
     def verdict(self) -> Verdict:
         """The verdict over all checked tables."""

@@ -99,7 +99,9 @@ def areas_apart(kernel: Kernel) -> Verdict:
     last = None
     for row in rows:
         if not any(row.start in part and row.end in part for part in parts):
-            findings.append(Finding(row.start, row.end, f"{_name(row)} lies where no areas are handed out"))
+            findings.append(
+                Finding(row.start, row.end, f"{_name(row)} is in a region from which areas are not allocated")
+            )
         if last is not None and row.start <= last.end:
             findings.append(
                 Finding(row.start, min(row.end, last.end), f"both {_name(last)} and {_name(row)} have this")
@@ -107,7 +109,7 @@ def areas_apart(kernel: Kernel) -> Verdict:
         if last is None or row.end > last.end:
             last = row
     if kernel.source.types == "none":
-        tally.lacks("which areas were freed lately cannot be read without types")
+        tally.lacks("recently freed areas cannot be read without types")
     return tally.verdict()
 
 
@@ -132,7 +134,7 @@ def outside_areas(kernel: Kernel) -> Verdict:
             count += 1
             for start, end in _uncovered(low, high, starts, rows):
                 if not tally.full:
-                    tally.findings.append(Finding(start, end, f"{rights_text(key)}, and no area has it"))
+                    tally.findings.append(Finding(start, end, f"{rights_text(key)}, and it is in no area"))
     tally.compared("mapped ranges", count)
     return tally.verdict(f"{count} mapped ranges and {len(rows)} areas")
 

@@ -42,7 +42,7 @@ def tables(kernel: Kernel) -> Verdict:
     tally = Tally("tables")
     for name in WINDOWS:
         if name not in translation.judged:
-            tally.lacks(f"{name}: not known where it is")
+            tally.lacks(f"{name}: its address is not known")
     for name, judged in translation.judged.items():
         tally.compared(name, judged.looked)
         missing = [broken for broken in judged.broken if broken.why == MISSING]
@@ -119,7 +119,7 @@ def vmcoreinfo(kernel: Kernel) -> Verdict:
     _segments(kernel, tally)
     verdict = tally.verdict(", ".join(tally.parts))
     if not verdict.compared and not verdict.unknown:
-        raise Unavailable("this source says it once only")
+        raise Unavailable("this source contains it only once")
     return verdict
 
 
@@ -160,9 +160,11 @@ def linear(kernel: Kernel) -> Verdict:
         addresses, whole = _leaves(kernel, rule.range)
         physical, states = kernel.translate_array(addresses)
         if not rule.whole:
-            tally.lacks(f"{region.name}: nothing says where it ends")
+            tally.lacks(f"{region.name}: its end is not known")
         if not whole:
-            tally.lacks(f"{region.name} is mapped by more pages than the {_MOST_PAGES} that are looked at")
+            tally.lacks(
+                f"{region.name} is mapped by more than {_MOST_PAGES} pages, the most that are checked"
+            )
         ranges = kernel.kernel_ranges.clip(rule.range.start, rule.range.end)
         if (states > FOUND).any() or ranges.any(UNREADABLE | OVER_LIMIT):
             tally.lacks("some page tables are not in this source")
@@ -228,7 +230,7 @@ def strays(kernel: Kernel) -> Verdict:
                 unknown.append(region.name)
             taken.append(claimed or found.range)
     if unknown:
-        raise Unavailable(f"where these lie is not known: {', '.join(unknown)}")
+        raise Unavailable(f"the addresses of these regions are not known: {', '.join(unknown)}")
     tally = Tally()
     cursor = half.start
     for part in sorted(taken, key=lambda item: item.start):

@@ -18,7 +18,7 @@ def kaslr(kernel: Kernel) -> Verdict:
     severity = "warning" if len(off) == len(draws) else "notice"
     findings = [Finding(d.actual, None, f"{d.what} is not moved: {d.note}", severity) for d in off]
     findings += [
-        Finding(d.actual, None, f"{d.what} is not moved: its default place was drawn", "notice")
+        Finding(d.actual, None, f"{d.what} is not moved: its default place was chosen", "notice")
         for d in draws
         if d.state == "on" and d.displacement == 0
     ]
@@ -27,6 +27,6 @@ def kaslr(kernel: Kernel) -> Verdict:
     # A base that differs from its default was moved, even if its possible places are unknown.
     missing = [draw.what for draw in draws if draw.state == "unknown" and not draw.displacement]
     if missing:
-        tally.lacks(f"not known of {', '.join(missing)}")
+        tally.lacks(f"not known for {', '.join(missing)}")
     tally.compared("", len(draws) - len(missing))
     return tally.verdict()

@@ -82,7 +82,7 @@ def between(kernel: Kernel, first: str, last: str) -> AddressRange:
     """Range from one symbol's address to another's, exclusive."""
     start, end = kernel.symbol(first), kernel.symbol(last)
     if not start < end:
-        raise Unavailable(f"{first} does not lie before {last}")
+        raise Unavailable(f"{first} is not before {last}")
     return AddressRange(start, end - 1)
 
 
@@ -93,7 +93,7 @@ def alias(kernel: Kernel, part: AddressRange) -> AddressRange:
         if rule is not None and part.start in rule.range:
             base = kernel.linear_offset.value - rule.offset
             return AddressRange(part.start + base & ALL, part.end + base & ALL)
-    raise Unavailable("where the image lies in the direct map is not known")
+    raise Unavailable("the image's place in the direct map is not known")
 
 
 def writable_and_executable(kernel: Kernel) -> Verdict:
@@ -128,7 +128,7 @@ def executable_data(kernel: Kernel) -> Verdict:
     found = kernel.locate(region)
     image = region.claimed(kernel, found) if isinstance(found, Placement) else None
     if image is None:
-        raise Unavailable("where the image ends is not known")
+        raise Unavailable("the end of the image is not known")
     _, rodata = image_part(kernel, "rodata")
     part = AddressRange(rodata.start, image.end)
     return _judge(kernel, {"the image from __start_rodata on": part}, _EXECUTABLE)

@@ -55,7 +55,7 @@ def _compared(
     tally = Tally()
     for entry in sorted((before & after) - found, key=str):
         start, end, text = tell(entry)
-        tally.findings.append(Finding(start, end, f"{text} is in {path} only"))
+        tally.findings.append(Finding(start, end, f"{text} is only in {path}"))
     for entry in sorted(found - (before | after), key=str):
         start, end, text = tell(entry)
         tally.findings.append(Finding(start, end, f"{text} is not in {path}"))
@@ -82,7 +82,7 @@ def start_of(key: str) -> Callable[[Kernel], Optional[int]]:
         region = next(region for region in kernel.regions if region.key == key)
         where = region.claimed(kernel, found)
         if where is None:
-            raise Unavailable("where the image starts and ends is not known")
+            raise Unavailable("the bounds of the image are not known")
         return where.start
 
     return start

@@ -115,7 +115,7 @@ class Tally:
         """
         self._counts[part] = self._counts.get(part, 0) + count
         if not count and not may_be_empty:
-            self.lacks(f"nothing was found to compare of {part}")
+            self.lacks(f"nothing was found to compare for {part}")
 
     def lacks(self, why: str, *, changing: bool = False) -> None:
         """Note that something could not be compared.

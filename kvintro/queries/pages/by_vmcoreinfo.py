@@ -59,12 +59,12 @@ def format_by_vmcoreinfo(kernel: Kernel) -> PageFormat:
     node_bits, zone_bits = (nodes - 1).bit_length(), (zones - 1).bit_length()
     room = 64 - node_bits - zone_bits
     if width > 32 or width > room:
-        raise Unavailable(f"VMCOREINFO's page flags take {width} bits, which makes no sense")
+        raise Unavailable(f"VMCOREINFO's page flags take {width} bits, which is invalid")
     types = _types(kernel)
     told = sum(1 << bit for bit in _TOLD)
     lacks = [
-        "there are no types, so VMCOREINFO tells pages apart: it does not name page tables and some other "
-        "types of page (unnamed_type), most flags, slab caches and cgroups; " + USE_TYPES
+        "there are no types, so pages are classified by VMCOREINFO: it does not name page tables and some "
+        "other types of page (unnamed_type), most flags, slab caches and cgroups; " + USE_TYPES
     ]
     try:
         bits["reserved"] = _reserved(kernel, base, size, width, bits["private"])
@@ -148,7 +148,7 @@ def _bits(kernel: Kernel) -> Dict[str, int]:
         bits["hwpoison"] = poisoned[1]
     distinct = {number for name, number in bits.items() if name != "hugetlb"}
     if head != 1 << bits["head"] or min(bits.values()) < 0 or len(distinct) < len(bits) - ("hugetlb" in bits):
-        raise Unavailable(f"VMCOREINFO's numbers of page flags make no sense: {bits}")
+        raise Unavailable(f"VMCOREINFO's page flags are invalid: {bits}")
     return bits
 
 
@@ -170,9 +170,9 @@ def _types(kernel: Kernel) -> TypeField:
         codes = {name: mask >> shift for name, mask in masks.items()}
         found = TypeField(True, base, shift, codes, complete=False)
         if any(bin(mask).count("1") != 1 for mask in masks.values()):
-            raise Unavailable(f"VMCOREINFO's types of pages make no sense: {values}")
+            raise Unavailable(f"VMCOREINFO's types of pages are invalid: {values}")
     if not all(0 < code < 0x100 for code in codes.values()) or len(set(codes.values())) < len(codes):
-        raise Unavailable(f"VMCOREINFO's types of pages make no sense: {values}")
+        raise Unavailable(f"VMCOREINFO's types of pages are invalid: {values}")
     return found
 
 
@@ -229,8 +229,8 @@ def _nodes_and_zones(kernel: Kernel) -> Tuple[int, int]:
         if room == zones * zone + lists * _ZONEREF * (nodes * zones + 1):
             return nodes, zones
     raise Unavailable(
-        f"how many zones a node has is unknown: no number of them takes {room} bytes of struct "
-        f"pglist_data, as VMCOREINFO says",
+        f"the number of zones of a node is unknown: no number of zones fits the {room} bytes of struct "
+        f"pglist_data that VMCOREINFO gives",
         USE_TYPES,
     )
 

@@ -136,9 +136,7 @@ class Pages:
         #: Why zero pages cannot be recognised, "" if they can.
         self.zero_unknown = ""
         if zero is None and (kernel.code_only or kernel.source.symbols == "none"):
-            self.zero_unknown = (
-                f"which pages are the zero pages is not known: {kernel.nameless('zero_pfn').what}"
-            )
+            self.zero_unknown = f"the zero pages are not known: {kernel.nameless('zero_pfn').what}"
         self.decoder = Decoder(self.form, zero=zero, huge_zero=huge_zero, peek=self._peek)
 
     @cached_property

@@ -162,7 +162,7 @@ def format_by_types(kernel: Kernel) -> PageFormat:
     try:
         return _page_format(kernel)
     except (LookupError, AttributeError, ValueError, TypeError) as error:
-        raise Unavailable(f"struct page is not laid out as in any kernel known: {error}") from error
+        raise Unavailable(f"struct page has an unknown layout: {error}") from error
 
 
 def _page_format(kernel: Kernel) -> PageFormat:
@@ -171,7 +171,8 @@ def _page_format(kernel: Kernel) -> PageFormat:
     base, size, _ = VMEMMAP.pages(kernel)
     if page.size != size:
         raise Unavailable(
-            f"types say {page.size} bytes for a struct page, the dump {size}: they are of another kernel"
+            f"struct page has {page.size} bytes in the types and {size} in the dump: the types are from "
+            "another kernel"
         )
     flags = enumerators(prog.type("enum pageflags"))
     width = flags["__NR_PAGEFLAGS"]

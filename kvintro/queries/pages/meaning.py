@@ -43,7 +43,7 @@ TYPES: Dict[str, str] = {
     "hugetlb_free": "hugetlb pages in the pool",
     "zero": "the zero page, the huge zero page",
     "slab": "slab caches",
-    "large_kmalloc": "kmalloc of more than the slab caches give",
+    "large_kmalloc": "kmalloc memory that is too large for slab caches",
     "pgtable": "page tables",
     "zsmalloc": "compressed memory (zram, zswap)",
     "unnamed_type": "page tables, or of another type that has no name in VMCOREINFO (no types here)",

@@ -178,7 +178,7 @@ class PageLookup:
         state, head = int(runs.states[run]), int(runs.heads[run])
         if state & OFFLINE:
             raise Unavailable(
-                f"page frame {pfn:x} is of memory that was not put online: its struct page means nothing yet"
+                f"page frame {pfn:x} is in memory that was not put online: its struct page is not valid yet"
             )
         row = runs.rows[pfn - runs.first]
         place = int(runs.places[run])
@@ -319,7 +319,7 @@ class PageLookup:
         if not self.meaning.is_slab(page.head or page.state):
             return None
         if self.form.slab_cache is None:
-            raise Unavailable("the slab's cache is not known: nothing says where struct page has it")
+            raise Unavailable("the slab's cache is not known: its offset in struct page is not known")
         if self.fenced(page.pfn) is not None:
             return None
         cache_at = self._word(page.head_pfn, self.form.slab_cache)

@@ -96,13 +96,13 @@ def _sections_of(kernel: Kernel) -> Sections:
     size, map_at, usage_at = form.size, form.map, form.usage
     bits = kernel.section_size_bits.value
     if not SUBSECTION_SHIFT <= bits <= 40 or not 0 < size <= kernel.form.page_size:
-        raise Unavailable(f"sections of 2^{bits} bytes with {size} bytes for each make no sense")
+        raise Unavailable(f"invalid sections: 2^{bits} bytes each, described by {size} bytes")
     pages = 1 << (bits - kernel.page_shift)
     table = section_table(kernel)
     per_root = kernel.form.page_size // size
     roots = kernel.number("LENGTH(mem_section)").value
     if not 0 < roots <= _MAX_SECTIONS:
-        raise Unavailable(f"{roots} tables of sections make no sense")
+        raise Unavailable(f"invalid number of tables of sections: {roots}")
     pointers = numpy.frombuffer(kernel.read(table, 8 * roots), UINT64)
     ranges: List[Tuple[int, int]] = []
     missing = 0
@@ -156,7 +156,7 @@ def _mapped(kernel: Kernel, reason: str) -> Sections:
             low = until
     if not ranges:
         raise Unavailable(
-            f"neither the memory sections nor page tables of struct pages are to be had: {reason}",
+            f"neither the memory sections nor the page tables of struct pages can be read: {reason}",
             "take or copy the dump again whole",
         )
     return Sections(tuple(ranges), pages, mapped_only=reason)

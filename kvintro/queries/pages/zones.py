@@ -54,7 +54,7 @@ def zone_facts(kernel: Kernel, form: PageFormat) -> Dict[Tuple[int, str], ZoneFa
                 if spanned:
                     out[nid, name] = ZoneFacts(start, spanned, present, managed)
     except TROUBLE as error:
-        raise Unavailable(f"what zones say of themselves cannot be read: {error}") from error
+        raise Unavailable(f"the zones cannot be read: {error}") from error
     return out
 
 
@@ -71,7 +71,7 @@ def free_pages(kernel: Kernel) -> int:
         # include/linux/mmzone.h:NR_PAGE_ORDERS; MAX_ORDER before 6.8
         orders = kernel.number("LENGTH(zone.free_area)").value
         if not 0 < orders <= _MOST_ORDERS:
-            raise Unavailable(f"{orders} orders of free pages make no sense")
+            raise Unavailable(f"invalid number of orders of free pages: {orders}")
         return sum(
             pointer_at(kernel, node + zones + zone * size + area + order * each + free) << order
             for node in kernel.node_addresses()
@@ -79,4 +79,4 @@ def free_pages(kernel: Kernel) -> int:
             for order in range(orders)
         )
     except TROUBLE as error:
-        raise Unavailable(f"what zones say of their free pages cannot be read: {error}") from error
+        raise Unavailable(f"the zones' free pages cannot be read: {error}") from error

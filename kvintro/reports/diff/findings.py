@@ -53,8 +53,8 @@ def _kernels(a: Side, b: Side) -> Iterator[str]:
     one, two = a.identity, b.identity
     if not one_architecture(a, b):
         yield (
-            f"other architectures: {one.get('arch')} and {two.get('arch')}; where regions lie, how large "
-            "they are and their memory types are not compared"
+            f"other architectures: {one.get('arch')} and {two.get('arch')}; addresses, sizes and memory "
+            "types of their regions are not compared"
         )
     if one.get("release") != two.get("release"):
         yield f"other kernels: {one.get('release')} and {two.get('release')}"

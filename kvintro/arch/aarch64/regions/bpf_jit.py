@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 EXPLAIN = Explanation(
     purpose="""
-    The machine code of BPF programs, in a region of 128 MB below that of modules. Since 5.17 the programs lie
+    The machine code of BPF programs, in a region of 128 MB below that of modules. Since 5.17 the programs are
     in the vmalloc area.
     """,
 )
@@ -34,7 +34,7 @@ class BpfJit(Region):
     def locate(self, kernel: Kernel) -> Located:
         found = arm64_facts(kernel).bpf
         if found is None:
-            return Absent("they lie in the vmalloc area")
+            return Absent("they are in the vmalloc area")
         return Placement(found, "constant")
 
 

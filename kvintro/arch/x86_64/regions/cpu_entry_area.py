@@ -164,7 +164,7 @@ class CpuEntryArea(Region):
                     # itself, whose place is still the first one at that time.
                     slots=max(places - 1 - before, 1),
                     provenance="_cea_offset",
-                    computed="places of its size in the region, less the first and those of the CPUs before",
+                    computed="places of its size in the region, minus the first and those of earlier CPUs",
                 )
             )
         return rows
@@ -205,7 +205,7 @@ class CpuEntryArea(Region):
             shown = "; ".join(f"{row.start:016x} ({row.member}): {row.problem}" for row in wrong[:3])
             notes.append(f"{len(wrong)} members are not mapped as they should be: {shown}")
         if mapped != known and not damage:
-            notes.append(f"{mapped - known} bytes are mapped here that belong to no member of any CPU")
+            notes.append(f"{mapped - known} mapped bytes do not belong to a member of any CPU")
         return Contents(
             (
                 Table("members", _MEMBER_COLUMNS, rows),
@@ -233,7 +233,7 @@ def areas_of(kernel: Kernel, damage: Damage) -> Iterator[Tuple[int, int, int]]:
             damage.add("the area of a CPU cannot be found", f"CPU {cpu}: {error.what}")
             continue
         if start + size > CPU_ENTRY_AREA_BASE + (1 << P4D_SHIFT):
-            damage.add("the area of a CPU lies outside of the region", f"CPU {cpu}: slot {slot}")
+            damage.add("the area of a CPU is outside the region", f"CPU {cpu}: slot {slot}")
             continue
         yield cpu, slot, start
 
@@ -253,7 +253,7 @@ def _areas_by_tables(kernel: Kernel, damage: Damage) -> Iterator[Tuple[int, int,
         slot for low, high, _ in mapped for slot in range((low - first) // size, (high - first) // size + 1)
     }
     if len(slots) > _MAX_CPUS:
-        raise Unavailable(f"{len(slots)} CPUs make no sense")
+        raise Unavailable(f"invalid number of CPUs: {len(slots)}")
     gdt = offset_of(kernel, "struct cpu_entry_area", "gdt")
     found: Dict[int, Tuple[int, int]] = {}
     for slot in sorted(slots):
@@ -265,7 +265,7 @@ def _areas_by_tables(kernel: Kernel, damage: Damage) -> Iterator[Tuple[int, int,
             continue
         cpu = descriptor & 0xFFF
         if descriptor >> 40 & 0xFF != _CPUNODE_RIGHTS or cpu in found:
-            damage.add("there is an area that does not say of which CPU it is", f"{start:016x}")
+            damage.add("an area does not contain the number of its CPU", f"{start:016x}")
             continue
         found[cpu] = slot, start
     for cpu in sorted(found):
@@ -331,7 +331,7 @@ def area_of(kernel: Kernel, cpu: int) -> Tuple[int, int]:
         slot = pointer_at(kernel, per_cpu_address(kernel, "_cea_offset", cpu))
     size = size_of(kernel, "struct cpu_entry_area")
     if not 0 < size <= 1 << 24 or slot * size > 1 << P4D_SHIFT:
-        raise Unavailable(f"place {slot} of {size} bytes makes no sense")
+        raise Unavailable(f"place {slot} of {size} bytes is invalid")
     # The first page is the IDT's.
     return slot, CPU_ENTRY_AREA_BASE + PAGE_SIZE + slot * size
 

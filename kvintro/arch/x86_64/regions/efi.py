@@ -147,7 +147,7 @@ class Efi(Region):
         notes = [*damage.notes]
         notes += [f"{row.physical:016x} ({row.kind}): {row.problem}" for row in rows if row.problem][:8]
         if mapped != covered and not damage:
-            notes.append(f"{mapped - covered} bytes are mapped here that no descriptor has")
+            notes.append(f"{mapped - covered} mapped bytes are in no descriptor")
         writable = [row for row in rows if any("w" in r and "x" in r for r in row.rights)]
         if writable:
             notes.append(f"{len(writable)} descriptors are mapped writable and executable")
@@ -219,7 +219,7 @@ def _root_by_content(kernel: Kernel) -> int:
                 return pointer
         except Unavailable:
             continue
-    raise Unavailable("efi_mm cannot be read without types, and nothing in it leads to its page tables")
+    raise Unavailable("efi_mm cannot be read without types, and its page tables cannot be found otherwise")
 
 
 def _descriptors(kernel: Kernel, root: Root, damage: Damage) -> Iterator[DescriptorRow]:
@@ -228,7 +228,7 @@ def _descriptors(kernel: Kernel, root: Root, damage: Damage) -> Iterator[Descrip
     base, count, stride = number(memmap, "map"), number(memmap, "nr_map"), number(memmap, "desc_size")
     least = size_of(kernel, "efi_memory_desc_t")
     if not 0 <= count <= _MAX_DESCRIPTORS or not least <= stride <= 4096:
-        raise Unavailable(f"{count} descriptors of {stride} bytes make no sense")
+        raise Unavailable(f"invalid EFI memory map: {count} descriptors of {stride} bytes")
     if base + count * stride != number(memmap, "map_end"):
         damage.add(
             "EFI's memory map does not end where its size says",

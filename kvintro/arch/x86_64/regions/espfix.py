@@ -91,7 +91,7 @@ class Espfix(Region):
         walk = kernel.walk(found.start)
         # If the P4D's entry is empty, nothing is set up: init_espfix_bsp fills it, but not with FRED.
         if walk.state == "unmapped" and walk.steps[-1].level >= 4:
-            return Absent("the kernel did not set it up (with FRED it needs none)")
+            return Absent("the kernel did not set it up (it is not needed with FRED)")
         return fixed_place(found, "each page again every 64 KB")
 
     def randomised(self, kernel: Kernel) -> Sequence[Randomised]:
@@ -101,7 +101,7 @@ class Espfix(Region):
             return ()
         start = pointer_at(kernel, per_cpu_address(kernel, "espfix_stack", 0))
         if not ESPFIX_BASE <= start < ESPFIX_BASE + (1 << P4D_SHIFT):
-            return (not_known(self.key, what, "CPU 0 has none"),)
+            return (not_known(self.key, what, "CPU 0 does not have one"),)
         return (
             drawn(
                 self.key,
@@ -112,7 +112,7 @@ class Espfix(Region):
                 slots=_PAGE_SPACE * _STACKS_PER_PAGE,
                 provenance="espfix_stack",
                 computed=f"{_PAGE_SPACE} pages (page_random) of {_STACKS_PER_PAGE} places (slot_random)",
-                note="drawn without KASLR, too",
+                note="random even without KASLR",
             ),
         )
 
@@ -137,7 +137,7 @@ class Espfix(Region):
             if not start:
                 idle.append(cpu)  # set up when the CPU first comes up
             elif not base <= start <= end - _STACK_SIZE + 1:
-                damage.add("the stack of a CPU lies outside of the region", f"CPU {cpu}: {start:016x}")
+                damage.add("the stack of a CPU is outside the region", f"CPU {cpu}: {start:016x}")
             else:
                 rows.append(_stack(kernel, view, cpu, start, writable, mapped // PAGE_SIZE // pages))
         notes = [*damage.notes]
@@ -173,7 +173,7 @@ def _stack(kernel: Kernel, view: View, cpu: int, start: int, writable: int, clon
         )
         != here
     ):
-        problem = "the page is not mapped again 64 KB on"
+        problem = "the page is not mapped again 64 KB later"
     return StackRow(
         cpu=cpu,
         start=Address(start),

@@ -165,7 +165,7 @@ def _table(kernel: Kernel, process: Process, root: int, ldt: drgn.Object) -> Ldt
     """A process's table and its mapping, which should be read-only and map the pages of the table."""
     slot, count, memory = number(ldt, "slot"), number(ldt, "nr_entries"), number(ldt, "entries")
     if not 0 <= count <= _MAX_ENTRIES:
-        raise ValueError(f"an LDT of {count} entries")
+        raise ValueError(f"invalid number of LDT entries: {count}")
     size = -(-count * _ENTRY_SIZE // PAGE_SIZE) * PAGE_SIZE
     if slot not in (0, 1) or not size:
         return LdtRow(

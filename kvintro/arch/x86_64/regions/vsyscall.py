@@ -88,7 +88,7 @@ class Vsyscall(Region):
         if mode.value == _NONE:
             return Absent("switched off (vsyscall=none)")
         if mode.value not in _MODES:
-            raise Unavailable(f"vsyscall_mode is {mode.value}, which makes no sense")
+            raise Unavailable(f"vsyscall_mode is {mode.value}, which is invalid")
         return Placement(
             AddressRange(VSYSCALL_ADDR, VSYSCALL_ADDR + PAGE_SIZE - 1),
             mode.provenance,
@@ -113,7 +113,7 @@ class Vsyscall(Region):
         problem = None
         unknown = "" if found.mapped else unread(kernel, start, end)
         if unknown:
-            notes.append(f"it is not known what is mapped: {unknown}")
+            notes.append(f"what is mapped is not known: {unknown}")
         # map_vsyscall: the page has to be mapped only if it can be read.
         elif mode == 0 and not found.mapped:
             problem = "nothing is mapped, though the mode is emulate"

@@ -25,12 +25,12 @@ EXPLAIN = Explanation(
     ),
     translation="By page tables that are part of the image. set_fixmap() fills a slot.",
     attacker="""
-    The addresses are known. KPTI's trampoline is mapped here in user mode, and says nothing of where the
+    The addresses are known. KPTI's trampoline is mapped here in user mode, and does not show where the
     kernel is.
     """,
     debugger="The device tree that the kernel was booted with stays mapped here, read-only.",
     changed="""
-    It lay below vmemmap until 6.8, and lies 8 MB below the top of the address space since.
+    Until 6.8 it was below vmemmap. Since then it is 8 MB below the top of the address space.
     """,
     sources=(
         source(

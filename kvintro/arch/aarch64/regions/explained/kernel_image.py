@@ -7,11 +7,11 @@ EXPLAIN = Explanation(
     also=("text", "kernel text", "_text", "vmlinux", "image", "kimage"),
     purpose="""
     The kernel itself, as it was linked: code, constants, the fixed page tables, parts that are needed only
-    at boot, data and bss. It lies within the vmalloc area.
+    at boot, data and bss. It is within the vmalloc area.
     """,
     users="Every instruction the kernel runs that is not in a module, and every static variable.",
     definitions=(
-        macro("KIMAGE_VADDR", "where it lies without KASLR: at the end of the modules' window"),
+        macro("KIMAGE_VADDR", "where it is without KASLR: at the end of the modules' window"),
         variable("kimage_voffset", "virtual minus physical address"),
         config("RANDOMIZE_BASE", "KASLR moves the image", "kaslr_init"),
         config("RELOCATABLE", "the image can be moved; RANDOMIZE_BASE needs it"),

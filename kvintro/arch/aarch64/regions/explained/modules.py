@@ -6,7 +6,7 @@ from kvintro.regions.explained import Explanation, boot, config, macro, source, 
 EXPLAIN = Explanation(
     also=("module area", "loadable modules"),
     purpose="""
-    The window below the vmalloc area in which modules lie if KASLR is off. With KASLR and
+    The window below the vmalloc area in which modules are if KASLR is off. With KASLR and
     RANDOMIZE_MODULE_REGION_FULL it stays empty: modules are then in a random window around the image,
     within the vmalloc area.
     """,

@@ -18,7 +18,7 @@ EXPLAIN = Explanation(
     A pointer with a wrong signature (PAC) becomes an address in this gap, so that its use faults.
     """,
     debugger="""
-    An address here is often a pointer with a tag or with a signature in its upper bits, or data that is no
+    An address here is often a pointer with a tag or with a signature in its upper bits, or data that is not a
     pointer.
     """,
     sources=(source("bits", "arch/arm64/include/asm/memory.h:vabits_actual"),),

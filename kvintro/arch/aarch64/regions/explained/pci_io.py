@@ -18,7 +18,7 @@ EXPLAIN = Explanation(
     translation="By page tables, as device memory (nGnRE). A bridge usually has 64 KB of ports.",
     attacker="Registers of devices. Their place here is the same on every boot.",
     debugger="What is mapped here is never in a dump.",
-    changed="It lay below vmemmap until 6.8, and lies above it since.",
+    changed="Until 6.8 it was below vmemmap. Since then it is above it.",
     sources=(
         source(
             "bounds",

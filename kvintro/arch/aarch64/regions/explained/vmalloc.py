@@ -7,7 +7,7 @@ EXPLAIN = Explanation(
     also=("ioremap", "vmap", "vmalloc area"),
     purpose="""
     Maps scattered physical pages as one contiguous virtual range. Each range is called an area. It has an
-    unmapped guard page behind it, so that an access beyond its end faults. The kernel's image lies in it,
+    unmapped guard page after it, so that an access beyond its end faults. The kernel's image is in it,
     and with KASLR its modules, too.
     """,
     users="""
@@ -17,7 +17,7 @@ EXPLAIN = Explanation(
     """,
     definitions=(
         macro("VMALLOC_START", "the start, which is the end of the modules' window"),
-        macro("VMALLOC_END", "the end, exclusive: below vmemmap, or below what lies before it"),
+        macro("VMALLOC_END", "the end, exclusive: below vmemmap, or below the region before it"),
         variable(
             "nr_vmap_nodes",
             "the number of lists that hold the areas (since 6.9; earlier kernels have one list)",
@@ -31,7 +31,7 @@ EXPLAIN = Explanation(
     By page tables only. Addresses of the image also follow a rule: see kernel_image.
     """,
     attacker="""
-    Its bounds are the same on every boot. Kernel stacks lie here, each between guard pages. No page should
+    Its bounds are the same on every boot. Kernel stacks are here, each between guard pages. No page should
     be both writable and executable.
     """,
     debugger="""

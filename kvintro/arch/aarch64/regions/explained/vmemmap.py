@@ -19,9 +19,9 @@ EXPLAIN = Explanation(
     page = vmemmap + pfn * sizeof(struct page). The array itself is translated by page tables, in blocks if
     they fit.
     """,
-    attacker="Its place is known as far as that of RAM in the linear map is known.",
+    attacker="Its place is known if the place of RAM in the linear map is known.",
     debugger="""
-    The entry of page frame 0 usually lies outside the region, as there is no memory at physical address 0:
+    The entry of page frame 0 is usually outside the region, as there is no memory at physical address 0:
     only entries of memory sections are mapped.
     """,
     changed="""

@@ -7,7 +7,7 @@ EXPLAIN = Explanation(
     also=("noncanonical",),
     purpose="""
     Pointers have 64 bits, but the processor translates only 48 of them, or 57 with five levels of paging.
-    All higher bits must equal the topmost translated bit. Other numbers are not addresses. They lie between
+    All higher bits must equal the topmost translated bit. Other numbers are not addresses. They are between
     the half that starts with zeros and the half that starts with ones, and they are nearly all of the
     64-bit numbers.
     """,

@@ -7,7 +7,7 @@ EXPLAIN = Explanation(
     also=("ioremap", "vmap", "vmalloc_base"),
     purpose="""
     Maps scattered physical pages as one contiguous virtual range. Each range is called an area. It has an
-    unmapped guard page behind it, so that an access beyond its end faults.
+    unmapped guard page after it, so that an access beyond its end faults.
     """,
     users="""
     vmalloc() and kvmalloc() for large tables; vmap() for pages that already exist; ioremap() for registers
@@ -69,7 +69,7 @@ EXPLAIN = Explanation(
             "arch/x86/include/asm/pgtable_64_types.h:VMALLOC_QUARTER_SIZE",
         ),
         source(
-            "one guard page, behind the area", "mm/vmalloc.c:VM_NO_GUARD", "mm/vmalloc.c:size += PAGE_SIZE"
+            "one guard page, after the area", "mm/vmalloc.c:VM_NO_GUARD", "mm/vmalloc.c:size += PAGE_SIZE"
         ),
         source("large pages", "mm/vmalloc.c:vmap_allow_huge", "mm/vmalloc.c:nohugeiomap"),
         source("lists", "mm/vmalloc.c:vmap_area_list", releases=("6.1",)),
