@@ -128,7 +128,7 @@ def _data_alias(k: Patched) -> None:
     data = symbol(k, "__init_end")
     alias = _linear(k, data - k.image_offset.value & ALL)
     if k.walk(alias).physical is not None:
-        pytest.skip(f"{k.identity.release} maps the image's data in the direct map, too")
+        pytest.skip(f"{k.identity.release} also maps the image's data in the direct map")
     k.change(alias, add=VALID)
 
 

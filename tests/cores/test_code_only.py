@@ -124,7 +124,7 @@ def test_cpus(core: Core, bare: Kernel) -> None:
     # Each CPU that was started contains its own number.
     silent = processors(core) - len(held)
     assert len(damage.notes) == min(silent, 1)
-    assert all("does not say of which CPU it is" in note for note in damage.notes)
+    assert all("does not contain the number of its CPU" in note for note in damage.notes)
     assert set(areas) == set(held)
     for cpu, bases in held.items():
         for name, member in (("GDT", "gdt"), ("TR", "tss")):

@@ -196,7 +196,7 @@ def test_the_source_is_never_the_target(core: Core, tmp_path: Path) -> None:
     shutil.copy(core.directory / "core.kdump", path)
     before = path.read_bytes()
     k = kernel_of(path)
-    with pytest.raises(UsageError, match="which is read"):
+    with pytest.raises(UsageError, match="which is being read"):
         k.convert(path, force=True)
     assert main(["convert", str(path), "-o", str(path), "--force"]) == 2
     assert path.read_bytes() == before

@@ -139,9 +139,11 @@ def test_a_file_that_begins_with_ram_and_lacks_some(
         opened_without((kernel.root.value + namespace) // 2 - start & -kernel.form.page_size)
     if kernel.code_only:
         warnings = opened_without(0, min(1 << 20, before_note)).warnings
-        assert any("in one piece is not known" in warning for warning in warnings)
+        assert any(
+            "it is not known whether this file's RAM is in one piece" in warning for warning in warnings
+        )
     else:
-        with pytest.raises(NotADump, match=r"its kernel has RAM from 0x40000000 to .*, and this file is not"):
+        with pytest.raises(NotADump, match=r"its kernel has RAM from 0x40000000 to .*, and this file does not"):
             opened_without(0, min(1 << 20, before_note))
     path.unlink()
 
@@ -229,7 +231,7 @@ def test_a_split_dump_at_a_prompt(parts: List[str], kernel: Kernel, expected: An
     k = kernel_of(Path(parts[1]), *parts[:1], parts[2])
     assert (k._source.format, k._source.complete, k._source.warnings) == ("split kdump", True, [])
     assert regions(k._kernel) == expected
-    with pytest.raises(UsageError, match="all of its dump"):
+    with pytest.raises(UsageError, match="together with parts of a dump"):
         kernel_of(k.prog, parts[0])
     prog = drgn.Program(kernel.prog.platform)
     prog.set_core_dump(parts[1])
@@ -275,7 +277,7 @@ def test_parts_that_do_not_belong_together(parts: List[str], plain_kdump: Path) 
     assert spoiled != data[at : at + size]
     data[at : at + size] = spoiled
     last.write_bytes(data)
-    with pytest.raises(NotADump, match="not of the dump"):
+    with pytest.raises(NotADump, match="parts of different dumps"):
         open_source(Request(core=parts))
     for cut in (1000, 4500, 9000):
         last.write_bytes(data[:cut])

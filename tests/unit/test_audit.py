@@ -64,7 +64,7 @@ def test_something_else_each_time_is_not_ok(settled: Any) -> None:
     """Each of ten tries found a defect, so the rule was never seen to hold."""
     verdict, left = settled(*[[PASSING], [OTHER]] * 5)
     assert (verdict.state, verdict.findings, left) == ("unknown", (), [])
-    assert "each of 10 looks found something else" in verdict.detail
+    assert "each of 10 attempts found a different problem" in verdict.detail
 
 
 CHANGING = Verdict("5 entries", 5, unknown="the file changed", changing=True)
@@ -113,7 +113,7 @@ def test_a_part_of_which_nothing_was_compared_is_missed() -> None:
     assert (tally.verdict().state, tally.verdict().looked) == ("ok", "3 pages of one")
     tally.compared("other", 0)
     assert tally.verdict().state == "unknown"
-    assert "nothing was found to compare of other" in tally.verdict().detail
+    assert "nothing was found to compare for other" in tally.verdict().detail
 
 
 def test_an_empty_part_may_be_an_answer() -> None:

@@ -317,7 +317,7 @@ def test_blobs_that_are_none(data: bytes, message: str) -> None:
 
 def test_too_big_a_blob(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(btf_module, "MAX_BTF_SIZE", 30)
-    with pytest.raises(BtfError, match="more than any kernel has"):
+    with pytest.raises(BtfError, match="too many"):
         Btf(BtfBuilder().build() + bytes(30))
 
 
@@ -588,7 +588,7 @@ def test_elements_where_there_can_be_none(kind: int) -> None:
 def test_more_strings_than_any_kernel_has() -> None:
     b = BtfBuilder()
     b.strings += b"a" * (17 << 20) + b"\0"
-    with pytest.raises(BtfError, match="names are more than"):
+    with pytest.raises(BtfError, match="names are too many"):
         Btf(b.build())
 
 

@@ -103,7 +103,7 @@ def test_zones(nr_zones: int, zone: int, nodes: int, expected: Any) -> None:
 
 
 def test_zones_that_do_not_fit() -> None:
-    with pytest.raises(Unavailable, match="how many zones a node has is unknown"):
+    with pytest.raises(Unavailable, match="the number of zones of a node is unknown"):
         _nodes_and_zones(zones(171552 + 8, 1536, 1024))
 
 

@@ -113,7 +113,7 @@ def test_what_goes_in_circles_ends() -> None:
         pass
 
     before = sys.getprofile()
-    with pytest.raises(Unavailable, match="not come to an end"), bounded(0.1):
+    with pytest.raises(Unavailable, match="the search did not end"), bounded(0.1):
         while True:
             step()
     assert sys.getprofile() is before
@@ -130,7 +130,7 @@ def test_what_catches_everything_and_goes_on_ends_too() -> None:
     def step() -> None:
         pass
 
-    with pytest.raises(Unavailable, match="not come to an end"), bounded(0.1):
+    with pytest.raises(Unavailable, match="the search did not end"), bounded(0.1):
         while True:
             with contextlib.suppress(Exception):
                 step()
@@ -138,7 +138,7 @@ def test_what_catches_everything_and_goes_on_ends_too() -> None:
 
 def test_waiting_ends() -> None:
     started = time.monotonic()
-    with pytest.raises(Unavailable, match="not come to an end"), bounded(0.01):
+    with pytest.raises(Unavailable, match="the search did not end"), bounded(0.01):
         while True:
             time.sleep(0.001)
     assert time.monotonic() - started > 0.05

@@ -154,6 +154,6 @@ def test_sixteen_colours(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("word", ["help", "version"])
 def test_help_and_version_come_first(word: str) -> None:
-    with pytest.raises(UsageError, match=f"{word} is not a command: it comes first") as refused:
+    with pytest.raises(UsageError, match=f"{word} must be the first argument") as refused:
         parse(["-c", "vmcore", word])
     assert refused.value.remedy == f"kvintro {word}"

@@ -139,7 +139,7 @@ def test_a_source_is_not_replaced(tmp_path: Path) -> None:
     path, other = tmp_path / "dump", tmp_path / "other"
     path.write_text("memory")
     os.link(path, other)
-    with path.open("rb") as file, pytest.raises(UsageError, match="which is read"):
+    with path.open("rb") as file, pytest.raises(UsageError, match="which is being read"):
         Target(str(other), force=True, sources=[keep(file.fileno(), str(path))])
     assert path.read_text() == "memory"
 

@@ -156,7 +156,7 @@ def test_format_in_does_not_make_it_one(complaint: Callable[..., Tuple[str, str]
     """Naming a format does not hide that the file is known to be something else."""
     path = tmp_path / "file"
     path.write_bytes(b"QEVM" + bytes(9000))
-    assert "does not begin as elf does" in complaint(path, "--format-in", "elf")[0]
+    assert "does not have the format elf" in complaint(path, "--format-in", "elf")[0]
 
 
 def test_memory_is_none_of_these(tmp_path: Path, monkeypatch: Any) -> None:

@@ -197,7 +197,7 @@ def test_debug_guest(tmp_path: Path, version: int) -> None:
     ("data", "said", "remedy"),
     [
         (vmware_state(REGIONS), "is not in it", "without memory"),
-        (vmware_state(REGIONS).replace(b"memory\0", b"mem0ry\0"), "says nothing of memory", "whole"),
+        (vmware_state(REGIONS).replace(b"memory\0", b"mem0ry\0"), "information about memory", "whole"),
         (vmware_state(REGIONS)[:100], "table of groups", "whole"),
         (struct.pack("<III", 0xBED2BED2, 8, 0), "table of groups", "whole"),
         (struct.pack("<III", 0xBED2BED2, 8, 1 << 31) + bytes(9000), "table of groups", "whole"),
@@ -206,7 +206,7 @@ def test_debug_guest(tmp_path: Path, version: int) -> None:
          .replace(b"regionsCount\0", b"regionsCount\7"), "where region 0 of 7 is", "whole"),
         (vmware_state(REGIONS, MEMORY, more=block("Memory", MEMORY)), "2 blocks", "vmss2core"),
         (vmware_state(REGIONS, MEMORY, packed=True).replace(b"\x78\x01", b"\x99\x01"), "not know", "make"),
-        (vmware_state(REGIONS)[:280], "truncated before it says where", "whole"),
+        (vmware_state(REGIONS)[:280], "truncated before the addresses of its memory", "whole"),
         (debug_guest(4, PAGES, HOLES), "is not in it", "without memory"),
     ],
 )  # fmt: skip
@@ -392,7 +392,7 @@ PV = "paravirtualised"
     [
         (xen_core([(1, bytes(PAGE))], mark=0xF00FEBED), PV, "crash"),
         (xen_core([(1, bytes(PAGE))], frames=".xen_p2m"), PV, "crash"),
-        (xen_core([(1, bytes(PAGE))], frames=".xen_pfm"), "which of its pages", "whole"),
+        (xen_core([(1, bytes(PAGE))], frames=".xen_pfm"), "the numbers of its page frames", "whole"),
         (xen_core([(1, bytes(PAGE))], mark=5), "invalid Xen header", "whole"),
         (xen_core([(1, bytes(PAGE))])[:-PAGE], "before its first page", "whole"),
         (xl_save(libxc_stream([], guest=1)), PV, "dump-core"),

@@ -181,7 +181,7 @@ def test_a_bitmap_of_gaps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     """libkdumpfile allocates memory for each run of pages."""
     monkeypatch.setattr("kvintro.source.kdump._FREE_RUNS", 100)
     examined(tmp_path, kdump(dumped=b"\x55" * 20))
-    with pytest.raises(NotADump, match="more gaps"):
+    with pytest.raises(NotADump, match="too many gaps"):
         examined(tmp_path, kdump(dumped=b"\x55" * 40))
     examined(tmp_path, kdump(exist=b"\xff" * 40, dumped=b"\xff" * 40))
 

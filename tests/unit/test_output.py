@@ -101,7 +101,7 @@ def test_no_output_onto_a_descriptor_of_an_input(dump: Path) -> None:
     for shell in ('-o /dev/fd/3 3<>"$2"', '-o /proc/self/fd/3 3>>"$2"'):
         found = run("-c", str(dump), "layout", shell=shell.replace("$2", str(dump)))
         assert found.returncode == 2
-        assert "which is read" in found.stderr
+        assert "which is being read" in found.stderr
         assert dump.read_bytes() == CONTENT
 
 
@@ -123,7 +123,7 @@ def test_no_output_onto_what_was_found(dump: Path) -> None:
     """The command line does not name it, but the process has it open or mapped."""
     args = argparse.Namespace(output=str(dump))
     output.refuse_inputs(args)
-    with open(dump, "rb"), pytest.raises(UsageError, match="which is read"):
+    with open(dump, "rb"), pytest.raises(UsageError, match="which is being read"):
         output.refuse_inputs(args)
     with open(dump, "r+b"):  # as for output
         output.refuse_inputs(args)
@@ -131,7 +131,7 @@ def test_no_output_onto_what_was_found(dump: Path) -> None:
 
     with open(dump, "rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    with mapped, pytest.raises(UsageError, match="which is read"):
+    with mapped, pytest.raises(UsageError, match="which is being read"):
         output.refuse_inputs(args)
 
 
@@ -301,7 +301,7 @@ def test_a_session_does_not_write_onto_its_dump(tmp_path: Path) -> None:
     for line in (f"%kvintro layout -o '{tmp_path}/hard link'", f"%kvintro layout >> {dump}"):
         found = run("-c", str(dump), "shell", "-e", line)
         assert found.returncode == 1
-        assert "which is read" in found.stderr
+        assert "which is being read" in found.stderr
         assert filecmp.cmp(SAMPLE, dump, shallow=False)
 
 
@@ -341,7 +341,7 @@ def test_what_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert said.count("\n") == 2
         assert "sudo" not in said  # the error is not about rights
     assert main([*PTE, "-o", ""]) == 2
-    assert "-o names no file" in capsys.readouterr().err
+    assert "-o needs the name of a file" in capsys.readouterr().err
     assert os.listdir(tmp_path) == []
 
 

@@ -127,7 +127,7 @@ def chunk(kind: int, body: bytes) -> bytes:
             header(0, GB, b"AVML", 2) + chunk(0, bytes(4) + b"\xff\xff\xff\xff\x0f" + bytes(9)),
             "invalid header",
         ),
-        (header(0, 9, b"AVML", 2) + chunk(1, bytes(4) + b"0123456789") + bytes(8), "another length"),
+        (header(0, 9, b"AVML", 2) + chunk(1, bytes(4) + b"0123456789") + bytes(8), "a wrong length"),
     ],
 )
 def test_what_makes_no_sense(opened: Opened, data: bytes, said: str) -> None:
@@ -141,7 +141,7 @@ def test_more_than_any_machine_has(opened: Opened, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(f"kvintro.source.formats.{module}.FEW_RANGES", 10)
     with pytest.raises(NotADump, match="more ranges"):
         opened(lime([(at, b"x") for at in range(11)]))
-    with pytest.raises(NotADump, match="more blocks"):
+    with pytest.raises(NotADump, match="too many blocks"):
         opened(packed([(at, b"x") for at in range(11)]))
     monkeypatch.setattr("kvintro.source.formats.avml._FEW_CHUNKS", 10)
     frames = b"".join(chunk(1, bytes(5)) for _ in range(100))

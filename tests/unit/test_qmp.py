@@ -165,8 +165,8 @@ def once(data: bytes) -> Callable[[socket.socket], None]:
 
 
 HARM: Dict[str, "tuple[Callable[[socket.socket], None], str]"] = {
-    "events without end": (forever(EVENT), "events without end"),
-    "short events": (forever(b'{"event":1}\n'), "events without end"),
+    "too many events": (forever(EVENT), "too many events"),
+    "short events": (forever(b'{"event":1}\n'), "too many events"),
     "a line without end": (forever(b"x"), "KB"),
     "an answer without end": (forever(b'{"return": "'), "KB"),
     "blank lines": (forever(b"\r\n"), "not QMP"),

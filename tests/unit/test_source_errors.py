@@ -79,7 +79,7 @@ def test_a_format_that_it_is_not(complaint: Complaint, tmp_path: Path, form: str
     path.write_bytes(content)
     if not content.startswith({"elf": b"\x7fELF", "kdump": b"KDUMP"}.get(form, b"none")):
         code, what, hint = complaint("-c", str(path), "--format-in", form)
-        assert (code, what.endswith(f"does not begin as {form} does"), "--format-in" in hint) == (
+        assert (code, what.endswith(f"does not have the format {form}"), "--format-in" in hint) == (
             3,
             True,
             True,
@@ -194,7 +194,7 @@ def test_wrong_vmlinux(complaint: Complaint, tmp_path: Path) -> None:
     vmlinux.write_bytes(elf_core(notes=[("GNU", 3, b"\xbb" * 20)], kind=2))
     code, what, hint = complaint("-c", str(core), "-s", str(vmlinux))
     assert code == 3
-    assert "of another kernel" in what
+    assert "belongs to another kernel" in what
     assert "6.0.0-made-up" in hint
     vmlinux.write_bytes(b"MZ" * 100)
     assert "is not a vmlinux" in complaint("-c", str(core), "-s", str(vmlinux))[1]

@@ -234,7 +234,7 @@ def test_modules_are_not_read_before_they_are_needed() -> None:
         (STRUCT_BTF, struct.pack("<Q", 0), "BTF of module loop"),
         (STRUCT_BTF + 8, struct.pack("<I", 0xFFFFFFFF), "BTF of module loop: it cannot have"),
         (STRUCT_BTF + 8, struct.pack("<I", 30), "BTF of loop"),
-        (STRUCT_BTF + 12, struct.pack("<I", 1), "another BTF"),
+        (STRUCT_BTF + 12, struct.pack("<I", 1), "a BTF that is not the kernel's"),
         (MODULE_BTF, b"nonsense", "BTF of loop: wrong magic number"),
     ],
 )

@@ -318,7 +318,7 @@ def test_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str], make: "objec
     guest.put(NOTE, note(text(OSRELEASE="6.6.6")))
     path.write_bytes(make(ranges(guest)))
     assert main(["-c", str(path), "layout"]) == 3
-    assert "init_uts_ns does not say 6.6.6" in capsys.readouterr().err
+    assert "init_uts_ns with release 6.6.6" in capsys.readouterr().err
     guest.put(NOTE + 0x1000, note(text()))
     path.write_bytes(make(ranges(guest)))
     assert main(["-c", str(path), "layout"]) == 4
