@@ -111,7 +111,7 @@ class Trait(enum.Flag):
     PER_PROCESS = enum.auto()
     #: Roots other than the kernel's own map it.
     OTHER_ROOTS = enum.auto()
-    #: User mode may access it, although it lies in the upper half.
+    #: User mode may access it, although it is in the upper half.
     FOR_USER = enum.auto()
     #: No page that is mapped in it is free.
     IN_USE = enum.auto()
@@ -736,7 +736,7 @@ class Kernel:
 
     @cached_property
     def _memory_end(self) -> Optional[int]:
-        """Physical address after the last RAM; all page tables lie below it. None if unknown."""
+        """Physical address after the last RAM; all page tables are below it. None if unknown."""
         try:
             return self.max_pfn.value << self.page_shift if self.max_pfn.value < 1 << 40 else None
         except Unavailable:

@@ -312,7 +312,7 @@ class Commands:
         :param addresses: hex with or without 0x, symbol or symbol+offset; - reads a list from standard
             input.
         :param form: how to interpret the numbers.
-        :param pid: take user addresses for those of this process.
+        :param pid: interpret user addresses as those of this process.
         """
         found: IdentifyAnswer = self._answer(
             IdentifyAnswer, "identify", (*addresses,), {"form": form, "pid": pid}
@@ -438,7 +438,7 @@ class Commands:
         aligned: bool = False,
         limit: Optional[int] = None,
     ) -> SearchAnswer:
-        """Where a value, a string or a pointer into a range is in memory, and what each place is in.
+        """Where a value, a string or a pointer into a range is in memory, and what contains each match.
 
         :param value: eight bytes: a number in hex, or a symbol.
         :param string: the bytes of this text in UTF-8.

@@ -239,7 +239,7 @@ class _Replacement:
         return os.open(self._temporary, flags, 0o666, dir_fd=self._directory)
 
     def _end_on_signals(self) -> None:
-        """Make the usual signals raise an exception that ends the process, so that no file is left behind."""
+        """Make the usual signals raise an exception that ends the process, so that no file remains."""
         if threading.current_thread() is not threading.main_thread():
             return
 

@@ -473,7 +473,7 @@ class Kernel(Commands):
         :param level: which pages to leave out, from 0 to 31 like makedumpfile's ``-d``.
         :param force: replace an existing file.
         :return: number of pages written, and of pages left out by reason.
-        :raises NotWritten: the file exists, or cannot be written. No partial file is left behind.
+        :raises NotWritten: the file exists, or cannot be written. No partial file remains.
         :raises UsageError: the output is one of the input files, or there is no such level.
         :raises Unavailable: the source does not say which memory it has, or how its pages are used.
         """

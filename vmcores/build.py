@@ -142,7 +142,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
         if options.live:
             return _live(rows, options.live, options.command, archive, options.timeout)
         if options.command:
-            raise LabError("a command goes with --live or --crash; entries are chosen by --only")
+            raise LabError("a command needs --live or --crash; --only chooses entries")
         if options.only:
             rows = [r for r in rows if any(fnmatch.fnmatch(r.name, glob) for glob in options.only)]
             if not rows:

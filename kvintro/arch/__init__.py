@@ -84,7 +84,7 @@ class Architecture(Protocol):
 
     @property
     def protected_pages(self) -> Sequence[str]:
-        """Variables of one page each that are read-only although they lie among writable ones."""
+        """Variables of one page each that are read-only although they are among writable ones."""
 
     @property
     def unused_top(self) -> int:

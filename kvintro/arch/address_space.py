@@ -29,7 +29,7 @@ class Window:
     :ivar end: last address, inclusive.
     :ivar offset: physical = virtual - offset, modulo 2^64; None if only page tables translate it.
     :ivar by: where the offset was read from.
-    :ivar memory_end: physical address after the last RAM. Tables lie below it, and so does everything that a
+    :ivar memory_end: physical address after the last RAM. Tables are below it, and so does everything that a
         window without an offset maps. None if unknown.
     """
 

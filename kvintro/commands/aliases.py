@@ -14,7 +14,7 @@ HELP = "every virtual address that maps a physical page, in the kernel and in pr
 EXAMPLES = """\
 examples:
   kvintro -c vmcore aliases 1a2b3000                 a physical address
-  kvintro -c vmcore aliases init_task                the page behind a virtual address
+  kvintro -c vmcore aliases init_task                the page at a virtual address
   kvintro -c vmcore aliases --from pfn 1a2b3
 """
 

@@ -79,7 +79,7 @@ def needs_source(args: argparse.Namespace) -> bool:
     if args.output is None:
         raise UsageError("convert writes a file, and none is named", "name it: -o FILE")
     if args.compress is not None and args.to == "elf":
-        raise UsageError("an ELF file is not compressed", "--compress goes with --to kdump")
+        raise UsageError("an ELF file is not compressed", "--compress needs --to kdump")
     check_target(args.output, args.force)
     return True
 

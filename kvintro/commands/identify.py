@@ -28,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's own options."""
     add_addresses(parser, ("virtual", "physical", "pfn"))
     parser.add_argument(
-        "--pid", type=process, metavar="PID", help="take user addresses for those of this process"
+        "--pid", type=process, metavar="PID", help="interpret user addresses as those of this process"
     )
 
 

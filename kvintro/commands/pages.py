@@ -32,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--by",
         choices=BREAKDOWNS,
-        help="count pages by this alone (default: type, free blocks and a picture)",
+        help="count pages only by this (default: type, free blocks and a picture)",
     )
     parser.add_argument(
         "--top", type=_count, metavar="N", help="show at most N rows of that list, the largest first"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from kvintro.kernels import Kernel
     from kvintro.model import Report
 
-HELP = "where a value, a string or a pointer into a range is in memory, and what each place is in"
+HELP = "where a value, a string or a pointer into a range is in memory, and what contains each match"
 EXAMPLES = """\
 all memory of the kernel is searched, each page once. Memory that is not in the dump is counted.
 

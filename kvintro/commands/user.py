@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from kvintro.kernels import Kernel
     from kvintro.model import Report
 
-HELP = "how much memory each process uses; or one process's areas, and what of each is resident or swapped"
+HELP = (
+    "how much memory each process uses; or one process's areas, and how much of each is resident or swapped"
+)
 EXAMPLES = """\
 examples:
   kvintro -c vmcore user                      all processes, one line for each

@@ -153,11 +153,11 @@ def memory_of(kernel: Kernel) -> Memory:
     source, page = kernel.source, kernel.form.page_size
     if source.held is None:
         raise Unavailable(
-            f"which memory {source.label} has is not known here", "name the dump on the command line: -c DUMP"
+            f"the memory ranges of {source.label} are not known", "name the dump on the command line: -c DUMP"
         )
     memory = Memory(source.held(), page)
     if not memory.there.count:
-        raise Unavailable(f"{source.label} does not say which memory it has")
+        raise Unavailable(f"{source.label} does not contain its memory ranges")
     for frames, ratio in ((memory.there, _MEMORY_TO_FILE), (memory.left_out, _LEFT_OUT_TO_FILE)):
         most = _FREE + ratio * source.real if source.kind == "core" else _MOST
         if frames.count * page > most or frames.end * page > 1 << 52:

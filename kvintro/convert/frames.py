@@ -35,7 +35,7 @@ class Frames:
         """Make a set of runs in any order, which may overlap or be empty.
 
         :param runs: first frame of each, and last frame plus one.
-        :raises Unavailable: there are more runs than any machine has.
+        :raises Unavailable: there are too many runs for a real machine.
         """
         import numpy
 
@@ -46,7 +46,7 @@ class Frames:
             if len(batch) == _BATCH:
                 found, batch = found | cls._merged(batch), []
                 if len(found) > _MAX_RUNS:
-                    raise Unavailable("its memory is in more pieces than any machine's")
+                    raise Unavailable("its memory is in too many pieces")
         return found | cls._merged(batch)
 
     @classmethod

@@ -62,7 +62,7 @@ def packer(form: str) -> Pack:
         zstandard = import_module("zstandard")
     except ImportError:
         raise NotWritten(
-            "there is no library for zstd", "pip install 'kvintro[packed]', or choose --compress zlib"
+            "no library for zstd is installed", "pip install 'kvintro[packed]', or choose --compress zlib"
         ) from None
     compress: Pack = zstandard.ZstdCompressor(level=_LEVELS["zstd"]).compress
     return compress

@@ -91,7 +91,7 @@ def left_out(kernel: Kernel, level: int, watch: Watch) -> Dict[str, Frames]:
     for piece in pages.reader.pieces(pages.sections):
         seen += piece.count
         if seen > pages.page_limit:
-            raise Unavailable("there are more struct pages than can be")
+            raise Unavailable("there are too many struct pages")
         if piece.state == "read":
             runs = pages.decoder.decode(piece.data, piece.first, online=piece.online)
             for reason, first, end in _runs_left_out(runs, rule):

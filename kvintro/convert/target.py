@@ -68,7 +68,7 @@ class Target:
             raise _failed(self._path, error) from error
 
     def _end_on_signals(self) -> None:
-        """Make the usual signals raise an exception that ends the process, so that no file is left behind."""
+        """Make the usual signals raise an exception that ends the process, so that no file remains."""
         if threading.current_thread() is not threading.main_thread():
             return
 
@@ -181,7 +181,9 @@ def _failed(path: str, error: Exception) -> NotWritten:
     if not isinstance(error, OSError):  # the name contains a NUL
         return NotWritten(f"{path}: {error}", "choose another file")
     if error.errno == errno.EEXIST:
-        return NotWritten(f"{path} exists by now", "choose another name, or replace it with --force")
+        return NotWritten(
+            f"{path} was created in the meantime", "choose another name, or replace it with --force"
+        )
     remedy = {
         errno.ENOSPC: "make room there, or choose another file",
         errno.EDQUOT: "make room there, or choose another file",

@@ -80,7 +80,7 @@ def judge(form: PagingForm, window: Window, entries: Sequence[int], level: int, 
     """What is wrong with a table; None if no problem was found.
 
     :param entries: all entries of the table.
-    :param base: first address that the table translates, which may lie before the window.
+    :param base: first address that the table translates, which may be before the window.
     """
     first, last = _span(form, window, level, base)
     if not any(entries[first : last + 1]):

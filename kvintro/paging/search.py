@@ -163,7 +163,7 @@ def _addresses(
     table = numpy.array([row for row, _, _ in hits], numpy.int64)
     address = numpy.array([column for _, column, _ in hits], u) << u(form.shift(level))
     frame = numpy.array([frame for _, _, frame in hits], u)
-    # A wanted frame may lie within a large page, after its first address.
+    # A wanted frame may be within a large page, after its first address.
     address |= (frame << u(form.page_shift)) & u((1 << form.shift(level)) - 1)
     for above, link in zip(range(level + 1, form.levels + 1), reversed(links)):
         counts = link.firsts[table + 1] - link.firsts[table]

@@ -159,7 +159,7 @@ class Tree:
     :param root: physical address of the root table.
     :param table_limit: how many tables of the lowest level may be expanded in all; a kernel cannot have more
         tables than its memory has pages.
-    :param memory_end: physical address after the last RAM; all tables lie below it. None if unknown.
+    :param memory_end: physical address after the last RAM; all tables are below it. None if unknown.
     :param unusable: physical addresses of tables whose content is known to be invalid.
     :param prune: tables of KASAN's early shadow by the level of the entries that point to them. Such an entry
         counts as ``prune_as``, an entry of level 1, for its whole span. The kernel's own ptdump does this.
@@ -218,7 +218,7 @@ class Tree:
         """The ranges from ``start`` to ``end``, both inclusive, canonical and in the same half."""
         form = self._form
         self._begin()
-        # User space shares only tables of huge pages; espfix lies in the other half.
+        # User space shares only tables of huge pages; espfix is in the other half.
         self._repeated_limit = self.REPEATED_LIMIT >> (2 if start <= form.user.end else 0)
         table, level, rights = self._root, form.levels, ALL_RIGHTS
         first, last = form.index(start, level), form.index(end, level)
@@ -293,7 +293,7 @@ class Tree:
             return self._one(UNREADABLE | level << LEVEL_SHIFT)
         entries = entries[first : last + 1]
         if level == 1:
-            # This happens only if the whole requested range lies in one table of the lowest level.
+            # This happens only if the whole requested range is in one table of the lowest level.
             entries = self._select(entries, 1)
             starts = numpy.arange(len(entries), dtype=numpy.uint64) << numpy.uint64(self._form.page_shift)
             return coalesce(starts, self._keys(entries, 1, numpy.uint64(effective)))

@@ -66,7 +66,7 @@ class Space:
 
     def __init__(self, kernel: Kernel, *, pid: Optional[int] = None, physical: bool = False) -> None:
         if physical and pid is not None:
-            raise UsageError("physical memory belongs to no process", "give --phys or --pid, not both")
+            raise UsageError("physical memory does not belong to a process", "give --phys or --pid, not both")
         self.kernel = kernel
         self.pid = pid
         self.physical = physical

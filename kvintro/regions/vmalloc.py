@@ -417,7 +417,7 @@ class Areas:
         return free, pooled
 
     def _busy_row(self, area_start: int, area_end: int, address: int, area_flags: int) -> Optional[AreaRow]:
-        """The row of an area in use; None if the kernel's own file omits it or it makes no sense.
+        """The row of an area in use; None if the kernel's own file omits it or it is invalid.
 
         :param address: address of the ``struct vm_struct``.
         """

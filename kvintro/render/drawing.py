@@ -147,7 +147,7 @@ def _bar(row: Placed, first: int, last: int, slide: int, start: int, size: int) 
         return min(1.0, max(0.0, (address - start) / size))
 
     here = part(first), part(last + 1)
-    # If a kernel's bases make no sense, the default may be outside. Then there is nothing to compare.
+    # If a kernel's bases are invalid, the default may be outside. Then there is nothing to compare.
     default = part(first - slide), part(last + 1 - slide)
     if here[0] == here[1] or default[0] == default[1]:
         return None

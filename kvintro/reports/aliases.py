@@ -62,7 +62,7 @@ def alias_report(kernel: Kernel, text: str, *, form: Optional[str] = None) -> Re
             users, told = _user_rows(kernel, subject.physical)
             complete = found.complete and not found.problems
         except Unavailable as error:
-            users, told = [], (f"addresses in processes: {error.what}",)
+            users, told = [], (f"addresses in processes are not known: {error.what}",)
             complete = False
         rows += users
         notes += told

@@ -85,7 +85,7 @@ COLUMNS = (
 
 
 #: Note of :func:`layout`: in any region, more may be mapped than it counted.
-DAMAGED = "the page tables are damaged: they hold more tables than the machine has memory"
+DAMAGED = "the page tables are damaged: they contain more tables than fit in memory"
 
 
 def layout(kernel: Kernel, *, holes: bool = True, pid: Optional[int] = None) -> LayoutReport:

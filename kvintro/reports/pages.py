@@ -359,9 +359,7 @@ def _census_lacks(census: PageCensus) -> List[str]:
     if census.missing:
         found.append(f"{census.missing} struct pages are not in this source; they are counted as not_in_dump")
     if census.limited:
-        found.append(
-            "struct pages are damaged: they have more kinds than any kernel; the rest is not counted"
-        )
+        found.append("struct pages are damaged: they have too many kinds; the rest is not counted")
     return found
 
 

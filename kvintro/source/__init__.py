@@ -36,7 +36,7 @@ def open_source(request: Request) -> Source:
             "--vmcoreinfo and --vmcoreinfo-at both say which VMCOREINFO to use", "give one of them"
         )
     if request.vmcoreinfo_at is not None and request.core is None and request.qemu is None:
-        raise UsageError("the running kernel is the one that runs", "--vmcoreinfo-at goes with -c or --qemu")
+        raise UsageError("the running kernel is the one that runs", "--vmcoreinfo-at needs -c or --qemu")
     if request.types == "dwarf" and request.vmlinux is None and not request.debuginfod:
         raise UsageError("--types dwarf needs debuginfo", "name it with -s VMLINUX, or allow --debuginfod")
     try:

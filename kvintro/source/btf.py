@@ -440,7 +440,7 @@ class Btf:
     def members(self, type_id: int) -> List[Member]:
         """Members of a structure or union, with bit-fields in either encoding.
 
-        :raises BtfError: a member lies outside of the type, or the type contains itself.
+        :raises BtfError: a member is outside the type, or the type contains itself.
         """
         _, _, size, vlen, flag = self.record(type_id)
         if vlen > _MAX_MEMBERS or size > _MAX_STRUCT_SIZE:

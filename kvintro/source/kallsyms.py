@@ -236,7 +236,7 @@ class Kallsyms:
         return low
 
     def _in_data(self, start: int, size: int) -> bool:
-        """Whether a range lies in sections without gaps, where all data has symbols."""
+        """Whether a range is in sections without gaps, where all data has symbols."""
         if self._data is None:
             self._data = []  # for the look-ups that follow
             bounds = [(self.lookup(first), self.lookup(last)) for first, last in _DATA]

@@ -300,7 +300,7 @@ def lost(content: Content, table: int, found: NDArray[numpy.void]) -> NDArray[nu
 
 
 def _is_whole(content: Content, table: int, count: int) -> bool:
-    """Whether the data of the last descriptors lies within the file.
+    """Whether the data of the last descriptors is within the file.
 
     One descriptor is not enough, as all pages of zeros share their data at the beginning.
     """

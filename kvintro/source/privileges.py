@@ -88,8 +88,8 @@ def invoker() -> Optional[Invoker]:
             raise ValueError("out of range")
     except (KeyError, ValueError) as error:
         raise NotPermitted(
-            f"sudo's variables do not name a user to go on as: {error}",
-            "--keep-root to go on as root",
+            f"sudo's variables do not name a user to continue as: {error}",
+            "use --keep-root to continue as root",
         ) from None
     if uid == 0:
         return None
@@ -136,10 +136,10 @@ def _become(user: Invoker) -> None:
         os.setresuid(user.uid, user.uid, user.uid)
     except OSError as error:
         raise SourceError(
-            f"root cannot be given up: {error.strerror}", "--keep-root to go on as root"
+            f"root cannot be given up: {error.strerror}", "use --keep-root to continue as root"
         ) from None
     if os.getresuid() != (user.uid,) * 3 or os.getresgid() != (user.gid,) * 3:
-        raise SourceError("root could not be given up", "--keep-root to go on as root")
+        raise SourceError("root could not be given up", "use --keep-root to continue as root")
     # A process may be set up to keep capabilities if its user changes (SECBIT_KEEP_CAPS,
     # SECBIT_NO_SETUID_FIXUP).
     if _has_capabilities():
@@ -170,7 +170,8 @@ def _capabilities() -> "ctypes.Array[ctypes.c_uint32]":
     sets = (ctypes.c_uint32 * 6)()
     if _libc().capget(header, sets):
         raise SourceError(
-            f"the capabilities cannot be read: {os.strerror(ctypes.get_errno())}", "--keep-root to keep them"
+            f"the capabilities cannot be read: {os.strerror(ctypes.get_errno())}",
+            "use --keep-root to keep them",
         )
     return sets
 
@@ -186,7 +187,7 @@ def _drop_capabilities() -> None:
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     _libc().capset(header, (ctypes.c_uint32 * 6)())
     if any(_capabilities()):
-        raise SourceError("the capabilities could not be given up", "--keep-root to keep them")
+        raise SourceError("the capabilities could not be given up", "use --keep-root to keep them")
 
 
 def _check_installation(user: Invoker) -> None:
@@ -199,7 +200,7 @@ def _check_installation(user: Invoker) -> None:
         if not os.access(path, os.R_OK):
             raise NotPermitted(
                 f"{user.name or user.uid} may not read {os.path.dirname(path)}, "
-                "and kvintro goes on as the user who called sudo",
+                "and kvintro continues as the user who called sudo",
                 "install Python, drgn and kvintro where everyone may read them, or use --keep-root",
             )
 

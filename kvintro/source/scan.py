@@ -61,7 +61,7 @@ def in_image(address: int, symbols: Mapping[str, int]) -> bool:
 def image_of(symbols: Mapping[str, int]) -> Tuple[int, int]:
     """The part of the kernel's image that holds its constants, from VMCOREINFO's symbols.
 
-    .rodata lies between the code, which begins with _stext, and .data, which contains init_uts_ns and the
+    .rodata is between the code, which begins with _stext, and .data, which contains init_uts_ns and the
     root of the page tables (vmlinux.lds.S).
 
     :return: the first address, and the end, exclusive.
@@ -227,7 +227,7 @@ def _starts(read: Reader, table: int, size: int) -> Optional[Tuple[int, ...]]:
 
 
 def _find_names(read: Reader, table: int) -> Optional[_Names]:
-    """The names before a token table. Their markers lie between the two."""
+    """The names before a token table. Their markers are between the two."""
     for place, markers in islice(_find_markers(read, table), _MAX_TABLES):
         # The last marker points to the first of 1 to 256 names, followed by less than 8 bytes of padding.
         first = (place & -8) - (markers[-1] + _MARKED * _MAX_NAME_SIZE + 16 & -8)

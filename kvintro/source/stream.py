@@ -415,7 +415,7 @@ class _Reader:
     def _list_blocks(self, total: int) -> None:
         """Read the list of blocks, whose sizes have a known sum.
 
-        With postcopy, blocks of huge pages also have the page size, and nothing says so beforehand.
+        With postcopy, blocks of huge pages also have the page size, and the stream does not announce it.
         """
         cursor = self._cursor
         at = cursor.at
@@ -704,7 +704,7 @@ def clock_of(content: Content, stream: Stream) -> Optional[Clock]:
                 return Clock(low + _SMALL, high) if low else None
         if len(data) < _CHUNK:
             return None
-        at += len(data) - 32  # the mark may lie across the border
+        at += len(data) - 32  # the mark may be across the border
     return None
 
 

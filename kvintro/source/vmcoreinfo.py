@@ -540,9 +540,7 @@ class MemorySearch:
                 _NO_TEXT_REMEDY,
             )
         where = what if self.whole else f"the first {self.looked_at >> 20} MB of {what}"
-        raise NotADump(
-            f"no VMCOREINFO was found in {where}, so nothing says which kernel it is", _NO_TEXT_REMEDY
-        )
+        raise NotADump(f"no VMCOREINFO was found in {where}, so the kernel is not known", _NO_TEXT_REMEDY)
 
     def _pieces(self) -> Iterator[Piece]:
         for address, data in self._watch(self.layouts[0].pieces(), self.size):

@@ -61,4 +61,4 @@ def test_regions_of_one_architecture_are_not_missing(core: Core, sides: List[Sid
 
 def test_from_the_command_line(core: Core, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["diff", str(OTHER.path), str(core.path), "--exit-code"]) == 1
-    assert "other architectures: x86-64 and aarch64" in capsys.readouterr().out
+    assert "different architectures: x86-64 and aarch64" in capsys.readouterr().out

@@ -120,7 +120,7 @@ def test_an_existing_file_stays(file_system: str, tmp_path: Path) -> None:
     with pytest.raises(NotWritten, match="exists"):
         Target(str(path), force=False)
     path.unlink()
-    with pytest.raises(NotWritten, match="exists by now"), Target(str(path), force=False) as target:
+    with pytest.raises(NotWritten, match="created in the meantime"), Target(str(path), force=False) as target:
         path.write_text("mine")
         target.commit()
     assert path.read_text() == "mine"
@@ -166,7 +166,7 @@ def test_what_is_no_file(tmp_path: Path, name: str, what: str) -> None:
     ("words", "what"),
     [
         ([], "none is named"),
-        (["-o", "out", "--compress", "zlib"], "--compress goes with --to kdump"),
+        (["-o", "out", "--compress", "zlib"], "--compress needs --to kdump"),
         (["-o", "out", "-d", "32"], "not a number from 0 to 31"),
         (["-o", "taken"], "exists"),
     ],

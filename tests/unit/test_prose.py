@@ -33,6 +33,19 @@ PATTERNS = {
     r"(?:^|[.:\x22\x27] ?)(?:in use|mapped|absent) (?:is|are)\b": "subject first: N bytes are in use",
     r": not so\b": "say what is the case",
     r"\bleft out by its maker\b": "excluded when dumped",
+    r"\bmakes? no sense\b": "is invalid: X; X cannot be N",
+    r"\b(?:lies?|lay) (?:in|among|above|around|behind|below|between)\b": "is in",
+    r"\b(?:lies?|lay) (?:inside|nowhere|outside|where|within)\b": "is inside",
+    r"\bwhat lies\b": "name the thing",
+    r"\b(?:goes|go) with (?:-|a\b)|\bbelongs to --": "needs --other, give it with --other",
+    r"\b(?:bigger|longer|larger|fewer|more \S+) than any\b": "too large, too many",
+    r"\bnothing (?:says|leads)\b|\bsays? nothing of\b|\bto be had\b": "is not known, cannot be found",
+    r"\bshows? as not in the dump\b": "is shown as not in the dump",
+    r"\b(?:not|be) believed\b": "is rejected, is valid",
+    r"\b(?:run|runs) in a circle\b": "contains a cycle",
+    r"\b(?:anew|lately)\b|\btroubles\b": "again, recently, problems",
+    r"\bleaves? behind\b|\bleft behind\b": "no file remains",
+    r"\bof which (?:CPU|architecture) it is\b|\bof no architecture\b": "name its CPU, its architecture",
 }
 #: Correct uses, by a part of the line.
 ALLOWED = (
@@ -40,6 +53,8 @@ ALLOWED = (
     "so many rows |",
     "its BUILD-ID is no number",
     "is told by where it lies",
+    "nr_cpu_ids is {count}, which makes no sense",
+    "freed and used anew",
 )
 #: Files with our own text.
 WHERE = (
@@ -103,6 +118,13 @@ def test_prose_is_plain() -> None:
         '"""Plain values that pass between the rooms of the house."""',
         'print("Mapped are 84 KB")',
         'print(f"{title}: not so")',
+        'error = f"{count} CPUs make no sense"',
+        '"""The memory area lies outside of its tree."""',
+        "# what lies after the gap is unknown",
+        'error = "--compress goes with --to kdump"',
+        'error = "the name is longer than any"',
+        'error = "nothing says where it ends"',
+        'error = "the list runs in a circle"',
     ],
 )
 def test_what_is_found(line: str) -> None:
@@ -115,6 +137,7 @@ def test_what_is_found(line: str) -> None:
     [
         "# there is no number for it; it is no longer a page",
         "# left as it is; so many that they do not fit; a room_of_names",
+        "# a kernel that lies consistently; sizes that lie; it goes with the others; more than any of them",
         'x = left.away(is_no=1)  # "mapped" is a state',
         "so_many = 'rooms'",
     ],

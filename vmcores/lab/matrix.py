@@ -1,6 +1,6 @@
 """Every kernel and way of booting that the lab knows.
 
-To add a row, add it to entries(): nothing else needs to know of it.
+To add a row, add it to entries(): nothing else has to change.
 """
 
 from dataclasses import dataclass
@@ -140,7 +140,7 @@ def few(newest: str) -> List[Entry]:
 
 
 def shipped(newest: str) -> List[Entry]:
-    """The cores that lie in the repository: as small a machine as each kernel boots on."""
+    """The cores in the repository: as small a machine as each kernel boots on."""
     # The depot of stacks that KASAN keeps for its reports would be 16 MB of this guest.
     no_stacks = ("stack_depot_disable=on",)
     return [

@@ -161,7 +161,7 @@ class Archive:
             "Dir::Cache": self.root,
             "Acquire::Languages": "none",
             "Acquire::Retries": "3",
-            # The cache may lie where apt's own user cannot go.
+            # The cache may be where apt's own user cannot go.
             "APT::Sandbox::User": "root",
         }
         if self.machine.foreign:

@@ -119,7 +119,7 @@ def crash(vmlinux: Path, core: Path, commands: List[str], timeout: float = 600) 
             if not path.is_file():
                 raise LabError(f"there is no file {path}")
             try:
-                # Nothing has to be mounted for a link, and nothing is left behind.
+                # Nothing has to be mounted for a link, and nothing remains.
                 os.link(path.resolve(), work / name)
             except OSError:
                 shutil.copy(path, work / name)

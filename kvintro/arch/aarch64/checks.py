@@ -46,7 +46,7 @@ def kpti(kernel: Kernel) -> Verdict:
         words: Tuple[str, ...] = options(kernel)
     except Unavailable as error:
         words = ()
-        unknown = f"why it is off: {error.what}"
+        unknown = f"the reason why it is off is not known: {error.what}"
     by_hand = [
         word for name in ("kpti", "mitigations") for word in given(words, name) if word in _SWITCHES_OFF
     ]
@@ -238,7 +238,7 @@ def unexplained(
     try:
         allowed = _areas_of_code(kernel, kernel.place(region).range)
     except Unavailable as error:
-        tally.lacks(f"{region.name}: whether executable pages are areas of code: {error.what}")
+        tally.lacks(f"{region.name}: whether executable pages are areas of code is not known: {error.what}")
         return ()
     return [f for f in findings if not any(f.start in area and f.end in area for area in allowed)]
 

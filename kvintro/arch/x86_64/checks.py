@@ -52,7 +52,7 @@ def pti(kernel: Kernel) -> Verdict:
         words: Tuple[str, ...] = options(kernel)
     except Unavailable as error:
         words = ()
-        unknown = f"why it is off: {error.what}"
+        unknown = f"the reason why it is off is not known: {error.what}"
     by_hand: List[str] = [
         word
         for name in ("nopti", "pti", "mitigations")
@@ -108,7 +108,7 @@ def _hypercalls(kernel: Kernel, finding: Finding, tally: Tally) -> bool:
     try:
         return kernel.value("hv_hypercall_pg").value == finding.start
     except Unavailable as error:
-        tally.lacks(f"whether {finding.start:016x} is Hyper-V's page: {error.what}")
+        tally.lacks(f"whether {finding.start:016x} is Hyper-V's page is not known: {error.what}")
         return True
 
 

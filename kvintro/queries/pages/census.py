@@ -406,7 +406,7 @@ class FrameTypes:
         for piece in pages.reader.pieces(pages.sections):
             seen += piece.count
             if seen > pages.page_limit:
-                raise Unavailable("there are more struct pages than can be")
+                raise Unavailable("there are too many struct pages")
             if piece.state != "read":
                 # Unmapped struct pages are not page frames, nor is anything after the piece.
                 kind = _TYPE_NUMBERS["not_in_dump"] if piece.state == "missing" else -1

@@ -355,7 +355,7 @@ class PageLookup:
     def _object(
         self, page: PageState, cache: drgn.Object, objects: int, address: int
     ) -> "Tuple[Optional[int], Optional[int], Optional[bool]]":
-        """(address of the object that an address lies in, offset in it, whether it is allocated)."""
+        """(address of the object that contains an address, offset in it, whether it is allocated)."""
         from drgn.helpers.linux.slab import slab_object_info
 
         base, size = self.direct_address(page.head_pfn), number(cache, "size")

@@ -53,11 +53,11 @@ def _kernels(a: Side, b: Side) -> Iterator[str]:
     one, two = a.identity, b.identity
     if not one_architecture(a, b):
         yield (
-            f"other architectures: {one.get('arch')} and {two.get('arch')}; addresses, sizes and memory "
+            f"different architectures: {one.get('arch')} and {two.get('arch')}; addresses, sizes and memory "
             "types of their regions are not compared"
         )
     if one.get("release") != two.get("release"):
-        yield f"other kernels: {one.get('release')} and {two.get('release')}"
+        yield f"different kernels: {one.get('release')} and {two.get('release')}"
     elif one.get("build_id") and two.get("build_id") and one["build_id"] != two["build_id"]:
         yield f"two builds of {one.get('release')}: {one['build_id']} and {two['build_id']}"
 
@@ -193,7 +193,7 @@ def _modules(a: Side, b: Side) -> Iterator[str]:
             yield f"only in {where}: {_few(only)}"
     changed = sorted(name for name, size in a.modules.items() if b.modules.get(name, size) != size)
     if changed:
-        yield f"other sizes: {_few(changed)}"
+        yield f"different sizes: {_few(changed)}"
 
 
 def _amounts(found: Dict[str, Amounts], key: str, title: str) -> Iterator[str]:

@@ -34,7 +34,7 @@ def side_of_json(path: str) -> Side:
         with open_file(path) as file:
             content = read_bounded(file, path, "a saved report", _LARGEST)
         if content.count(b"{") + content.count(b"[") > _MOST_VALUES:
-            raise NotADump(f"{path} has more rows than any saved report", _REMEDY)
+            raise NotADump(f"{path} has too many rows for a saved report", _REMEDY)
         return _side(path, json.loads(content.decode("utf-8")))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         kind = type(error).__name__

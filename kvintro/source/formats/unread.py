@@ -198,7 +198,7 @@ OTHERS: Tuple[Format, ...] = (
     Format(
         "a kernel to boot (bzImage)",
         has(514, b"HdrS"),
-        "-c takes a dump; the debuginfo of a kernel is its uncompressed vmlinux, and goes with -s",
+        "-c takes a dump; give the uncompressed vmlinux, a kernel's debuginfo, with -s",
     ),
     Format("a program of Windows or EFI", begins(b"MZ"), READS),
     Format("BTF", begins(b"\x9f\xeb\x01\0"), "give it with --btf; -c takes a dump"),

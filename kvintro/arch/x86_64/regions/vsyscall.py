@@ -113,7 +113,7 @@ class Vsyscall(Region):
         problem = None
         unknown = "" if found.mapped else unread(kernel, start, end)
         if unknown:
-            notes.append(f"what is mapped is not known: {unknown}")
+            notes.append(f"it is not known what is mapped: {unknown}")
         # map_vsyscall: the page has to be mapped only if it can be read.
         elif mode == 0 and not found.mapped:
             problem = "nothing is mapped, though the mode is emulate"
