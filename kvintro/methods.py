@@ -374,7 +374,7 @@ class Commands:
     ) -> PagesAnswer:
         """A census of all page frames: how much memory each use takes, and a picture of physical memory.
 
-        :param by: count pages by this alone (default: type, free blocks and a picture).
+        :param by: count pages only by this (default: type, free blocks and a picture).
         :param top: show at most N rows of that list, the largest first.
         :param range: only physical addresses from A up to but not including B; or A+SIZE.
         :param raw: show all flags as /proc/kpageflags has them, and hide none.
@@ -547,7 +547,7 @@ class Commands:
         sort: Optional[str] = None,
         reverse: bool = False,
     ) -> UserAnswer:
-        """How much memory each process uses; or one process's areas, and what of each is resident or
+        """How much memory each process uses; or one process's areas, and how much of each is resident or
         swapped.
 
         :param pid: a process, by its pid or the name of its command.
