@@ -106,7 +106,7 @@
       for (const rule of linear) {
         if (rule.start <= address && address <= rule.end) {
           const physical = (address - rule.offset) & last;
-          list.append(text("dt", "physical"), text("dd", `${physical.toString(16)} by the rule of this region; whether it is mapped, only the page tables say`));
+          list.append(text("dt", "physical"), text("dd", `${physical.toString(16)} by the rule of this region; only the page tables show whether it is mapped`));
         }
       }
       if (!inside.length) {
