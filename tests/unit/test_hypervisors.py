@@ -205,7 +205,7 @@ def test_debug_guest(tmp_path: Path, version: int) -> None:
         (vmware_state([], more=number("regionsCount", 9) * 3).replace(b"regionsCount", b"regionsC0unt", 3)
          .replace(b"regionsCount\0", b"regionsCount\7"), "where region 0 of 7 is", "whole"),
         (vmware_state(REGIONS, MEMORY, more=block("Memory", MEMORY)), "2 blocks", "vmss2core"),
-        (vmware_state(REGIONS, MEMORY, packed=True).replace(b"\x78\x01", b"\x99\x01"), "not know", "make"),
+        (vmware_state(REGIONS, MEMORY, packed=True).replace(b"\x78\x01", b"\x99\x01"), "unknown way", "make"),
         (vmware_state(REGIONS)[:280], "truncated before the addresses of its memory", "whole"),
         (debug_guest(4, PAGES, HOLES), "is not in it", "without memory"),
     ],

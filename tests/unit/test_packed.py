@@ -236,9 +236,9 @@ def test_a_core_in_a_tar(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "said", "remedy"),
     [
-        (tar_of(a=b"text", b=b"more"), "without a dump in it; it has a, b", "memory"),
+        (tar_of(a=b"text", b=b"more"), "without a dump; it contains a, b", "memory"),
         (tar_of(one=LIME, two=LIME), "2 files that may be dumps: one, two", "tar xf"),
-        (gzip.compress(b"some text\n" * 100), "has a text file, not a kernel dump in it", "ELF"),
+        (gzip.compress(b"some text\n" * 100), "contains a text file, not a kernel dump", "ELF"),
         (gzip.compress(b""), "nothing that can be unpacked", ""),
         (gzip.compress(b"hsqs" + bytes(9000)), "squashfs", "memory"),
         (b"\x1f\x8b\x08" + b"\xff" * 5000, "nothing that can be unpacked", ""),

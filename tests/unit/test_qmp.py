@@ -218,7 +218,7 @@ def test_ranges_without_number(tmp_path: Path, capsys: pytest.CaptureFixture[str
     with listening(tmp_path / "qmp", guest_that(answer)):
         code = main(["--qemu", str(tmp_path / "qmp"), "info"])
     assert code == 3
-    assert "names 50000 ranges" in capsys.readouterr().err.splitlines()[0]
+    assert "lists 50000 ranges" in capsys.readouterr().err.splitlines()[0]
 
 
 def test_memory_without_end(
