@@ -143,7 +143,9 @@ def test_a_file_that_begins_with_ram_and_lacks_some(
             "it is not known whether this file's RAM is in one piece" in warning for warning in warnings
         )
     else:
-        with pytest.raises(NotADump, match=r"its kernel has RAM from 0x40000000 to .*, and this file does not"):
+        with pytest.raises(
+            NotADump, match=r"its kernel has RAM from 0x40000000 to .*, and this file does not"
+        ):
             opened_without(0, min(1 << 20, before_note))
     path.unlink()
 

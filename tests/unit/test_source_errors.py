@@ -96,12 +96,12 @@ def test_a_format_that_it_is_not(complaint: Complaint, tmp_path: Path, form: str
         (b"\xfd7zXZ\0" + b"x" * 100, "is compressed with xz", "damaged"),
         (b"\x7fELF\x02\x01\x01", "ends within the ELF header", "truncated"),
         (elf_core()[:70], "ends within the program headers", "truncated"),
-        (elf_core(notes=note(), machine=243), "another architecture (riscv)", "x86-64"),
+        (elf_core(notes=note(), machine=243), "architecture is not supported: riscv", "x86-64"),
         (
             b"KDUMP   ".ljust(272, b"\0")
             + b"riscv64".ljust(156, b"\0")
             + struct.pack("<iiI", 4096, 1, 2).ljust(9000, b"\0"),
-            "another architecture (riscv64)",
+            "architecture is not supported: riscv64",
             "x86-64",
         ),
         (elf_core(kind=2), "an ELF file, but not a core dump", "-s"),
@@ -110,7 +110,7 @@ def test_a_format_that_it_is_not(complaint: Complaint, tmp_path: Path, form: str
             b"\x7fELF\2\2\1".ljust(16, b"\0")
             + struct.pack(">HHIQQQIHHHHHH", 4, 22, 1, 0, 64, 0, 0, 64, 56, 1, 64, 0, 0)
             + struct.pack(">IIQQQQQQ", 1, 7, 4096, 0, 0, 4096, 4096, 0).ljust(9000, b"\0"),
-            "another architecture (s390x)",
+            "architecture is not supported: s390x",
             "x86-64",
         ),
         (elf_core(notes=[("CORE", 3, bytes(136))]), "of a program, not of a kernel", "kdump"),
