@@ -30,7 +30,6 @@ from kvintro.queries.translate import Input, Translator
 from kvintro.text import size_text
 
 _SHOWN = 64  # maximum number of bytes shown of a match
-_LESS_SPECIFIC = ("memory_area", "freed_init", "region")  # than the use of the page
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ def search(
     :raises UsageError: the question is invalid.
     """
     if regions and (physical or pid is not None):
-        raise UsageError("regions lie in the kernel's own address space", "omit --in, --phys or --pid")
+        raise UsageError("regions are in the kernel's own address space", "omit --in, --phys or --pid")
     space = Space(kernel, pid=pid, physical=physical)
     pattern = pattern_of(kernel, question)
     keys = [region_named(kernel, name).key for name in regions]
@@ -169,7 +168,7 @@ def pattern_of(kernel: Kernel, question: Question) -> Pattern:
     if sum(one is not None for one in asked) != 1:
         raise UsageError("search needs one thing to look for", "give VALUE, --string, --regex or --to")
     if question.size is not None and question.to is None:
-        raise UsageError("--size belongs to --to", "add --to ADDR, or omit --size")
+        raise UsageError("--size needs --to", "add --to ADDR, or omit --size")
     if question.string is not None:
         return string_pattern(question.string, question.aligned)
     if question.regex is not None:
@@ -191,7 +190,7 @@ def _said(asked: Search, limit: Optional[int]) -> List[str]:
         size = f"{size_text(done.missing)} of {size_text(asked.total)}"
         out.append(f"{size} are not in this source: {many}, the first from {done.first:016x} on")
     if asked.live:
-        out.append("kvintro's own memory is searched too, and has what it looks for")
+        out.append("kvintro's own memory is searched too, and contains the pattern")
     return out
 
 
@@ -218,9 +217,9 @@ class Describer:
         where = found.translation
         things = list(found.identities)
         use = None if where.physical is None else self._pages.of(where.physical)
-        # Kinds are in order, and what a page holds now says more than where it is and what it was.
-        if use is not None and all(thing.kind in _LESS_SPECIFIC for thing in things):
-            at = next((n for n, thing in enumerate(things) if thing.kind != "memory_area"), len(things))
+        # The region is last, because it is the least specific.
+        if use is not None and all(thing.kind in ("region", "memory_area") for thing in things):
+            at = next((n for n, thing in enumerate(things) if thing.kind == "region"), len(things))
             things.insert(at, use)
         data, order = match.data, self._space.kernel.form.byte_order
         return HitRow(

@@ -55,8 +55,6 @@ ALLOWED = (
     "is told by where it lies",
     "nr_cpu_ids is {count}, which makes no sense",
     "freed and used anew",
-    "regions lie in the kernel's own address space",
-    "--size belongs to --to",
 )
 #: Files with our own text.
 WHERE = (
