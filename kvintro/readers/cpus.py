@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, List
 
 from kvintro.errors import Unavailable
 from kvintro.model import ALL
-from kvintro.readers.structures import TROUBLE, pointer_at
+from kvintro.readers.structures import TROUBLE, number, pointer_at, struct_at
 
 if TYPE_CHECKING:
     from kvintro.kernels import Kernel
@@ -47,3 +47,19 @@ def per_cpu_address(kernel: Kernel, name: str, cpu: int) -> int:
     """
     base = pointer_at(kernel, kernel.symbol("__per_cpu_offset") + 8 * cpu)
     return kernel.symbol(name) + base & ALL
+
+
+def per_cpu_unit_size(kernel: Kernel) -> int:
+    """Bytes of the first chunk of per-CPU memory that each CPU has: its variables and the first dynamic ones.
+
+    The units of the CPUs are often far apart: ``pcpu_unit_size`` is up to 2 MB, and the kernel frees the part
+    of each unit that it does not use (mm/percpu.c:pcpu_embed_first_chunk).
+
+    :raises Unavailable: the source does not say how large it is.
+    """
+    chunk = struct_at(kernel, "struct pcpu_chunk", pointer_at(kernel, kernel.symbol("pcpu_first_chunk")))
+    base = pointer_at(kernel, kernel.symbol("pcpu_base_addr"))
+    size = number(chunk, "base_addr") + number(chunk, "nr_pages") * kernel.form.page_size - base
+    if not 0 < size <= kernel.value("pcpu_unit_size", 4).value:
+        raise Unavailable(f"the first chunk of per-CPU memory has {size} bytes, which cannot be right")
+    return size

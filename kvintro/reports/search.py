@@ -30,6 +30,7 @@ from kvintro.queries.translate import Input, Translator
 from kvintro.text import size_text
 
 _SHOWN = 64  # maximum number of bytes shown of a match
+_LESS_SPECIFIC = ("memory_area", "freed_init", "region")  # than the use of the page
 
 
 @dataclass(frozen=True)
@@ -217,9 +218,9 @@ class Describer:
         where = found.translation
         things = list(found.identities)
         use = None if where.physical is None else self._pages.of(where.physical)
-        # The region is last, because it is the least specific.
-        if use is not None and all(thing.kind in ("region", "memory_area") for thing in things):
-            at = next((n for n, thing in enumerate(things) if thing.kind == "region"), len(things))
+        # Kinds are in order, and what a page holds now says more than where it is and what it was.
+        if use is not None and all(thing.kind in _LESS_SPECIFIC for thing in things):
+            at = next((n for n, thing in enumerate(things) if thing.kind != "memory_area"), len(things))
             things.insert(at, use)
         data, order = match.data, self._space.kernel.form.byte_order
         return HitRow(
