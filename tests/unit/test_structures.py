@@ -442,4 +442,4 @@ def test_an_xarray_that_is_a_circle() -> None:
     memory.put(BASE + 0x1000 + 40 + 16, BASE + 0x1000 | 2)
     found, damage = xarray(memory)
     assert found == [(0, 0, 0x11), (5000, 5000, 0x13)]
-    assert "circle" in damage.notes[0]
+    assert "cycle" in damage.notes[0]

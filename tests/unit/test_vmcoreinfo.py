@@ -131,8 +131,8 @@ def test_the_search_ends_where_it_is_found() -> None:
 @pytest.mark.parametrize(
     ("more", "state", "said"),
     [
-        ({"OSRELEASE": "6.0.0-other"}, "wrong", "does not say 6.0.0-other"),
-        ({"OSRELEASE": "6.0.0"}, "wrong", "does not say 6.0.0"),
+        ({"OSRELEASE": "6.0.0-other"}, "wrong", "with release 6.0.0-other"),
+        ({"OSRELEASE": "6.0.0"}, "wrong", "with release 6.0.0"),
         ({"BUILD-ID": "ff" * 20}, "wrong", "does not have the build id"),
         ({"BUILD-ID": "not hex"}, "wrong", "BUILD-ID is not a number"),
         ({"SYMBOL(swapper_pg_dir)": "100000"}, "wrong", "swapper_pg_dir is not in a kernel's image"),
