@@ -17,7 +17,10 @@ from lab.matrix import Entry
 from lab.packages import Archive, Kernel
 
 READY = "KVINTRO-READY"
-BOOT_TIMEOUT = 300.0
+#: A live guest prints this before its first command.
+STARTED = "KVINTRO-STARTED"
+#: More than ten times as long as the slowest boot of a row, as a busy host is slower.
+BOOT_TIMEOUT = 600.0
 #: Another architecture is slower to emulate, most of all on a busy host.
 FOREIGN_BOOT_TIMEOUT = 1200.0
 #: qemu_fw_cfg hands the vmcoreinfo note to QEMU; the rest makes /proc/modules worth reading.
@@ -51,6 +54,11 @@ def find_kernel(entry: Entry, archive: Archive) -> Kernel:
     if entry.oracle:
         return kernel_source.oracle(entry.series, archive, entry.variant)
     return archive.kernel(entry.series, entry.flavour)
+
+
+def boot_timeout(entry: Entry) -> float:
+    """Seconds after which a guest that is not ready is given up."""
+    return FOREIGN_BOOT_TIMEOUT if entry.machine.foreign else BOOT_TIMEOUT
 
 
 def firmware(machine: Machine) -> Path:
@@ -117,13 +125,10 @@ def _build(entry: Entry, kernel: Kernel, target: Path, small: bool, own: Dict[st
         options = [*guest_options(entry), *_disks(entry), "-initrd", "initramfs"]
         with qemu.Qemu(work, options, entry.machine) as guest:
             if entry.rare:
-                while guest.running and not (work / "qmp").exists():
-                    time.sleep(0.2)
                 # The driver finds it waiting. The plugged memory counts, as far as QEMU is concerned.
                 guest.command("balloon", {"value": entry.memory_mb + 256 - BALLOON_MB << 20})
                 _break_memory(guest)
-            patience = FOREIGN_BOOT_TIMEOUT if entry.machine.foreign else BOOT_TIMEOUT
-            boot_seconds = guest.wait_for(READY, patience)
+            boot_seconds = guest.wait_for(READY, boot_timeout(entry))
             balloon = guest.command("query-balloon")["actual"] if entry.rare else None
             cpu = guest.stop_idle()
             dumped = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Dict, Iterator, Optional, Sequence
 
@@ -84,6 +85,14 @@ def digest(*parts: bytes) -> str:
     for part in parts:
         whole.update(hashlib.sha256(part).digest())
     return whole.hexdigest()[:12]
+
+
+def until(seconds: float) -> Iterator[None]:
+    """Yield five times a second, until so many seconds have passed."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        yield
+        time.sleep(0.2)
 
 
 @contextlib.contextmanager

@@ -2,12 +2,11 @@
 
 import re
 import tempfile
-import time
 from pathlib import Path
 from typing import Container, Dict, List, Optional, Tuple
 
 from lab import boot, initramfs, qemu
-from lab.common import LabError, need, run
+from lab.common import LabError, need, run, until
 from lab.matrix import Entry
 from lab.packages import Kernel
 
@@ -135,10 +134,7 @@ def _dump(guest: qemu.Qemu, work: Path, block: str) -> None:
 
 def _await_loaded(guest: qemu.Qemu) -> None:
     """Wait until a guest that is started from a stream has all of it."""
-    while guest.running and not (guest.directory / "qmp").exists():
-        time.sleep(0.2)
-    for _ in range(300):
-        time.sleep(0.2)
+    for _ in until(boot.BOOT_TIMEOUT):
         if guest.command("query-status")["status"] != "inmigrate":
             return
     raise LabError("QEMU did not load the stream that it saved")
@@ -151,13 +147,12 @@ def _migrate(guest: qemu.Qemu, stream: str) -> None:
     if stream == "compress":
         guest.command("migrate-set-capabilities", {"capabilities": [{"capability": stream, "state": True}]})
     guest.command("migrate", {"uri": "exec:cat >migrated"})
-    for _ in range(600):
+    for _ in until(boot.BOOT_TIMEOUT):
         status = guest.command("query-migrate").get("status")
         if status == "completed":
             return
         if status in ("failed", "cancelled"):
             break
-        time.sleep(0.2)
     raise LabError(f"QEMU did not save its guest: {guest.command('query-migrate')}")
 
 
@@ -180,8 +175,7 @@ def dump_panicked(entry: Entry, kernel: Kernel, target: Path) -> Tuple[Path, str
             with qemu.Qemu(work, _prepared(entry, kernel, work)) as guest:
                 guest.wait_for(boot.READY, boot.BOOT_TIMEOUT)
                 guest.command("inject-nmi")
-                for _ in range(100):
-                    time.sleep(0.2)
+                for _ in until(boot.BOOT_TIMEOUT):
                     if "end Kernel panic" in guest.console():
                         break
                 else:
@@ -211,12 +205,13 @@ def dump_crashed(entry: Entry, kernel: Kernel, target: Path) -> Dict[str, Path]:
             (work / "initramfs").write_bytes(ramdisk)
             options = [*boot.guest_options(entry), "-initrd", "initramfs"]
             with qemu.Qemu(work, options) as guest:
-                end = time.monotonic() + 2 * boot.BOOT_TIMEOUT
-                while "KVINTRO-CRASHED" not in guest.console():
-                    words = guest.console().splitlines()[-1:]
-                    if time.monotonic() > end or not guest.running or "KVINTRO-FAILED" in guest.console():
-                        raise qemu.GuestDied(f"the crash kernel did not boot: {words}")
-                    time.sleep(0.5)
+                console = ""
+                for _ in until(2 * boot.BOOT_TIMEOUT):
+                    console = guest.console()
+                    if "KVINTRO-CRASHED" in console or "KVINTRO-FAILED" in console or not guest.running:
+                        break
+                if "KVINTRO-CRASHED" not in console or "KVINTRO-FAILED" in console:
+                    raise qemu.GuestDied(f"the crash kernel did not boot: {console.splitlines()[-1:]}")
                 guest.command("stop")
                 guest.dump("elf")
                 size = entry.memory_mb << 20

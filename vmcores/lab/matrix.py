@@ -56,12 +56,14 @@ class Entry:
         """The kernel's command line.
 
         init_on_free makes free pages zero, so that a dump packs well; a probe's addresses must not
-        be hashed; memfd_secret needs its own switch before 6.5.
+        be hashed; memfd_secret needs its own switch before 6.5. An oops, which emulation can cause, ends the
+        guest, so that the lab boots it again instead of going on without the process that had it.
         """
         words = [f"console={self.machine.console}", "quiet", "panic=-1", "init_on_free=1", "no_hash_pointers"]
-        words += ["secretmem.enable=1"]
+        words += ["secretmem.enable=1", "oops=panic"]
         if self.arch == AMD64.name:
-            words.append(f"pti={'on' if self.pti else 'off'}")
+            # A busy host may be too slow for the timer's test.
+            words += [f"pti={'on' if self.pti else 'off'}", "no_timer_check"]
         words += [] if self.kaslr else ["nokaslr"]
         if self.rare:
             words += ["memmap=16M!160M", "memhp_default_state=offline", "kfence.sample_interval=20"]

@@ -161,6 +161,8 @@ class Archive:
             "Dir::Cache": self.root,
             "Acquire::Languages": "none",
             "Acquire::Retries": "3",
+            # A list that could not be fetched is an error, and not one fewer list.
+            "APT::Update::Error-Mode": "any",
             # The cache may be where apt's own user cannot go.
             "APT::Sandbox::User": "root",
         }

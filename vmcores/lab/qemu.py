@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Callable, Dict, List, Optional, Sequence, Type, TypeVar
 
-from lab.common import LabError, say
+from lab.common import LabError, say, until
 from lab.machine import AMD64, Machine
 
 Result = TypeVar("Result")
@@ -31,7 +31,13 @@ class GuestDied(LabError):
     """
 
 
+class NotReady(GuestDied):
+    """The guest did not print a line in time: it hangs, or something else was printed into the line."""
+
+
 ATTEMPTS = 3
+#: Seconds in which QEMU answers, on a machine that has much else to do.
+PATIENCE = 120.0
 #: Loaded before a fork: afterwards only the call itself is safe.
 LIBC = ctypes.CDLL(None)
 
@@ -120,8 +126,7 @@ class Qemu:
 
     def wait_for_match(self, pattern: str, timeout: float) -> "re.Match[str]":
         """Wait until the guest has printed what matches."""
-        start = time.monotonic()
-        while time.monotonic() - start < timeout:
+        for _ in until(timeout):
             text = self.console()
             found = re.search(pattern, text, re.MULTILINE)
             if found:
@@ -138,8 +143,7 @@ class Qemu:
                 )
             if not self.running:
                 raise GuestDied(f"QEMU ended: {self._last_words()}")
-            time.sleep(0.2)
-        raise LabError(f"the guest was not ready within {timeout:.0f} s: {self._last_words()}")
+        raise NotReady(f"the guest was not ready within {timeout:.0f} s: {self._last_words()}")
 
     # --- QMP
 
@@ -154,17 +158,31 @@ class Qemu:
         message: Dict[str, Any] = json.loads(line)
         return message
 
-    def command(self, name: str, arguments: Optional[Dict[str, Any]] = None, timeout: float = 120) -> Any:
+    def _connect(self) -> socket.socket:
+        """Connect to the monitor as soon as QEMU listens."""
+        # The path of a socket is limited to 108 bytes and the directory may be deep.
+        fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            for _ in until(PATIENCE):
+                if not self.running:
+                    raise GuestDied(f"QEMU ended: {self._last_words()}")
+                made = socket.socket(socket.AF_UNIX)
+                made.settimeout(PATIENCE)
+                try:
+                    made.connect(f"/proc/self/fd/{fd}/qmp")
+                    return made
+                except (FileNotFoundError, ConnectionRefusedError):
+                    made.close()
+        finally:
+            os.close(fd)
+        raise LabError(f"QEMU has no monitor after {PATIENCE:.0f} s: {self._last_words()}")
+
+    def command(
+        self, name: str, arguments: Optional[Dict[str, Any]] = None, timeout: float = PATIENCE
+    ) -> Any:
         """One QMP command; its answer, events skipped."""
         if self._socket is None:
-            self._socket = socket.socket(socket.AF_UNIX)
-            self._socket.settimeout(10)
-            # The path of a socket is limited to 108 bytes and the directory may be deep.
-            fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                self._socket.connect(f"/proc/self/fd/{fd}/qmp")
-            finally:
-                os.close(fd)
+            self._socket = self._connect()
             self._receive()
             self.command("qmp_capabilities")
         self._socket.settimeout(timeout)
@@ -186,20 +204,19 @@ class Qemu:
         answer = self.command("human-monitor-command", arguments)
         return str(answer).replace("\r\n", "\n")
 
-    def stop_idle(self, attempts: int = 50) -> int:
+    def stop_idle(self) -> int:
         """Stop the guest at a moment when a CPU idles in the kernel; returns that CPU.
 
         Through its page tables the monitor's translations find all that the kernel has.
         """
-        for _ in range(attempts):
+        for _ in until(PATIENCE):
             self.command("stop")
             blocks = re.split(r"^CPU#\d+\s*$", self.monitor("info registers -a"), flags=re.MULTILINE)
             for cpu, block in enumerate(blocks[1:]):
                 if all(re.search(word, block) for word in self.machine.idle):
                     return cpu
             self.command("cont")
-            time.sleep(0.1)
-        raise LabError("no CPU of the guest was ever idle")
+        raise NotReady(f"no CPU of the guest was idle within {PATIENCE:.0f} s")
 
     def translate(self, address: int, cpu: int) -> Optional[int]:
         """What QEMU's own walk makes of a virtual address."""
