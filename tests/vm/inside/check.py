@@ -339,12 +339,26 @@ def check_ptdump(checks: Checks) -> None:
         checks.wrong.append(f"ptdump: {len(missing)} of {len(stable)} lines, such as {sorted(missing)[:3]}")
 
 
+def is_stopped(group: int) -> bool:
+    """Whether no process of a group runs. One that is in a system call stops when the call is done."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, its_group = path.read_text().rpartition(")")[2].split()[:3]
+        except (FileNotFoundError, ProcessLookupError):  # it has ended
+            continue
+        if int(its_group) == group and state not in "TZX":
+            return False
+    return True
+
+
 @contextmanager
 def resting(checks: Checks) -> Iterator[None]:
     """Pause the load."""
     os.killpg(checks.load, signal.SIGSTOP)
     try:
-        time.sleep(2)  # until their current operations are done
+        while not is_stopped(checks.load):
+            time.sleep(0.1)
+        time.sleep(2)  # until the kernel has freed what they no longer use
         yield
     finally:
         os.killpg(checks.load, signal.SIGCONT)
