@@ -214,7 +214,7 @@ class Identifier:
                     yield from found_here
                     yield from self._area(address, found)
                     why = self.kernel.why(error)
-                    raise Unavailable(f"what drgn knows of it cannot be read: {why}") from error
+                    raise Unavailable(f"drgn cannot identify it: {why}") from error
                 continue
             yield from found_here
             return
@@ -288,7 +288,7 @@ class Identifier:
         """Report an unknown variable if variables have no names. Variables with names are symbols."""
         image = self._region_of(address, found) is self.kernel.regions.kernel_image
         if self.kernel.code_only and image and self._symbol(address, found) is None:
-            raise Unavailable("which variable it belongs to is not known, as variables have no names here")
+            raise Unavailable("its variable is unknown: the symbols of this kernel do not name variables")
         yield from ()
 
     # Per-CPU variables
@@ -356,7 +356,7 @@ class Identifier:
         base, size, count = VMEMMAP.pages(self.kernel)
         pfn, inside = divmod(address - base & ALL, size)
         if self.kernel.walk(address).state == "unmapped" or pfn >= count:
-            yield Thing("struct_page", f"no struct page: page frame {pfn:#x} has none", details={"pfn": None})
+            yield Thing("struct_page", f"page frame {pfn:#x} has no struct page", details={"pfn": None})
             return
         text = f"struct page: page frame {pfn:#x}, physical {pfn << self.kernel.page_shift:016x}"
         text += f" +{inside:#x}" if inside else ""
@@ -444,7 +444,7 @@ class Identifier:
         if region is regions.vmemmap:
             base, size, _ = VMEMMAP.pages(self.kernel)
             physical = (address - base) // size << self.kernel.form.page_shift
-            what = "struct page of the page of"
+            what = "struct page for"
         elif region is regions.direct_map and found.physical is not None:
             physical, what = found.physical, "direct map of"
         else:
