@@ -174,6 +174,6 @@ def test_usage(typed: Kernel) -> None:
     for wrong in ("struct no_such_thing", "1", "struct (", "void"):
         with pytest.raises(UsageError):
             type_named(typed, wrong)
-    with pytest.raises(UsageError, match="no process"):
+    with pytest.raises(UsageError, match="does not belong to a process"):
         Space(typed, pid=1, physical=True)
     assert Members(Words(Space(typed))).of(type_named(typed, "list_head"), typed.symbol("init_task"))
