@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import termios
+from functools import cache
 from pathlib import Path
 from typing import Dict, List, Tuple
 
@@ -46,20 +47,26 @@ def run(line: str, *, shell: str = "", **environment: str) -> "subprocess.Comple
     )
 
 
+@cache
+def wide(line: str) -> str:
+    """The output on a terminal with Unicode."""
+    return run(line, LC_ALL="C.UTF-8").stdout.decode()
+
+
 @pytest.mark.parametrize("how", NARROW)
+@pytest.mark.xdist_group("narrow")
 def test_a_narrow_encoding_is_no_error(how: str) -> None:
     for line in LINES if how == "ascii" else LINES[:3]:
         found = run(line, **NARROW[how])
         assert found.returncode == 0, found.stderr
         assert found.stderr == b""
-        wide = run(line, LC_ALL="C.UTF-8").stdout.decode()
         encoding = "latin-1" if how == "latin" else "ascii"
         shown = found.stdout.decode(encoding)
         if "svg" in line or "html" in line:
             assert found.stdout.isascii()  # which every encoding has
             continue
         # The same number of columns on every line, as a drawing requires.
-        assert [len(text) for text in shown.split("\n")] == [len(text) for text in wide.split("\n")]
+        assert [len(text) for text in shown.split("\n")] == [len(text) for text in wide(line).split("\n")]
         assert "\\u" not in shown
 
 
