@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Dict, Optional, Tuple
 
 from kvintro.errors import Unavailable
-from kvintro.readers.structures import TROUBLE, number, offset_of, size_of, slab_cache_at, text_at, type_of
+from kvintro.readers.structures import TROUBLE, number, offset_of, size_of, struct_at, text_at, type_of
 
 if TYPE_CHECKING:
     from kvintro.kernels import Kernel
@@ -73,7 +73,7 @@ class KfencePool:
 def cache_name(kernel: Kernel, cache: int) -> Optional[str]:
     """Name of a slab cache, None if it cannot be read."""
     try:
-        return text_at(kernel, number(slab_cache_at(kernel, cache), "name"), 256)
+        return text_at(kernel, number(struct_at(kernel, "struct kmem_cache", cache), "name"), 256)
     except TROUBLE:
         return None
 

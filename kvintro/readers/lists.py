@@ -26,7 +26,7 @@ from kvintro.readers.structures import (
     size_of,
     struct_around,
     struct_at,
-    type_of,
+    struct_reader,
 )
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def list_entries(
     :param what: name of the list in notes: ``the list of modules``.
     """
     offset = offset_of(kernel, type_name, member)
-    read = _reader(kernel, type_name)
+    read = struct_reader(kernel, type_name)
 
     def links(entry: drgn.Object, way: str) -> int:
         return int(getattr(getattr(entry, member), way).value_())
@@ -117,19 +117,6 @@ def list_words(
     claim = claims(kernel, f"{type_name}.{member}", offset + _LINKS, head)
     for _, entry in _list(kernel, head, offset, claim, read, links, damage, what, limit):
         yield entry[2:]
-
-
-def _reader(kernel: Kernel, type_name: str) -> Callable[[int], drgn.Object]:
-    """Return a function that reads structures of a type, which it looks up once, unlike :func:`struct_at`."""
-    prog, kind = kernel.prog, type_of(kernel, type_name)
-
-    def read(address: int) -> drgn.Object:
-        try:
-            return drgn.Object(prog, kind, address=address & ALL).read_()
-        except (drgn.FaultError, OverflowError, ValueError) as error:
-            raise Unavailable(f"{type_name} at {address & ALL:016x} is not in this source") from error
-
-    return read
 
 
 def _list(

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING, Callable, Optional
 
 import drgn
 
@@ -30,6 +30,12 @@ TROUBLE = (
 #: The remedy for missing types.
 USE_TYPES = "give -s VMLINUX or --btf FILE"
 LONGEST_TEXT = 4 << 10  # PATH_MAX
+#: Structures that the kernel allocates without the end of their last member. The memory after them can be
+#: another object, a page that a filter removed, or a guard page of KFENCE.
+_SHORT = (
+    "struct task_struct",  # thread (arch/x86/kernel/fpu/init.c:fpu__init_task_struct_size)
+    "struct kmem_cache",  # node, an element per NUMA node of the machine (mm/slub.c:kmem_cache_init)
+)
 _LARGEST_STRUCT = 1 << 24  # struct pglist_data takes a few hundred KB
 #: First address of the kernel half.
 KERNEL_HALF = 1 << 63
@@ -64,16 +70,34 @@ def has_member(kernel: Kernel, type_name: str, member: str) -> bool:
         return False
 
 
+def struct_reader(kernel: Kernel, type_name: str) -> Callable[[int], drgn.Object]:
+    """Return a function that reads a whole structure at an address, at once.
+
+    The function raises Unavailable if the memory is not in the source. It does not read the last member of
+    the types in ``_SHORT``, which is zero in the result.
+
+    :raises Unavailable: there is no such type.
+    """
+    kind = type_of(kernel, type_name)
+    whole = size_of(kernel, type_name)
+    needed = kind.members[-1].bit_offset // 8 if type_name in _SHORT and kind.members else whole
+
+    def read(address: int) -> drgn.Object:
+        try:
+            data = kernel.read(address & ALL, needed)
+        except Unavailable as error:
+            raise Unavailable(f"{type_name} at {address & ALL:016x} is not in this source") from error
+        return drgn.Object.from_bytes_(kernel.prog, kind, data.ljust(whole, b"\0"))
+
+    return read
+
+
 def struct_at(kernel: Kernel, type_name: str, address: int) -> drgn.Object:
-    """Read a whole structure at once.
+    """Read a whole structure at once; see :func:`struct_reader`.
 
     :raises Unavailable: there is no such type, or the memory is not in the source.
     """
-    found = drgn.Object(kernel.prog, type_of(kernel, type_name), address=address & ALL)
-    try:
-        return found.read_()
-    except (drgn.FaultError, OverflowError, ValueError) as error:
-        raise Unavailable(f"{type_name} at {address:016x} is not in this source") from error
+    return struct_reader(kernel, type_name)(address)
 
 
 def struct_around(kernel: Kernel, type_name: str, node: int, offset: int) -> drgn.Object:
@@ -85,22 +109,6 @@ def struct_around(kernel: Kernel, type_name: str, node: int, offset: int) -> drg
     if node < KERNEL_HALF:
         raise Unavailable(f"{node:016x} is not a kernel address")
     return struct_at(kernel, type_name, node - offset)
-
-
-def slab_cache_at(kernel: Kernel, address: int) -> drgn.Object:
-    """Read a ``struct kmem_cache`` without the array at its end, which has an element per NUMA node.
-
-    The kernel allocates only as many elements as the machine has nodes (mm/slub.c:kmem_cache_init). A guard
-    page of KFENCE, which is not mapped, can follow them.
-
-    :raises Unavailable: there is no such type, or the memory is not in the source.
-    """
-    kind = type_of(kernel, "struct kmem_cache")
-    whole = size_of(kernel, "struct kmem_cache")
-    last = kind.members[-1] if kind.members else None
-    read = last.bit_offset // 8 if last and last.type.kind == drgn.TypeKind.ARRAY else whole
-    data = kernel.read(address & ALL, read)
-    return drgn.Object.from_bytes_(kernel.prog, kind, data.ljust(whole, b"\0"))
 
 
 def number(obj: drgn.Object, member: str, default: int = 0) -> int:

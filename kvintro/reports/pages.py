@@ -22,7 +22,7 @@ from kvintro.queries.pages.meaning import (
     kpf_symbols,
 )
 from kvintro.queries.pages.zones import ZoneFacts, free_pages, zone_facts
-from kvintro.readers.structures import TROUBLE, USE_TYPES, number, slab_cache_at, text_at
+from kvintro.readers.structures import TROUBLE, USE_TYPES, number, struct_at, text_at
 from kvintro.reports.layout import head
 
 #: Names of the breakdowns.
@@ -561,7 +561,7 @@ def _caches(kernel: Kernel, census: PageCensus) -> Tuple[List[CacheRow], int]:
     for address, use in census.caches.items():
         name = size = None
         try:
-            cache = slab_cache_at(kernel, address)
+            cache = struct_at(kernel, "struct kmem_cache", address)
             size = Size(number(cache, "object_size"))
             name = text_at(kernel, number(cache, "name"), 256)
         except TROUBLE:

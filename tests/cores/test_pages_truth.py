@@ -33,7 +33,7 @@ from kvintro.queries.pages.meaning import (
     kpf_long,
 )
 from kvintro.queries.pages.zones import zone_facts
-from kvintro.readers.structures import number, slab_cache_at, text_at
+from kvintro.readers.structures import number, struct_at, text_at
 from kvintro.render import render
 from kvintro.reports.pages import BREAKDOWNS, pages_report, parse_range
 from kvintro.source import Request
@@ -334,7 +334,7 @@ def test_slab_caches_have_what_slabinfo_says(
         return
     mine: Dict[str, Tuple[int, int]] = {}
     for address, use in census.caches.items():
-        name = text_at(kernel, number(slab_cache_at(kernel, address), "name"))
+        name = text_at(kernel, number(struct_at(kernel, "struct kmem_cache", address), "name"))
         mine[name] = use.objects, use.slabs
         assert 0 <= use.in_use <= use.objects
     # Read last, nothing moved since but what waited to be freed (the struct file by which it was read is,

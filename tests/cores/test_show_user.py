@@ -14,7 +14,9 @@ from kvintro.errors import UsageError
 from kvintro.kernels import Kernel
 from kvintro.model import AddressRange
 from kvintro.queries.translate import Input, Translator
-from kvintro.readers.structures import has_member
+from kvintro.readers.damage import Damage
+from kvintro.readers.lists import list_entries
+from kvintro.readers.structures import has_member, offset_of
 from kvintro.render import render
 from kvintro.reports.show import Selection
 from kvintro.reports.user import user
@@ -209,6 +211,34 @@ def test_who_is_there_and_who_is_not(core: Core, kernel: Kernel) -> None:
         user(kernel, 999_999, Selection())
     with pytest.raises(UsageError, match="no user memory"):
         user(kernel, 2, Selection())
+
+
+@pytest.mark.parametrize(
+    ("cache", "head", "member"),
+    [("task_struct", "init_task", "tasks"), ("kmem_cache", "slab_caches", "list")],
+)
+def test_no_memory_after_an_object_is_read(
+    core: Core, cache: str, head: str, member: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """/proc/slabinfo has the size of objects. The type can be larger, and the memory after an object can be
+    a page that a filter removed."""
+    kernel = fresh(core)
+    needs(kernel, head)
+    structure = f"struct {cache}"
+    (line,) = re.findall(rf"^{cache} .*", core.truth("slabinfo"), re.M)
+    size = int(line.split()[3])
+    ends: Dict[int, int] = {}
+    read = kernel.read
+
+    def recorded(address: int, size: int) -> bytes:
+        ends[address] = size
+        return read(address, size)
+
+    monkeypatch.setattr(kernel, "read", recorded)
+    first = kernel.symbol(head) + (offset_of(kernel, structure, member) if head == "init_task" else 0)
+    found = list(list_entries(kernel, first, structure, member, Damage(), "list"))
+    assert len(found) > 30
+    assert all(ends[address] <= size for address, _ in found)
 
 
 def test_which_structure_the_kernel_has(core: Core, kernel: Kernel) -> None:

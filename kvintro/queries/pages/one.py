@@ -26,7 +26,6 @@ from kvintro.readers.structures import (
     has_member,
     number,
     optional,
-    slab_cache_at,
     struct_at,
     text_at,
 )
@@ -323,7 +322,7 @@ class PageLookup:
         if self.fenced(page.pfn) is not None:
             return None
         cache_at = self._word(page.head_pfn, self.form.slab_cache)
-        cache = slab_cache_at(self.kernel, cache_at)
+        cache = struct_at(self.kernel, "struct kmem_cache", cache_at)
         try:
             slab: drgn.Object = struct_at(self.kernel, "struct slab", self.form.address(page.head_pfn))
         except Unavailable:
