@@ -96,10 +96,18 @@ def zones(nr_zones: int, zone: int, nodes: int) -> Any:
         (171552, 1536, 1024, (1024, 5)),  # Debian's 6.1 and 6.12
         (173152, 1856, 1024, (1024, 5)),  # Debian's 7.3
         (5 * 1536 + 16 * (5 + 1), 1536, 0, (1, 5)),  # without CONFIG_NUMA there is one list
+        (11232, 1728, 0, (16, 5)),  # Debian's 6.12 for arm64, which does not give the number of nodes
     ],
 )
 def test_zones(nr_zones: int, zone: int, nodes: int, expected: Any) -> None:
     assert _nodes_and_zones(zones(nr_zones, zone, nodes)) == expected
+
+
+def test_zones_that_fit_with_and_without_numa() -> None:
+    keys = {"OFFSET(pglist_data.node_zones)": 0, "OFFSET(pglist_data.nr_zones)": 10016, "SIZE(zone)": 1984}
+    with pytest.raises(Unavailable, match="several numbers fit"):
+        _nodes_and_zones(kernel(keys))
+    assert _nodes_and_zones(kernel({**keys, "SYMBOL(contig_page_data)": 1 << 63})) == (1, 5)
 
 
 def test_zones_that_do_not_fit() -> None:

@@ -40,6 +40,7 @@ from kvintro.regions.vmemmap import REGION as VMEMMAP
 # mm/mmzone.c, mm/page_alloc.c:zone_names: x86-64 has these, except those that are configured out.
 _ZONES = ("DMA", "DMA32", "Normal", "Movable", "Device")
 _ZONEREF = 16  # include/linux/mmzone.h: a pointer and an int
+_MOST_NODES_SHIFT = 10  # largest CONFIG_NODES_SHIFT of any architecture
 _TEXT_PAGES = 512  # pages of the kernel's text that are checked for PG_reserved
 _TOLD = (
     *(KPF_LRU, KPF_SLAB, KPF_BUDDY, KPF_ANON, KPF_SWAPCACHE, KPF_SWAPBACKED, KPF_COMPOUND_HEAD),
@@ -214,23 +215,32 @@ def _nodes_and_zones(kernel: Kernel) -> Tuple[int, int]:
     """MAX_NUMNODES and MAX_NR_ZONES, which determine how the flags hold a page's node and zone.
 
     ``struct pglist_data`` begins with the array of zones, followed by one zonelist (two with CONFIG_NUMA)
-    and nr_zones. A zonelist has an entry for every zone of every node, and one more.
+    and nr_zones. A zonelist has an entry for every zone of every node, and one more. Only x86-64 gives the
+    number of nodes; elsewhere it is the power of two that fits (CONFIG_NODES_SHIFT).
 
-    :raises Unavailable: no number of zones fits.
+    :raises Unavailable: no number of zones fits, or several do.
     """
-    nodes = lists = 1
+    # (nodes, zonelists)
+    choices = [(1, 1), *((1 << shift, 2) for shift in range(1, _MOST_NODES_SHIFT + 1))]
     if "LENGTH(node_data)" in kernel.source.vmcoreinfo:
-        nodes, lists = kernel.number("LENGTH(node_data)").value, 2
+        choices = [(kernel.number("LENGTH(node_data)").value, 2)]
+    elif "SYMBOL(contig_page_data)" in kernel.source.vmcoreinfo:  # without CONFIG_NUMA
+        choices = [(1, 1)]
     zone = size_of(kernel, "struct zone")
     room = offset_of(kernel, "struct pglist_data", "nr_zones") - offset_of(
         kernel, "struct pglist_data", "node_zones"
     )
-    for zones in range(1, 9):
-        if room == zones * zone + lists * _ZONEREF * (nodes * zones + 1):
-            return nodes, zones
+    found = [
+        (nodes, zones)
+        for nodes, lists in choices
+        for zones in range(1, 9)
+        if room == zones * zone + lists * _ZONEREF * (nodes * zones + 1)
+    ]
+    if len(found) == 1:
+        return found[0]
     raise Unavailable(
-        f"the number of zones of a node is unknown: no number of zones fits the {room} bytes of struct "
-        f"pglist_data that VMCOREINFO gives",
+        f"the number of zones of a node is unknown: {'several numbers fit' if found else 'no number fits'} "
+        f"the {room} bytes of struct pglist_data that VMCOREINFO gives",
         USE_TYPES,
     )
 
