@@ -109,6 +109,10 @@ class SwapPlace:
     offset: int
 
 
+def _word(data: bytes, at: int) -> int:
+    return int.from_bytes(data[at : at + 8], "little")
+
+
 class PageLookup:
     """Looks up single pages.
 
@@ -193,19 +197,20 @@ class PageLookup:
             free_pfn = int(runs.starts[at]) + runs.first if at >= 0 else None
         whole = head or state
         compound = bool(head) or meaning.is_head(state)
-        head_bytes = self._second(head_pfn) if compound else None
+        second = self.pages.reader.read(head_pfn, 2) if compound else None
+        first = self._read(head_pfn) if second is None else second
         typed = (
             meaning.is_free(state)
             or meaning.is_slab(whole)
             or (bool(whole & TYPE_MASK) and not meaning.is_hugetlb(whole))
         )
-        mapping, index = self._mapping(head_pfn)
+        mapping, index = self._mapping(first)
         shift = 0
         if compound and meaning.is_hugetlb(whole) and self._hugetlb_units:
             shift = meaning.order(state, head)
         memcg = 0
         if self.form.memcg_data is not None:
-            memcg = self._word(head_pfn, self.form.memcg_data)
+            memcg = _word(first, self.form.memcg_data)
         return PageState(
             pfn=pfn,
             state=state,
@@ -216,7 +221,7 @@ class PageLookup:
             free_pfn=free_pfn,
             flags=int(row["flags"]),
             refcount=int(row["refcount"]),
-            mapcount=self._mapcount(state, whole, int(row["page_type"]), head_bytes),
+            mapcount=self._mapcount(state, whole, int(row["page_type"]), second),
             private=int(row["private"]),
             mapping=mapping,
             offset=None if index is None else (index << shift) + pfn - head_pfn,
@@ -235,18 +240,19 @@ class PageLookup:
         """Whether ``index`` of hugetlb pages counts pages of their own size (until 6.7)."""
         return self.kernel.find_symbol("hugetlb_basepage_index") is not None
 
-    def _word(self, pfn: int, at: int) -> int:
+    def _read(self, pfn: int) -> bytes:
+        """The struct page of a page frame.
+
+        :raises NotInDump: it is not in the source.
+        """
         data = self.pages.reader.read(pfn, 1)
         if data is None:
             raise NotInDump(self.form.address(pfn), self.form.size, physical=False)
-        return int.from_bytes(data[at : at + 8], "little")
+        return data
 
-    def _mapping(self, pfn: int) -> Tuple[int, Optional[int]]:
+    def _mapping(self, data: bytes) -> Tuple[int, Optional[int]]:
         index = self.form.index
-        return self._word(pfn, self.form.mapping), None if index is None else self._word(pfn, index)
-
-    def _second(self, pfn: int) -> Optional[bytes]:
-        return self.pages.reader.read(pfn, 2)
+        return _word(data, self.form.mapping), None if index is None else _word(data, index)
 
     def _mapcount(self, state: int, whole: int, own: int, head: Optional[bytes]) -> Optional[int]:
         """include/linux/mm.h:folio_precise_page_mapcount, in 6.1 mm/util.c:__page_mapcount."""
@@ -305,7 +311,7 @@ class PageLookup:
         """
         if not self.meaning.kpageflags(page.state, page.head) >> KPF_SWAPCACHE & 1:
             return None
-        entry = self._word(page.head_pfn, self.form.private) + page.pfn - page.head_pfn
+        entry = _word(self._read(page.head_pfn), self.form.private) + page.pfn - page.head_pfn
         # include/linux/swapops.h:swp_type
         return SwapPlace(entry >> _SWP_TYPE_SHIFT, entry & (1 << _SWP_TYPE_SHIFT) - 1)
 
@@ -321,7 +327,7 @@ class PageLookup:
             raise Unavailable("the slab's cache is not known: its offset in struct page is not known")
         if self.fenced(page.pfn) is not None:
             return None
-        cache_at = self._word(page.head_pfn, self.form.slab_cache)
+        cache_at = _word(self._read(page.head_pfn), self.form.slab_cache)
         cache = struct_at(self.kernel, "struct kmem_cache", cache_at)
         try:
             slab: drgn.Object = struct_at(self.kernel, "struct slab", self.form.address(page.head_pfn))

@@ -226,6 +226,14 @@ class Reader:
 
     def read(self, pfn: int, count: int) -> "bytes | None":
         """Read the struct pages of a few page frames; None if they cannot be read."""
+        start, size = self._form.address(pfn), count * self._form.size
+        if start % self._page + size <= self._page and not self._kernel.source.broken_tables:
+            # A single walk takes less time than a batch.
+            physical = self._kernel.walk(start).physical
+            try:
+                return None if physical is None else self._kernel.read_physical(physical, size)
+            except NotInDump:
+                return None
         for piece in self._batch([(pfn, pfn + count)]):
             return piece.data if piece.state == "read" and piece.count == count else None
         return None
