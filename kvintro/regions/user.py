@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Dict, List, Mapping, Optional, Sequence, Tuple
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
+from kvintro.arch.form import ENTRY_SIZE
 from kvintro.arch.rights import USER_EXEC, WRITE
 from kvintro.kernels import Trait
 from kvintro.model import Address, Asked, Column, Contents, Located, Root, Size, Table
@@ -205,6 +206,10 @@ def _page_tables(kernel: Kernel, mm: drgn.Object) -> int:
     return 0 if counter is None else int(counter.counter.value_())
 
 
+#: How many tables with markers to read again for one process. On arm64, 16,384 have markers for 32 GB.
+_MOST_TABLES = 1 << 14
+
+
 class _Found:
     """Sums over page-table ranges, added range by range.
 
@@ -225,11 +230,14 @@ class _Found:
         """Number of resident pages by size, the smallest first."""
         return {name: self._pages[name] for name in self._names.values() if name in self._pages}
 
-    def add(self, key: int, size: int, pages: int) -> None:
+    def add(
+        self, key: int, size: int, pages: int, markers: Optional[Callable[[], Mapping[str, int]]] = None
+    ) -> None:
         """Add ranges with the same key.
 
         :param size: bytes of all these ranges.
         :param pages: number of pages that their entries map, if any.
+        :param markers: returns bytes by marker, for keys that do not contain the marker.
         """
         level = (key & LEVEL_MASK) >> LEVEL_SHIFT
         form = self._entries.form
@@ -252,8 +260,11 @@ class _Found:
             elif kept.swap != "marker":
                 self.moving += size
             else:
-                for name in ("unknown",) if kept.markers is None else kept.markers:
-                    self.markers[name] = self.markers.get(name, 0) + size
+                told: Mapping[str, int] = dict.fromkeys(kept.markers or (), size)
+                if kept.markers is None:
+                    told = {"unknown": size} if markers is None else markers()
+                for name, part in told.items():
+                    self.markers[name] = self.markers.get(name, 0) + part
 
     def _kept(self, key: int, level: int) -> UserRange:
         found = self._known.get((key, level))
@@ -266,8 +277,11 @@ class _Residency:
     """Contents of a process's page tables for the user half."""
 
     def __init__(self, kernel: Kernel, process: Process, mm: drgn.Object, damage: Damage) -> None:
-        tree = user_tree(kernel, root_of(kernel, mm), damage, f"pid {process.pid}")
+        self._root = root_of(kernel, mm)
+        tree = user_tree(kernel, self._root, damage, f"pid {process.pid}")
+        self._kernel = kernel
         self._form = kernel.form
+        self._tables_left = _MOST_TABLES
         self._ranges = tree.ranges(0, kernel.form.user.end)
         missing = self._ranges.select(UNREADABLE | OVER_LIMIT)
         self.unreadable = sum(high - low + 1 for low, high, _ in missing)
@@ -305,7 +319,36 @@ class _Residency:
         for low, high, key in self._view.parts(start, end):
             level = (key & LEVEL_MASK) >> LEVEL_SHIFT
             size = high - low + 1
-            found.add(key, size, size >> self._form.shift(max(level, 1)) or 1)
+            found.add(
+                *(key, size, size >> self._form.shift(max(level, 1)) or 1),
+                markers=partial(self._markers, low, high, level),
+            )
+        return found
+
+    def _markers(self, start: int, end: int, level: int) -> Dict[str, int]:
+        """Bytes by marker between two inclusive addresses, whose entries of a level are markers.
+
+        A key has only those bits of an entry that are flags. On arm64, a marker's bits are higher.
+        """
+        import numpy
+
+        found: Dict[str, int] = {}
+        shift, span = self._form.shift(level), 1 << self._form.shift(level + 1)
+        while start <= end:
+            last = min(end, start | span - 1)
+            step = self._kernel.walk(start, self._root).steps[-1]
+            count = (last >> shift) - (start >> shift) + 1
+            self._tables_left -= 1
+            if self._tables_left < 0 or step.level != level or step.value is None:
+                found["unknown"] = found.get("unknown", 0) + end - start + 1
+                break
+            data = self._kernel.read_physical(step.entry_address, ENTRY_SIZE * count)
+            values, counts = numpy.unique(numpy.frombuffer(data, self._form.entry_dtype), return_counts=True)
+            for value, number_of in zip(values.tolist(), counts.tolist()):
+                swap = self._entries.decode(value, level, half="user").swap
+                for name in () if swap is None else swap.markers:
+                    found[name] = found.get(name, 0) + (number_of << shift)
+            start = last + 1
         return found
 
     def outside(self, vmas: Sequence[Vma]) -> List[Tuple[int, int]]:

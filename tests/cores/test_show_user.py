@@ -162,9 +162,7 @@ def test_markers(core: Core, kernel: Kernel) -> None:
     translators: Dict[int, Translator] = {}
     for pid, kind, start, end in marked:
         row = next(r for r in process(kernel, pid)["vmas"] if number(r["start"]) <= start <= number(r["end"]))
-        # On arm64 the marker's bits are above those that the key of a range contains.
-        told = _MARKED[kind] if kernel.arch.name == "x86-64" else "unknown"
-        assert row["markers"] == {told: end - start}
+        assert row["markers"] == {_MARKED[kind]: end - start}
         translator = translators.setdefault(pid, Translator(kernel, pid=pid))
         for address in range(start, end, 4096):
             pagemap = entries[pid, address]
