@@ -10,6 +10,7 @@ from kvintro.errors import Unavailable
 from kvintro.kernels import Kernel
 from kvintro.model import Placement, Unknown
 from kvintro.paging import MAPPED, OVER_LIMIT, UNREADABLE
+from kvintro.queries.placements import own_parts
 from kvintro.readers.mapped import caching_text, page_text, rights_text
 
 
@@ -31,7 +32,10 @@ class Mapped:
 
 
 def rights_of(kernel: Kernel) -> Tuple[List[Mapped], List[str]]:
-    """One row per region and combination, in order of address, and notes on what could not be read."""
+    """One row per region and combination, in order of address, and notes on what could not be read.
+
+    A page in a region within another one counts for the inner region only.
+    """
     found: List[Mapped] = []
     problems: List[str] = []
     located = [(region, kernel.locate(region)) for region in kernel.regions]
@@ -39,15 +43,15 @@ def rights_of(kernel: Kernel) -> Tuple[List[Mapped], List[str]]:
         f"{r.name}: its place is not known: {p.reason}" for r, p in located if isinstance(p, Unknown)
     ]
     placed = [(region, place) for region, place in located if isinstance(place, Placement)]
-    for region, place in sorted(placed, key=lambda item: item[1].range.start):
+    for region, _ in sorted(placed, key=lambda item: item[1].range.start):
         sums: Dict[Tuple[str, str, str], List[int]] = {}
         try:
             roots = region.roots(kernel)
         except Unavailable as error:
             problems.append(f"{region.name}: {error.what}")
             continue
-        for root in roots:
-            where = place.range
+        parts = own_parts(kernel, region)
+        for root, where in ((root, part) for root in roots for part in parts):
             if root.table == kernel.root.value:
                 if where.start not in kernel.form.kernel:
                     continue
