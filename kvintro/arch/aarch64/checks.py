@@ -8,7 +8,7 @@ from typing import Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 from kvintro.arch.aarch64.facts import arm64_facts
 from kvintro.arch.aarch64.form import GP
 from kvintro.errors import Unavailable
-from kvintro.kernels import MAX_FIXMAP_SLOTS, Kernel, Region, Trait
+from kvintro.kernels import Kernel, Region, Trait
 from kvintro.model import ALL, Absent, AddressRange
 from kvintro.paging import EFFECTIVE_EXEC, EFFECTIVE_USER, EFFECTIVE_WRITE, MAPPED
 from kvintro.queries.audit.rights import (
@@ -250,14 +250,7 @@ def rounded(kernel: Kernel, region: Region) -> Sequence[AddressRange]:
     """
     if Trait.SLOTS not in region.traits:
         return ()
-    try:
-        first, last = (int(kernel.prog.constant(name).value_()) for name in ("FIX_FDT", "FIX_FDT_END"))
-    except LookupError:
-        raise Unavailable("the fixmap's slots are an enum, which cannot be read without types") from None
-    if not 0 <= last <= first < MAX_FIXMAP_SLOTS:
-        raise Unavailable(f"FIX_FDT is {first}, which is invalid")
-    top, page = arm64_facts(kernel).fixmap_top, kernel.form.page_size
-    return (AddressRange(top - first * page, top - last * page + page - 1),)
+    return (arm64_facts(kernel).device_tree,)
 
 
 def _areas_of_code(kernel: Kernel, where: AddressRange) -> Sequence[AddressRange]:

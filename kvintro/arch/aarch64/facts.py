@@ -281,6 +281,22 @@ class Arm64Facts:
             raise Unavailable(f"enum fixed_addresses has {slots} slots, which is invalid")
         return slots
 
+    @cached_property
+    def device_tree(self) -> AddressRange:
+        """The fixmap's slots for the device tree, FIX_FDT to FIX_FDT_END.
+
+        :raises Unavailable: there are no types, or they are invalid.
+        """
+        names = ("FIX_FDT", "FIX_FDT_END")
+        try:
+            first, last = (int(self._kernel.prog.constant(name).value_()) for name in names)
+        except LookupError:
+            raise Unavailable("its slots are an enum, which cannot be read without types") from None
+        if not 0 <= last <= first < MAX_FIXMAP_SLOTS:
+            raise Unavailable(f"FIX_FDT is {first} and FIX_FDT_END {last}, which is invalid")
+        top, shift = self.fixmap_top, self.form.page_shift
+        return AddressRange(top - (first << shift), top - (last << shift) + self.form.page_size - 1)
+
     @property
     def image(self) -> AddressRange:
         """The addresses that __is_lm_address() does not consider part of the linear map."""

@@ -59,6 +59,8 @@ _NAMES = {
 _MOST_BITS = 32  # entries of pte_bits[]
 _PROT_BITS = struct.Struct("<QQQQ")
 _BLOCK = b"BLK\0"
+#: FIX_FDT_SIZE when the fixmap mapped the device tree in blocks of 2M.
+_DEVICE_TREE_BLOCKS = 4 << 20
 
 
 class Arm64Dump(Dump):
@@ -103,7 +105,9 @@ class Arm64Dump(Dump):
             (space.pci_io.end + 1, "PCI I/O end"),
         ]
         try:
-            found.append((facts.fixmap(whole=space.from_actual).start, "Fixmap start"))
+            # 414c109bdf49 "arm64: mm: always map fixmap at page granularity" also moved this heading.
+            whole = facts.device_tree.size < _DEVICE_TREE_BLOCKS
+            found.append((facts.fixmap(whole=whole).start, "Fixmap start"))
             found.append((space.fixaddr_top, "Fixmap end"))
         except Unavailable as error:
             self.missing.append(f"Fixmap: {error.what}")
