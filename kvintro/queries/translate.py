@@ -22,7 +22,7 @@ from kvintro.queries.placements import Places
 from kvintro.queries.roots import kernel_root, process_root, user_half
 from kvintro.regions.direct_map_reasons import missing
 from kvintro.regions.vmemmap import REGION as VMEMMAP
-from kvintro.text import printable
+from kvintro.text import printable, size_text
 
 if TYPE_CHECKING:
     import numpy
@@ -486,6 +486,8 @@ class Translator:
                 note = f"{entry.kind}: keeps page frame {(entry.physical or 0) >> form.page_shift:#x}"
             elif entry.reserved:
                 note = "reserved bits are set: the processor refuses it"
+            elif entry.contiguous:
+                note = f"part of {size_text(entry.contiguous)} with the contiguous bit"
             out.append(WalkStep(name, entry_address, Address(step.value), entry.flags, entry.kind, note))
         return tuple(out)
 

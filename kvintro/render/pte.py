@@ -47,6 +47,8 @@ def _facts(row: EntryRow) -> List[Tuple[str, str]]:
         facts.append(("swap", f"type {row.swap.type} ({kind}), offset {row.swap.offset:#x}"))
     if row.physical is not None:
         size = f", {value_text(row.page_size)} page" if row.page_size else ""
+        if row.contiguous:
+            size += f", part of {value_text(row.contiguous)} with the contiguous bit"
         facts.append(("physical", f"{row.physical:016x}  pfn {row.pfn:#x}{size}"))
     if row.flags:
         facts.append(("flags", " ".join(row.flags)))

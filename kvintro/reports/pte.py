@@ -37,6 +37,7 @@ class EntryRow:
     physical: Optional[Address]
     pfn: Optional[int]
     page_size: Optional[Size]
+    contiguous: Optional[Size]
     flags: Tuple[str, ...]
     bits: Mapping[str, str]
     pkey: Optional[int]
@@ -127,6 +128,7 @@ def _row(text: str, entry: Entry, form: PagingForm) -> EntryRow:
         physical=None if physical is None else Address(physical),
         pfn=None if physical is None else physical >> form.page_shift,
         page_size=Size(entry.page_size) if entry.page_size else None,
+        contiguous=Size(entry.contiguous) if entry.contiguous else None,
         flags=entry.flags,
         bits={str(bit): name for bit, name in sorted(entry.bits.items())},
         pkey=entry.pkey,

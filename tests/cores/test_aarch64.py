@@ -17,10 +17,13 @@ from kvintro.cli import main
 from kvintro.errors import KvintroError, NotInDump
 from kvintro.kernels import Kernel
 from kvintro.model import ALL, Root
+from kvintro.queries.mapped_by_rights import rights_of
 from kvintro.queries.roots import process_root
+from kvintro.queries.translate import Input, Translator
 from kvintro.render import render_stream
 from kvintro.reports.layout import layout
 from kvintro.reports.ptdump import ptdump
+from kvintro.text import size_text
 from tests.conftest import Core
 
 ARCHITECTURES = ("arm64",)
@@ -165,6 +168,32 @@ def test_pages_of_processes(core: Core, kernel: Kernel) -> None:
         checked += 1
     assert checked > 1000
     assert swapped and kept
+
+
+def test_contiguous_entries(core: Core, kernel: Kernel) -> None:
+    """The first entry of every line of the kernel's own dump of a process: those with CON, and the others."""
+    form, seen = kernel.form, set()
+    pids = [path.name for path in (core.truth_directory / "proc").iterdir() if (path / "ptdump").exists()]
+    for pid in pids:
+        translator = Translator(kernel, pid=int(pid))
+        for line in lines_of(core.truth(f"proc/{pid}/ptdump")):
+            start, level = int(line[2:18], 16), 2 if "BLK" in line else 1
+            last = translator.translate(Input("", start, "virtual")).walk[-1]
+            contiguous = "CON" in line.split()
+            assert ("CONT" in last.flags) == contiguous, (pid, line)
+            size = size_text(form.contiguous(level) << form.shift(level)) if contiguous else ""
+            assert last.kind != "page" or last.note == (size and f"part of {size} with the contiguous bit")
+            seen.add(size)
+    assert len(seen) > 1 or not pids
+
+
+def test_rights_count_each_page_once(core: Core, kernel: Kernel) -> None:
+    """The image and modules are inside vmalloc; the kernel's own dump has each address in one line."""
+    lines = [line.split() for line in lines_of(core.truth("ptdump/kernel"))]
+    bounds = [[int(part, 16) for part in words[0].split("-")] for words in lines if "F" not in words]
+    found, problems = rights_of(kernel)
+    assert not problems
+    assert sum(row.size for row in found) == sum((end or 1 << 64) - start for start, end in bounds)
 
 
 def test_areas_with_a_physical_address(core: Core, kernel: Kernel) -> None:

@@ -88,8 +88,9 @@ def test_contiguous_sizes(granule: int, ptes: int, pmds: int) -> None:
     form = Arm64Form.of(granule, 48, 48)
     page = decode(1 << 52 | 0x743, 1, form)
     block = decode(1 << 52 | 0x741, 2, form)
-    assert (page.page_size * form.contiguous(1), block.page_size * form.contiguous(2)) == (ptes, pmds)
+    assert (page.contiguous, block.contiguous) == (ptes, pmds)
     assert "CONT" in page.flags and "CONT" not in decode(0x743, 1, form).flags
+    assert decode(0x743, 1, form).contiguous == 0
 
 
 @pytest.mark.parametrize(

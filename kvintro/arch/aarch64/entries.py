@@ -229,6 +229,7 @@ def _page(value: int, level: int, form: Arm64Form, half: str, dialect: Dialect, 
         pkey=value >> POE_SHIFT & 7 if dialect.keys and half == "user" else None,
         memory_type=form.memory_type(value, level),
         memory_source=f"AttrIndx {value >> ATTR_INDEX_SHIFT & 7}",
+        contiguous=form.contiguous(level) * size if value & CONT and level < 3 else 0,
         bits=bits,
     )
 

@@ -129,7 +129,7 @@ class Arm64Form(PagingForm):
         return (2, 3) if self.large_addresses else (2,)
 
     def contiguous(self, level: int) -> int:
-        """Number of entries in a group with the contiguous bit (CONT_PTES, CONT_PMDS)."""
+        """Number of entries in a group with the contiguous bit (CONT_PTES, CONT_PMDS): at levels 1 and 2."""
         if self.granule == 14:
             return 128 if level == 1 else 32
         return 16 if self.granule == 12 else 32
