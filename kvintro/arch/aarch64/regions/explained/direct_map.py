@@ -24,7 +24,11 @@ EXPLAIN = Explanation(
         ),
         variable("max_pfn", "one more than the last page frame of RAM", shows="number"),
         variable("high_memory", "the virtual address after the last byte of RAM"),
-        config("RANDOMIZE_BASE", "KASLR also moves RAM within the linear map, in kernels older than 7.3"),
+        config(
+            "RANDOMIZE_BASE",
+            "KASLR also moves RAM within the linear map, in kernels older than 7.3",
+            "kaslr_init",
+        ),
         config("RODATA_FULL_DEFAULT_ENABLED", "what is read-only elsewhere is read-only here, too"),
         boot("nokaslr", "RAM begins at PAGE_OFFSET, or as near to it as its alignment allows"),
         boot("rodata=", "full, the default: read-only aliases, and small pages where rights differ"),

@@ -20,7 +20,7 @@ EXPLAIN = Explanation(
         macro("FIXADDR_START", "the last permanent slot; depends on the build"),
         macro("FIXADDR_TOT_START", "the last slot of all, those of early boot among them (since 6.4)"),
         macro("TRAMP_VALIAS", "where user mode's tables have the code that enters the kernel, under KPTI"),
-        config("UNMAP_KERNEL_AT_EL0", "slots for KPTI's trampoline"),
+        config("UNMAP_KERNEL_AT_EL0", "slots for KPTI's trampoline", "tramp_vectors"),
         config("ACPI_APEI_GHES", "slots for error reports"),
     ),
     translation="By page tables that are part of the image. set_fixmap() fills a slot.",

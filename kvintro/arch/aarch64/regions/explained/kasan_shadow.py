@@ -14,7 +14,11 @@ EXPLAIN = Explanation(
         macro("KASAN_SHADOW_OFFSET", "where the shadow of address 0 would be"),
         macro("KASAN_SHADOW_END", "the end: the same address as MODULES_VADDR"),
         config("KASAN_GENERIC", "a byte for each 8", "__asan_load8"),
-        config("KASAN_SW_TAGS", "a byte for each 16, with the tag that a pointer must have in its top byte"),
+        config(
+            "KASAN_SW_TAGS",
+            "a byte for each 16, with the tag that a pointer must have in its top byte",
+            "__hwasan_tag_memory",
+        ),
         config("KASAN_HW_TAGS", "the processor compares tags (MTE): there is no shadow"),
     ),
     translation="By page tables. What is never checked shares one page of zeros.",

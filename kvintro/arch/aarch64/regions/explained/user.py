@@ -18,7 +18,7 @@ EXPLAIN = Explanation(
             "where mmap() stops unless its hint asks for more: 2^48, or 2^47 with pages of 16 KB",
         ),
         config("ARM64_VA_BITS_52", "addresses of 52 bits, on processors that have them"),
-        config("UNMAP_KERNEL_AT_EL0", "KPTI: in user mode TTBR1_EL1 has tramp_pg_dir"),
+        config("UNMAP_KERNEL_AT_EL0", "KPTI: in user mode TTBR1_EL1 has tramp_pg_dir", "tramp_vectors"),
         boot("norandmaps", "no randomisation of stacks, libraries and mmap()"),
     ),
     translation="""
