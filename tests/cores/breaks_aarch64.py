@@ -10,6 +10,7 @@ import pytest
 from kvintro.arch.aarch64.facts import arm64_facts
 from kvintro.arch.aarch64.form import (
     DBM,
+    GP,
     PXN,
     PXN_TABLE,
     RDONLY,
@@ -158,6 +159,8 @@ BREAKS: Dict[str, Break] = {
     "region_rights": lambda k: _executable(k, vmalloc_page(k)),
     "module_rights": lambda k: _writable(k, _module_text(k)),
     "module_aliases": lambda k: _writable(k, _linear(k, _physical(k, _module_text(k)))),
+    # GCC's kernels do not have BTI; of all text, this guards one entry.
+    "bti": lambda k: k.change(_code(k), add=GP),
     "user_bit": lambda k: k.change(_code(k), add=USER_BIT),
     "kpti_trampoline": _trampoline,
     "contents": lambda k: k.put(vmalloc_page(k), 0),
@@ -167,11 +170,12 @@ BREAKS: Dict[str, Break] = {
 
 ARM64 = Breaks(
     BREAKS,
-    {"kaslr", "kpti", "tables", "bti", "vmap_areas", "vmap_strays"},
+    {"kaslr", "kpti", "tables", "vmap_areas", "vmap_strays"},
     {"proc_iomem": "iomem", "proc_modules": "modules", "proc_vmallocinfo": "vmallocinfo"},
     {
         *("kaslr", "kpti", "tables", "vmcoreinfo", "efi_wx", "rodata_ro", "data_nx", "contents"),
         *("vmap_areas", "vmap_strays", "proc_iomem", "proc_modules", "proc_vmallocinfo"),
     },
     frozenset({"proc_kcore"}),
+    frozenset({"bti"}),
 )

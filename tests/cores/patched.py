@@ -89,6 +89,7 @@ class Breaks(NamedTuple):
     :ivar files: the file of /proc that a rule of the running kernel compares with, as the truth has it.
     :ivar nameless: rules that need variables, and are unknown if variables have no names.
     :ivar without_memory: rules that need only VMCOREINFO.
+    :ivar protections: rules about a protection that is off, whose findings are warnings.
     """
 
     breaks: Mapping[str, Break]
@@ -96,6 +97,7 @@ class Breaks(NamedTuple):
     files: Mapping[str, str]
     nameless: Set[str]
     without_memory: FrozenSet[str] = frozenset()
+    protections: FrozenSet[str] = frozenset()
 
 
 def symbol(kernel: Kernel, name: str) -> int:
