@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Set, Tuple
@@ -50,6 +51,31 @@ class Core:
     def arch(self) -> Architecture:
         """kvintro's object for that architecture."""
         return by_machine({"amd64": "x86_64", "arm64": "aarch64"}[self.architecture])
+
+    @property
+    def levels(self) -> int:
+        """Levels of paging, by QEMU's options and the boot loader's, or by the kernel's own macros."""
+        if self.architecture == "amd64":
+            return int(self.meta["levels"])
+        macros = dict(line.split() for line in self.truth("layout").splitlines() if len(line.split()) == 2)
+        # A level is folded at run time if the processor has fewer bits than the kernel was built for.
+        return int(macros["CONFIG_PGTABLE_LEVELS"], 16) - (macros["VA_BITS"] != macros["vabits_actual"])
+
+    @property
+    def isolation(self) -> bool:
+        """Whether user mode runs on tables of its own."""
+        if self.architecture == "amd64":
+            return bool(self.meta["pti"])
+        return "detected: Kernel page table isolation" in self.truth("dmesg")
+
+    @property
+    def ram_base(self) -> int:
+        """Physical address where RAM begins, by /proc/iomem; 0 where a few pages at 0 are reserved."""
+        if self.arch.ram_from_zero:
+            return 0
+        found = re.search(r"^([0-9a-f]+)-[0-9a-f]+ : System RAM", self.truth("iomem"), re.M)
+        assert found
+        return int(found[1], 16)
 
     @property
     def path(self) -> Path:

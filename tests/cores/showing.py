@@ -185,6 +185,9 @@ class PtdumpLine(NamedTuple):
         )
 
 
+_LINE = re.compile(r"0x(\w+)-0x(\w+) +\d+[KMGTPE] +(.*?)(\w+)$")
+
+
 def ptdump(core: Core, heading: str, file: str = "ptdump/kernel") -> List[PtdumpLine]:
     """The lines of present entries that the kernel printed under a heading."""
     lines = []
@@ -193,11 +196,38 @@ def ptdump(core: Core, heading: str, file: str = "ptdump/kernel") -> List[Ptdump
         if line.startswith("---["):
             under = line[5:-5]
         elif under == heading and line.startswith("0x"):
-            match = re.match(r"0x(\w+)-0x(\w+) +\d+[KMGTPE] +(.*?)(\w+)$", line)
+            match = _LINE.match(line)
             assert match, line
             if match[3].strip():
                 end = int(match[2], 16) or 1 << 64
                 lines.append(PtdumpLine(int(match[1], 16), end, match[3], match[4]))
+    return lines
+
+
+_ARM64_LINE = re.compile(r"0x(\w+)-0x(\w+) +\d+[KMGTPE] (\w+) +(.*)")
+
+
+def ptdump_in(core: Core, found: Any) -> List[PtdumpLine]:
+    """The lines of present entries between the bounds of a region, cut at these bounds.
+
+    :param found: the document of ``show``.
+    """
+    start, end = number(found["region"]["start"]), number(found["region"]["end"]) + 1
+    lines = []
+    for text in core.truth("ptdump/kernel").splitlines():
+        if not text.startswith("0x"):
+            continue
+        if core.architecture == "arm64":
+            match = _ARM64_LINE.match(text)
+            level, flags = (match[3], match[4]) if match else ("", "")
+        else:
+            match = _LINE.match(text)
+            level, flags = (match[4], match[3]) if match else ("", "")
+        if match is None or not flags.strip() or "F" in flags.split():
+            continue
+        low, high = max(int(match[1], 16), start), min(int(match[2], 16) or 1 << 64, end)
+        if low < high:
+            lines.append(PtdumpLine(low, high, flags, level))
     return lines
 
 

@@ -18,6 +18,9 @@ from kvintro.reports.identify import identify
 from tests.conftest import Core
 from tests.cores.showing import needs
 
+ARCHITECTURES = ("amd64", "arm64")
+SHIPPED_ONLY = ("arm64",)
+
 
 def test_all_that_the_emulator_translates_to_a_page_are_its_aliases(core: Core, kernel: Kernel) -> None:
     by_page: Dict[int, Set[int]] = defaultdict(set)
@@ -32,10 +35,10 @@ def test_all_that_the_emulator_translates_to_a_page_are_its_aliases(core: Core, 
         assert found.complete
         known: Set[int] = set()
         for alias in found.found:
-            if alias.root == "init_top_pgt":
+            if alias.root == kernel.facts.root_name:
                 for number in range(min(alias.count, 1 << 12)):
                     known.add(alias.virtual + number * alias.page_size)
-            assert kernel.walk(alias.virtual).physical == physical or alias.root != "init_top_pgt"
+            assert kernel.walk(alias.virtual).physical == physical or alias.root != kernel.facts.root_name
         huge = any(alias.count > 1 << 12 for alias in found.found)
         assert virtuals <= known or huge, hex(physical)
 
@@ -56,6 +59,8 @@ def test_the_image_has_two_addresses(kernel: Kernel) -> None:
 
 def test_the_idt_has_three(kernel: Kernel) -> None:
     """It is aliased read-only at the start of cpu_entry_area."""
+    if kernel.arch.name != "x86-64":
+        pytest.skip("only x86-64 has an IDT")
     report = alias_report(kernel, "fffffe0000000000")
     regions = {row.region for row in report.tables[0].rows}
     assert {"cpu_entry_area", "direct_map"} <= regions
@@ -94,13 +99,14 @@ def test_per_cpu_variables(typed: Kernel) -> None:
     assert found[0] == "per-CPU variable: runqueues+0x8 of CPU 0"
 
 
-def test_struct_pages(typed: Kernel) -> None:
+def test_struct_pages(core: Core, typed: Kernel) -> None:
     from kvintro.regions.vmemmap import REGION
 
     base, size, _ = REGION.pages(typed)
-    (row,) = identify(typed, [f"{base + 0x100 * size + 8:x}"]).tables[0].rows
+    pfn = (core.ram_base >> typed.page_shift) + 0x100
+    (row,) = identify(typed, [f"{base + pfn * size + 8:x}"]).tables[0].rows
     assert row.identities[0].kind == "struct_page"
-    assert row.identities[0].details["pfn"] == 0x100
+    assert row.identities[0].details["pfn"] == pfn
 
 
 def test_modules(core: Core, typed: Kernel) -> None:
@@ -165,10 +171,14 @@ def test_stacks_of_tasks(core: Core, typed: Kernel) -> None:
     assert kinds(typed, f"{task.value_():x}")[:2] == ["task", "slab_object"]
 
 
-def test_fixmap_slots(typed: Kernel) -> None:
-    slot = int(typed.prog.constant("FIX_IO_APIC_BASE_0"))
-    address = 0xFFFF_FFFF_FF7F_F000 - (slot << 12)
-    assert texts(typed, f"{address + 0x10:x}")[0] == f"fixmap slot {slot}: FIX_IO_APIC_BASE_0"
+def test_fixmap_slots(core: Core, typed: Kernel) -> None:
+    name, top = "FIX_IO_APIC_BASE_0", 0xFFFF_FFFF_FF7F_F000
+    if core.architecture == "arm64":
+        (line,) = re.findall(r"^FIXADDR_TOP (\w+)$", core.truth("layout"), re.M)
+        name, top = "FIX_TEXT_POKE0", int(line, 16)
+    slot = int(typed.prog.constant(name))
+    address = top - (slot << typed.page_shift)
+    assert texts(typed, f"{address + 0x10:x}")[0] == f"fixmap slot {slot}: {name}"
 
 
 def test_freed_init_is_not_taken_for_its_symbol(typed: Kernel) -> None:

@@ -17,6 +17,9 @@ from kvintro.reports.kaslr import kaslr
 from tests.conftest import Core
 from tests.cores.showing import kallsyms, needs, number, ptdump, registers, values
 
+ARCHITECTURES = ("amd64", "arm64")
+SHIPPED_ONLY = ("arm64",)
+
 TB = 1 << 40
 BASES = {"direct_map": "page_offset_base", "vmalloc": "vmalloc_base", "vmemmap": "vmemmap_base"}
 
@@ -37,12 +40,18 @@ def word(core: Core, name: str) -> int:
     return int.from_bytes(values(core)[name][:8], "little")
 
 
+def of_x86(core: Core) -> None:
+    if core.architecture != "amd64":
+        pytest.skip("this is about bases that only x86-64 has")
+
+
 def test_on_or_off(core: Core, document: Any) -> None:
     assert document["enabled"] is core.meta["kaslr"]
 
 
 def test_memory_bases(core: Core, rows: Dict[str, Any], kernel: Kernel) -> None:
     needs(kernel, "page_offset_base")
+    of_x86(core)
     for key, variable in BASES.items():
         assert number(rows[key]["actual"]) == word(core, variable)
         assert number(rows[key]["default"]) + rows[key]["displacement"] == number(rows[key]["actual"])
@@ -53,6 +62,7 @@ def test_memory_bases(core: Core, rows: Dict[str, Any], kernel: Kernel) -> None:
 
 def test_the_image(core: Core, rows: Dict[str, Any], kernel: Kernel) -> None:
     needs(kernel, "_end")
+    of_x86(core)
     symbols = kallsyms(core, "_text")
     assert number(rows["image_virtual"]["actual"]) == symbols["_text"]
     code = re.search(r"^ *(\w+)-\w+ : Kernel code", core.truth("iomem"), re.M)
@@ -76,9 +86,28 @@ def test_the_image(core: Core, rows: Dict[str, Any], kernel: Kernel) -> None:
             assert "nokaslr" in core.meta["cmdline"] and "nokaslr" in row["note"]
 
 
+def test_the_image_of_arm64(core: Core, rows: Dict[str, Any]) -> None:
+    """The kernel's macros, and a place in the middle half of vmalloc (kernel/pi/kaslr_early.c of 6.12)."""
+    if core.architecture != "arm64":
+        pytest.skip("test_the_image is for x86-64")
+    lines = (line.split() for line in core.truth("layout").splitlines())
+    macros = {fields[0]: int(fields[1], 16) for fields in lines if len(fields) == 2}
+    virtual, physical = rows["image_virtual"], rows["image_physical"]
+    assert number(virtual["actual"]) == kallsyms(core, "_text")["_text"]
+    assert number(virtual["default"]) == macros["KIMAGE_VADDR"]
+    code = re.search(r"^ *(\w+)-\w+ : Kernel code", core.truth("iomem"), re.M)
+    assert code and number(physical["actual"]) == int(code[1], 16)
+    assert (physical["state"], physical["slots"]) == ("off", 1) or core.meta["efi"]
+    whole = macros["VMALLOC_END"] - macros["KIMAGE_VADDR"]
+    if virtual["state"] == "on" and core.meta["release"].startswith("6.12."):
+        assert whole // 4 <= virtual["displacement"] < whole // 4 * 3
+        assert virtual["slots"] == -(-whole // 2 // (2 << 20))
+
+
 def test_the_image_fits_into_its_slots(core: Core, rows: Dict[str, Any]) -> None:
     """1 + (1 GB - 16 MB - image) / 2 MB, with an image at least as large as its symbols span."""
     row = rows["image_virtual"]
+    of_x86(core)
     if row["state"] != "on":
         pytest.skip("no KASLR in this boot")
     symbols = kallsyms(core, "_text", "_end")
@@ -89,6 +118,7 @@ def test_the_image_fits_into_its_slots(core: Core, rows: Dict[str, Any]) -> None
 
 def test_modules(core: Core, rows: Dict[str, Any], kernel: Kernel) -> None:
     needs(kernel, "execmem_info")
+    of_x86(core)
     row = rows["modules"]
     variables = values(core)
     if "module_load_offset" in variables:
@@ -110,6 +140,7 @@ def test_modules(core: Core, rows: Dict[str, Any], kernel: Kernel) -> None:
 def test_cpu_entry_areas(core: Core, rows: Dict[str, Any], kernel: Kernel) -> None:
     """The processors' GDT registers contain the start of each area."""
     needs(kernel, "_cea_offset")
+    of_x86(core)
     for cpu, held in registers(core).items():
         row = rows[f"cpu_entry_area.{cpu}"]
         assert number(row["actual"]) == held["GDT"]
@@ -130,6 +161,7 @@ def test_kasan_leaves_the_memory_bases_where_they_are(
     core: Core, rows: Dict[str, Any], kernel: Kernel
 ) -> None:
     needs(kernel, "_end")
+    of_x86(core)
     if not core.meta["oracle"]:
         pytest.skip("no KASAN here")
     for key in BASES:

@@ -13,21 +13,24 @@ from typing import Any, Dict, Iterator, List, Set, Tuple
 import numpy
 import pytest
 
-from kvintro.arch.x86_64.facts import x86_form
 from kvintro.cli import main
 from kvintro.errors import Unavailable, UsageError
 from kvintro.kernels import Kernel
 from kvintro.opening import open_kernel
 from kvintro.queries.pages.meaning import KPF_BUDDY, KPF_NOPAGE, KPF_SWAPCACHE
-from kvintro.queries.pages.one import PageLookup
+from kvintro.queries.pages.one import PageLookup, PageState
 from kvintro.queries.rmap import ReverseMap, UserMappings, mappings_by_walk
 from kvintro.readers.structures import offset_of, pointer_at
 from kvintro.render import render
 from kvintro.reports.aliases import alias_report
+from kvintro.reports.layout import layout
 from kvintro.reports.page import PageRow, page_report
 from kvintro.source import Request
 from tests.conftest import Core
 from tests.cores.test_pages_truth import words
+
+ARCHITECTURES = ("amd64", "arm64")
+SHIPPED_ONLY = ("arm64",)
 
 PFN = (1 << 55) - 1  # Documentation/admin-guide/mm/pagemap.rst
 PRESENT, SWAPPED, FILE = 1 << 63, 1 << 62, 1 << 61
@@ -83,8 +86,8 @@ def traced(kernel: Kernel, lookup: PageLookup, truth: Truth) -> Dict[int, UserMa
     return {pfn: rmap.mappings(lookup.state(pfn)) for pfn in truth.by_pfn}
 
 
-def online(core: Core, name: str, lookup: PageLookup) -> Iterator[Tuple[int, int]]:
-    """(page frame, word) of /proc/kpagecount or /proc/kpagecgroup, of pages that the kernel has.
+def online(core: Core, name: str, lookup: PageLookup) -> Iterator[Tuple[PageState, int]]:
+    """(page, word) of /proc/kpagecount or /proc/kpagecgroup, of pages that the kernel has.
 
     These are all pages with a nonzero word, and some of the others.
     """
@@ -98,11 +101,11 @@ def online(core: Core, name: str, lookup: PageLookup) -> Iterator[Tuple[int, int
             if values[pfn] == 0 and pfn % 97:
                 continue
             try:
-                lookup.state(pfn)
+                page = lookup.state(pfn)
             except Unavailable:
                 assert values[pfn] == 0  # not online; newer kernels do not have a flag for this
             else:
-                yield pfn, values[pfn]
+                yield page, values[pfn]
 
 
 def places(found: UserMappings, pids: Set[int]) -> Set[Tuple[int, int]]:
@@ -237,8 +240,8 @@ def test_pages_are_charged_to_the_cgroup_that_kpagecgroup_names(
     tails: Set[bool] = set()
     moved = 0
     flags = words(core, "kpageflags").tolist()
-    for pfn, inode in online(core, "kpagecgroup", lookup):
-        page = lookup.state(pfn)
+    for page, inode in online(core, "kpagecgroup", lookup):
+        pfn = page.pfn
         group = lookup.group(page)
         path = group.path if group is not None else None
         assert group is None or path is not None
@@ -408,9 +411,8 @@ def test_files_are_those_of_maps(core: Core, truth: Truth, lookup: PageLookup) -
 
 def test_mapcounts_are_those_of_kpagecount(core: Core, kernel: Kernel, lookup: PageLookup) -> None:
     probe = int(core.truth("probe"))
-    for pfn, count in online(core, "kpagecount", lookup):
+    for page, count in online(core, "kpagecount", lookup):
         # Kernels before 6.10 also counted the field of slabs, which has another meaning.
-        page = lookup.state(pfn)
         if lookup.kind(page) in ("slab", "pgtable", "free") and not lookup.form.folio_flags:
             continue
         if page.mapcount != count:
@@ -419,7 +421,7 @@ def test_mapcounts_are_those_of_kpagecount(core: Core, kernel: Kernel, lookup: P
             file = lookup.file(page)
             its_program = file is not None and (file.path or "").lstrip("/") == "probe"
             its_own = {m.pid for m in ReverseMap(kernel).mappings(page).found} == {probe}
-            assert abs((page.mapcount or 0) - count) == 1 and (its_own or its_program), f"{pfn:x}"
+            assert abs((page.mapcount or 0) - count) == 1 and (its_own or its_program), f"{page.pfn:x}"
 
 
 def test_reports(core: Core, kernel: Kernel, lookup: PageLookup, truth: Truth) -> None:
@@ -483,7 +485,8 @@ def test_aliases_list_processes_too(kernel: Kernel, truth: Truth, lookup: PageLo
 
 
 def test_what_is_no_page(kernel: Kernel, lookup: PageLookup) -> None:
-    report = page_report(kernel, ["pfn:3ffffffff", f"{x86_form(kernel).guard_hole.start:x}"])
+    hole = next(row.start for row in layout(kernel).tables[0].rows if row.key in ("guard_hole", "hole"))
+    report = page_report(kernel, ["pfn:3ffffffff", f"{hole:x}"])
     assert [row.state for row in report.tables[0].rows] == ["no-struct-page", "unmapped"]
     assert report.negative
 
