@@ -172,7 +172,7 @@ def test_pages_of_processes(core: Core, kernel: Kernel) -> None:
 
 def test_contiguous_entries(core: Core, kernel: Kernel) -> None:
     """The first entry of every line of the kernel's own dump of a process: those with CON, and the others."""
-    form, seen = kernel.form, set()
+    form, seen = arm64_facts(kernel).form, set()
     pids = [path.name for path in (core.truth_directory / "proc").iterdir() if (path / "ptdump").exists()]
     for pid in pids:
         translator = Translator(kernel, pid=int(pid))
