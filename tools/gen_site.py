@@ -4,8 +4,9 @@
 
     tools/gen_site.py DIRECTORY
 
-Copies docs/*.md and the pages at the top of the repository, and adapts their links. Adds the Python
-reference, a page for each JSON Schema, a gallery, and an index that reaches every page.
+Copies docs/*.md and the pages at the top of the repository, and adapts their links. Runs the notebook in
+docs/ and makes a page of it. Adds the Python reference, a page for each JSON Schema, a gallery, and an index
+that reaches every page.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tools import notebook  # noqa: E402
+
 #: Pages outside docs/, and their names on the site.
 OTHERS = {
     "CHANGELOG.md": "changelog",
@@ -34,7 +39,7 @@ GROUPS = {
     "First steps": ["tutorial", "questions", "gallery", "live"],
     "Commands": [],
     "Dumps": ["formats", "performance"],
-    "For programs": ["api", "reference", "json", "schemas", "extending", "examples"],
+    "For programs": ["api", "notebook", "reference", "json", "schemas", "extending", "examples"],
     "Security": ["security", "privileges", "untrusted", "threat-model"],
     "The project": [
         *(
@@ -100,7 +105,8 @@ def pages() -> Dict[Path, str]:
     """All hand-written pages: the key is the file, the value the name on the site."""
     # Sphinx uses these names for its own pages.
     taken = {"search": "search-command", "genindex": "genindex-page"}
-    own = {path: taken.get(path.stem, path.stem) for path in sorted((ROOT / "docs").glob("*.md"))}
+    docs = sorted((*(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("*.ipynb")))
+    own = {path: taken.get(path.stem, path.stem) for path in docs}
     return {**own, **{ROOT / name: page for name, page in OTHERS.items()}}
 
 
@@ -187,7 +193,8 @@ def main() -> int:
     shutil.copytree(ROOT / "docs/images", target / "images")
     known = pages()
     for path, name in known.items():
-        (target / f"{name}.md").write_text(linked(path.read_text(), path, known))
+        text = path.read_text() if path.suffix == ".md" else notebook.page(path)
+        (target / f"{name}.md").write_text(linked(text, path, known))
     (target / "reference.md").write_text(_REFERENCE)
     (target / "gallery.md").write_text(_GALLERY)
     schemas = sorted((ROOT / "kvintro/schema").glob("*.json"))
