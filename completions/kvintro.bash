@@ -5,7 +5,7 @@
 #    source ~/.local/share/bash_completion/kvintro
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
-_shtab_kvintro_subparsers=(aliases browse check convert diff explain identify info mach kaslr layout page pages ptdump pte read rd report search shell show translate vtop ptov user vm)
+_shtab_kvintro_subparsers=(aliases browse check convert diff explain identify info mach kaslr layout page pages ptdump pte read rd report search shell show translate vtop ptov user vm kmem)
 
 _shtab_kvintro_aliases_option_strings=(-h --help --from -c --core --qemu -s --symbols --btf --types --vmcoreinfo --vmcoreinfo-at --format-in --snapshot --no-cache --debuginfod --sudo --keep-root --json --csv --format -o --output --color --no-pager --debug)
 _shtab_kvintro_browse_option_strings=(-h --help -c --core --qemu -s --symbols --btf --types --vmcoreinfo --vmcoreinfo-at --format-in --snapshot --no-cache --debuginfod --sudo --keep-root --json --csv --format -o --output --color --no-pager --debug)
@@ -33,6 +33,7 @@ _shtab_kvintro_vtop_option_strings=(-h --help --from --pid --user-half --walk -c
 _shtab_kvintro_ptov_option_strings=(-h --help --from --pid --user-half --walk -c --core --qemu -s --symbols --btf --types --vmcoreinfo --vmcoreinfo-at --format-in --snapshot --no-cache --debuginfod --sudo --keep-root --json --csv --format -o --output --color --no-pager --debug)
 _shtab_kvintro_user_option_strings=(-h --help --all --maps --table --match --range --top --sort --reverse -c --core --qemu -s --symbols --btf --types --vmcoreinfo --vmcoreinfo-at --format-in --snapshot --no-cache --debuginfod --sudo --keep-root --json --csv --format -o --output --color --no-pager --debug)
 _shtab_kvintro_vm_option_strings=(-h --help --all --maps --table --match --range --top --sort --reverse -c --core --qemu -s --symbols --btf --types --vmcoreinfo --vmcoreinfo-at --format-in --snapshot --no-cache --debuginfod --sudo --keep-root --json --csv --format -o --output --color --no-pager --debug)
+_shtab_kvintro_kmem_option_strings=(-h --help -v -p -c --core --qemu -s --symbols --btf --types --vmcoreinfo --vmcoreinfo-at --format-in --snapshot --no-cache --debuginfod --sudo --keep-root --json --csv --format -o --output --color --no-pager --debug)
 _shtab_kvintro_option_strings=(-h --help -V --version -c --core --qemu -s --symbols --btf --types --vmcoreinfo --vmcoreinfo-at --format-in --snapshot --no-cache --debuginfod --sudo --keep-root --json --csv --format -o --output --color --no-pager --debug)
 
 _shtab_kvintro_aliases__c_COMPGEN=_shtab_compgen_files
@@ -245,6 +246,14 @@ _shtab_kvintro_vm___btf_COMPGEN=_shtab_compgen_files
 _shtab_kvintro_vm___vmcoreinfo_COMPGEN=_shtab_compgen_files
 _shtab_kvintro_vm__o_COMPGEN=_shtab_compgen_files
 _shtab_kvintro_vm___output_COMPGEN=_shtab_compgen_files
+_shtab_kvintro_kmem__c_COMPGEN=_shtab_compgen_files
+_shtab_kvintro_kmem___core_COMPGEN=_shtab_compgen_files
+_shtab_kvintro_kmem__s_COMPGEN=_shtab_compgen_files
+_shtab_kvintro_kmem___symbols_COMPGEN=_shtab_compgen_files
+_shtab_kvintro_kmem___btf_COMPGEN=_shtab_compgen_files
+_shtab_kvintro_kmem___vmcoreinfo_COMPGEN=_shtab_compgen_files
+_shtab_kvintro_kmem__o_COMPGEN=_shtab_compgen_files
+_shtab_kvintro_kmem___output_COMPGEN=_shtab_compgen_files
 _shtab_kvintro__c_COMPGEN=_shtab_compgen_files
 _shtab_kvintro___core_COMPGEN=_shtab_compgen_files
 _shtab_kvintro__s_COMPGEN=_shtab_compgen_files
@@ -371,7 +380,11 @@ _shtab_kvintro_vm___types_choices=(auto btf dwarf none)
 _shtab_kvintro_vm___format_in_choices=(elf kdump raw lime avml qemu libvirt qcow2 vmware virtualbox xen xl-save)
 _shtab_kvintro_vm___format_choices=(text json csv svg html)
 _shtab_kvintro_vm___color_choices=(auto always never)
-_shtab_kvintro_pos_0_choices=(aliases browse check convert diff explain identify info mach kaslr layout page pages ptdump pte read rd report search shell show translate vtop ptov user vm)
+_shtab_kvintro_kmem___types_choices=(auto btf dwarf none)
+_shtab_kvintro_kmem___format_in_choices=(elf kdump raw lime avml qemu libvirt qcow2 vmware virtualbox xen xl-save)
+_shtab_kvintro_kmem___format_choices=(text json csv svg html)
+_shtab_kvintro_kmem___color_choices=(auto always never)
+_shtab_kvintro_pos_0_choices=(aliases browse check convert diff explain identify info mach kaslr layout page pages ptdump pte read rd report search shell show translate vtop ptov user vm kmem)
 _shtab_kvintro___types_choices=(auto btf dwarf none)
 _shtab_kvintro___format_in_choices=(elf kdump raw lime avml qemu libvirt qcow2 vmware virtualbox xen xl-save)
 _shtab_kvintro___format_choices=(text json csv svg html)
@@ -678,6 +691,19 @@ _shtab_kvintro_vm___json_nargs=0
 _shtab_kvintro_vm___csv_nargs=0
 _shtab_kvintro_vm___no_pager_nargs=0
 _shtab_kvintro_vm___debug_nargs=0
+_shtab_kvintro_kmem_pos_0_nargs='*'
+_shtab_kvintro_kmem__h_nargs=0
+_shtab_kvintro_kmem___help_nargs=0
+_shtab_kvintro_kmem__v_nargs=0
+_shtab_kvintro_kmem__p_nargs=0
+_shtab_kvintro_kmem___no_cache_nargs=0
+_shtab_kvintro_kmem___debuginfod_nargs=0
+_shtab_kvintro_kmem___sudo_nargs=0
+_shtab_kvintro_kmem___keep_root_nargs=0
+_shtab_kvintro_kmem___json_nargs=0
+_shtab_kvintro_kmem___csv_nargs=0
+_shtab_kvintro_kmem___no_pager_nargs=0
+_shtab_kvintro_kmem___debug_nargs=0
 _shtab_kvintro_pos_0_nargs=A...
 _shtab_kvintro__h_nargs=0
 _shtab_kvintro___help_nargs=0

@@ -11,7 +11,15 @@ import textwrap
 from itertools import groupby
 from typing import Any, Dict, Iterator, List, NamedTuple, NoReturn, Optional, Sequence, Tuple
 
-from kvintro.commands import ALIASES, InputPath, added_commands, command_names, load_command
+from kvintro.commands import (
+    ALIASES,
+    FORWARDING,
+    InputPath,
+    added_commands,
+    command_names,
+    known_names,
+    load_command,
+)
 from kvintro.errors import NoSuchSource, NotWritten, UsageError
 from kvintro.installation import components
 from kvintro.model import DUMP_FORMATS
@@ -176,7 +184,7 @@ def make_parser(only: Optional[str] = None) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         dest="command", metavar="COMMAND", title="commands", parser_class=_Parser
     )
-    own = command_names()
+    own = [*command_names(), *FORWARDING]
     for name in own if only in own else [*own, *added_commands()]:
         module = load_command(name) if only in (None, name) else None
         sub = commands.add_parser(
@@ -382,7 +390,7 @@ def plain_arguments(arguments: Sequence[str]) -> List[str]:
     :raises UsageError: there is no such command or file.
     """
     words = list(arguments)
-    known = {*command_names(), *ALIASES}
+    known = set(known_names())
     if not words or words[0].startswith("-") or words[0] in known or words[0] in added_commands():
         return words
     if words[0] == "help":
@@ -408,7 +416,7 @@ def _flush() -> None:
 def named_command(arguments: Sequence[str]) -> Optional[str]:
     """The command that a command line names, if any."""
     words = [word for word in arguments if not word.startswith("-")]
-    own = {*command_names(), *ALIASES}
+    own = set(known_names())
     for known in (own, added_commands()) if words and not own.intersection(words) else (own,):
         for word in words:
             if word in known:

@@ -55,6 +55,8 @@ ALIASES: Dict[str, str] = {
     "vm": "user",
     "mach": "info",
 }
+#: Commands whose options decide which other command answers. Only the command line has them.
+FORWARDING = ("kmem",)
 
 
 class InputPath(str):
@@ -88,13 +90,18 @@ class _Added:
 
 
 def command_names() -> List[str]:
-    """Names of kvintro's own subcommands."""
-    return [info.name for info in pkgutil.iter_modules(__path__)]
+    """Names of kvintro's own subcommands, without :data:`ALIASES` and :data:`FORWARDING`."""
+    return [info.name for info in pkgutil.iter_modules(__path__) if info.name not in FORWARDING]
+
+
+def known_names() -> List[str]:
+    """Names of kvintro's own subcommands, and their other names."""
+    return [*command_names(), *ALIASES, *FORWARDING]
 
 
 def added_commands() -> Mapping[str, AddedCommand]:
     """Subcommands of other packages by name."""
-    return added(COMMANDS, ("help", "configure", "run"), (*command_names(), *ALIASES))
+    return added(COMMANDS, ("help", "configure", "run"), tuple(known_names()))
 
 
 def process(text: str) -> Union[int, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import platform
 import re
+import shlex
 from pathlib import Path
 from typing import Any, List
 
@@ -14,7 +15,8 @@ import pytest
 import kvintro
 from kvintro.arch.x86_64 import ARCHITECTURE
 from kvintro.cli import main
-from kvintro.commands import command_names
+from kvintro.commands import FORWARDING, command_names
+from kvintro.commands.kmem import INSTEAD
 from kvintro.errors import NoSuchSource, UsageError
 from kvintro.parser import parse, plain_arguments
 from kvintro.queries.names import region_key
@@ -47,7 +49,7 @@ def test_hints(arguments: List[str], hint: str) -> None:
     assert hint in error.value.remedy
 
 
-@pytest.mark.parametrize("name", [*command_names(), None])
+@pytest.mark.parametrize("name", [*command_names(), *FORWARDING, None])
 @pytest.mark.parametrize("width", ["60", "80", "100"])
 def test_help_fits(
     name: Any, width: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -157,3 +159,20 @@ def test_help_and_version_come_first(word: str) -> None:
     with pytest.raises(UsageError, match=f"{word} must be the first argument") as refused:
         parse(["-c", "vmcore", word])
     assert refused.value.remedy == f"kvintro {word}"
+
+
+@pytest.mark.parametrize("option", INSTEAD)
+def test_options_of_crash_name_the_command_that_answers(option: str) -> None:
+    with pytest.raises(UsageError, match=f"kmem has no option {option}") as refused:
+        parse(["kmem", option])
+    # The command exists, and has the options.
+    assert parse(shlex.split(refused.value.remedy.partition(" names ")[0])[1:]).command
+
+
+def test_kmem_takes_crashs_forms_only() -> None:
+    for words in (["-v", "-p"], ["-l"], ["-s"], ["-c"]):
+        with pytest.raises(UsageError) as refused:
+            parse(["kmem", *words])
+        assert refused.value.remedy == "kvintro kmem --help"
+    with pytest.raises(NoSuchSource):
+        parse(["./missing", "kmem", "-v"])
