@@ -4,11 +4,18 @@
 from __future__ import annotations
 
 import os
+import runpy
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any, List, Mapping, Tuple
 
+import pytest
+
+from kvintro.parser import parse
 from tests.conftest import ROOT, VMCORES
 
 SAMPLE = VMCORES / "debian-6.12/core.kdump"
@@ -60,3 +67,27 @@ def test_a_script_for_drgn() -> None:
     )
     assert starts["direct_map"] == values["page_offset_base"]
     assert starts["vmemmap"] == values["vmemmap_base"]
+
+
+def test_a_plugin_for_sos(monkeypatch: pytest.MonkeyPatch) -> None:
+    """sos is not installed here, so stand-ins take the place of its classes."""
+    asked: List[Tuple[str, Mapping[str, Any]]] = []
+
+    class Plugin:
+        def add_cmd_output(self, command: str, **options: Any) -> None:
+            asked.append((command, options))
+
+    plugins = ModuleType("sos.report.plugins")
+    systems = ("RedHatPlugin", "DebianPlugin", "UbuntuPlugin")
+    vars(plugins).update({name: type(name, (), {}) for name in systems}, Plugin=Plugin)
+    for name, module in {"sos": ModuleType("sos"), "sos.report": ModuleType("sos.report")}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setitem(sys.modules, "sos.report.plugins", plugins)
+    runpy.run_path(str(ROOT / "examples/sos/kvintro.py"))["Kvintro"]().setup()
+    for command, options in asked:
+        program, *words = shlex.split(command)
+        args = parse(words)
+        assert (program, args.format, args.core, args.output) == ("kvintro", "json", None, None)
+        assert options["suggest_filename"] == f"{args.command}.json"
+        assert options["env"] == {"KVINTRO_CORE": ""}
+    assert [parse(shlex.split(command)[1:]).command for command, _ in asked] == ["layout", "kaslr", "check"]
