@@ -61,7 +61,7 @@ ALLOWED: Dict[Tuple[str, str], str] = {
     ("convert/__init__.py", "*"): "the format of notes, and what VMCOREINFO may say",
     ("convert/elf.py", "*"): "ELF's own format",
     ("convert/kdump.py", "*"): "makedumpfile's format",
-    ("convert/levels.py", "USER"): "a level of makedumpfile's",
+    ("queries/pages/levels.py", "USER"): "a level of makedumpfile's",
     ("convert/target.py", "number 512"): "the unit of st_blocks",
     ("queries/pages/by_vmcoreinfo.py", "number 512"): "how many pages are looked at",
     ("queries/pages/format.py", "number 512"): "values of page types",

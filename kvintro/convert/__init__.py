@@ -9,14 +9,14 @@ from itertools import chain
 from typing import Dict, Iterator, List, Optional, Protocol, Tuple
 
 from kvintro.convert.elf import Addresses, ElfWriter
-from kvintro.convert.frames import Frames, Memory
 from kvintro.convert.kdump import KdumpWriter, Origin
-from kvintro.convert.levels import MAX_LEVEL, Watch, left_out, unwatched
 from kvintro.convert.target import Target
 from kvintro.errors import NotInDump, Unavailable, UsageError
 from kvintro.kernels import Kernel
 from kvintro.model import ALL
 from kvintro.queries.pages.census import Progress
+from kvintro.queries.pages.frames import Frames, memory_of
+from kvintro.queries.pages.levels import MAX_LEVEL, Watch, left_out, unwatched
 from kvintro.queries.pages.sections import sections_of
 from kvintro.source.elf import WRITER_NOTE, parse_notes
 from kvintro.source.note import MAX_TEXT
@@ -32,9 +32,6 @@ _OWNERS = ("CORE", "LINUX", "QEMU")
 _NT_PRSTATUS = 1
 _UTS_NAMES = 6 * 65
 _MACHINE = 4 * 65
-# A file of a few bytes can claim any amount of memory. No dump compresses better than this.
-_FREE, _MEMORY_TO_FILE, _LEFT_OUT_TO_FILE = 16 << 20, 1024, 1 << 14
-_MOST = 1 << 48  # maximum number of bytes of a source without a file
 
 
 @dataclass(frozen=True)
@@ -143,26 +140,6 @@ def _copy(kernel: Kernel, frames: Frames, writer: _Writer, progress: Progress) -
             lost.append((frame, frame + count))
         progress(count)
     return zeros, Frames.of(lost)
-
-
-def memory_of(kernel: Kernel) -> Memory:
-    """Return the page frames that a source has.
-
-    :raises Unavailable: the source does not say, or claims more than its file can hold.
-    """
-    source, page = kernel.source, kernel.form.page_size
-    if source.held is None:
-        raise Unavailable(
-            f"the memory ranges of {source.label} are not known", "name the dump on the command line: -c DUMP"
-        )
-    memory = Memory(source.held(), page)
-    if not memory.there.count:
-        raise Unavailable(f"{source.label} does not contain its memory ranges")
-    for frames, ratio in ((memory.there, _MEMORY_TO_FILE), (memory.left_out, _LEFT_OUT_TO_FILE)):
-        most = _FREE + ratio * source.real if source.kind == "core" else _MOST
-        if frames.count * page > most or frames.end * page > 1 << 52:
-            raise Unavailable(f"{source.label} claims more memory than a file of its size can have")
-    return memory
 
 
 def _pieces(kernel: Kernel, frames: Frames) -> Iterator[Tuple[int, int, Optional[bytes]]]:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import struct
 from typing import Iterator, List, NamedTuple, Optional, Tuple
 
-from kvintro.convert.frames import Frames
 from kvintro.convert.target import Target
 from kvintro.errors import NotWritten
 from kvintro.model import ALL
+from kvintro.queries.pages.frames import Frames
 from kvintro.source.elf import ET_CORE, PT_LOAD, PT_NOTE
 
 _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")

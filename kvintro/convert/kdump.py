@@ -11,9 +11,9 @@ import zlib
 from importlib import import_module
 from typing import Callable, NamedTuple
 
-from kvintro.convert.frames import Frames
 from kvintro.convert.target import Target
 from kvintro.errors import NotWritten
+from kvintro.queries.pages.frames import Frames
 
 #: Compresses a page.
 Pack = Callable[[bytes], bytes]

@@ -17,13 +17,13 @@ import drgn
 import pytest
 
 from kvintro.cli import main
-from kvintro.convert import convert, memory_of
-from kvintro.convert.frames import Frames
-from kvintro.convert.levels import FREE, USER, left_out, unwatched
+from kvintro.convert import convert
 from kvintro.errors import NotInDump, UsageError
 from kvintro.kernels import Kernel
 from kvintro.opening import open_kernel
 from kvintro.prompt import kernel as kernel_of
+from kvintro.queries.pages.frames import Frames, memory_of
+from kvintro.queries.pages.levels import FREE, USER, left_out, unwatched
 from kvintro.source import Request
 from kvintro.source.content import FileContent
 from kvintro.source.files import open_file

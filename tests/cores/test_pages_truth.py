@@ -17,10 +17,10 @@ from typing import Any, Dict, List, Tuple
 import numpy
 import pytest
 
-from kvintro.convert import levels
 from kvintro.errors import NotInDump, Unavailable
 from kvintro.kernels import Kernel
 from kvintro.opening import open_kernel
+from kvintro.queries.pages import levels
 from kvintro.queries.pages.census import PageCensus, Pages
 from kvintro.queries.pages.meaning import (
     KPF_ANON,

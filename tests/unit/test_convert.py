@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvintro.cli import main
-from kvintro.convert.frames import Frames, Memory
 from kvintro.convert.kdump import packer
 from kvintro.convert.target import Target
 from kvintro.errors import NotWritten, UsageError
+from kvintro.queries.pages.frames import Frames, Memory
 from kvintro.source.elf import writer_of
 from kvintro.source.files import keep
 from kvintro.source.physical import Held

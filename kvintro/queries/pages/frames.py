@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Sets of page frames, stored as runs: a machine has millions of frames, but few runs."""
+"""Sets of page frames, stored as runs: a machine has millions of frames, but few runs.
+
+:func:`memory_of` is the set that a source has.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Callable, Iterable, Iterator, List, Tuple
 
 from kvintro.errors import Unavailable
+from kvintro.kernels import Kernel
 from kvintro.source.physical import Held
 
 if TYPE_CHECKING:
@@ -15,6 +19,9 @@ if TYPE_CHECKING:
     I64 = NDArray[numpy.int64]
     Bools = NDArray[numpy.bool_]
 
+# A file of a few bytes can claim any amount of memory. No dump compresses better than this.
+_FREE, _MEMORY_TO_FILE, _LEFT_OUT_TO_FILE = 16 << 20, 1024, 1 << 14
+_MOST = 1 << 48  # maximum number of bytes of a source without a file
 _MAX_RUNS = 1 << 25  # every other frame of 256 GB
 _BATCH = 1 << 20
 
@@ -76,6 +83,18 @@ class Frames:
     def __iter__(self) -> Iterator[Tuple[int, int]]:
         """Yield the first frame of each run, and its last frame plus one, in ascending order."""
         return zip(self.starts.tolist(), self.ends.tolist())
+
+    def below(self, points: I64) -> I64:
+        """For each point, the number of frames of the set that are lower."""
+        import numpy
+
+        if not len(self):
+            return numpy.zeros(len(points), numpy.int64)
+        sizes = self.ends - self.starts
+        at = numpy.maximum(numpy.searchsorted(self.starts, points, side="right") - 1, 0)
+        inside = numpy.clip(points - self.starts[at], 0, sizes[at])
+        found: I64 = numpy.cumsum(sizes)[at] - sizes[at] + inside
+        return found
 
     def __or__(self, other: Frames) -> Frames:
         return self._with(other, lambda mine, theirs: mine | theirs)
@@ -147,3 +166,23 @@ class Memory:
                 left_out.append((start // page_size, -(-end // page_size)))
         self.there = Frames.of(there)
         self.left_out = Frames.of(left_out) - self.there
+
+
+def memory_of(kernel: Kernel) -> Memory:
+    """Return the page frames that a source has.
+
+    :raises Unavailable: the source does not say, or claims more than its file can hold.
+    """
+    source, page = kernel.source, kernel.form.page_size
+    if source.held is None:
+        raise Unavailable(
+            f"the memory ranges of {source.label} are not known", "name the dump on the command line: -c DUMP"
+        )
+    memory = Memory(source.held(), page)
+    if not memory.there.count:
+        raise Unavailable(f"{source.label} does not contain its memory ranges")
+    for frames, ratio in ((memory.there, _MEMORY_TO_FILE), (memory.left_out, _LEFT_OUT_TO_FILE)):
+        most = _FREE + ratio * source.real if source.kind == "core" else _MOST
+        if frames.count * page > most or frames.end * page > 1 << 52:
+            raise Unavailable(f"{source.label} claims more memory than a file of its size can have")
+    return memory

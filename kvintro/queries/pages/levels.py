@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Callable, Dict, Iterator, List, Tuple
 
-from kvintro.convert.frames import Frames
 from kvintro.errors import Unavailable
 from kvintro.kernels import Kernel
 from kvintro.queries.pages.census import Pages, Progress
+from kvintro.queries.pages.frames import Frames
 from kvintro.queries.pages.meaning import Meaning
 from kvintro.queries.pages.runs import ANON, NOT_INITIALISED, OFFLINE, Runs, distinct
 
@@ -26,6 +26,8 @@ MAX_LEVEL = 31
 OF_USE = CACHE | CACHE_PRIVATE | USER | FREE
 #: Reasons why pages are left out, in display order.
 REASONS = ("free", "cache", "cache_private", "user", "hwpoison", "offline")
+#: For each of them, the levels that leave such pages out.
+_LEVELS = dict(zip(REASONS, (FREE, CACHE | CACHE_PRIVATE, CACHE_PRIVATE, USER, OF_USE, OF_USE)))
 
 
 #: Called with a description and number of page frames of the next step; returns the function that is called
@@ -104,17 +106,30 @@ def _runs_left_out(runs: Runs, rule: Level) -> Iterator[Tuple[str, int, int]]:
     """(reason, first frame, last frame plus one) of each range of a block that is left out."""
     import numpy
 
+    kinds, which = kinds_of(runs)
+    reasons = [rule.reason(state, head) for state, head in kinds]
+    numbers = numpy.array([REASONS.index(r) if r else -1 for r in reasons], numpy.int64)[which]
+    # Sequences of runs with the same reason.
+    starts = numpy.flatnonzero(numpy.r_[True, numbers[1:] != numbers[:-1]])
+    firsts = runs.starts[starts] + runs.first
+    ends = numpy.r_[firsts[1:], runs.first + len(runs.rows)]
+    for number, first, end in zip(numbers[starts].tolist(), firsts.tolist(), ends.tolist()):
+        if number >= 0:
+            yield REASONS[number], first, end
+
+
+def kinds_of(runs: Runs) -> Tuple[List[Tuple[int, int]], NDArray[numpy.int64]]:
+    """The distinct pairs (state, state of the head) of a block's runs, and the index of each run's pair."""
+    import numpy
+
     states: NDArray[numpy.uint64] = distinct(runs.states)
     heads: NDArray[numpy.uint64] = distinct(runs.heads)
     pairs = numpy.searchsorted(states, runs.states) * len(heads) + numpy.searchsorted(heads, runs.heads)
     kinds = distinct(pairs)
-    reasons = [rule.reason(int(states[k // len(heads)]), int(heads[k % len(heads)])) for k in kinds.tolist()]
-    numbers = numpy.array([REASONS.index(r) if r else -1 for r in reasons], numpy.int64)
-    which = numbers[numpy.searchsorted(kinds, pairs)]
-    # Sequences of runs with the same reason.
-    starts = numpy.flatnonzero(numpy.r_[True, which[1:] != which[:-1]])
-    firsts = runs.starts[starts] + runs.first
-    ends = numpy.r_[firsts[1:], runs.first + len(runs.rows)]
-    for number, first, end in zip(which[starts].tolist(), firsts.tolist(), ends.tolist()):
-        if number >= 0:
-            yield REASONS[number], first, end
+    found = [(int(states[k // len(heads)]), int(heads[k % len(heads)])) for k in kinds.tolist()]
+    return found, numpy.searchsorted(kinds, pairs)
+
+
+def leaves_out(level: int, reason: str) -> bool:
+    """Whether a level leaves out pages with one of :data:`REASONS`."""
+    return bool(level & _LEVELS[reason])
