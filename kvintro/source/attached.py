@@ -104,6 +104,9 @@ def _described_dump(prog: drgn.Program, path: str, found: Optional[Dump]) -> Sou
         found.left_out,
         segments=segments,
         held=found.held,
+        lost=found.lost,
+        level=found.level,
+        eraseinfo=found.eraseinfo(),
         notes=found.notes,
     )
 

@@ -29,6 +29,10 @@ READS = "kvintro reads ELF vmcores, kdumps, raw memory, LiME, AVML, and guests s
 #: Name of the format without any header in :class:`~kvintro.source.Source`.
 RAW = "raw memory"
 TRUNCATED = "the dump is truncated: memory after its end is shown as not in the dump"
+INTERRUPTED = (
+    "makedumpfile could not write all of the dump, probably because its disk was full: the rest of memory is "
+    "shown as not in the dump"
+)
 COPY_AGAIN = "copy it again whole"
 TRUNCATED_REMEDY = f"the dump is truncated; {COPY_AGAIN}"
 
@@ -47,6 +51,8 @@ class Dump:
     :ivar packed: whether memory is compressed in the file, so that a small file can have much of it.
     :ivar called: the name of its memory in messages.
     :ivar packing: how the file was packed, outermost first.
+    :ivar level: which pages were left out, as in makedumpfile's ``-d``; None if the file does not say.
+    :ivar interrupted: whether the file says that not all of it could be written.
     :ivar others: further files that are part of the dump.
     """
 
@@ -58,6 +64,8 @@ class Dump:
     called = "its memory"
     others: Sequence[Tuple[str, Content]] = ()
     packing: Tuple[str, ...] = ()
+    level: Optional[int] = None
+    interrupted = False
 
     def __init__(self, content: Content, path: str, form: str) -> None:
         self.content = content
@@ -93,6 +101,17 @@ class Dump:
     def notes(self) -> bytes:
         """The file's notes, unchanged; for instance with the CPUs' registers."""
         return b""
+
+    def eraseinfo(self) -> bytes:
+        """What makedumpfile overwrote in the dump, as text; empty if nothing."""
+        return b""
+
+    def lost(self) -> Optional[Iterable[Tuple[int, int]]]:
+        """Physical memory (start, end exclusive) that should be in the file but is missing.
+
+        :return: None if that is unknown.
+        """
+        return None if self.complete is False else ()
 
     def held(self) -> Iterable[Held]:
         """The physical memory that is in the file, and that was excluded from it; ranges may overlap."""
@@ -134,10 +153,18 @@ class Dump:
             vmcoreinfo_origin=chosen.origin,
             packing=", ".join(self.packing),
             held=self.held,
+            lost=self.lost,
             notes=self.notes,
             writer=writer_of(self.notes()),
-            warnings=[*chosen.warnings, *([] if self.complete is not False else [TRUNCATED])],
+            level=self.level,
+            eraseinfo=self.eraseinfo(),
+            warnings=[*chosen.warnings, *([] if self.complete is not False else [self.shortened])],
         )
+
+    @property
+    def shortened(self) -> str:
+        """The warning if part of the file is missing."""
+        return INTERRUPTED if self.interrupted else TRUNCATED
 
     def refusal(self, error: NotADump) -> NotADump:
         """The error to report if no VMCOREINFO fits."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass
-from typing import BinaryIO, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
+from typing import BinaryIO, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
 from kvintro.errors import NotADump
 from kvintro.source.content import Content, FileContent
@@ -34,6 +34,7 @@ _SECTION_HEADER = "IIQQQQIIQQ"
 _SECTION_HEADER_SIZE = 64
 _NOTE = "III"  # namesz, descsz, type
 _NOTE_SIZE = 12
+_INCOMPLETE = 1  # in e_flags: makedumpfile.h:DUMP_ELF_INCOMPLETE
 _ENTRIES = 1 << 12  # program headers read at once
 # makedumpfile begins a new segment after excluding a megabyte or more: enough for 256 GB in such pieces.
 _MAX_HEADERS = 1 << 18
@@ -63,6 +64,7 @@ class ElfHeaders:
     :ivar notes: (owner, type, content) of the first note of each owner and type.
     :ivar note_places: offset and size of each part of the file that has notes.
     :ivar truncated: whether segments extend beyond the end of the file.
+    :ivar interrupted: whether makedumpfile says that it could not write all of it (``DUMP_ELF_INCOMPLETE``).
     """
 
     type: int
@@ -73,6 +75,7 @@ class ElfHeaders:
     truncated: bool
     order: str = "<"
     note_places: Tuple[Tuple[int, int], ...] = ()
+    interrupted: bool = False
 
     def left_out(self) -> Iterator[Tuple[int, int]]:
         """Physical memory of segments without bytes in the file: pages that makedumpfile excluded.
@@ -80,17 +83,16 @@ class ElfHeaders:
         :return: first and last address of each range, in ascending order. kexec's cores have the image's
             memory in two segments; it counts as excluded if neither has bytes for it.
         """
-        borders: List[Tuple[int, int, int]] = []  # address, changes in the number of segments and of bytes
-        for part in self.segments:
-            end = part.paddr + max(part.filesz, part.memsz)
-            borders += [(part.paddr, 1, 1), (part.paddr + part.filesz, 0, -1), (end, -1, 0)]
-        here = with_bytes = start = 0
-        for address, segments, bytes_too in sorted(borders):
-            if here and not with_bytes and start < address <= _MAX_ADDRESS:
-                yield start, address - 1
-            here += segments
-            with_bytes += bytes_too
-            start = address
+        return _without_bytes(
+            (part.paddr, part.filesz, max(part.filesz, part.memsz)) for part in self.segments
+        )
+
+    def lost(self) -> Iterator[Tuple[int, int]]:
+        """Physical memory of segments whose bytes would be after the end of the file, in the same form."""
+        return _without_bytes(
+            (part.paddr, min(part.filesz, max(0, self.file_size - part.offset)), part.filesz)
+            for part in self.segments
+        )
 
     @property
     def build_id(self) -> Optional[str]:
@@ -106,6 +108,23 @@ class ElfHeaders:
             if owner == name:
                 return data
         return None
+
+
+def _without_bytes(parts: Iterable[Tuple[int, int, int]]) -> Iterator[Tuple[int, int]]:
+    """First and last address of each range for which no part has bytes.
+
+    :param parts: physical address, bytes in the file, and size of each part.
+    """
+    borders: List[Tuple[int, int, int]] = []  # address, changes in the number of parts and of bytes
+    for first, size, whole in parts:
+        borders += [(first, 1, 1), (first + size, 0, -1), (first + whole, -1, 0)]
+    here = with_bytes = start = 0
+    for address, more, bytes_too in sorted(borders):
+        if here and not with_bytes and start < address <= _MAX_ADDRESS:
+            yield start, address - 1
+        here += more
+        with_bytes += bytes_too
+        start = address
 
 
 def read_headers(file: Union[BinaryIO, Content], *, section_notes: bool = False) -> ElfHeaders:
@@ -124,6 +143,7 @@ def read_headers(file: Union[BinaryIO, Content], *, section_notes: bool = False)
         raise NotADump("the dump is a 32-bit ELF file", "kvintro reads kernels of 64 bits")
     e_type, machine = struct.unpack_from(order + "HH", head, 16)
     phoff, shoff = struct.unpack_from(order + "QQ", head, 32)
+    (flags,) = struct.unpack_from(order + "I", head, 48)
     phentsize, phnum, shentsize, shnum = struct.unpack_from(order + "HHHH", head, 54)
     if phnum == PN_XNUM and shoff:
         phnum = struct.unpack_from(order + "I", _exactly(content, shoff, 64, "the section headers"), 44)[0]
@@ -149,7 +169,8 @@ def read_headers(file: Union[BinaryIO, Content], *, section_notes: bool = False)
                 notes.read(offset, length)
     truncated = not all(content.has_all(s.offset, s.filesz) for s in segments)
     found = tuple(segments), notes.found, content.size, truncated, order, tuple(places)
-    return ElfHeaders(e_type, machine, *found)
+    interrupted = e_type == ET_CORE and bool(flags & _INCOMPLETE)
+    return ElfHeaders(e_type, machine, *found, interrupted=interrupted)
 
 
 def _program_headers(content: Content, form: str, offset: int, count: int) -> Iterator[Tuple[int, ...]]:

@@ -41,6 +41,7 @@ _BLOCK_SIZE_32 = 416
 # the notes, of eraseinfo; start_pfn, end_pfn and max_mapnr in 64 bits (version 6).
 _SUB_HEADER = struct.Struct("<QiiQQQQQQQQQQQ")
 _MAX_NOTES = 16 << 20
+_MAX_LEVEL = 31
 _BEYOND_FILES = 1 << 62  # an offset that no file system supports
 _MAX_SUB_BLOCKS = 1 << 14  # notes, VMCOREINFO and eraseinfo
 _FREE_BITMAPS = (
@@ -83,6 +84,8 @@ class Kdump(NamedTuple):
     :ivar machine: the kernel's name for its architecture; empty if the file does not say.
     :ivar layout: None if the file ends within its headers.
     :ivar page: bytes of a page of the machine, and of a block of the file.
+    :ivar level: which pages were left out, as in makedumpfile's ``-d``; None if the file does not say.
+    :ivar interrupted: whether makedumpfile says that it could not write all of it.
     """
 
     complete: bool
@@ -93,6 +96,8 @@ class Kdump(NamedTuple):
     machine: str = ""
     layout: Optional[Layout] = None
     page: int = _BLOCK
+    level: Optional[int] = None
+    interrupted: bool = False
 
 
 def examine_kdump(content: Content) -> Kdump:
@@ -112,18 +117,28 @@ def examine_kdump(content: Content) -> Kdump:
         raise NotADump("invalid kdump header", "copy or take the dump again")
     (version,) = struct.unpack_from("<i", head, _VERSION)
     part, frames = _sub_header(content, page, version, frames) if version > 0 else (None, frames)
+    level = _level(content, page) if version > 0 else None
+    interrupted = bool(status & _INCOMPLETE)
     layout = _layout(content, page, sub_blocks, bitmap_blocks, frames)
     if not content.has_all(layout.dumped, 1):
-        return Kdump(False, part=part, frames=frames, machine=machine, page=page)
+        return Kdump(
+            False,
+            part=part,
+            frames=frames,
+            machine=machine,
+            page=page,
+            level=level,
+            interrupted=interrupted,
+        )
     existing = _count(content, layout.exist, layout.bitmap_size, part)
     dumped = _count(content, layout.dumped, layout.bitmap_size, part)
     if dumped.runs > _FREE_RUNS + content.real // _RUN_TO_FILE:
         raise NotADump("its page bitmap has too many gaps", "copy or take the dump again")
     there = content.has_all(layout.exist, layout.table - layout.exist)
-    complete = not status & _INCOMPLETE and there and _is_whole(content, layout.table, dumped.bits)
+    complete = not interrupted and there and _is_whole(content, layout.table, dumped.bits)
     left_out = max(0, existing.bits - dumped.bits) * page if there else None
     memory = dumped.bits * page if there else None
-    return Kdump(complete, left_out, memory, part, frames, machine, layout, page)
+    return Kdump(complete, left_out, memory, part, frames, machine, layout, page, level, interrupted)
 
 
 def _looks_32_bit(head: bytes) -> bool:
@@ -155,6 +170,13 @@ def _sub_header(
     if version >= 6:
         first, behind, frames = first64 or first, behind64 or behind, frames64
     return (first, behind) if split else None, frames
+
+
+def _level(content: Content, page: int) -> Optional[int]:
+    """The level that the sub-header records; None if it is none of makedumpfile's."""
+    data = content.at(page, _SUB_HEADER.size)
+    level = _SUB_HEADER.unpack(data)[1] if len(data) == _SUB_HEADER.size else -1
+    return level if 0 <= level <= _MAX_LEVEL else None
 
 
 def _layout(content: Content, page: int, sub_blocks: int, bitmap_blocks: int, frames: int) -> Layout:
@@ -194,6 +216,20 @@ def notes_of(content: Content) -> bytes:
         return b""
     at, size = _SUB_HEADER.unpack(data)[7:9]
     return content.at(at, size) if 0 < size <= _MAX_NOTES else b""
+
+
+def eraseinfo_of(content: Content) -> bytes:
+    """What makedumpfile overwrote (``--config``, ``--eppic``), as text; empty if nothing.
+
+    :return: at most the first 64 KB.
+    """
+    head = content.at(0, _BLOCK).ljust(_BLOCK, b"\0")
+    (version,) = struct.unpack_from("<i", head, _VERSION)
+    data = content.at(_HEADER.unpack_from(head, _STATUS)[1], _SUB_HEADER.size)
+    if version < 5 or len(data) < _SUB_HEADER.size:
+        return b""
+    at, size = _SUB_HEADER.unpack(data)[9:11]
+    return content.at(at, min(size, MAX_TEXT)) if 0 < size <= _MAX_NOTES else b""
 
 
 # Bitmaps

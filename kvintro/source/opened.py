@@ -103,6 +103,10 @@ class Source:
     :ivar translation: see :mod:`kvintro.source.translation`; None if drgn's reads are not changed.
     :ivar kept: the files of a dump, with their state when they were opened.
     :ivar held: lists the physical memory; None if that is unknown.
+    :ivar lost: lists the physical memory (start, end exclusive) that should be in the file but is missing;
+        returns None if that is unknown.
+    :ivar level: which pages were left out, as in makedumpfile's ``-d``; None if the file does not say.
+    :ivar eraseinfo: what makedumpfile overwrote, as text; empty if nothing.
     :ivar notes: reads the notes of an ELF file or a kdump, unchanged.
     """
 
@@ -128,6 +132,9 @@ class Source:
     translation: Optional[Translation] = None
     kept: Tuple[Kept, ...] = field(default=(), repr=False, compare=False)
     held: Optional[Callable[[], Iterable[Held]]] = field(default=None, repr=False, compare=False)
+    lost: Callable[[], Optional[Iterable[Tuple[int, int]]]] = field(default=tuple, repr=False, compare=False)
+    level: Optional[int] = None
+    eraseinfo: bytes = b""
     notes: Callable[[], bytes] = field(default=bytes, repr=False, compare=False)
 
     @property

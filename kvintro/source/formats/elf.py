@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import re
 from functools import cached_property
-from typing import List, Optional, Sequence
+from typing import Iterable, List, Optional, Sequence, Tuple
 
 import drgn
 
@@ -16,6 +16,7 @@ from kvintro.source.content import Content, FileContent
 from kvintro.source.dump import COPY_AGAIN, Dump, Format, begins, outside
 from kvintro.source.elf import ET_CORE, ElfHeaders, read_headers
 from kvintro.source.flattened import Flattened
+from kvintro.source.note import MAX_TEXT
 from kvintro.source.opened import Source
 from kvintro.source.physical import Extent, MemoryFile, PhysicalMemory
 from kvintro.source.program import empty_program, hide, hide_null, one_line, program_of, without_advice
@@ -23,6 +24,7 @@ from kvintro.source.vmcoreinfo import Chosen
 
 MAGIC = b"\x7fELF"
 _NT_PRPSINFO = 3
+_ERASEINFO = "ERASEINFO"  # makedumpfile.h:ERASEINFO_NOTE_NAME
 
 # libkdumpfile's messages begin with its function and the file, before the actual problem.
 _CALL_OF_LIBKDUMPFILE = re.compile(r"^kdump_\w+(\([^()]*\))?: |(?<!\w)file #\d+: ")
@@ -45,9 +47,10 @@ class ElfDump(Dump):
                 "and contain the addresses of its memory",
                 COPY_AGAIN,
             )
-        self.complete = whole and not self.headers.truncated
+        self.complete = whole and not self.headers.truncated and not self.headers.interrupted
         self.left_out = sum(last - first + 1 for first, last in self.headers.left_out())
         self.segments = self.headers.segments
+        self.interrupted = self.headers.interrupted
         self.memory = sum(extent.size for extent in extents_of(self.headers))
         ram = sorted((s.paddr, s.paddr + max(s.filesz, s.memsz)) for s in self.segments)
         self._outside = outside(ram)
@@ -66,6 +69,14 @@ class ElfDump(Dump):
 
     def notes(self) -> bytes:
         return b"".join(self.content.at(offset, size) for offset, size in self.headers.note_places)
+
+    def eraseinfo(self) -> bytes:
+        return (self.headers.note(_ERASEINFO) or b"")[:MAX_TEXT]
+
+    def lost(self) -> Optional[Iterable[Tuple[int, int]]]:
+        if isinstance(self.content, Flattened) and not self.content.complete:
+            return None
+        return ((first, last + 1) for first, last in self.headers.lost())
 
     def lacks(self, address: int) -> bool:
         return bool(self.complete) and self._outside(address)

@@ -12,13 +12,14 @@ import drgn
 from kvintro.arch import Architecture, by_machine
 from kvintro.errors import KvintroError, NotADump, NotInDump, UsageError, WrongArchitecture
 from kvintro.source.content import Content, FileContent
-from kvintro.source.dump import COPY_AGAIN, TRUNCATED, Dump, Format, begins
+from kvintro.source.dump import COPY_AGAIN, Dump, Format, begins
 from kvintro.source.flattened import Flattened
 from kvintro.source.formats.elf import cannot_be_read, set_core_dump
 from kvintro.source.kallsyms import READ_ERRORS
 from kvintro.source.kdump import (
     SIGNATURES,
     Kdump,
+    eraseinfo_of,
     examine_kdump,
     has_frame,
     held,
@@ -36,6 +37,7 @@ PARTS_MISSING = "parts of a split dump were not given, and are shown as not in t
 #: dump/dump.c:create_header64
 _QEMU_DOES_NOT_KNOW = "Unknown"
 _MAX_FRAMES = 1 << 40  # 4 PB
+_BEYOND = 1 << 64  # all physical addresses
 
 
 class _Opened(NamedTuple):
@@ -60,6 +62,8 @@ class KdumpDump(Dump):
         self.complete = self.kdump.complete and (not isinstance(content, Flattened) or content.complete)
         self.left_out = self.kdump.left_out
         self.memory = self.kdump.memory
+        self.level = self.kdump.level
+        self.interrupted = self.kdump.interrupted
 
     @cached_property
     def first_look(self) -> _Opened:
@@ -88,8 +92,19 @@ class KdumpDump(Dump):
     def notes(self) -> bytes:
         return notes_of(self.content)
 
+    def eraseinfo(self) -> bytes:
+        return eraseinfo_of(self.content)
+
     def held(self) -> Iterator[Held]:
         return held(self.content, self.kdump)
+
+    def lost(self) -> Iterable[Tuple[int, int]]:
+        from kvintro.source.cut_off import first_lost
+
+        first = None if self.complete else first_lost(self.content, self.kdump)
+        if first is None:
+            return ()
+        return ((max(one.start, first), one.end) for one in self.held() if one.there and one.end > first)
 
     def lacks(self, address: int) -> bool:
         return has_frame(self.content, self.kdump, address // self.kdump.page) is False
@@ -203,6 +218,8 @@ class SplitKdump(Dump):
                     f"{part.path} and {parts[0].path} are parts of different dumps",
                     "name the parts of one dump",
                 )
+        self.level = parts[0].level
+        self.interrupted = any(part.interrupted for part in parts)
         self._memory = _OfParts(parts, extents)
 
     @property
@@ -223,6 +240,22 @@ class SplitKdump(Dump):
     def held(self) -> Iterator[Held]:
         return chain.from_iterable(part.held() for part in self._parts)
 
+    def eraseinfo(self) -> bytes:
+        return b"".join(part.eraseinfo() for part in self._parts)
+
+    def lost(self) -> Iterator[Tuple[int, int]]:
+        for part in self._parts:
+            yield from part.lost()
+        if self._have_all:
+            return
+        # Each part has the bitmaps of the whole dump.
+        first = self._parts[0]
+        bounds = [0, *(at for e in self._memory.extents for at in (e.address, e.address + e.size)), _BEYOND]
+        missing = list(zip(bounds[0::2], bounds[1::2]))
+        for one in held(first.content, first.kdump._replace(part=None)):
+            if one.there:
+                yield from _overlaps(one.start, one.end, missing)
+
     @property
     def real(self) -> int:
         return sum(part.real for part in self._parts)
@@ -238,7 +271,7 @@ class SplitKdump(Dump):
     def source(self, prog: drgn.Program, chosen: Chosen) -> Source:
         source = super().source(prog, chosen)
         missing = [] if self._have_all else [PARTS_MISSING]
-        source.warnings = [*chosen.warnings, *missing, *([] if self._whole else [TRUNCATED])]
+        source.warnings = [*chosen.warnings, *missing, *([] if self._whole else [self.shortened])]
         return source
 
 
@@ -303,6 +336,12 @@ class _OfParts(PhysicalMemory):
             part = self._parts[extent.offset]
             for start, end in worth_a_look(part.content, part.kdump):
                 yield from pieces(read, start, end)
+
+
+def _overlaps(start: int, end: int, ranges: Sequence[Tuple[int, int]]) -> Iterator[Tuple[int, int]]:
+    for low, high in ranges:
+        if max(start, low) < min(end, high):
+            yield max(start, low), min(end, high)
 
 
 def _sum(sizes: Sequence[Optional[int]]) -> Optional[int]:
