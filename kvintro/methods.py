@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kvintro.reports.convert import PagesRow
     from kvintro.reports.diff.findings import FindingRow as FindingsFindingRow
     from kvintro.reports.diff.tables import AmountRow, RegionDiffRow
+    from kvintro.reports.excluded import ExcludedRow
     from kvintro.reports.explain import ExplainRow
     from kvintro.reports.identify import IdentifiedRow
     from kvintro.reports.info import CommandRow, FactRow, KernelRow
@@ -185,6 +186,9 @@ class PagesAnswer(Answer[Any]):
 
         @property
         def map(self) -> Sequence[CellRow]: ...
+
+        @property
+        def excluded(self) -> Sequence[ExcludedRow]: ...
 
 
 class PteAnswer(Answer["EntryRow"]):

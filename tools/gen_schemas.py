@@ -189,6 +189,7 @@ DOCUMENTS: Dict[str, Document] = {
             "flags": ["kvintro.reports.pages:FlagsRow"],
             "free": ["kvintro.reports.pages:FreeRow"],
             "map": ["kvintro.reports.pages:CellRow"],
+            "excluded": ["kvintro.reports.excluded:ExcludedRow"],
         },
         {
             **dict.fromkeys(("total", "holes", "unmapped", "missing", "cell_size"), COUNT),
@@ -197,6 +198,7 @@ DOCUMENTS: Dict[str, Document] = {
             "by": either(TEXT, NULL),
             "unknown_flags": {"type": "array", "items": TEXT},
             **dict.fromkeys(("by_type", "by_zone", "by_node"), COUNTS),
+            **dict.fromkeys(("left_out", "filter_level", "recorded_level"), either(COUNT, NULL)),
         },
     ),
     "read": Document(

@@ -32,9 +32,10 @@ def render_text(report: Report, *, color: bool, width: int) -> str:
     out = head_lines(report.head, color, width)
     lines = LINES.get(report.command)
     out += _tables(report, color, width) if lines is None else lines(report, color, width)
-    if report.notes:
+    notes = [note for note in report.notes if note not in report.head]
+    if notes:
         out.append("")
-        out += note_lines(report.notes, color, width)
+        out += note_lines(notes, color, width)
     return "\n".join(out) + "\n"
 
 

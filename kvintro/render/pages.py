@@ -12,6 +12,7 @@ from kvintro.render.values import value_text
 from kvintro.text import size_text
 
 if TYPE_CHECKING:
+    from kvintro.reports.excluded import ExcludedRow
     from kvintro.reports.pages import CellRow, FreeRow, PagesReport, TypeRow
 
 # Letter and colour (256-colour palette) of each type. Free pages are dim, pages of processes green and blue,
@@ -64,6 +65,9 @@ def pages_lines(report: PagesReport, color: bool, width: int) -> List[str]:
     first, *rest = wrapped(head + _aside(report), width, "", "  ")
     out = [paint(head, BOLD, color) + first[len(head) :], *rest, ""]
     out += _table(tables["types"], _page_size(report), color, width)
+    if tables["excluded"].rows:
+        out += ["", paint(_excluded(report), BOLD, color)]
+        out += _excluded_lines(tables["excluded"], color, width)
     out += ["", *strip(tables["map"], report.extra["cell_size"], color, width)]
     if tables["free"].rows:
         out += ["", paint("free blocks by size, as in /proc/buddyinfo", BOLD, color)]
@@ -79,6 +83,20 @@ def _aside(report: PagesReport) -> str:
     if rate and report.extra["total"] >= _WORTH_A_RATE:
         parts.append(f"counted at {rate / 1e6:.0f} million a second")
     return "".join(f"   {part}" for part in parts)
+
+
+def _excluded_lines(table: Table[ExcludedRow], color: bool, width: int) -> List[str]:
+    """Missing pages; the column for truncated dumps only if it says something."""
+    columns = [c for c in table.columns if c.key != "lost" or any(row.lost != 0 for row in table.rows)]
+    return table_text(columns, lines_of(table), color=color, width=width)
+
+
+def _excluded(report: PagesReport) -> str:
+    level, said = report.extra["filter_level"], report.extra["recorded_level"]
+    text = f"excluded from the dump: {size_text(report.extra['left_out'] or 0)}"
+    if level is not None:
+        return f"{text}, as by makedumpfile -d {level}"
+    return text if said is None else f"{text}; the file says -d {said}, which does not fit"
 
 
 def _page_size(report: PagesReport) -> int:

@@ -32,6 +32,7 @@ _HEAD = (
 _AS_IT_IS = ("release", "build_id", "arch", "paging_levels", "kaslr", "pti", "symbol_count", "type_count")
 _REDACTED = (
     *("format", "packed", "written_by", "size", "memory", "complete", "left_out"),
+    *("excluded_types", "filter_level", "lost_types"),
     *("vmcoreinfo", "kernel_count", "symbols", "types"),
 )
 #: Prefixes of kernel parameters that affect memory.

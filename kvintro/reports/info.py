@@ -24,10 +24,12 @@ from kvintro.arch import Architecture, by_vmcoreinfo
 from kvintro.errors import Unavailable
 from kvintro.kernels import Kernel
 from kvintro.model import ALL, Address, Column, Displacement, Fact, NoExtra, Placement, Report, Size, Table
+from kvintro.queries.pages.excluded import excluded_from
 from kvintro.queries.placements import only_image_moved
 from kvintro.readers import times
 from kvintro.readers.command_line import command_line
 from kvintro.readers.randomness import bases_are_fixed
+from kvintro.reports.excluded import by_type, mistake, no_level
 from kvintro.source.elf import Segment
 from kvintro.source.vmcoreinfo import Kernels, Search, identity_of, in_silence
 from kvintro.text import size_text
@@ -36,6 +38,7 @@ from kvintro.types import Installed
 T = TypeVar("T")
 
 _MAX_RANGES = 16  # maximum number of ranges of physical memory in one line
+_MAX_ERASED = 512  # bytes of eraseinfo in one line
 _BANNER = 512  # linux_banner is shorter
 _UTS_NAMESPACE = 64  # the first name in struct uts_namespace begins within this many bytes
 
@@ -273,12 +276,14 @@ def info(kernel: Kernel, search: Search = in_silence) -> InfoReport:
     """
     looked = kernel.source.kernels(search) if kernel.source.kernels is not None else None
     rows = _kernel_rows(kernel, looked) if looked is not None else []
+    missing, wrong = _missing(kernel)
     facts = [
-        *_of_the_dump(kernel),
+        *_of_the_dump(kernel, missing),
         *_of_the_kernel(kernel),
         *_of_names_and_types(kernel, looked, len(rows)),
     ]
-    notes = list(kernel.source.warnings)
+    alert = [wrong] if wrong else []
+    notes = [*alert, *kernel.source.warnings]
     if len(rows) > 1:
         notes.append(f"{len(rows)} kernels are in this memory; --vmcoreinfo-at ADDR shows another one")
     return Report(
@@ -289,6 +294,7 @@ def info(kernel: Kernel, search: Search = in_silence) -> InfoReport:
             Table("kernels", KERNEL_COLUMNS, rows, "kernels in this memory"),
             Table("commands", COMMAND_COLUMNS, commands(kernel), "what the commands can do with it"),
         ),
+        head=alert,
         notes=tuple(notes),
     )
 
@@ -336,7 +342,7 @@ def _read(
         return FactRow(key, title, None, None, error.what)
 
 
-def _of_the_dump(kernel: Kernel) -> Iterator[FactRow]:
+def _of_the_dump(kernel: Kernel, missing: Sequence[FactRow]) -> Iterator[FactRow]:
     source = kernel.source
     yield _known("source", "source", source.label)
     yield _known("format", "format", source.format)
@@ -358,6 +364,34 @@ def _of_the_dump(kernel: Kernel) -> Iterator[FactRow]:
         cut = source.complete is False
         why = "the dump is truncated" if cut else "the format does not say"
         yield _known("left_out", "excluded when dumped", left_out, reason=why)
+        yield from missing
+    if source.eraseinfo:
+        text = source.eraseinfo[:_MAX_ERASED].decode("utf-8", "replace")
+        more = " ..." if len(source.eraseinfo) > _MAX_ERASED else ""
+        yield _known("erased", "erased when dumped", ", ".join(text.split("\n")).strip(", \0") + more)
+
+
+def _missing(kernel: Kernel) -> Tuple[List[FactRow], str]:
+    """Facts about the pages that the dump lacks, and what shows that they were excluded by mistake, or ""."""
+    try:
+        found = excluded_from(kernel)
+    except Unavailable as error:
+        return [_known("excluded_types", "excluded by type", None, reason=error.what)], ""
+    if found is None:
+        return [], ""
+    rows, shift = [], kernel.page_shift
+    how = "" if found.whole else f"estimated from {found.looked_at} of {found.total} page frames"
+    if found.pages:
+        types = by_type(found.excluded, found.pages, shift) if found.excluded else None
+        rows.append(_known("excluded_types", "excluded by type", types, how, "the sample has none of them"))
+        level = found.level
+        way = "the file says so" if level == found.recorded else "the lowest that excludes these types"
+        rows.append(_known("filter_level", "level of makedumpfile", level, way, no_level(found)))
+    if found.lost is None or found.lost_pages:
+        lost = by_type(found.lost, found.lost_pages, shift) if found.lost else None
+        why = "the dump does not say" if found.lost is None else "the sample has none of them"
+        rows.append(_known("lost_types", "truncated by type", lost, how, why))
+    return rows, mistake(kernel, found)
 
 
 def _ranges(segments: Sequence[Segment]) -> str:

@@ -13,6 +13,7 @@ from kvintro.errors import Unavailable, UsageError
 from kvintro.kernels import Kernel
 from kvintro.model import ALL, Address, Column, Report, Row, Size, Table
 from kvintro.queries.pages.census import Group, PageCensus, Pages
+from kvintro.queries.pages.excluded import Excluded, ExclusionCounter, lacks_pages
 from kvintro.queries.pages.meaning import (
     KPF_COMPOUND_HEAD,
     KPF_COMPOUND_TAIL,
@@ -22,7 +23,12 @@ from kvintro.queries.pages.meaning import (
     kpf_symbols,
 )
 from kvintro.queries.pages.zones import ZoneFacts, free_pages, zone_facts
+<<<<<<< HEAD
 from kvintro.readers.structures import TROUBLE, USE_TYPES, number, struct_at, text_at
+=======
+from kvintro.readers.structures import TROUBLE, USE_TYPES, number, slab_cache_at, text_at
+from kvintro.reports.excluded import excluded_rows, mistake
+>>>>>>> 1b81837 (info, pages: say what the filter left out, by type, and the level that matches)
 from kvintro.reports.layout import head
 
 #: Names of the breakdowns.
@@ -191,6 +197,13 @@ COLUMNS: Dict[str, Sequence[Column]] = {
         Column("blocks", "free blocks of order 0, 1, ..."),
         *_NUMBERS,
     ),
+    "excluded": (
+        Column("type", "type"),
+        *_NUMBERS,
+        Column("lost", "truncated", "right"),
+        Column("kept", "in the dump", "right"),
+        Column("by", "excluded by"),
+    ),
     "map": (Column("start", "physical"), Column("types", "pages by type")),
 }
 _KEYS = {
@@ -233,6 +246,10 @@ class PagesExtra(TypedDict):
     :ivar rate: page frames counted per second; None if it took no time.
     :ivar by: the requested breakdown, if any.
     :ivar unknown_flags: names of the flags that cannot be read on this kernel.
+    :ivar left_out: bytes that were excluded from the dump; None if that is unknown.
+    :ivar filter_level: level of makedumpfile that excludes what is missing; None if none does, if it is
+        unknown, or if only a range was counted.
+    :ivar recorded_level: level that the file records, if it does.
     """
 
     total: int
@@ -247,6 +264,9 @@ class PagesExtra(TypedDict):
     by_zone: Mapping[str, int]
     by_node: Mapping[str, int]
     cell_size: Size
+    left_out: Optional[Size]
+    filter_level: Optional[int]
+    recorded_level: Optional[int]
 
 
 PagesReport = Report[Sequence[Table], PagesExtra]
@@ -292,10 +312,15 @@ def pages_report(
         raise Unavailable("the slab cache of a page cannot be read without types", USE_TYPES)
     low, high = where if where is not None else (0, 1 << 52)
     lacks = _lacks(pages)
-    tick = progress(pages.sections.clip(low, high).total) if progress is not None else None
+    tick = progress(pages.sections.clip(low, high).total) if progress is not None else lambda pages: None
     began = time.perf_counter()
-    census = pages.census(low, high, cells=cells, **({} if tick is None else {"progress": tick}))
+    counter, unknown = _counter(pages) if where is None else (None, [])
+    also = counter.add if counter is not None else lambda piece, runs: None
+    census = pages.census(low, high, cells=cells, progress=tick, also=also)
     seconds = time.perf_counter() - began
+    missing = None if counter is None else counter.finish()
+    wrong = mistake(kernel, missing) if missing is not None else ""
+    alert = [wrong] if wrong else []
     if not census.total:
         raise UsageError(
             f"no page frame from {low:x} to {high - 1:x} has a struct page",
@@ -329,12 +354,21 @@ def pages_report(
         tables=(
             *(Table(_KEYS[name], COLUMNS[name], made[name]) for name in order),
             Table("map", COLUMNS["map"], _picture(census, shift)),
+            Table("excluded", COLUMNS["excluded"], excluded_rows(missing, shift) if missing else []),
         ),
-        head=head(kernel),
-        notes=tuple(dict.fromkeys((*kernel.source.warnings, *lacks, *notes))),
+        head=(*head(kernel), *alert),
+        notes=tuple(dict.fromkeys((*alert, *kernel.source.warnings, *lacks, *notes, *unknown))),
         partial=bool(lacks),
-        extra=_extra(census, by, pages.form.unknown_flags, seconds, shift),
+        extra=_extra(census, by, pages, seconds, missing),
     )
+
+
+def _counter(pages: Pages) -> Tuple[Optional[ExclusionCounter], List[str]]:
+    """Counts what the dump lacks, if it says that it lacks something; and why that is not known."""
+    try:
+        return (ExclusionCounter(pages) if lacks_pages(pages.kernel) else None), []
+    except Unavailable as error:
+        return None, [f"what was excluded from the dump is not known: {error.what}"]
 
 
 def _lacks(pages: Pages) -> List[str]:
@@ -383,8 +417,9 @@ def _picture(census: PageCensus, shift: int) -> List[CellRow]:
 
 
 def _extra(
-    census: PageCensus, by: Optional[str], unknown_flags: int, seconds: float, shift: int
+    census: PageCensus, by: Optional[str], pages: Pages, seconds: float, missing: Optional[Excluded]
 ) -> PagesExtra:
+    source, shift = pages.kernel.source, pages.kernel.page_shift
     return {
         "total": census.total - census.unmapped,
         "holes": census.holes,
@@ -393,11 +428,14 @@ def _extra(
         "seconds": seconds,
         "rate": round(census.total / seconds) if seconds > 0 else None,
         "by": by,
-        "unknown_flags": tuple(filter(None, kpf_long(unknown_flags).split(","))),
+        "unknown_flags": tuple(filter(None, kpf_long(pages.form.unknown_flags).split(","))),
         "by_type": {row.type: row.pages for row in _types(census, shift)},
         "by_zone": _plain(census.by(lambda g: g.zone or None)),
         "by_node": _plain(census.by(lambda g: g.node)),
         "cell_size": Size(census.cell_pages << shift),
+        "left_out": None if source.left_out is None else Size(source.left_out),
+        "filter_level": None if missing is None else missing.level,
+        "recorded_level": source.level,
     }
 
 

@@ -19,9 +19,10 @@ from typing import Any, Dict, Iterator, List, Tuple
 
 import pytest
 
-from kvintro.convert import convert, memory_of
+from kvintro.convert import convert
 from kvintro.kernels import Kernel
 from kvintro.opening import open_kernel
+from kvintro.queries.pages.frames import memory_of
 from kvintro.render import render
 from kvintro.reports.info import info
 from kvintro.reports.layout import layout
@@ -267,7 +268,7 @@ def test_makedumpfile(vmcore: Tuple[Path, Path], words: Tuple[str, ...], form: s
         assert other.source.warnings == []
         assert regions(other) == regions(whole)
         assert list(other.kernel_ranges) == list(whole.kernel_ranges)
-        tables = [pages_report(kernel).tables for kernel in (whole, other)]
+        tables = [pages_report(kernel).tables[:-1] for kernel in (whole, other)]
         assert [table.rows for table in tables[0]] == [table.rows for table in tables[1]]
     finally:
         for name in names:

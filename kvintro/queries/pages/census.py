@@ -26,7 +26,7 @@ from kvintro.queries.pages.runs import (
     cut,
     distinct,
 )
-from kvintro.queries.pages.sections import Reader, Sections, sections_of
+from kvintro.queries.pages.sections import Piece, Reader, Sections, sections_of
 from kvintro.readers.kfence import KfencePool, known_pool
 
 if TYPE_CHECKING:
@@ -181,12 +181,15 @@ class Pages:
         *,
         cells: int = 1024,
         progress: Progress = lambda pages: None,
+        also: Callable[[Piece, Optional[Runs]], None] = lambda piece, runs: None,
     ) -> PageCensus:
         """Count page frames.
 
         :param low: first page frame to count.
         :param high: last page frame to count, plus one.
         :param cells: approximate number of cells of the picture.
+        :param also: called with each piece, and with its runs if it could be read; pieces may extend beyond
+            ``low`` and ``high``.
         :raises Unavailable: the source does not say which page frames exist.
         """
         sections = self.sections.clip(low, high)
@@ -209,7 +212,9 @@ class Pages:
                 every = counted.cell_pages if counted.cell_pages < piece.count else 0
                 runs = self.decoder.decode(piece.data, piece.first, every=every, online=piece.online)
                 counter.add(runs)
+                also(piece, runs)
             else:
+                also(piece, None)
                 inside = min(piece.first + piece.count, high) - max(piece.first, low)
                 counter.absent(piece.first, max(inside, 0), piece.state)
             progress(piece.count)
