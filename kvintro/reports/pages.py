@@ -23,12 +23,8 @@ from kvintro.queries.pages.meaning import (
     kpf_symbols,
 )
 from kvintro.queries.pages.zones import ZoneFacts, free_pages, zone_facts
-<<<<<<< HEAD
 from kvintro.readers.structures import TROUBLE, USE_TYPES, number, struct_at, text_at
-=======
-from kvintro.readers.structures import TROUBLE, USE_TYPES, number, slab_cache_at, text_at
 from kvintro.reports.excluded import excluded_rows, mistake
->>>>>>> 1b81837 (info, pages: say what the filter left out, by type, and the level that matches)
 from kvintro.reports.layout import head
 
 #: Names of the breakdowns.
