@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
+import shlex
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING, Dict, List, Mapping, Optional, Sequence, Tuple, cast
+from typing import TYPE_CHECKING, Dict, List, Mapping, Optional, Sequence, Tuple, TypedDict, cast
 
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from kvintro.model import Address, Column, Displacement, Report, Row, Section, Size, Table
-from kvintro.render.drawing import placed_rows
+from kvintro.render.drawing import own_memory, placed_rows
 from kvintro.render.svg import color_of, layout_svg
 from kvintro.render.values import field_of, value_text
 from kvintro.text import size_text
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from kvintro.reports.show import ShowReport
 
 _MOST_ROWS = 1000  # rows per table: more would be too slow to sort and filter in a browser
-_MOST_PARTS = 20000  # parts of regions that the address box can find
+_MOST_PARTS = 20000  # parts of regions that the search box can find
 _TYPE_COLORS = (
     "#9fb3c4",
     "#4d79a8",
@@ -77,6 +79,12 @@ class _Column:
 
 @dataclass(frozen=True)
 class _Table:
+    """A table of the page.
+
+    :ivar end: number, from 1, of the column of last addresses, if first addresses and sizes say the same and
+        a narrow screen can do without it; 0 for none.
+    """
+
     id: str
     title: str
     columns: Sequence[_Column]
@@ -84,6 +92,7 @@ class _Table:
     more: int = 0
     command: str = ""
     folded: str = ""
+    end: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,8 +116,9 @@ class _Region:
     contents: Sequence[_Table] = ()
     notes: Sequence[str] = ()
     problem: str = ""
+    rights: Optional[_Table] = None
     links: Sequence[_Link] = ()
-    open: bool = False
+    command: str = ""
 
 
 @dataclass(frozen=True)
@@ -149,6 +159,7 @@ class _Section:
     cell_size: str = ""
     absent: Sequence[_Missing] = ()
     absent_title: str = ""
+    command: str = ""
 
 
 @dataclass(frozen=True)
@@ -210,6 +221,29 @@ def _template() -> Template:
 @cache
 def _file(name: str) -> str:
     return (resources.files("kvintro.render") / "web" / name).read_text(encoding="utf-8")
+
+
+#: Commands that show what a section shows, if it has another name than the command.
+_COMMANDS = {
+    "rights": "ptdump",
+    "vmalloc": "show vmalloc",
+    "modules": "show modules",
+    "explain": "explain --all",
+}
+
+
+def _command(report: Report, words: str) -> str:
+    """A command line for the shell that asks the same source."""
+    who = report.kernel
+    if who is None:
+        return f"kvintro {words}"
+    option = "-c" if not who.live else "" if who.source == _RUNNING else "--qemu"
+    source = f"{option} {shlex.quote(who.source)}" if option else "--sudo"
+    return f"kvintro {source} {words}"
+
+
+#: Name of the running kernel as a source.
+_RUNNING = "/proc/kcore"
 
 
 def _title(report: Report) -> str:
@@ -296,6 +330,8 @@ def _sections(sections: Sequence[Section]) -> List[_Section]:
         report = section.report
         if report is None:
             continue
+        if len(sections) > 1:
+            made.command = _command(report, _COMMANDS.get(section.key, section.key))
         # Notes about the whole source are shown once, at the top.
         made.notes = report.notes if len(sections) == 1 else _own_notes(report, by_key)
         if report.command == "layout":
@@ -309,8 +345,22 @@ def _sections(sections: Sequence[Section]) -> List[_Section]:
         if report.command == "check" and not report.tables[0].rows:
             result = "Nothing was found in what could be checked" if report.partial else "Nothing was found"
             made.text = [*made.text, f"{result}. These rules were checked:"]
+        if section.key == "rights":
+            made.text = [*made.text, *_shared(by_key)]
         if report.command == "pages":
             _memory(made, cast("PagesReport", report))
+    return out
+
+
+def _shared(sections: Mapping[str, Section]) -> List[str]:
+    """A sentence about each region that maps mostly shared pages: their sizes say nothing about memory."""
+    layout = sections["layout"].report if "layout" in sections else None
+    out: List[str] = []
+    for row in placed_rows(cast("LayoutReport", layout)) if layout is not None else ():
+        own = own_memory(row.mapped, row.shared)
+        if own is not None:
+            shared = f"{size_text(row.shared or 0)} is shared pages, each mapped many times"
+            out.append(f"{row.name}: only {size_text(own)} is memory of its own, and {shared}.")
     return out
 
 
@@ -326,13 +376,36 @@ def _layout(made: _Section, report: LayoutReport, *, linked: bool) -> None:
     table = report.tables[0]
     present = [row for row in table.rows if row.state == "present"]
     links = {id(row): f"region-{row.key}" for row in present} if linked else {}
-    found = _table("layout-regions", "", table.columns, present, links=links, linked_column="name")
+    # The name is first, so that a narrow screen shows it beside the address.
+    order = sorted(table.columns, key=lambda column: _FIRST.get(column.key, column.spare or 0))
+    found = _table("layout-regions", "", order, present, links=links, linked_column="name")
     made.tables = [found]
     made.absent_title = "Not on this kernel"
     made.absent = [
         _Missing(row.name, row.reason or "", f"region-{row.key}" if linked else "")
         for row in table.rows
         if row.state != "present"
+    ]
+
+
+#: Order of the map's columns before the ones that a terminal may hide.
+_FIRST = {"name": -2, "start": -1, "end": -1, "size": -1, "mapped": -1, "key": 1}
+
+
+#: Regions with a section of their own: its table that is shown with the region, and the text of the link.
+_APART = {"vmalloc": ("by_caller", "all of vmalloc"), "modules": ("modules", "all about the modules")}
+_SOME_ROWS = 20
+
+
+def _some(section: Section, key: str) -> List[_Table]:
+    """The first rows of one table of a section."""
+    if section.report is None:
+        return []
+    tables = [table for table in section.report.tables if table.key == key and table.rows]
+    command = _command(section.report, f"show {section.key}")
+    return [
+        _table(f"some-{key}", table.title, table.columns, table.rows, command=command, most=_SOME_ROWS)
+        for table in tables
     ]
 
 
@@ -360,12 +433,23 @@ def _region(row: ExplainRow, sections: Mapping[str, Section]) -> _Region:
     definitions = None
     if row.definitions:
         definitions = _table(f"defs-{row.key}", "", columns, row.definitions)
-    # Separate sections have the same rows and more.
-    links = [
-        _Link(key, title)
-        for key, title in (("vmalloc", "vmalloc by caller"), ("modules", "the modules"))
-        if key == row.key and key in sections
-    ]
+    rights = sections["rights"].report if "rights" in sections else None
+    mapped: Optional[_Table] = None
+    if rights is not None:
+        (table,) = rights.tables
+        rows = [one for one in table.rows if field_of(one, "region") == row.key]
+        mapped = (
+            _table(f"rights-{row.key}", f"Rights in {row.name}", table.columns[1:], rows) if rows else None
+        )
+    links: List[_Link] = []
+    if row.key in _APART and row.key in sections:
+        # A section of its own has the same rows and more.
+        key, title = _APART[row.key]
+        links.append(_Link(row.key, title))
+        contents += _some(sections[row.key], key)
+    command = ""
+    if rights is not None and row.key != "hole":
+        command = _command(rights, f"{'show' if contents else 'explain'} {row.key}")
     return _Region(
         id=f"region-{row.key}",
         name=row.name,
@@ -380,7 +464,9 @@ def _region(row: ExplainRow, sections: Mapping[str, Section]) -> _Region:
         contents=contents,
         notes=notes,
         problem=problem,
+        rights=mapped,
         links=links,
+        command=command,
     )
 
 
@@ -400,9 +486,10 @@ def _tables(section: Section, report: Report, sections: Mapping[str, Section]) -
     if wanted is not None:
         found.sort(key=lambda table: list(wanted).index(table.key))
     regions = "explain" in sections
-    command = f"kvintro {report.command}"
+    command = report.command
     if report.command == "show":
         command += f" {cast('ShowReport', report).extra['region'].key}"
+    command = _command(report, command)
     out: List[_Table] = []
     for table in found:
         title = table.title or (table.key.replace("_", " ") if len(found) > 1 else "")
@@ -440,8 +527,9 @@ def _table(
     links: Optional[Mapping[int, str]] = None,
     linked_column: str = "region",
     command: str = "",
+    most: int = _MOST_ROWS,
 ) -> _Table:
-    shown = rows[:_MOST_ROWS]
+    shown = rows[:most]
     # Empty columns are hidden.
     columns = [c for c in columns if any(field_of(r, c.key) not in (None, "", (), {}) for r in shown)]
     kinds = {column.key: _kind(column.key, shown) for column in columns}
@@ -455,15 +543,19 @@ def _table(
             share = ""
             if column.key in sums and isinstance(value, int):
                 share = f"{100 * value / sums[column.key]:.1f}" if value else ""
-            cell = _cell(value, key=column.key, link=link, share=share, right=kinds[column.key] == "number")
+            right = kinds[column.key] == "number"
+            own = own_memory(value, field_of(row, "shared")) if column.key == "mapped" else None
+            cell = _cell(value if own is None else own, key=column.key, link=link, share=share, right=right)
             cells.append(replace(cell, text=_as_in_text(row, column.key, cell.text)))
         style = "hole" if field_of(row, "kind") == "hole" else ""
         state = field_of(row, "state") or field_of(row, "severity") or ""
-        made.append(_Row(cells, style, str(state)))
+        made.append(_Row(cells, style, "" if state == "present" else str(state)))
     heads = [
         _Column(c.title or c.key.replace("_", " "), kinds[c.key], kinds[c.key] == "number") for c in columns
     ]
-    return _Table(name, title, heads, made, len(rows) - len(shown), command)
+    keys = [column.key for column in columns]
+    end = keys.index("end") + 1 if {"start", "end", "size"} <= set(keys) else 0
+    return _Table(name, title, heads, made, len(rows) - len(shown), command, end=end)
 
 
 def _as_in_text(row: Row, key: str, text: str) -> str:
@@ -473,20 +565,13 @@ def _as_in_text(row: Row, key: str, text: str) -> str:
     if key == "bits" and not text:
         return {"off": "off", "unknown": "?"}.get(str(field_of(row, "state")), "")
     if key == "mapped" and text:
-        own = _own_memory(row)
         bound = "\u2265 " if field_of(row, "at_least") else ""
-        return f"{bound}{text}" + (f", {value_text(own)} of its own" if own is not None else "")
+        shared = field_of(row, "shared")
+        apart = own_memory(field_of(row, "mapped"), shared) is not None
+        return f"{bound}{text}" + (f" + {value_text(shared)} shared" if apart else "")
     if key == "value" and field_of(row, "key") == "panic" and field_of(row, "value") == "":
         return "none"
     return text
-
-
-def _own_memory(row: Row) -> Optional[Size]:
-    """Bytes mapped to a region's own memory, if shared pages are much of what it maps."""
-    mapped, shared = field_of(row, "mapped"), field_of(row, "shared")
-    if not isinstance(mapped, Size) or not isinstance(shared, Size) or shared * 2 <= mapped:
-        return None
-    return Size(mapped - shared)
 
 
 def _kind(key: str, rows: Sequence[Row]) -> str:
@@ -561,45 +646,112 @@ def _memory(made: _Section, report: PagesReport) -> None:
     made.cells = squares
 
 
-def _addresses(
-    sections: Mapping[str, Section], linear_offset: Optional[Address]
-) -> Dict[str, Sequence[Tuple[str, ...]]]:
-    """The data of the address box: regions, their parts, and how regions translate.
+class _Addresses(TypedDict):
+    """The data of the search box. Addresses are hexadecimal; a link is the id of an element.
 
-    Regions inside other regions count as parts.
+    :ivar regions: (first address, last, name, link), in order; together they are the whole address space.
+    :ivar parts: the same of parts of regions, and of regions inside other regions.
+    :ivar names: (name, what it is, address or nothing, link) of what has a name.
+    :ivar linear: (first address, last, virtual minus physical address) of ranges with such a rule.
+    :ivar cut: whether there are more parts than these.
     """
+
+    regions: Sequence[Tuple[str, ...]]
+    parts: Sequence[Tuple[str, ...]]
+    names: Sequence[Tuple[str, ...]]
+    linear: Sequence[Tuple[str, ...]]
+    cut: bool
+
+
+def _addresses(sections: Mapping[str, Section], linear_offset: Optional[Address]) -> _Addresses:
     layout = cast("Optional[LayoutReport]", sections["layout"].report) if "layout" in sections else None
     if layout is None:
-        return {"regions": [], "parts": [], "linear": []}
+        return {"regions": [], "parts": [], "names": [], "linear": [], "cut": False}
     linked = "explain" in sections
     rows = placed_rows(layout)
     placed = [
         (f"{row.start:x}", f"{row.end:x}", row.name, f"region-{row.key}" if linked else "") for row in rows
     ]
+    parts = [*(place for place, row in zip(placed, rows) if row.parent and linked), *_parts(sections)]
+    linear = [
+        (row.start, row.end, linear_offset)
+        for row in rows
+        if row.key == "direct_map" and linear_offset is not None
+    ]
     return {
         "regions": [place for place, row in zip(placed, rows) if not row.parent],
-        "parts": [*(place for place, row in zip(placed, rows) if row.parent and linked), *_parts(sections)],
+        "parts": parts[:_MOST_PARTS],
+        "names": _names(sections) if linked else [],
         "linear": [
-            (f"{row.start:x}", f"{row.end:x}", f"{linear_offset:x}")
-            for row in rows
-            if row.key == "direct_map" and linear_offset is not None
+            (f"{start:x}", f"{end:x}", f"{offset:x}") for start, end, offset in (*linear, *_image(sections))
         ],
+        "cut": len(parts) > _MOST_PARTS,
     }
 
 
+def _rows(sections: Mapping[str, Section], key: str, *tables: str) -> List[Row]:
+    """Rows of a section's tables; of all tables if none is named."""
+    report = sections[key].report if key in sections else None
+    found = () if report is None else report.tables
+    return [row for table in found if not tables or table.key in tables for row in table.rows]
+
+
+def _image(sections: Mapping[str, Section]) -> List[Tuple[int, int, int]]:
+    """(first address, last, virtual minus physical address modulo 2^64) of the kernel image's parts."""
+    out: List[Tuple[int, int, int]] = []
+    for row in _rows(sections, "show_kernel_image", "sections"):
+        start, end, physical = (field_of(row, key) for key in ("start", "end", "physical"))
+        if isinstance(start, Address) and isinstance(end, Address) and isinstance(physical, Address):
+            offset = (start - physical) % (1 << 64)
+            joins = out and out[-1][1] + 1 == start and out[-1][2] == offset
+            out.append((out.pop()[0] if joins else start, end, offset))
+    return out
+
+
+def _names(sections: Mapping[str, Section]) -> List[Tuple[str, ...]]:
+    """What defines and moves regions, the symbols around the parts of the image, and the modules."""
+    out: Dict[Tuple[str, ...], None] = {}
+    variables = set()
+    for explained in cast("List[ExplainRow]", _rows(sections, "explain")):
+        for defined in explained.definitions:
+            # Of a variable, its value may be an address.
+            value = defined.here or ""
+            at = value if defined.kind == "variable" and re.fullmatch("[89a-f][0-9a-f]{15}", value) else ""
+            what = f"{defined.kind} of {explained.name}"
+            out[(defined.name, what, at, f"region-{explained.key}")] = None
+            if defined.kind == "variable":
+                variables.add(defined.name)
+    for row in _rows(sections, "show_kernel_image"):
+        # Bounds of a part that is freed are rounded to pages.
+        start, end = field_of(row, "start"), field_of(row, "end")
+        exact = not field_of(row, "freed") and field_of(row, "expected") != "?"
+        first, to, last = str(field_of(row, "symbols")).partition(" to ")
+        if to and exact and isinstance(start, Address) and isinstance(end, Address):
+            for symbol, place in ((first, int(start)), (last, end + 1)):
+                # The end of brk is the value of a variable.
+                if symbol not in variables:
+                    what = "symbol of the kernel image"
+                    out[(symbol, what, f"{place:x}", "region-kernel_image")] = None
+    for row in _rows(sections, "modules", "modules"):
+        address = field_of(row, "address")
+        at = f"{address:x}" if isinstance(address, Address) else ""
+        out[(str(field_of(row, "name")), "module", at, "modules")] = None
+    return list(out)
+
+
 def _parts(sections: Mapping[str, Section]) -> List[Tuple[str, ...]]:
-    """(first address, last, name, link) of the parts of regions that the address box can find."""
+    """(first address, last, name, link) of the parts of regions, at most one more than the page carries."""
     parts: List[Tuple[str, ...]] = []
     for section in sections.values():
         if section.report is None or section.report.command != "show":
             continue
         where = section.key if section.key in ("vmalloc", "modules") else f"region-{section.key[5:]}"
         for table in section.report.tables:
-            if len(parts) >= _MOST_PARTS:
+            if len(parts) > _MOST_PARTS:
                 break
             if table.key in ("gaps", "slots", "holes", "ranges", "splits"):
                 continue
-            for row in table.rows[: _MOST_PARTS - len(parts)]:
+            for row in table.rows[: _MOST_PARTS + 1 - len(parts)]:
                 start = field_of(row, "start")
                 if isinstance(start, Address) and start >> 63:
                     parts.append(

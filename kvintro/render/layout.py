@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Dict, List
 
 from kvintro.render.colors import region_style
-from kvintro.render.drawing import Placed, placed_rows
+from kvintro.render.drawing import Placed, own_memory, placed_rows
 from kvintro.render.text import DIM, Line, paint, pairs_text, prose, table_text, wrapped
 from kvintro.render.values import value_text
 from kvintro.text import size_text
@@ -72,8 +72,9 @@ def _row_lines(row: Placed, depth: int) -> List[Line]:
     if row.slide is not None:
         cells["slide"] = value_text(row.slide) if row.slide else "-"
     notes = [row.note] if row.note else []
-    if row.shared and row.mapped is not None and row.shared * 2 > row.mapped:
-        notes.append(f"{size_text(row.mapped - row.shared)} of its own, the rest shared")
+    own = own_memory(row.mapped, row.shared)
+    if own is not None:
+        notes.append(f"{size_text(own)} of its own, the rest shared")
     style = DIM if hole else ""
     styles = {} if hole else {"key": region_style(row.key)}
     lines = [Line(cells, style, styles, ("; ".join(notes),) if notes else (), "key")]

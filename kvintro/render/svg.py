@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The memory map as a picture: a self-contained SVG, light and dark, for use alone or in a page.
+"""The memory map as a picture: one self-contained SVG, light and dark, or two for a page.
 
 All text is escaped when it is written (:func:`_safe`): names and notes may contain strings of a dump.
 """
@@ -7,10 +7,21 @@ All text is escaped when it is written (:func:`_safe`): names and notes may cont
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, List, Sequence, Tuple
 
-from kvintro.render.drawing import Bar, Placed, Space, largest, partition_rows, spaces, spread, weight
+from kvintro.render.drawing import (
+    Bar,
+    Placed,
+    Space,
+    largest,
+    own_memory,
+    partition_rows,
+    spaces,
+    spread,
+    weight,
+)
 from kvintro.render.layout import mapped_text
 from kvintro.text import displacement_text, size_text
 
@@ -22,6 +33,7 @@ _TOP = 66  # below the column titles
 _BAND_LEFT, _BAND_WIDTH = 156, 306
 _BAR_LEFT, _BAR_WIDTH = 486, 300
 _SPACE_LEFT, _SPACE_RIGHT = 846, _WIDTH - 8
+_MAP_WIDTH = _BAR_LEFT + _BAR_WIDTH + 14
 _HOLE = 17
 
 _STYLE = """
@@ -41,14 +53,19 @@ font-family:system-ui,"Segoe UI","DejaVu Sans",Helvetica,Arial,sans-serif;font-s
 .kv-map .edge,.kv-map .mapped,.kv-map .here{fill:var(--c)}
 .kv-map .reserved{fill:var(--c);fill-opacity:.17}
 .kv-map .ribbon{fill:var(--c);fill-opacity:.25}
-.kv-map .default{fill:var(--c);fill-opacity:.45}
-.kv-map a:hover .band,.kv-map a:focus .band{fill-opacity:.36}
+.kv-map .default,.kv-map .shared{fill:var(--c);fill-opacity:.45}
+.kv-map a:hover .band,.kv-map a:focus .band,.kv-map a[aria-current] .band{fill-opacity:.36}
 .kv-map a:focus{outline:none}
-.kv-map a:focus .band{stroke:var(--fg);stroke-width:2}
+.kv-map a:focus-visible .band,.kv-map a[aria-current] .band{stroke:var(--fg);stroke-width:2}
 @media (prefers-color-scheme:dark){
 .kv-map{--fg:#e4e9ef;--soft:#98a5b3;--line:#3a4550;--paper:#161c23}
 .kv-map .ribbon{fill-opacity:.38}.kv-map .band,.kv-map .reserved{fill-opacity:.26}}
 """
+_BEFORE = (
+    f"<style>{_STYLE}</style>",
+    '<defs><pattern id="kv-hatch" width="7" height="7" patternUnits="userSpaceOnUse" '
+    'patternTransform="rotate(45)"><path class="hatch" d="M0 0V7"/></pattern></defs>',
+)
 _COLORS = {
     "user": "#5d7286",
     "ldt_remap": "#8a6f5a",
@@ -76,6 +93,7 @@ def layout_svg(report: LayoutReport, *, links: str = "") -> str:
     """Draw a layout.
 
     :param links: prefix of links to sections of a page, such as ``#region-``; empty for a standalone drawing.
+    :returns: one drawing. With ``links`` two, because a page puts what KASLR moved beside or below the map.
     """
     rows = partition_rows(report)
     body: List[str] = []
@@ -90,28 +108,57 @@ def layout_svg(report: LayoutReport, *, links: str = "") -> str:
     # In a page the heading above already names the kernel.
     head = _head("" if links else _who(report), axis, bottom)
     drawn, floor = _spaces(spaces(rows), _TOP, bottom)
-    height = max(bottom + 10, floor) + 12
     who = report.kernel
-    # Without a heading its space is removed.
-    above = 18 if links else 0
     title = f"Address space of Linux {who.release or 'of unknown release'}" if who else "Address space"
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 {above} {_WIDTH} {height - above:.0f}" '
-        'class="kv-map" '
-        # Screen readers treat a picture with links as a group instead of an image.
-        f'role="{"group" if links else "img"}" aria-labelledby="kv-map-title kv-map-desc">',
-        f'<title id="kv-map-title">{_safe(title)}</title>',
-        f'<desc id="kv-map-desc">{_safe(_description(rows))}</desc>',
-        f"<style>{_STYLE}</style>",
-        '<defs><pattern id="kv-hatch" width="7" height="7" patternUnits="userSpaceOnUse" '
-        'patternTransform="rotate(45)"><path class="hatch" d="M0 0V7"/></pattern></defs>',
-        f'<rect class="paper" width="{_WIDTH}" height="{height:.0f}" rx="6"/>',
-        *head,
-        *body,
-        *drawn,
-        "</svg>",
-    ]
-    return "\n".join(lines) + "\n"
+    made = _Drawing("kv-map", title, _description(rows))
+    if not links:
+        height = max(bottom + 10, floor) + 12
+        return made.text((0, 0, _WIDTH, height), [*head, *body, *drawn], "img")
+    # Screen readers treat a picture with links as a group instead of an image. Without a heading its space
+    # is removed.
+    out = made.text((0, 18, _MAP_WIDTH, bottom + 4), [*head, *body], "group")
+    if drawn:
+        moved = _Drawing("kv-moved", "What KASLR moved, to true scale", _moved(spaces(rows)))
+        left = _SPACE_LEFT - 8
+        out += moved.text((left, 18, _WIDTH - left, floor - 6), drawn, "img", before=())
+    return out
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """An SVG element with a name for screen readers.
+
+    :ivar key: prefix of its ids.
+    """
+
+    key: str
+    title: str
+    description: str
+
+    def text(
+        self,
+        view: Tuple[float, float, float, float],
+        body: Sequence[str],
+        role: str,
+        before: Sequence[str] = _BEFORE,
+    ) -> str:
+        """The element.
+
+        :param view: left, top, width and height of what is shown.
+        :param before: style and patterns; a page needs them once.
+        """
+        left, top, width, height = view
+        lines = [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{left} {top} {width} {height:.0f}" '
+            f'class="kv-map" role="{role}" aria-labelledby="{self.key}-title {self.key}-desc">',
+            f'<title id="{self.key}-title">{_safe(self.title)}</title>',
+            f'<desc id="{self.key}-desc">{_safe(self.description)}</desc>',
+            *before,
+            f'<rect class="paper" x="{left}" y="{top}" width="{width}" height="{height:.0f}" rx="6"/>',
+            *body,
+            "</svg>",
+        ]
+        return "\n".join(lines) + "\n"
 
 
 class _Axis:
@@ -143,7 +190,7 @@ def _row(row: Placed, y: float, height: float, axis: _Axis, links: str) -> List[
     band = f'x="{_BAND_LEFT}" y="{y:.1f}" width="{_BAND_WIDTH}" height="{height:.1f}"'
     rule = f'<path class="rule" d="M{_BAND_LEFT - 6} {y:.1f}H{_BAND_LEFT + _BAND_WIDTH}"/>'
     if row.kind == "hole":
-        name = row.name if row.key != "hole" or not row.note else f"{row.name}, {row.note}"
+        name = row.note if row.key == "hole" and row.note else row.name
         out.append(f'<g><title>{_safe(_sentence(row))}</title><rect class="hole" {band}/></g>')
         out.append(rule)
         out.append(
@@ -180,20 +227,31 @@ def _bars(row: Placed, middle: float, axis: _Axis) -> List[str]:
         f'<rect class="reserved" x="{_BAR_LEFT}" y="{middle - 5:.1f}" width="{max(end - _BAR_LEFT, 2):.1f}" '
         'height="10" rx="2"/>'
     ]
-    if row.mapped:
-        width = max(axis.x(row.mapped) - _BAR_LEFT, 2)
-        out.append(
-            f'<rect class="mapped" x="{_BAR_LEFT}" y="{middle - 5:.1f}" width="{width:.1f}" '
-            'height="10" rx="2"/>'
-        )
+    own = own_memory(row.mapped, row.shared)
+    bars = [("mapped", row.mapped)] if own is None else [("shared", row.mapped), ("mapped", own)]
+    for style, size in bars:
+        if size:
+            width = max(axis.x(size) - _BAR_LEFT, 2)
+            out.append(
+                f'<rect class="{style}" x="{_BAR_LEFT}" y="{middle - 5:.1f}" width="{width:.1f}" '
+                'height="10" rx="2"/>'
+            )
     text = ""
     if row.mapped is not None:
         text = "nothing mapped"
         if row.mapped:
-            text = " \u00b7 ".join((f"{mapped_text(row)} mapped", " ".join(row.leaves)))
+            text = " \u00b7 ".join((_mapped(row), " ".join(row.leaves)))
     # Above the bar, so that even the longest bar does not collide with its text.
     out.append(_text(_BAR_LEFT + _BAR_WIDTH, middle - 9, text, "small", "end"))
     return out
+
+
+def _mapped(row: Placed) -> str:
+    """What is mapped in a region, with shared pages apart from memory of its own."""
+    own = own_memory(row.mapped, row.shared)
+    if own is None:
+        return f"{mapped_text(row)} mapped"
+    return f"{'≥ ' if row.at_least else ''}{size_text(own)} mapped + {size_text(row.shared or 0)} shared"
 
 
 def _note(row: Placed) -> str:
@@ -205,11 +263,13 @@ def _note(row: Placed) -> str:
 
 def _sentence(row: Placed) -> str:
     """Describe the row in a sentence, for tooltips and screen readers."""
-    parts = [f"{row.name}: {row.start:016x} to {row.end:016x}, {size_text(row.size)}"]
+    # The visible text is first, so that a voice can name what it sees.
+    seen = ", ".join(filter(None, (row.name, size_text(row.size), _note(row))))
+    parts = [f"{seen}: {row.start:016x} to {row.end:016x}"]
     if row.mapped is not None:
-        parts.append(f"{mapped_text(row)} mapped")
-    if row.slide is not None:
-        parts.append(f"moved by {displacement_text(row.slide)}" if row.slide else "not moved by KASLR")
+        parts.append(_mapped(row))
+    if row.slide == 0:
+        parts.append("not moved by KASLR")
     return ", ".join(parts)
 
 
@@ -286,6 +346,13 @@ def _bar(
         _text(end + 16, label + 14, moved, "small"),
         "</g>",
     ]
+
+
+def _moved(found: Sequence[Space]) -> str:
+    """Describe what KASLR moved in sentences, for screen readers."""
+    bars = [bar for space in found for bar in space.bars]
+    moved = (f"moved by {displacement_text(bar.slide)}" if bar.slide else "not moved" for bar in bars)
+    return " ".join(f"{bar.name}: {how}." for bar, how in zip(bars, moved))
 
 
 def _description(rows: Sequence[Placed]) -> str:
