@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
+import shlex
 from html.parser import HTMLParser
 from typing import Any, Dict, List, Set, Tuple
 
@@ -13,6 +15,7 @@ import pytest
 from kvintro.errors import UsageError
 from kvintro.kernels import Kernel
 from kvintro.model import Report
+from kvintro.parser import parse
 from kvintro.render import render
 from kvintro.reports.report import full
 from tests.conftest import Core
@@ -122,15 +125,55 @@ def test_what_the_address_box_knows(report: Report, page: Page) -> None:
         assert link in ids
 
 
-def test_the_rule_of_the_direct_map(core: Core, page: Page) -> None:
-    """Against the segments of RAM in /proc/kcore of the same boot."""
+def test_the_rules_of_the_direct_map_and_the_image(core: Core, page: Page) -> None:
+    """Against the segments of RAM and of the image in /proc/kcore of the same boot."""
     data = json.loads(next(text for text in page.scripts if text.startswith("{")))
-    ((start, end, offset),) = [[int(word, 16) for word in rule] for rule in data["linear"]]
+    rules = [[int(word, 16) for word in rule] for rule in data["linear"]]
+    assert len(rules) >= 2
     lines = (line.split() for line in core.truth("kcore-phdrs").splitlines())
     loads = [(int(words[2], 16), int(words[3], 16)) for words in lines if words[:1] == ["LOAD"]]
-    blocks = [(at, physical) for at, physical in loads if start <= at <= end]
-    assert blocks
-    assert all((at - offset) % (1 << 64) == physical for at, physical in blocks)
+    for start, end, offset in rules:
+        blocks = [(at, physical) for at, physical in loads if start <= at <= end]
+        assert blocks
+        assert all((at - offset) % (1 << 64) == physical for at, physical in blocks)
+
+
+def test_symbols_of_the_image(core: Core, page: Page) -> None:
+    """Against /proc/kallsyms of the same boot."""
+    data = json.loads(next(text for text in page.scripts if text.startswith("{")))
+    found = [(name, int(at, 16)) for name, what, at, _ in data["names"] if what.startswith("symbol ")]
+    assert len(found) > 4
+    with gzip.open(core.truth_directory / "kallsyms.gz", "rt") as file:
+        truth = {(words[2], int(words[0], 16)) for words in map(str.split, file)}
+    assert set(found) <= truth
+
+
+def test_modules_can_be_found(core: Core, page: Page) -> None:
+    """Against /proc/modules of the same boot."""
+    data = json.loads(next(text for text in page.scripts if text.startswith("{")))
+    found = {(name, int(at, 16)) for name, what, at, _ in data["names"] if what == "module"}
+    lines = [line.split() for line in core.truth("modules").splitlines()]
+    assert found == {(words[0], int(words[5], 16)) for words in lines}
+
+
+def test_commands_can_be_pasted(core: Core, report: Report, page: Page) -> None:
+    """Each command names the source, and the command line accepts it; a strange name stays one word."""
+    commands = [attrs["data-command"] for _, attrs in page.elements if "data-command" in attrs]
+    assert len(commands) > 10
+    for command in commands:
+        words = shlex.split(command)
+        assert words[0] == "kvintro"
+        args = parse(words[1:])
+        assert args.core == str(core.path)
+        if words[3] in ("show", "explain") and words[4] != "--all":
+            assert words[4] in {row.key for row in report.extra["sections"][0].report.tables[0].rows}
+    text = render(poisoned_report(report), "html")
+    (source,) = {
+        shlex.split(attrs["data-command"])[2]
+        for _, attrs in Page(text).elements
+        if "data-command" in attrs
+    }  # fmt: skip
+    assert "document.title" in source
 
 
 def test_nothing_in_a_dump_becomes_markup(report: Report, page: Page) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvintro.errors import UsageError
-from kvintro.model import Report, Table
+from kvintro.model import Report, Size, Table
 from kvintro.render import render
 from kvintro.render.drawing import placed_rows, spaces, spread, weight
 from kvintro.render.inert import inert
@@ -63,10 +63,26 @@ def test_bands_follow_each_other(report: Layout) -> None:
 
 def test_links_only_where_there_are_sections(report: Layout) -> None:
     assert "<a " not in layout_svg(report)
-    root = ElementTree.fromstring(layout_svg(report, links="#region-"))
+    root = ElementTree.fromstring(f"<div>{layout_svg(report, links='#region-')}</div>")
+    assert len(list(root)) == 2
     targets = {a.get("href") for a in root.iter(f"{SVG}a")}
     assert targets == {f"#region-{row.key}" for row in placed_rows(report) if row.kind == "region"}
     assert all(a.get("aria-label") for a in root.iter(f"{SVG}a"))
+
+
+def test_shared_pages_are_drawn_apart(report: Layout) -> None:
+    """KASAN maps terabytes to one page of zeros; its own memory is a bar of its own."""
+    (table,) = report.tables
+    row = next(row for row in placed_rows(report) if row.key == "vmalloc")
+    of_both = {"mapped": Size(8 << 40), "shared": Size((8 << 40) - (14 << 20))}
+    rows = [dataclasses.replace(one, **of_both) if one is row else one for one in table.rows]
+    drawn = layout_svg(dataclasses.replace(report, tables=(dataclasses.replace(table, rows=rows),)))
+    assert any("14 MB mapped + 8 TB shared" in text for text in texts(drawn))
+    rects = ElementTree.fromstring(drawn).iter(f"{SVG}rect")
+    bars = {
+        e.get("class"): float(e.get("width", "")) for e in rects if e.get("class") in ("shared", "mapped")
+    }
+    assert 0 < bars["mapped"] < bars["shared"]
 
 
 def test_strings_stay_text(report: Layout) -> None:
@@ -81,7 +97,7 @@ def test_strings_stay_text(report: Layout) -> None:
         kernel=dataclasses.replace(report.kernel, release=HOSTILE),
     )
     for links in ("", "#region-"):
-        root = ElementTree.fromstring(layout_svg(inert(hostile), links=links))
+        root = ElementTree.fromstring(f"<div>{layout_svg(inert(hostile), links=links)}</div>")
         assert not list(root.iter(f"{SVG}script"))
         assert not list(root.iter("script"))
     drawn = render(hostile, "map")
