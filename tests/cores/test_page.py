@@ -131,11 +131,14 @@ def test_the_rules_of_the_direct_map_and_the_image(core: Core, page: Page) -> No
     rules = [[int(word, 16) for word in rule] for rule in data["linear"]]
     assert len(rules) >= 2
     lines = (line.split() for line in core.truth("kcore-phdrs").splitlines())
-    loads = [(int(words[2], 16), int(words[3], 16)) for words in lines if words[:1] == ["LOAD"]]
-    for start, end, offset in rules:
-        blocks = [(at, physical) for at, physical in loads if start <= at <= end]
-        assert blocks
-        assert all((at - offset) % (1 << 64) == physical for at, physical in blocks)
+    loads = [[int(word, 16) for word in words[2:6]] for words in lines if words[:1] == ["LOAD"]]
+    compared = 0
+    for at, physical, _, size in loads:
+        for start, end, offset in rules:
+            if physical != (1 << 64) - 1 and start < at + size and at <= end:
+                assert (at - offset) % (1 << 64) == physical
+                compared += 1
+    assert compared >= 2
 
 
 def test_symbols_of_the_image(core: Core, page: Page) -> None:
@@ -144,8 +147,11 @@ def test_symbols_of_the_image(core: Core, page: Page) -> None:
     found = [(name, int(at, 16)) for name, what, at, _ in data["names"] if what.startswith("symbol ")]
     assert len(found) > 4
     with gzip.open(core.truth_directory / "kallsyms.gz", "rt") as file:
-        truth = {(words[2], int(words[0], 16)) for words in map(str.split, file)}
-    assert set(found) <= truth
+        truth = {words[2]: int(words[0], 16) for words in map(str.split, file)}
+    # The truth has the symbols that some test needs.
+    compared = [(name, at) for name, at in found if name in truth]
+    assert len(compared) > 4
+    assert all(truth[name] == at for name, at in compared)
 
 
 def test_modules_can_be_found(core: Core, page: Page) -> None:
@@ -164,7 +170,7 @@ def test_commands_can_be_pasted(core: Core, report: Report, page: Page) -> None:
         words = shlex.split(command)
         assert words[0] == "kvintro"
         args = parse(words[1:])
-        assert args.core == str(core.path)
+        assert args.core == [str(core.path)]
         if words[3] in ("show", "explain") and words[4] != "--all":
             assert words[4] in {row.key for row in report.extra["sections"][0].report.tables[0].rows}
     text = render(poisoned_report(report), "html")

@@ -73,9 +73,11 @@ def test_links_only_where_there_are_sections(report: Layout) -> None:
 def test_shared_pages_are_drawn_apart(report: Layout) -> None:
     """KASAN maps terabytes to one page of zeros; its own memory is a bar of its own."""
     (table,) = report.tables
-    row = next(row for row in placed_rows(report) if row.key == "vmalloc")
-    of_both = {"mapped": Size(8 << 40), "shared": Size((8 << 40) - (14 << 20))}
-    rows = [dataclasses.replace(one, **of_both) if one is row else one for one in table.rows]
+    mapped, shared = Size(8 << 40), Size((8 << 40) - (14 << 20))
+    rows = [
+        dataclasses.replace(row, mapped=mapped, shared=shared) if row.key == "vmalloc" else row
+        for row in table.rows
+    ]
     drawn = layout_svg(dataclasses.replace(report, tables=(dataclasses.replace(table, rows=rows),)))
     assert any("14 MB mapped + 8 TB shared" in text for text in texts(drawn))
     rects = ElementTree.fromstring(drawn).iter(f"{SVG}rect")
