@@ -20,6 +20,7 @@ from kvintro.kernels import Kernel
 from kvintro.model import ALL
 from kvintro.opening import open_kernel
 from kvintro.queries.pages import excluded
+from kvintro.queries.pages.census import Pages
 from kvintro.queries.pages.frames import memory_of
 from kvintro.render import render
 from kvintro.reports.info import info
@@ -266,7 +267,7 @@ def test_a_sample_of_page_frames(
     frames = frames_with(flags, SLAB, 12) + frames_with(flags, BUDDY, 300)
     path.write_bytes(without(sample, frames, 31))
     kernel = opened(path)
-    ranges = excluded.Pages(kernel).sections.ranges
+    ranges = Pages(kernel).sections.ranges
     if len(ranges) < 2:
         pytest.skip("the sample has one section")
     monkeypatch.setattr(excluded, "_SAMPLE", ranges[0][1] - ranges[0][0])
