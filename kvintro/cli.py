@@ -8,6 +8,7 @@ import contextlib
 import os
 import shlex
 import sys
+import tempfile
 import traceback
 from typing import Callable, List, Optional, Sequence
 
@@ -47,7 +48,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         streams.prepare()
         _isolate(arguments)
     try:
-        return _run(arguments)
+        return _run(arguments, own_process=argv is None)
     except BrokenPipeError:
         return EXIT_OK  # the reader closed the pipe, which is no error
     except KeyboardInterrupt:
@@ -109,7 +110,7 @@ def _isolate(arguments: Sequence[str]) -> None:
         isolation.disable_drgn_plugins()
 
 
-def _run(arguments: List[str]) -> int:
+def _run(arguments: List[str], *, own_process: bool) -> int:
     args = parse(arguments)
     _name_source(args, arguments)
     if args.output is None and streams.is_closed(sys.stdout):
@@ -126,6 +127,8 @@ def _run(arguments: List[str]) -> int:
         check(args)
     kernel = None
     give_up = _rights_are_given_up(args)
+    if own_process and _parses_dumps_only(args):
+        give_up = _sandboxed(args, give_up)
     end_on_bus_error()
     if not hasattr(module, "needs_source") or module.needs_source(args):
         from kvintro.opening import open_kernel
@@ -188,3 +191,28 @@ def _rights_are_given_up(args: argparse.Namespace) -> Callable[[], None]:
     from kvintro.source.privileges import give_up_rights
 
     return give_up_rights
+
+
+def _parses_dumps_only(args: argparse.Namespace) -> bool:
+    """Whether the command needs only dumps and its output: no sockets, and no other files to write."""
+    if args.no_sandbox or args.debuginfod or args.qemu or args.command in ("shell", "browse"):
+        return False
+    return bool(args.core) or (args.command == "diff" and args.b is not None)
+
+
+def _sandboxed(args: argparse.Namespace, give_up: Callable[[], None]) -> Callable[[], None]:
+    """Return a function that gives up rights, and then what parsing a dump does not need."""
+
+    def limit() -> None:
+        from kvintro.source import sandbox, spool
+        from kvintro.source.cache import user_cache
+
+        give_up()
+        cache = None if args.no_cache else user_cache()
+        directories = [str(cache.directory)] if cache is not None else []
+        directories += [os.path.dirname(os.path.realpath(args.output))] if args.output else []
+        with contextlib.suppress(OSError):  # there is no directory for temporary files
+            directories += [tempfile.gettempdir(), spool.spool_directory()]
+        sandbox.enter(directories)
+
+    return limit

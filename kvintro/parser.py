@@ -310,6 +310,14 @@ _OPTIONS = (
         help="under sudo, stay root (default: become the user who called sudo once the source is open)",
     ),
     _option(
+        "source",
+        "--no-sandbox",
+        dest="no_sandbox",
+        action="store_true",
+        help="read a dump without a sandbox (default: this process can then write only output and temporary "
+        "files, and cannot open sockets)",
+    ),
+    _option(
         "form", "--json", dest="format", action="store_const", const="json", help="same as --format json"
     ),
     _option("form", "--csv", dest="format", action="store_const", const="csv", help="same as --format csv"),
@@ -348,6 +356,7 @@ _DEFAULTS = {
     "no_pager": False,
     "sudo": False,
     "keep_root": False,
+    "no_sandbox": False,
 }
 
 
