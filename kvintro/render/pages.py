@@ -66,7 +66,7 @@ def pages_lines(report: PagesReport, color: bool, width: int) -> List[str]:
     out = [paint(head, BOLD, color) + first[len(head) :], *rest, ""]
     out += _table(tables["types"], _page_size(report), color, width)
     if tables["excluded"].rows:
-        out += ["", paint(_excluded(report), BOLD, color)]
+        out += ["", *(paint(line, BOLD, color) for line in wrapped(_excluded(report), width, "", "  "))]
         out += _excluded_lines(tables["excluded"], color, width)
     out += ["", *strip(tables["map"], report.extra["cell_size"], color, width)]
     if tables["free"].rows:
@@ -96,7 +96,7 @@ def _excluded(report: PagesReport) -> str:
     text = f"excluded from the dump: {size_text(report.extra['left_out'] or 0)}"
     if level is not None:
         return f"{text}, as by makedumpfile -d {level}"
-    return text if said is None else f"{text}; the file says -d {said}, which does not fit"
+    return text if said is None else f"{text}; the file says -d {said}, which does not explain it"
 
 
 def _page_size(report: PagesReport) -> int:
