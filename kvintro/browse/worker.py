@@ -55,7 +55,10 @@ class Worker:
     def __init__(self) -> None:
         self._waiting: Deque[Question] = deque()
         self._running: Optional[Question] = None
-        self._changed = threading.Condition()
+        # The end of a question takes the lock itself: an exception that arrives within Condition.__enter__(),
+        # which is written in Python, would leave it locked.
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._stopped = False
         self._said = ""
         self._thread = threading.Thread(target=self._run, name="kvintro", daemon=True)
@@ -83,7 +86,7 @@ class Worker:
             running = self._running
             if running is not None and running.patient and _can_be_interrupted(running):
                 running.put_back = True
-                self._interrupt(Cancelled)
+                self._interrupt()
                 self._waiting.append(question)
                 self._waiting.append(running)
             else:
@@ -108,15 +111,26 @@ class Worker:
         running = self._running
         if running is not None and (not lane or running.lane == lane):
             if _can_be_interrupted(running):
-                self._interrupt(Cancelled)
+                self._interrupt()
             running.cancelled = True
 
-    def _interrupt(self, error: Any) -> None:
-        """Raise an exception in the thread at its next instruction; None withdraws it."""
+    def _interrupt(self) -> None:
+        """Raise Cancelled in the thread at its next instruction."""
         identity = ctypes.c_ulong(self._thread.ident or 0)
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(
-            identity, None if error is None else ctypes.py_object(error)
-        )
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(identity, ctypes.py_object(Cancelled))
+
+    def _receive_interrupt(self) -> None:
+        """Let an interrupt arrive here if it has not arrived yet. Called in the thread.
+
+        It cannot be withdrawn: CPython would still consider an exception pending in some thread. Python 3.11
+        then never leaves the next function that is called while a profile function is set.
+        """
+        try:
+            self._interrupt()  # replaces one that has not arrived
+            while True:
+                pass
+        except Cancelled:
+            pass
 
     def _run(self) -> None:
         while True:
@@ -142,10 +156,10 @@ class Worker:
             pass
         except Exception as error:
             answer = Answer(question.lane, None, error)
-        with self._changed:
+        with self._lock:
             question.over = True
             if question.cancelled or question.put_back:
-                self._interrupt(None)
+                self._receive_interrupt()
             if question.put_back and answer is not None and question in self._waiting:
                 self._waiting.remove(question)  # it ended before it could yield
         if answer is not None and not question.cancelled:
