@@ -62,9 +62,9 @@ def open_source(request: Request) -> Source:
 
 def _open(request: Request, stack: ExitStack) -> Source:
     """Open files first, with all rights; then give these up; then read the files."""
-    from kvintro.source import core, guest, live, qmp
-
     if request.core is not None:
+        from kvintro.source import core
+
         paths = [request.core] if isinstance(request.core, str) else request.core
         named = [path for path in paths if path != core.STANDARD_INPUT]
         files = {path: stack.enter_context(open_file(path, dump=True)) for path in named}
@@ -79,8 +79,12 @@ def _open(request: Request, stack: ExitStack) -> Source:
             unpacker=Unpacker(request.unpacking, user_cache() if request.cache else None),
         )
     if request.qemu is not None:
+        from kvintro.source import guest, qmp
+
         connection = stack.enter_context(qmp.connect(request.qemu, opened=request.opened))
         return guest.open_qemu(request.qemu, connection, _wanted(request), request.search)
+    from kvintro.source import live
+
     file = stack.enter_context(live.open_kcore(sudo=request.sudo))
     hold_kernel_files()
     request.opened()

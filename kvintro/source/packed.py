@@ -6,7 +6,6 @@ The first bytes of the content show its format before all of it is unpacked.
 
 from __future__ import annotations
 
-import tarfile
 from typing import Iterator, List, NamedTuple, Optional, Tuple
 
 from kvintro.errors import NotADump, SourceError
@@ -20,7 +19,7 @@ from kvintro.source.unpack import Unpacker, beginning, unpack
 
 _MAX_LAYERS = 3  # a dump in a tar in gzip
 _TAR = "tar"
-_BLOCK = tarfile.BLOCKSIZE
+_BLOCK = 512  # bytes of a tar archive's block
 _MAX_MEMBERS = 10000
 _LIST = 4
 #: Formats that can only be read from files, by libkdumpfile or after the records are put in order.
@@ -102,6 +101,8 @@ def _member(content: Content, path: str) -> Content:
 
     :raises NotADump: there is none, or more than one.
     """
+    import tarfile
+
     found: List[Tuple[str, Part]] = []
     names: List[str] = []
     at = 0
