@@ -9,13 +9,14 @@ PARALLEL := -n auto --dist loadgroup
 
 TYPED := kvintro tools vmcores/build.py vmcores/lab examples/kvintro-example/kvintro_example tests
 
-.PHONY: help demo test test-fuzz test-vm test-vm-all test-vm-built vmcores lint types bench docs test-browser dist clean \
+.PHONY: help demo test test-fuzz fuzz test-vm test-vm-all test-vm-built vmcores lint types bench docs test-browser dist clean \
 	test-pythons coverage site zipapp release
 
 help:
 	@echo "make demo          show the layout of this host if it can be read, or else of a sample dump"
 	@echo "make test          run unit tests and tests on the sample dumps (needs neither root nor a kernel)"
 	@echo "make test-fuzz     run damaged inputs; THOROUGH=--thorough runs twice as many, KVINTRO_FUZZ=N N times"
+	@echo "make fuzz          run coverage-guided fuzzing: TARGET=btf, html, kallsyms, kdump, lime ... SECONDS=600"
 	@echo "make test-vm       boot kernels under QEMU and compare their dumps with the kernels' own data (needs root)"
 	@echo "make test-vm-all   the same on every row of the lab's matrix"
 	@echo "make vmcores       build the dumps of every row without testing them"
@@ -69,8 +70,22 @@ vmcores: $(VENV)/.installed
 	@$(BIN)/python vmcores/build.py
 	@$(BIN)/python vmcores/build.py --arch arm64
 
-test-fuzz: $(VENV)/.test
-	@$(BIN)/python -m pytest -q -s tests/fuzz $(THOROUGH)
+# atheris has wheels only for some systems; without it, its tests are skipped.
+$(VENV)/.fuzz: $(VENV)/.test
+	@$(BIN)/pip install -q --disable-pip-version-check --only-binary atheris -e '.[fuzz]' \
+	  || echo "atheris cannot be installed here: no coverage-guided fuzzing" >&2
+	@touch $@
+
+test-fuzz: $(VENV)/.fuzz
+	@$(BIN)/python -m pytest -q -s -rs tests/fuzz $(THOROUGH)
+
+# The inputs that reached new code stay in build/fuzz until make clean.
+TARGET := kdump
+SECONDS := 600
+fuzz: $(VENV)/.fuzz
+	@mkdir -p build/fuzz
+	@cd build/fuzz && PYTHONPATH=$(CURDIR) $(CURDIR)/$(BIN)/python -m tests.fuzz.guided $(TARGET) $(TARGET) \
+	  -max_total_time=$(SECONDS)
 
 test-vm: $(VENV)/.test
 	@$(BIN)/python vmcores/build.py --few

@@ -28,31 +28,31 @@ def assert_inert(text: str) -> None:
         assert char not in "\u115f\u1160\u2800\u3164\uffa0\U0001f3fb", f"a filler: {ord(char):#x}"
 
 
-def poisoned(value: Any) -> Any:
-    """A value of a report, with all strings that can come from a kernel made hostile.
+def poisoned(value: Any, text: str = HOSTILE) -> Any:
+    """A value of a report, with all strings that can come from a kernel replaced by a hostile one.
 
     Names of tables, columns and sections are our own, and unchanged.
     """
     if isinstance(value, (Address, Size, Displacement)):
         return value
     if isinstance(value, str):
-        return HOSTILE
+        return text
     if isinstance(value, dict):
-        return {k: poisoned(v) for k, v in value.items()}
+        return {k: poisoned(v, text) for k, v in value.items()}
     if isinstance(value, (tuple, list)):
-        return tuple(poisoned(v) for v in value)
+        return tuple(poisoned(v, text) for v in value)
     if isinstance(value, Report):
-        return poisoned_report(value)
+        return poisoned_report(value, text)
     if isinstance(value, Section):
         return dataclasses.replace(
-            value, report=poisoned(value.report), problem=HOSTILE, text=(HOSTILE,), title=HOSTILE
+            value, report=poisoned(value.report, text), problem=text, text=(text,), title=text
         )
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         keep = {"key", "state", "kind", "region"}
         return dataclasses.replace(
             value,
             **{
-                f.name: poisoned(getattr(value, f.name))
+                f.name: poisoned(getattr(value, f.name), text)
                 for f in dataclasses.fields(value)
                 if f.init and f.name not in keep
             },
@@ -60,17 +60,17 @@ def poisoned(value: Any) -> Any:
     return value
 
 
-def poisoned_report(report: Report) -> Report:
+def poisoned_report(report: Report, text: str = HOSTILE) -> Report:
     """See :func:`poisoned`."""
     tables = tuple(
-        dataclasses.replace(table, rows=[poisoned(row) for row in table.rows], title=HOSTILE)
+        dataclasses.replace(table, rows=[poisoned(row, text) for row in table.rows], title=text)
         for table in report.tables
     )
     return dataclasses.replace(
         report,
-        kernel=poisoned(report.kernel),
+        kernel=poisoned(report.kernel, text),
         tables=tables,
-        head=tuple(HOSTILE for _ in report.head),
-        notes=(HOSTILE,),
-        extra={key: poisoned(value) for key, value in report.extra.items()},
+        head=tuple(text for _ in report.head),
+        notes=(text,),
+        extra={key: poisoned(value, text) for key, value in report.extra.items()},
     )

@@ -14,7 +14,7 @@ from kvintro.errors import NotADump, NotInDump
 from kvintro.source.formats import examine
 from kvintro.source.formats.qemu import QemuDump
 from tests.fuzz.damage import damaged
-from tests.fuzz.targets import _File, _info, _made_up_memory
+from tests.fuzz.targets import _File, made_up_info, made_up_memory
 from tests.saved_guests import (
     PACKED,
     PAGE,
@@ -35,8 +35,8 @@ _NOTE_AT = 0x200000
 
 def made_up_pages() -> Dict[int, bytes]:
     """The pages of a made-up kernel with its VMCOREINFO, by number."""
-    memory = _made_up_memory()
-    text = _info().encode()
+    memory = made_up_memory()
+    text = made_up_info().encode()
     note = struct.pack("<III", 11, len(text), 0) + b"VMCOREINFO\0\0" + text
     memory.write(_NOTE_AT, note)
     return {at // PAGE: bytes(data) for at, data in memory.pages.items()}

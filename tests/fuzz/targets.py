@@ -72,7 +72,7 @@ NOT_ASKED = {
     "report": "is the reports of the others on one page, whose HTML is asked for here",
     "shell": "runs what it is given",
 }
-_ADDRESSES = (
+ADDRESSES = (
     "ffffffff81000000",
     "ffff888000000000",
     "ffffea0000000000",
@@ -185,26 +185,26 @@ class PageTables(Target):
         if chosen.random() < 0.2:
             del memory.pages[chosen.choice(tables)]
         info = vmcoreinfo(levels)
-        kernel = _kernel(memory.read, info)
+        kernel = bare_kernel(memory.read, info)
         probes = [address + chosen.randrange(1 << 12) for address in mapped]
         probes += [_half(chosen, levels) for _ in range(8)]
         for address in probes:
             found = kernel.walk(address)
-            assert (found.state, found.physical) == _translate(memory, levels, address), hex(address)
+            assert (found.state, found.physical) == translated(memory, levels, address), hex(address)
         import numpy
 
         places, states = kernel.translate_array(numpy.array(probes, numpy.uint64))
         from kvintro.paging.bulk import STATES
 
         for address, at, state in zip(probes, places.tolist(), states.tolist()):
-            expected = _translate(memory, levels, address)
+            expected = translated(memory, levels, address)
             assert (STATES[state], at) == (expected[0], expected[1] or 0), hex(address)
         text = json.loads(ask(kernel, "ptdump", "json"))
         for row in [row for row in text["ranges"] if row["state"] == "mapped"][:200]:
             start = int(row["start"], 16)
             for address in (start, start + row["size"] // 2, start + row["size"] - 1):
-                assert _translate(memory, levels, address)[0] == "mapped", f"{address:x} is not mapped"
-        ask_some(kernel, chosen, ["layout"], _ADDRESSES)
+                assert translated(memory, levels, address)[0] == "mapped", f"{address:x} is not mapped"
+        ask_some(kernel, chosen, ["layout"], ADDRESSES)
 
 
 def _half(chosen: random.Random, levels: int) -> int:
@@ -218,7 +218,7 @@ def _half(chosen: random.Random, levels: int) -> int:
     return (1 << 64) - 1 - chosen.randrange(1 << bits)
 
 
-def _translate(memory: Memory, levels: int, address: int) -> Tuple[str, Optional[int]]:
+def translated(memory: Memory, levels: int, address: int) -> Tuple[str, Optional[int]]:
     """Translate an address like the processor: Intel SDM volume 3, 4.5; with 52 bits of physical address."""
     top = address >> (11 + 9 * levels)
     if top not in (0, (1 << (64 - 11 - 9 * levels)) - 1):
@@ -244,7 +244,7 @@ def _translate(memory: Memory, levels: int, address: int) -> Tuple[str, Optional
     raise AssertionError
 
 
-def _kernel(read: Callable[[int, int], bytes], info: str) -> Kernel:
+def bare_kernel(read: Callable[[int, int], bytes], info: str) -> Kernel:
     """A kernel that has neither symbols nor types."""
     prog = _program(read, info)
     return kernel_of(Source(prog, "core", "made-up", "ELF", 0, True, vmcoreinfo=parse_vmcoreinfo(prog)))
@@ -294,14 +294,14 @@ class _File(Target):
         check_inert(run_main(*source, "--format", form, *command.split()), form)
 
 
-def _info(levels: int = 4) -> str:
+def made_up_info(levels: int = 4) -> str:
     return vmcoreinfo(levels, more={"SYMBOL(init_uts_ns)": "ffffffff81001000"})
 
 
-def _made_up_memory() -> Memory:
+def made_up_memory() -> Memory:
     memory = Memory()
     memory.map(0xFFFFFFFF81000000, 0x1000000, 2)
-    names = (b"Linux", b"(none)", b"6.0.0-made-up", b"#1")
+    names = (b"Linux", b"(none)", b"6.0.0-made-up", b"#1", b"x86_64")  # libkdumpfile needs the last one
     memory.write(0x1001000, b"".join(name.ljust(65, b"\0") for name in names))
     memory.map(0xFFFF888000000000, 0, 3)
     memory.map(0xFFFFC90000001000, 0x300000)
@@ -310,9 +310,9 @@ def _made_up_memory() -> Memory:
 
 def made_up_file(info: Optional[str] = None) -> bytes:
     """An ELF core of a made-up kernel."""
-    memory = _made_up_memory()
+    memory = made_up_memory()
     segments = [(START_KERNEL_MAP + at, at, bytes(data)) for at, data in sorted(memory.pages.items())]
-    text = info if info is not None else _info()
+    text = info if info is not None else made_up_info()
     notes = [("VMCOREINFO", 0, text.encode("utf-8", "surrogateescape")), ("CORE", 1, bytes(336))]
     return elf_core(segments, notes)
 
@@ -340,16 +340,16 @@ class Vmcoreinfo(_File):
     cases = 1500
 
     def run(self, chosen: random.Random) -> None:
-        lines = _info(chosen.choice((4, 4, 4, 5))).splitlines()
+        lines = made_up_info(chosen.choice((4, 4, 4, 5))).splitlines()
         text = damaged_text(chosen, lines)
         way = chosen.random()
         if way < 0.4:
             # A program that was opened elsewhere: nothing compares the text with memory.
             try:
-                kernel = _kernel(_made_up_memory().read, text)
+                kernel = bare_kernel(made_up_memory().read, text)
             except Exception as error:  # drgn's own
                 raise NotADump(str(error)) from error
-            ask_some(kernel, chosen, ["layout", "translate", "explain"], _ADDRESSES)
+            ask_some(kernel, chosen, ["layout", "translate", "explain"], ADDRESSES)
             return
         if way < 0.7:
             self.path.write_bytes(made_up_file(text))
@@ -497,7 +497,7 @@ class Real(Target):
         self.info = self.base["VMCOREINFO"].string_().decode()
         self.changes: Dict[int, bytes] = {}
         self.sound = self.kernel(self.base)
-        self.addresses = [*_ADDRESSES, *self._own_addresses()]
+        self.addresses = [*ADDRESSES, *self._own_addresses()]
 
     def _own_addresses(self) -> List[str]:
         names = ("init_task", "_text", "_end", "modules", "init_top_pgt", "vmap_nodes", "jiffies_64")
@@ -639,7 +639,7 @@ class RealTables(Real):
         probes = [chosen.randint(*chosen.choice(self.mapped)) for _ in range(30)]
         for address in probes:
             try:
-                expected = _translate(memory, 4, address)
+                expected = translated(memory, 4, address)
             except drgn.FaultError:
                 expected = ("not-in-dump", None)
             found = kernel.walk(address)
@@ -665,7 +665,7 @@ class SharedTables(RealTables):
             below = places[-1] if places else [chosen.randrange(1 << 15) * PAGE for _ in range(512)]
             places.append([self._TABLES + (level * count + i) * PAGE for i in range(count)])
             for at in places[-1]:
-                # With one choice, all entries of a table are equal: endless ranges, but few.
+                # With only one choice, all entries of a table are equal, so the ranges are long but few.
                 entries = [chosen.choice(below) | chosen.choice(flags) for _ in range(512)]
                 self.changes[at] = struct.pack("<512Q", *entries)
         root = self.sound.root.value
