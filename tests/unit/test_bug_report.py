@@ -14,6 +14,13 @@ from kvintro.reports.bug_report import redacted
 from tests.conftest import VMCORES
 
 
+@pytest.fixture(autouse=True)
+def host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host whose name is not a word of the texts here."""
+    name = os.uname_result(("Linux", "ada.lab.example", "6.12", "#1", "x86_64"))
+    monkeypatch.setattr(os, "uname", lambda: name)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -30,9 +37,7 @@ def test_redaction(text: str, expected: str) -> None:
     assert redacted(text) == expected
 
 
-def test_the_name_of_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    name = os.uname_result(("Linux", "ada.lab.example", "6.12", "#1", "x86_64"))
-    monkeypatch.setattr(os, "uname", lambda: name)
+def test_the_name_of_this_host() -> None:
     assert redacted("on ada.lab.example, ada, adapter") == "on HOST, HOST, adapter"
 
 
