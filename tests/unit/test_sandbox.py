@@ -76,6 +76,30 @@ sys.argv = ["kvintro", *sys.argv[3:]]
 cli.main()
 """
 HARMLESS = {"read", "null", "temporary"}
+#: Makes the kernel answer as if it lacked a feature: refuses system calls with numbers from sys.argv[1]
+#: to sys.argv[2], whose first argument is sys.argv[3], or any with -1.
+_WITHOUT = """
+import ctypes, struct, sys
+LIBC = ctypes.CDLL(None, use_errno=True)
+first, last, argument = (int(word) for word in sys.argv[1:4])
+del sys.argv[1:4]
+code = b"".join(struct.pack("=HBBI", *each) for each in (
+    (0x20, 0, 0, 0),                                # load the number of the call
+    (0x35, 0, 4, first),                            # if it is at least this,
+    (0x25, 3, 0, last),                             # and not more than this,
+    (0x20, 0, 0, 16),                               # load the first argument
+    (0x15, 0, 1 if argument >= 0 else 0, argument & 0xFFFFFFFF),
+    (0x06, 0, 0, 0x00050000 | 38),                  # ENOSYS
+    (0x06, 0, 0, 0x7FFF0000),                       # else allow it
+))
+class Program(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+assert LIBC.prctl(38, 1, 0, 0, 0) == 0              # PR_SET_NO_NEW_PRIVS
+assert LIBC.prctl(22, 2, ctypes.byref(Program(7, code)), 0, 0) == 0  # PR_SET_SECCOMP
+"""
+_PRCTL = {"x86_64": 157, "aarch64": 167}.get(platform.machine(), 0)
+#: By feature: the arguments of _WITHOUT.
+LACKING = {"landlock": ("444", "446", "-1"), "seccomp": (str(_PRCTL), str(_PRCTL), "22")}
 
 
 def _landlock() -> int:
@@ -107,8 +131,11 @@ def terminal() -> Iterator[int]:
     os.close(follower)
 
 
-def attacked(place: Path, tmp_path: Path, terminal: int, *options: str) -> Dict[str, Any]:
-    """The outcome of each attack; ``reached`` are the families of sockets that were connected to."""
+def attacked(place: Path, tmp_path: Path, terminal: int, *options: str, lacks: str = "") -> Dict[str, Any]:
+    """The outcome of each attack; ``reached`` are the families of sockets that were connected to.
+
+    :param lacks: the feature in :data:`LACKING` that the kernel seems not to have.
+    """
     with closing(socket.socket(socket.AF_UNIX)) as unix, closing(socket.socket()) as tcp:
         unix.bind(str(place / "socket"))
         tcp.bind(("127.0.0.1", 0))
@@ -118,7 +145,10 @@ def attacked(place: Path, tmp_path: Path, terminal: int, *options: str) -> Dict[
         temporary = tmp_path / "temporary"
         temporary.mkdir()
         run = subprocess.run(
-            [sys.executable, "-c", _ATTACKS, place, str(tcp.getsockname()[1]), "-c", SAMPLE, *options],
+            [
+                *(sys.executable, "-c", (_WITHOUT if lacks else "") + _ATTACKS, *LACKING.get(lacks, ())),
+                *(str(place), str(tcp.getsockname()[1]), "-c", str(SAMPLE), *options),
+            ],
             env={**os.environ, "TMPDIR": str(temporary), "XDG_CACHE_HOME": str(tmp_path / "cache")},
             stdin=terminal,
             stdout=subprocess.PIPE,
@@ -161,6 +191,29 @@ def test_without_the_sandbox_the_attacks_work(place: Path, tmp_path: Path, termi
 
 
 @needs_landlock
+def test_without_landlock(place: Path, tmp_path: Path, terminal: int) -> None:
+    """Sockets and the terminal are refused all the same; the command runs, and files are not protected."""
+    found = attacked(place, tmp_path, terminal, "layout", lacks="landlock")
+    assert found.pop("reached") == []
+    assert {name for name, outcome in found.items() if outcome != "done"} >= {
+        "unix",
+        "tcp",
+        "io_uring",
+        "type",
+    }
+    assert {"made", "touched", "directory"} < {path.name for path in place.iterdir()}
+
+
+@needs_landlock
+def test_without_seccomp(place: Path, tmp_path: Path, terminal: int) -> None:
+    """Files are protected all the same; the command runs, and sockets are not refused."""
+    found = attacked(place, tmp_path, terminal, "layout", lacks="seccomp")
+    assert "AF_INET" in found.pop("reached")
+    done = {name for name, outcome in found.items() if outcome == "done"}
+    assert done - {"unix", "tcp", "io_uring", "trace", "type"} == HARMLESS
+
+
+@needs_landlock
 def test_output_is_written_where_it_should_be(place: Path, tmp_path: Path, terminal: int) -> None:
     """The directory of -o can be written, others still cannot."""
     out = tmp_path / "out"
@@ -174,6 +227,23 @@ def test_output_is_written_where_it_should_be(place: Path, tmp_path: Path, termi
         )
         assert run.returncode == 0
     assert (out / "file").read_text() == (out / "behind").read_text() != ""
+
+
+@needs_landlock
+@pytest.mark.parametrize("lacks", LACKING)
+def test_an_old_kernel_gives_the_same_answer(lacks: str) -> None:
+    program = "import sys; from kvintro.cli import main; sys.exit(main())"
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", start + program, *words, "-c", SAMPLE, "kaslr"],
+            capture_output=True,
+            check=False,
+        )
+        for start, words in (("", ()), (_WITHOUT, LACKING[lacks]))
+    ]
+    assert runs[0].stdout == runs[1].stdout != b""
+    assert [run.returncode for run in runs] == [0, 0]
+    assert runs[0].stderr == runs[1].stderr == b""
 
 
 @pytest.mark.parametrize("command", ["layout", "check", "diff"])
