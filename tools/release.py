@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Callable, Iterator, Optional
+from typing import Callable, Iterator, Mapping, Optional
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSION = re.compile(r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)")
@@ -26,6 +26,13 @@ PLACES = {
     "CHANGELOG.md": r"^## \[(\d[^]]*)\] - \d{4}-\d\d-\d\d$",
     "debian/changelog": r"^kvintro \(([^)]*)-\d+\)",
     "packaging/kvintro.spec": r"^Version: +(\S+)$",
+}
+#: Files that contain the homepage, and its pattern. The others repeat that of pyproject.toml.
+HOMEPAGES = {
+    "pyproject.toml": r'^Homepage = "([^"]*)"$',
+    "debian/control": r"^Homepage: (\S+)$",
+    "debian/copyright": r"^Source: (\S+)$",
+    "packaging/kvintro.spec": r"^URL: +(\S+)$",
 }
 Git = Callable[..., str]
 
@@ -57,19 +64,24 @@ def problems(root: Path, git: Git) -> Iterator[str]:
     released = re.search(r"^date-released: (\S+)$", (root / "CITATION.cff").read_text(), re.M)
     if dated and released and dated[1] != released[1]:
         yield f"CITATION.cff: released on {released[1]}, and on {dated[1]} by CHANGELOG.md"
+    homepage = found(root, "pyproject.toml", HOMEPAGES)
+    for place in HOMEPAGES:
+        there = found(root, place, HOMEPAGES)
+        if there != homepage:
+            yield f"{place}: the homepage is {there or 'missing'}, and that of pyproject.toml is {homepage}"
     # RFC 2606: these names are reserved.
-    for name in ("pyproject.toml", "debian/control"):
-        if re.search(r"\.example\b", (root / name).read_text()):
-            yield f"{name}: the URLs are placeholders; put the real ones in"
+    for place in (*HOMEPAGES, "debian/changelog"):
+        if re.search(r"\.example\b", (root / place).read_text()):
+            yield f"{place}: URLs or addresses are placeholders; put the real ones in"
     if git("status", "--porcelain", "--untracked-files=no").strip():
         yield "some changes are not committed"
     if git("tag", "--list", f"v{version}").strip():
         yield f"the tag v{version} exists; raise the version"
 
 
-def found(root: Path, place: str) -> Optional[str]:
-    """The first version that a file names."""
-    match = re.search(PLACES[place], (root / place).read_text(), re.M)
+def found(root: Path, place: str, patterns: Mapping[str, str] = PLACES) -> Optional[str]:
+    """The first version, or homepage, that a file names."""
+    match = re.search(patterns[place], (root / place).read_text(), re.M)
     return match[1] if match else None
 
 

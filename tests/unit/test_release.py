@@ -12,7 +12,7 @@ import pytest
 
 import kvintro
 from tests.conftest import ROOT
-from tools.release import PLACES, VERSION, found, problems
+from tools.release import HOMEPAGES, PLACES, VERSION, found, problems
 
 
 def test_the_version_is_the_same_everywhere() -> None:
@@ -20,10 +20,14 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert {place: found(ROOT, place) for place in PLACES} == dict.fromkeys(PLACES, kvintro.__version__)
 
 
+def test_the_homepage_is_the_same_everywhere() -> None:
+    assert len({found(ROOT, place, HOMEPAGES) for place in HOMEPAGES}) == 1
+
+
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A copy of the checked files without problems."""
-    for name in (*PLACES, "pyproject.toml", "debian/control"):
+    for name in {*PLACES, *HOMEPAGES}:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
         text = (tmp_path / name).read_text().replace(".example", ".org")
@@ -50,7 +54,9 @@ def test_nothing_is_wrong(tree: Path) -> None:
         ("CHANGELOG.md", r"^## \[Unreleased\]\n", "## [Unreleased]\n\n- a line\n", "has lines"),
         ("CHANGELOG.md", r" - \d{4}-\d\d-\d\d$", "", "the version is missing"),
         ("CITATION.cff", r"date-released: \S+", "date-released: 2000-01-01", "released on 2000-01-01"),
-        ("pyproject.toml", r"kvintro\.org", "kvintro.example", "URLs are placeholders"),
+        ("pyproject.toml", r"kvintro\.org", "kvintro.example", "are placeholders"),
+        ("debian/changelog", r"kvintro\.org", "kvintro.example", "are placeholders"),
+        ("packaging/kvintro.spec", r"URL: +\S+", "URL: https://other.org/", "the homepage is https://other"),
     ],
 )
 def test_one_thing_is_wrong(tree: Path, name: str, old: str, new: str, said: str) -> None:
