@@ -590,7 +590,7 @@ class Kernel:
 
     @cached_property
     def fixmap_slots(self) -> int:
-        """Number of fixmap slots that stay after early boot, so of pages from FIXADDR_START to FIXADDR_TOP.
+        """Number of fixmap slots after early boot: the pages from FIXADDR_START to FIXADDR_TOP.
 
         :raises Unavailable: there are no types, or they are invalid.
         """

@@ -43,7 +43,7 @@ def run(prog: Program, arguments: Sequence[str]) -> Any:
             deliver(result, args)
             return None
         if isinstance(result, Stream):
-            # An endless stream must be printed as it arrives; one that does not read stdin can be kept.
+            # A stream that reads stdin may be endless, and is printed as it arrives. Others are kept.
             found: Any = result if "-" in arguments else Listing.of(result)
         else:
             found = Answer.of(result)

@@ -316,7 +316,7 @@ class Identifier:
         if self.kernel.source.kallsyms is None:
             symbols = self.kernel.prog.symbols()
             return sorted((s.address, s.name) for s in symbols if start <= s.address < end)
-        # The table is sorted, and they come first before 6.15. No lookup uses such an address.
+        # The table is sorted; before 6.15 it begins with per-CPU symbols. No lookup uses their addresses.
         found: List[Tuple[int, str]] = []
         for symbol in self.kernel.source.kallsyms:
             if symbol.address >= end:

@@ -60,8 +60,8 @@ def kernel_count(kernel: Kernel, counted: Mapping[str, int], poisoned: int) -> K
     if not differing:
         return KernelCount(counts, in_image, by_hwpoison)
     told = ", ".join(f"{name}: {expected[name]}, not {count}" for name, count in differing.items())
-    # phys_pud_init and phys_pmd_init count a large page again if a range that is mapped later at boot
-    # includes it, which happens if RAM ends within it.
+    # If RAM ends within a large page, two ranges that are mapped at boot include the page, and phys_pud_init
+    # and phys_pmd_init count it twice.
     twice = all(count > expected[name] and name != small for name, count in differing.items())
     why = "; the kernel counts a large page twice if it meets it twice while booting" if twice else ""
     return KernelCount(counts, in_image, by_hwpoison, f"{told}{why}")

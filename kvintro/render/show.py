@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from kvintro.regions.vmalloc import AreaRow
     from kvintro.reports.show import RegionHead, ShowReport
 
-#: Rows shown of every table except the first; --table shows all.
+#: Maximum number of rows of every table except the first; --table shows all rows.
 _BRIEF = 12
 _PROBLEM = "problem"  # the field of a row that describes a problem
 _CALLER = 46  # column of the caller in /proc/vmallocinfo

@@ -336,10 +336,11 @@ class _MemoryTable:
         return [table[start : start + _MAX_TOKEN].split(b"\0", 1)[0] for start in starts]
 
     def _read_names(self, read: Reader, symbols: Mapping[str, int]) -> Tuple[bytes, array[int], int]:
-        """All names, each as its length in tokens and then its tokens; the start of each; their total size.
+        """Return the names, the start of each, and their total size.
 
-        Only its content says how long the table is. It is read up to the next table that VMCOREINFO has,
-        which includes little else (kallsyms_markers, and on 6.2 and 6.3 the sequence).
+        A name is the number of its tokens, then the tokens. Only its content says how long the table is. It
+        is read up to the next table that VMCOREINFO has, which includes little else (kallsyms_markers, and on
+        6.2 and 6.3 the sequence).
         """
         start = symbols["kallsyms_names"]
         others = [a for name, a in symbols.items() if name.startswith("kallsyms_") and a > start]

@@ -54,7 +54,7 @@ _STEP = 1 << 20  # bytes of a bitmap, or descriptors, to process at once
 _DESCRIPTOR_SIZE = 24  # struct page_desc: offset, size, flags, page_flags
 _LAST_DESCRIPTORS = 1 << 16
 _FEW_PAGES = 1 << 17
-_LEAST_PAGE = 1 << 10  # least average size of a page that is not all zeros, with its descriptor
+_LEAST_PAGE = 1 << 10  # least average size of a page with its descriptor, if the page is not all zeros
 
 
 class Layout(NamedTuple):

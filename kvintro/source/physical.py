@@ -92,7 +92,7 @@ class PhysicalMemory:
         raise NotImplementedError
 
     def pieces(self) -> Iterator[Tuple[int, Union[bytes, bytearray, memoryview]]]:
-        """All of it, in large pieces with their addresses. A piece is valid until the next is requested."""
+        """Yield all memory in large pieces, with addresses. A piece is valid until the next is requested."""
         raise NotImplementedError
 
 

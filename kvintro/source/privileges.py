@@ -216,7 +216,7 @@ def hold_kernel_files() -> None:
 
 
 def open_kernel_file(path: str) -> BinaryIO:
-    """A file of the running kernel, at its beginning. Uses the descriptor that root opened, if there is one.
+    """Open a file of the running kernel. If root opened it already, use that descriptor, from its beginning.
 
     :raises OSError: it cannot be opened.
     """

@@ -45,7 +45,7 @@ _MAX_RAM = 1 << 44  # bytes; page numbers have 32 bits
 _MAX_SUBSECTIONS = 64
 _MAX_TEXT = 1 << 16
 _CHUNK = 1 << 22
-_COMPACT = 1 << 23  # entries after which superseded ones are dropped
+_COMPACT = 1 << 23  # number of new entries after which replaced ones are removed
 _CACHED = 512
 # struct MappedRamHeader: version, page size, bitmap's offset, pages' offset; packed.
 _MAPPED = struct.Struct(">IQQQ")

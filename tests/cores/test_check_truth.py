@@ -37,7 +37,7 @@ FILES = sorted({rule for breaks in BREAKS.values() for rule in breaks.files})
 
 
 def rule_of(kernel: Kernel, key: str) -> Check:
-    """A rule; skips the test if this architecture does not have it."""
+    """The rule with this key. If this architecture does not have it, the test is skipped."""
     found = next((rule for rule in checks_of(kernel.arch) if rule.key == key), None)
     return found or pytest.skip(f"{kernel.arch.name} has no rule {key}")
 

@@ -150,8 +150,8 @@ def ours(pages: Pages) -> "Tuple[numpy.ndarray[Any, Any], List[str]]":
 def _without_mistake(truth: "numpy.ndarray[Any, Any]") -> "Tuple[numpy.ndarray[Any, Any], int]":
     """The kernel's words, and the bits in them that cannot be compared.
 
-    fs/proc/page.c compares mapping with PAGE_MAPPING_KSM by &, so that from 6.10 on every anonymous page
-    looks like KSM's, until this was fixed. kvintro shows the true type.
+    From 6.10 until a later fix, fs/proc/page.c tests `mapping & PAGE_MAPPING_KSM`, which is also true for
+    other anonymous pages, so it reports all of them as KSM's. kvintro shows the true type.
     """
     anonymous = truth[truth & numpy.uint64(ANON) != 0]
     mistaken = bool(len(anonymous)) and bool((anonymous & numpy.uint64(KSM) != 0).all())

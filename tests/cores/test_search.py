@@ -69,7 +69,7 @@ def test_a_process_has_what_it_wrote(core: Core, typed: Kernel) -> None:
     everywhere = search(typed, Question(string=f"kvintro anon {start:016x}"))
     things = [thing for row in everywhere.tables[0].rows for thing in row.identities]
     assert any(
-        # Where page tables do not unmap the image's freed parts, they still have a symbol.
+        # If page tables still map the freed parts of the image, these parts still have a symbol.
         thing.kind == "alias"
         or (thing.kind == "page" and pid in thing.details["pids"] and thing.details["type"] == "anon")
         for thing in things

@@ -72,7 +72,7 @@ def test_each_packing(tmp_path: Path, packing: str) -> None:
 
 @pytest.mark.parametrize("packing", ["zstd", "lz4"])
 def test_by_programs(tmp_path: Path, packing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the libraries. Without the programs too, the message names both."""
+    """The libraries are missing. If the programs are missing too, the message names both."""
     path = tmp_path / "memory.packed"
     path.write_bytes(PACKERS[packing](LIME))
 

@@ -49,7 +49,7 @@ VARIANTS: Dict[str, Variant] = {
 
 
 def oracle(series: str, archive: Archive, variant: str = "") -> Kernel:
-    """The oracle kernel of a series, built unless the cache has it; with it those variants that are missing.
+    """The oracle kernel of a series. Builds it, and its variants, if the cache does not have them.
 
     $CACHE/oracle/VERSION-HASH/ holds bzImage, vmlinux with DWARF, config and modules; HASH is that of
     the configuration, so a change of oracle.config makes another kernel.

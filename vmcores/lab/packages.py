@@ -139,7 +139,7 @@ def _natural(text: str) -> List[Tuple[int, str]]:
 class Archive:
     """apt with the lab's own lists, of the packages of one architecture.
 
-    :param suite: the only suite meant, instead of those that have the kernels.
+    :param suite: the only suite to use; by default, all suites that have the kernels.
     """
 
     def __init__(self, machine: Machine = AMD64, suite: str = "") -> None:
@@ -210,7 +210,7 @@ class Archive:
         return "\n".join(stanzas)
 
     def matching(self, pattern: str) -> List[str]:
-        """Names of packages that a regular expression matches wholly, the newest first."""
+        """Names of packages that match a regular expression as a whole, newest first."""
         self.update()
         names = run(["apt-cache", *self._options(), "pkgnames"]).split()
         whole = re.compile(pattern)

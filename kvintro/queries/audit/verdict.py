@@ -11,7 +11,7 @@ from kvintro.kernels import Kernel
 from kvintro.model import ALL
 from kvintro.readers.structures import TROUBLE
 
-#: A contradiction, a protection that is off, something worth knowing.
+#: In this order: a contradiction; a protection that is off; something else that is worth knowing.
 SEVERITIES = ("defect", "warning", "notice")
 #: Maximum number of findings kept per rule; damaged tables can break a rule in millions of places.
 MOST = 1 << 14

@@ -198,7 +198,7 @@ def _order(kernel: Kernel, size: int) -> int:
 
 
 def _dtor(kernel: Kernel, size: int) -> Optional[Tuple[int, int]]:
-    """Offset of a head's byte that marks hugetlb, and its value then; None if another field marks it.
+    """Offset of a head's byte that marks hugetlb, and the value that marks it; None if it is another field.
 
     :raises Unavailable: the kernel has hugetlb pages, but no key says how to recognise them.
     """

@@ -86,10 +86,10 @@ class PageFormat:
     :ivar bits: bit numbers of ``enum pageflags`` by name, without PG_.
     :ivar width: __NR_PAGEFLAGS.
     :ivar large_order: offset, from a head page, of the byte with a compound page's order.
-    :ivar large_mapcount: offset, from a head page, of the int with the number of its mappings, less one; None
-        if unknown.
+    :ivar large_mapcount: offset, from a head page, of an int, the number of its mappings minus one; None if
+        unknown.
     :ivar counts_parts: whether that number omits mappings of single pages (before 6.9).
-    :ivar large_dtor: offset, from a head page, of the byte that marks hugetlb, and its value then; None if
+    :ivar large_dtor: offset, from a head page, of the byte that marks hugetlb, and that value; None if
         another field marks it.
     :ivar large_hugetlb: mask in the flags of the second page that marks hugetlb; 0 if another field does.
     :ivar large_rmappable: mask in the flags of the second page that marks pages that user space may map.
@@ -100,8 +100,8 @@ class PageFormat:
     :ivar folio_types: whether it also shows the head's type for a tail (7.0).
     :ivar tells_nopage: whether it shows KPF_NOPAGE instead of 0 for page frames without a page (until 6.16).
     :ivar index: offset of the page's position in its file or mapping; None if unknown.
-    :ivar entire_mapcount: offset, from a head page, of the int with the number of entries that map all of it,
-        less one; None if unknown or not counted.
+    :ivar entire_mapcount: offset, from a head page, of an int, the number of entries that map all of it
+        minus one; None if unknown or not counted.
     :ivar slab_counts: how a slab counts its objects: name (``objects``, ``in_use``), offset, shift and mask.
     :ivar unknown_flags: bits of /proc/kpageflags that this source does not determine on this kernel.
     :ivar lacks: what this layout lacks, one sentence each; empty if it is complete.

@@ -30,8 +30,8 @@ REASONS = ("free", "cache", "cache_private", "user", "hwpoison", "offline")
 _LEVELS = dict(zip(REASONS, (FREE, CACHE | CACHE_PRIVATE, CACHE_PRIVATE, USER, OF_USE, OF_USE)))
 
 
-#: Called with a description and number of page frames of the next step; returns the function that is called
-#: with the progress.
+#: Is called with a description of the next step and its number of page frames. Returns the function that is
+#: then called with the progress.
 Watch = Callable[[str, int], Progress]
 
 

@@ -26,8 +26,8 @@ EXPLAIN = Explanation(
     translation="""
     By page tables. The shadow of direct-map addresses beyond the end of RAM is not mapped; with four levels
     that is about half of the region. Nearly all of the mapped part is one page of zeros, which shared tables
-    map over and over, because there is nothing to record about most addresses. Only the shadow of RAM, the
-    image, modules and the cpu_entry_area has memory of its own, and with KASAN_VMALLOC that of vmalloc
+    map over and over, because there is nothing to record about most addresses. Memory of its own
+    exists only for the shadow of RAM, the image, modules, the cpu_entry_area and, with KASAN_VMALLOC, vmalloc
     areas.
     """,
     attacker="""

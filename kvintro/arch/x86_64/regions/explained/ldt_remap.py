@@ -36,7 +36,7 @@ EXPLAIN = Explanation(
         ),
         boot("pti=", "on, off or auto: only processors that leak kernel memory to user mode need it"),
         boot("nopti", "the same as pti=off"),
-        boot("mitigations=", "off switches off isolation, with all other mitigations"),
+        boot("mitigations=", "the value off turns off isolation and all other mitigations"),
     ),
     translation="""
     By the page tables of the process. This is the only part of the kernel half that differs between
