@@ -93,6 +93,17 @@ class Displacement(int):
     __slots__ = ()
 
 
+def own_memory(mapped: object, shared: object) -> Optional[Size]:
+    """Bytes that a region maps to memory of its own; None unless most of what it maps is shared pages.
+
+    :param mapped: bytes that it maps. If this or ``shared`` is not a size, nothing is known.
+    :param shared: bytes of these that map the same pages again, such as KASAN's page of zeros.
+    """
+    if not isinstance(mapped, Size) or not isinstance(shared, Size) or shared * 2 <= mapped:
+        return None
+    return Size(mapped - shared)
+
+
 class NoRange(ValueError):
     """Two numbers are not a range of addresses."""
 

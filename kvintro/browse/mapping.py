@@ -87,14 +87,25 @@ def _second(box: Box, edge: Part, item: int, room: int, top: int, style: str) ->
         return Line(
             (left, edge, Part(" how much is mapped is not known" if box.unknown else "", DIM)), item=item
         )
-    more = "≥ " if box.at_least else ""
-    mapped = f"{more}{size_text(box.mapped)} mapped" if box.mapped else "nothing mapped"
+    mapped = _mapped_text(box, room)
     wide = min(_BAR, max(room - len(mapped) - 2, 0))
-    bar = _bar(box, wide, top) if wide >= 4 else []
-    return Line((left, edge, Part(" "), *(Part(t, style) for t in bar), Part(f" {mapped}", DIM)), item=item)
+    bar = _bar(box, wide, top) if wide >= 4 else ""
+    return Line((left, edge, Part(" "), Part(bar, style), Part(f" {mapped}", DIM)), item=item)
 
 
-def _bar(box: Box, wide: int, top: int) -> List[str]:
+def _mapped_text(box: Box, room: int) -> str:
+    """What is mapped, with shared pages apart from memory of its own if there is room for it."""
+    if not box.mapped:
+        return "nothing mapped"
+    more = "≥ " if box.at_least else ""
+    if box.own is None:
+        return f"{more}{size_text(box.mapped)} mapped"
+    own = f"{more}{size_text(box.own)} mapped"
+    both = f"{own} + {size_text(box.mapped - box.own)} shared"
+    return both if len(both) < room else own
+
+
+def _bar(box: Box, wide: int, top: int) -> str:
     def cells(size: int) -> int:
         if size <= 1 << _LEAST_BITS:
             return 1
@@ -102,11 +113,9 @@ def _bar(box: Box, wide: int, top: int) -> List[str]:
         return max(1, min(wide, round(wide * (math.log2(size) - _LEAST_BITS) / scale)))
 
     mapped = cells(box.mapped) if box.mapped else 0
-    return [
-        "█" * mapped
-        + "░" * (max(cells(box.size), mapped) - mapped)
-        + " " * (wide - max(cells(box.size), mapped))
-    ]
+    own = mapped if box.own is None else cells(box.own)
+    whole = max(cells(box.size), mapped)
+    return ("█" * own + "▒" * (mapped - own) + "░" * (whole - mapped)).ljust(wide)
 
 
 def cell_lines(report: PagesReport, width: int) -> List[Line]:

@@ -9,7 +9,7 @@ from typing import List, Optional, Sequence, Tuple
 from kvintro.browse.lines import Link
 from kvintro.errors import NotInDump
 from kvintro.kernels import Kernel
-from kvintro.model import Address, Column, Size, Table
+from kvintro.model import Address, Column, Size, Table, own_memory
 from kvintro.queries.roots import process_root
 from kvintro.readers.mapped import View
 from kvintro.reports.layout import LayoutReport
@@ -36,6 +36,7 @@ class Box:
     :ivar link: target of Enter, if the box cannot be zoomed into.
     :ivar entry: link to the page-table entry.
     :ivar unknown: whether the mapped size should be known but is not.
+    :ivar own: bytes of memory of its own, if most of what it maps is shared pages.
     """
 
     start: int
@@ -50,6 +51,7 @@ class Box:
     link: Optional[Link] = None
     entry: Optional[Link] = None
     unknown: bool = False
+    own: Optional[int] = None
 
     @property
     def size(self) -> int:
@@ -121,6 +123,7 @@ def boxes_of_layout(report: LayoutReport) -> List[Box]:
                 moved,
                 row.parent is not None,
                 unknown=row.mapped is None and row.reason is not None,
+                own=own_memory(row.mapped, row.shared),
             )
         )
     return out + missing

@@ -112,17 +112,6 @@ def partition_rows(report: LayoutReport) -> List[Placed]:
     return [row for row in placed_rows(report) if not row.parent]
 
 
-def own_memory(mapped: object, shared: object) -> Optional[Size]:
-    """Bytes that a region maps to memory of its own; None unless most of what it maps is shared pages.
-
-    :param mapped: bytes that it maps. If this or ``shared`` is not a size, nothing is known.
-    :param shared: bytes of these that map the same pages again, such as KASAN's page of zeros.
-    """
-    if not isinstance(mapped, Size) or not isinstance(shared, Size) or shared * 2 <= mapped:
-        return None
-    return Size(mapped - shared)
-
-
 def weight(size: int) -> float:
     """Relative height of a region: from 0 for a page to 1 for the largest region that paging allows."""
     return max(0.0, min(1.0, (math.log2(max(size, 1)) - 12) / 44))

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Dict, List, Mapping, Optional, Sequence, Tuple
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
-from kvintro.model import Address, Column, Displacement, Report, Row, Section, Size, Table
-from kvintro.render.drawing import own_memory, placed_rows
+from kvintro.model import Address, Column, Displacement, Report, Row, Section, Size, Table, own_memory
+from kvintro.render.drawing import placed_rows
 from kvintro.render.svg import color_of, layout_svg
 from kvintro.render.values import field_of, value_text
 from kvintro.text import size_text

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Dict, List
 
+from kvintro.model import own_memory
 from kvintro.render.colors import region_style
-from kvintro.render.drawing import Placed, own_memory, placed_rows
+from kvintro.render.drawing import Placed, placed_rows
 from kvintro.render.text import DIM, Line, paint, pairs_text, prose, table_text, wrapped
 from kvintro.render.values import value_text
 from kvintro.text import size_text
@@ -51,6 +52,14 @@ def mapped_text(row: Placed) -> str:
     if not row.mapped:
         return "nothing"
     return f"≥ {size_text(row.mapped)}" if row.at_least else size_text(row.mapped)
+
+
+def drawn_text(row: Placed) -> str:
+    """What is mapped in a region, with shared pages apart from memory of its own, for drawings."""
+    own = own_memory(row.mapped, row.shared)
+    if own is None:
+        return f"{mapped_text(row)} mapped"
+    return f"{'≥ ' if row.at_least else ''}{size_text(own)} mapped + {size_text(row.shared or 0)} shared"
 
 
 def _row_lines(row: Placed, depth: int) -> List[Line]:

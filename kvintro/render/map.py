@@ -7,9 +7,10 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, List, Optional
 
+from kvintro.model import own_memory
 from kvintro.render.colors import region_style
 from kvintro.render.drawing import Placed, Space, largest, partition_rows, spaces, weight
-from kvintro.render.layout import mapped_text
+from kvintro.render.layout import drawn_text
 from kvintro.render.text import BOLD, DIM, head_lines, note_lines, paint, prose, wrapped
 from kvintro.text import displacement_text, size_text
 
@@ -64,7 +65,10 @@ def map_lines(report: LayoutReport, color: bool, width: int) -> List[str]:
     if rows:
         out.append(f"{rows[-1].end:016x}  └{'─' * form.inner}┘")
     if form.bars and rows:
-        scale = f"bars: {'░' * 3} reserved, {'█' * 3} mapped, from 4 KB to {size_text(form.top)}, logarithmic"
+        apart = any(own_memory(row.mapped, row.shared) is not None for row in rows)
+        shared = f", {'▒' * 3} mapped to shared pages" if apart else ""
+        scale = f"bars: {'░' * 3} reserved, {'█' * 3} mapped{shared}"
+        scale += f", from 4 KB to {size_text(form.top)}, logarithmic"
         out += ["", *prose(f"{scale}; holes are not to scale", width, DIM, color, "", "  ")]
     wide = (width or 100) - 20
     for space in spaces(rows):
@@ -126,7 +130,7 @@ def _height(row: Placed) -> int:
 def _mapped(row: Placed) -> str:
     if row.mapped is None:
         return ""
-    return f"{mapped_text(row)} mapped" + (f", {' '.join(row.leaves)}" if row.mapped else "")
+    return drawn_text(row) + (f", {' '.join(row.leaves)}" if row.mapped else "")
 
 
 def _moved(row: Placed, *, apart: bool) -> List[str]:
@@ -154,7 +158,9 @@ def _bar(row: Placed, top: int, wide: int) -> str:
 
     reserved = min(cells(row.size), wide)
     mapped = min(cells(row.mapped), reserved) if row.mapped else 0
-    return f"{'█' * mapped}{'░' * (reserved - mapped)}".ljust(wide)
+    size = own_memory(row.mapped, row.shared)
+    own = mapped if size is None else min(cells(size), mapped)
+    return f"{'█' * own}{'▒' * (mapped - own)}{'░' * (reserved - mapped)}".ljust(wide)
 
 
 def _space(space: Space, wide: int, color: bool) -> List[str]:

@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, List, Sequence, Tuple
 
+from kvintro.model import own_memory
 from kvintro.render.drawing import (
     Bar,
     Placed,
     Space,
     largest,
-    own_memory,
     partition_rows,
     spaces,
     spread,
     weight,
 )
-from kvintro.render.layout import mapped_text
+from kvintro.render.layout import drawn_text
 from kvintro.text import displacement_text, size_text
 
 if TYPE_CHECKING:
@@ -240,18 +240,10 @@ def _bars(row: Placed, middle: float, axis: _Axis) -> List[str]:
     if row.mapped is not None:
         text = "nothing mapped"
         if row.mapped:
-            text = " \u00b7 ".join((_mapped(row), " ".join(row.leaves)))
+            text = " \u00b7 ".join((drawn_text(row), " ".join(row.leaves)))
     # Above the bar, so that even the longest bar does not collide with its text.
     out.append(_text(_BAR_LEFT + _BAR_WIDTH, middle - 9, text, "small", "end"))
     return out
-
-
-def _mapped(row: Placed) -> str:
-    """What is mapped in a region, with shared pages apart from memory of its own."""
-    own = own_memory(row.mapped, row.shared)
-    if own is None:
-        return f"{mapped_text(row)} mapped"
-    return f"{'≥ ' if row.at_least else ''}{size_text(own)} mapped + {size_text(row.shared or 0)} shared"
 
 
 def _note(row: Placed) -> str:
@@ -267,7 +259,7 @@ def _sentence(row: Placed) -> str:
     seen = ", ".join(filter(None, (row.name, size_text(row.size), _note(row))))
     parts = [f"{seen}: {row.start:016x} to {row.end:016x}"]
     if row.mapped is not None:
-        parts.append(_mapped(row))
+        parts.append(drawn_text(row))
     if row.slide == 0:
         parts.append("not moved by KASLR")
     return ", ".join(parts)

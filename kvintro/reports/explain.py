@@ -9,7 +9,7 @@ from typing import Dict, List, Optional, Sequence, Tuple, TypedDict
 from kvintro.arch import Architecture, of_this_machine
 from kvintro.errors import Unavailable
 from kvintro.kernels import Kernel, Region
-from kvintro.model import ALL, Address, Column, Report, Size, Table
+from kvintro.model import ALL, Address, Column, Report, Size, Table, own_memory
 from kvintro.paging import MAPPED
 from kvintro.queries.names import no_region, region_key
 from kvintro.queries.placements import HOLE, Places
@@ -335,7 +335,11 @@ def _mapped(row: RegionRow) -> str:
     text = f"{size_text(row.mapped)} mapped by {', '.join(pages[:-1])}{' and ' * (len(pages) > 1)}{pages[-1]}"
     if row.root_noun.startswith("process"):
         text += f", in {row.roots} {row.root_noun}"
-    if row.shared:
+    own = own_memory(row.mapped, row.shared)
+    if own is not None:
+        text += f". Only {size_text(own)} of it is memory of its own"
+        text += f"; the other {size_text(row.shared or 0)} is shared pages, each mapped many times"
+    elif row.shared:
         text += f"; {size_text(row.mapped - row.shared)} of it by tables that are not shared"
     return f"{text}."
 

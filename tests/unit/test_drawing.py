@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvintro.browse.mapping import map_lines
+from kvintro.browse.stretches import boxes_of_layout
 from kvintro.errors import UsageError
 from kvintro.model import Report, Size, Table
 from kvintro.render import render
@@ -78,7 +80,16 @@ def test_shared_pages_are_drawn_apart(report: Layout) -> None:
         dataclasses.replace(row, mapped=mapped, shared=shared) if row.key == "vmalloc" else row
         for row in table.rows
     ]
-    drawn = layout_svg(dataclasses.replace(report, tables=(dataclasses.replace(table, rows=rows),)))
+    kasan = dataclasses.replace(report, tables=(dataclasses.replace(table, rows=rows),))
+    in_text = [line for line in render(kasan, "map").splitlines() if "14 MB mapped + 8 TB shared" in line]
+    assert len(in_text) == 1 and 0 < in_text[0].count("█") < in_text[0].count("▒")
+    assert "▒▒▒ mapped to shared pages" in render(kasan, "map")
+    assert "▒" not in render(report, "map")
+    vmalloc = next(box for box in boxes_of_layout(kasan) if box.key == "vmalloc")
+    for width, text in ((60, "14 MB mapped + 8 TB shared"), (38, "14 MB mapped")):
+        _, second, *_ = map_lines([vmalloc], width)
+        assert second.text.endswith(f" {text}") and second.width <= width
+    drawn = layout_svg(kasan)
     assert any("14 MB mapped + 8 TB shared" in text for text in texts(drawn))
     rects = ElementTree.fromstring(drawn).iter(f"{SVG}rect")
     bars = {
