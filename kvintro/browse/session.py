@@ -9,7 +9,7 @@ import re
 import shlex
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Callable, Dict, List, Optional, Sequence, Tuple, Union, cast
+from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Sequence, Tuple, Union, cast
 
 from kvintro.browse import places, sheets, stretches
 from kvintro.browse.lines import Link, Sheet
@@ -29,9 +29,11 @@ from kvintro.regions.user import ProcessRow
 from kvintro.render import render, render_stream
 from kvintro.render.inert import inert
 from kvintro.reports.layout import LayoutReport, layout
-from kvintro.reports.pages import PagesReport, pages_report
 from kvintro.reports.show import Selection, select
 from kvintro.text import printable
+
+if TYPE_CHECKING:
+    from kvintro.reports.pages import PagesReport
 
 #: Number of cells in the picture of physical memory.
 CELLS = 512
@@ -115,6 +117,8 @@ class Session:
 
         :raises KvintroError: the census cannot be made.
         """
+        from kvintro.reports.pages import pages_report
+
         shift = self.kernel.page_shift
         frames = None if where is None else (where[0] >> shift, (where[1] >> shift) + 1)
         return pages_report(self.kernel, where=frames, cells=CELLS, progress=self._counting)

@@ -63,6 +63,8 @@ LAZY = (
     *(("cli", f"kvintro.{name}") for name in ("opening", "source", "repl", "browse")),
     # Textual is optional.
     ("browse.start", "kvintro.browse"),
+    # The map must appear soon; physical memory is shown later.
+    ("browse.session", "kvintro.reports.pages"),
     # A renderer is loaded for its format, a source for its kind, a report's sections for the report.
     ("render", "kvintro.render"),
     # Only mistakes need it.
