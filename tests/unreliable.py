@@ -33,6 +33,8 @@ class Unreliable:
 
     def __init__(self, core: Core, *, symbols: bool = True, types: str = "auto") -> None:
         self.way = ""
+        #: Bytes that the kernel has written since the core was taken, by physical address.
+        self.written: Dict[int, bytes] = {}
         self.arch = core.arch
         self._chosen = random.Random(core.name)
         platform = drgn.Platform(drgn.Architecture[core.arch.drgn_name])
@@ -63,6 +65,9 @@ class Unreliable:
         if self.way == "faults":
             raise drgn.FaultError("no such memory", address)
         data: bytes = self._base.read(address, count, True)
+        for at, new in self.written.items():
+            if address < at + len(new) and at < address + count:
+                data = bytes(new[n - at] if at <= n < at + len(new) else old for n, old in enumerate(data, address))
         return _WAYS[self.way](self._chosen, data) if self.way else data
 
 

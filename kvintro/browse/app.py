@@ -126,7 +126,7 @@ class Browser(App[int]):
     #right { width: 1fr; }
     #tabs, #title { height: 1; background: $boost; padding: 0 1; }
     .here #title, .here #tabs { background: $primary 30%; }
-    Listing { height: 1fr; padding: 0 0 0 1; }
+    Listing { height: 1fr; }
     .alone #left { width: 100%; max-width: 100%; }
     .hidden { display: none; }
     """
@@ -188,7 +188,7 @@ class Browser(App[int]):
         self._sheet = Sheet((), ())
         self._settling: Optional[Timer] = None
         self._rereading: Optional[Timer] = None
-        self._marks = False
+        self._changes = ""  # what the last read of a running kernel changed
 
     # The screen
 
@@ -282,12 +282,14 @@ class Browser(App[int]):
         pane.show(lines)
 
     def _show_head(self) -> None:
-        who = self.session.kernel.identity
+        who = self.session.identity
         busy = self.questions.busy
         kaslr = {True: "KASLR on", False: "KASLR off", None: "KASLR unknown"}[who.kaslr]
         parts = ["kvintro", f"Linux {printable(who.release or 'of unknown release')}", kaslr]
-        parts.append(printable(self.session.kernel.source.label))
-        right = f" {busy}… " if busy else " again every 2 s " if self._rereading is not None else ""
+        parts.append(printable(self.session.label))
+        again = "again every 2 s" if self._rereading is not None else ""
+        says = f"{busy}…" if busy else ", ".join(filter(None, (self._changes, again)))
+        right = f" {says} " if says else ""
         room = max(self.size.width - len(right), 10)
         left = f" {'   '.join(parts)}"[:room].ljust(room)
         self._head.update(Text(left + right, no_wrap=True, overflow="crop"))
@@ -306,16 +308,18 @@ class Browser(App[int]):
         self._ask("map", view.doing, question, then, patient=isinstance(view, PhysicalView))
 
     def _show_left(self, view: LeftView, cursor: int, answer: Any) -> None:
-        if view is not self._view:
-            return
+        if view is self._view:
+            self._draw_left(view, cursor, answer)
+            self._preview()
+
+    def _draw_left(self, view: LeftView, cursor: int, answer: Any, *, marks: bool = False) -> None:
         self._answers[view] = answer
         lines = view.lines(answer, self._room(self.map))
         cells = isinstance(view, PhysicalView)
         self.map.keeps_part = cells
-        part = 0 if cells else -1
-        self.map.show(lines or [plain("nothing")], cursor, part=part, marks=self._marks)
+        part = (self.map.part if marks else 0) if cells else -1
+        self.map.show(lines or [plain("nothing")], cursor, part=part, marks=marks)
         self._title_left()
-        self._preview()
 
     def _title_left(self) -> None:
         width = self._room(self.map)
@@ -354,7 +358,7 @@ class Browser(App[int]):
         """Go to a place. If both it and the current stop come from the left pane, it replaces that stop."""
         stop = self.stop
         if stop is not None and stop.from_map and from_map:
-            if stop.place == place and not self._marks:
+            if stop.place == place:
                 return
             alike = [tab.title for tab in place.tabs] == [tab.title for tab in stop.place.tabs]
             self.stops[self.at] = Stop(place, stop.tab if alike else 0, from_map=True)
@@ -392,7 +396,7 @@ class Browser(App[int]):
 
     # Details
 
-    def _read_detail(self) -> None:
+    def _read_detail(self, *, marks: bool = False) -> None:
         self._show_crumbs()
         stop, tab = self.stop, self._tab
         if stop is None or tab is None:
@@ -400,14 +404,20 @@ class Browser(App[int]):
             return
         view = replace(stop.view, width=self._room(self.detail))
         question = partial(self.session.sheet, tab, stop.place, view)
-        self._ask("detail", " ".join(tab.command[:2]), question, self._show_sheet)
+        then = partial(self._show_sheet, marks=marks)
+        self._ask("detail", " ".join(tab.command[:2]), question, then)
 
-    def _show_sheet(self, sheet: Sheet) -> None:
+    def _show_sheet(self, sheet: Sheet, *, marks: bool = False) -> None:
         self._sheet = sheet
         stop = self.stop
         item = stop.item if stop is not None else 0
-        self.detail.show(sheet.lines or (plain("nothing"),), item, marks=self._marks)
-        self._marks = False
+        self.detail.show(sheet.lines or (plain("nothing"),), item, marks=marks)
+        self._changes = ""
+        if marks:
+            both = (self.map, self.detail)
+            count, gone = sum(len(pane.changed) for pane in both), sum(pane.gone for pane in both)
+            parts = (f"{count} changed" if count else "", f"{gone} gone" if gone else "")
+            self._changes = ", ".join(filter(None, parts)) or "nothing changed"
 
     def _show_crumbs(self) -> None:
         stop = self.stop
@@ -677,7 +687,6 @@ class Browser(App[int]):
             self.notify("a dump does not change; this is for running kernels", timeout=3)
             return
         view = self._view
-        self._marks = True
 
         def question() -> Any:
             self.session.refresh()
@@ -687,11 +696,15 @@ class Browser(App[int]):
         self._ask("map", view.doing, question, partial(self._read_both, view))
 
     def _read_both(self, view: LeftView, answer: Any) -> None:
-        self._show_left(view, self.map.cursor, answer)
-        if self.stop is not None:
-            self.stop.item = self.detail.cursor
-        self._marks = True
-        self._read_detail()
+        stop = self.stop
+        if view is self._view:
+            self._draw_left(view, self.map.cursor, answer, marks=True)
+            item = self.map.cursor
+            if stop is not None and stop.from_map and view.item_of(stop.place, item) != item:
+                self.map.select(view.item_of(stop.place, item))
+        if stop is not None:
+            stop.item = self.detail.cursor
+        self._read_detail(marks=True)
 
     def action_keep_reading(self) -> None:
         """Start or stop reading a running kernel periodically."""

@@ -43,6 +43,10 @@ class LeftView:
         """The place under the cursor."""
         raise NotImplementedError
 
+    def item_of(self, place: Place, item: int) -> int:
+        """The item of a place that was at an item before the data was read again."""
+        return item
+
     def enter(self, item: int, link: Optional[Link]) -> Union[bool, Link]:
         """Zoom in and return True (ask again), or return a link to follow; False if there is neither."""
         raise NotImplementedError
@@ -192,6 +196,10 @@ class ProcessView(LeftView):
     def place(self, item: int, link: Optional[Link]) -> Optional[Place]:
         """The process."""
         return places.follow(self._links[item]) if item < len(self._links) else None
+
+    def item_of(self, place: Place, item: int) -> int:
+        """The process with the same pid."""
+        return next((n for n, link in enumerate(self._links) if link.value == place.pid), item)
 
     def enter(self, item: int, link: Optional[Link]) -> Union[bool, Link]:
         """Follow the process; its areas appear beside the list."""

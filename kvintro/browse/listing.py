@@ -18,6 +18,8 @@ from textual.strip import Strip
 from kvintro.browse.lines import Line, Link
 from kvintro.render.text import columns_of
 
+_GUTTER = 1  # columns before each line
+_MARK = "*"  # in the gutter of a changed line
 _NAMES = {
     "30": "black",
     "31": "red",
@@ -138,6 +140,8 @@ class Listing(ScrollView, can_focus=True):
         #: Whether the same link number stays chosen when the cursor moves.
         self.keeps_part = False
         self._changed: FrozenSet[int] = frozenset()
+        #: Number of lines that the marked contents no longer have.
+        self.gone = 0
 
     # Contents
 
@@ -145,6 +149,11 @@ class Listing(ScrollView, can_focus=True):
     def lines(self) -> Sequence[Line]:
         """The lines shown."""
         return self._lines
+
+    @property
+    def changed(self) -> Sequence[Line]:
+        """The marked lines."""
+        return [self._lines[number] for number in sorted(self._changed)]
 
     @property
     def cursor(self) -> int:
@@ -158,15 +167,13 @@ class Listing(ScrollView, can_focus=True):
         :param part: number of the link to choose there.
         :param marks: mark lines that were not there before.
         """
-        before = {line.text for line in self._lines} if marks else set()
-        changed = [n for n, line in enumerate(lines) if marks and line.text not in before]
-        self._changed = frozenset(changed)
+        self._changed, self.gone = _changes(self._lines, lines) if marks else (frozenset(), 0)
         self._lines = lines
         self._items, self._item_at = _items_of(lines)
         self._cursor = max(0, min(cursor, len(self._items) - 1))
         self._part = part
         width = max((line.width for line in lines), default=0)
-        self.virtual_size = Size(width, len(lines))
+        self.virtual_size = Size(_GUTTER + width, len(lines))
         self.scroll_to(0, None if cursor else 0, animate=False)
         self._reveal()
         self.refresh()
@@ -177,6 +184,11 @@ class Listing(ScrollView, can_focus=True):
         self._part = -1
         self._reveal()
         self.refresh()
+
+    @property
+    def part(self) -> int:
+        """Number of the chosen link; -1 for the line's own."""
+        return self._part
 
     @property
     def line(self) -> Optional[Line]:
@@ -212,7 +224,8 @@ class Listing(ScrollView, can_focus=True):
             base += self.get_component_rich_style("listing--changed", partial=True)
         chosen = self._part if under and self._items[self._cursor][0] == number else -1
         strip = Strip(self._segments(line, base, chosen))
-        return strip.crop_extend(scroll_x, scroll_x + width, base)
+        body = strip.crop_extend(scroll_x, scroll_x + width - _GUTTER, base)
+        return Strip([Segment(_MARK if number in self._changed else " ", base), *body], width)
 
     def _segments(self, line: Line, base: Style, chosen: int) -> List[Segment]:
         out: List[Segment] = []
@@ -297,7 +310,8 @@ class Listing(ScrollView, can_focus=True):
                 links += 1
                 if links == self._part:
                     row = self._items[self._cursor][0]
-                    self.scroll_to_region(Region(at, row, wide, 1), animate=False, force=True)
+                    region = Region(at, row, _GUTTER + wide, 1)
+                    self.scroll_to_region(region, animate=False, force=True)
                     return
             at += wide
         self.scroll_to(0, None, animate=False)
@@ -308,7 +322,7 @@ class Listing(ScrollView, can_focus=True):
         if not 0 <= number < len(self._lines) or self._item_at[number] < 0:
             return
         item = self._item_at[number]
-        part = self._part_at(self._lines[number], event.x + self.scroll_offset.x)
+        part = self._part_at(self._lines[number], event.x - _GUTTER + self.scroll_offset.x)
         again = item == self._cursor and (part == self._part or event.chain > 1)
         self._go(item)
         self._part = part if self._items[item][0] == number else -1
@@ -324,6 +338,13 @@ class Listing(ScrollView, can_focus=True):
             if column < at:
                 return links if part.link is not None else -1
         return -1
+
+
+def _changes(before: Sequence[Line], after: Sequence[Line]) -> Tuple[FrozenSet[int], int]:
+    """Numbers of the lines that were not there before, and how many lines there are no longer."""
+    old, new = {line.text for line in before}, {line.text for line in after}
+    changed = [number for number, line in enumerate(after) if line.text not in old]
+    return frozenset(changed), max(len(old - new) - len(changed), 0)
 
 
 def _items_of(lines: Sequence[Line]) -> Tuple[List[Tuple[int, int]], List[int]]:

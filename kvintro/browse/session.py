@@ -77,6 +77,8 @@ class Session:
 
     def __init__(self, kernel: Kernel, source: Sequence[str] = ()) -> None:
         self.kernel = kernel
+        #: Which kernel it is, and the name of its source: read once, because the screen shows them.
+        self.identity, self.label = kernel.identity, kernel.source.label
         self.source = tuple(source)
         #: Called with a description of the current work.
         self.say: Callable[[str], None] = lambda text: None

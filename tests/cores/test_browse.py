@@ -13,10 +13,12 @@ import signal
 import subprocess
 import sys
 import termios
+import threading
 from pathlib import Path
 from typing import Any, Awaitable, Callable, Iterator
 
 import pytest
+from drgn.helpers.linux.pid import for_each_task
 from textual.pilot import Pilot
 
 from kvintro.browse.app import Browser
@@ -29,93 +31,13 @@ from kvintro.kernels import Kernel
 from kvintro.model import Report
 from kvintro.opening import open_kernel
 from kvintro.source import Request
+from tests.browsing import Driver, browse, settled
 from tests.conftest import VMCORES, Core
 from tests.hostile import assert_inert, poisoned
+from tests.unreliable import Unreliable
 
 #: Of the built cores; tests/conftest.py chooses them.
 ONE_OF_EACH_SERIES = ("amd64", "arm64")
-
-
-#: Most queues of messages that a key passes before it asks a question, and an answer before it is shown.
-_HOPS = 10
-
-
-async def settled(app: Browser, pilot: Pilot[int]) -> None:
-    """Wait until the worker has answered all requests and the screen shows the answers.
-
-    Each pause waits until every queue has been emptied once, however busy the machine is.
-    """
-    quiet = 0
-    while quiet < _HOPS:
-        await pilot.pause(0 if app.idle else 0.005)
-        quiet = quiet + 1 if app.idle else 0
-    await pilot.pause()
-
-
-class Driver:
-    """A browser without a terminal."""
-
-    def __init__(self, app: Browser, pilot: Pilot[int]) -> None:
-        self.app = app
-        self._pilot = pilot
-
-    async def press(self, *keys: str) -> None:
-        """Press keys, and wait for the answer to each."""
-        for key in keys:
-            await self._pilot.press(key)
-            await settled(self.app, self._pilot)
-
-    async def type(self, text: str) -> None:
-        """Type into the open input, and press Enter."""
-        await self._pilot.press(*(_KEYS.get(char, char) for char in text))
-        await self.press("enter")
-
-    async def goto(self, text: str) -> None:
-        """Press ``g``, type a text and press Enter."""
-        await self.press("g")
-        await self.type(text)
-
-    async def follow(self, kind: str) -> None:
-        """Put the cursor on the first line with a link of this kind, and press Enter."""
-        listing = self.app.detail
-        listing.select(0)
-        while listing.link is None or listing.link.kind != kind:
-            before = listing.cursor
-            listing.select(before + 1)
-            assert listing.cursor > before, f"nothing leads to a {kind}: {self.detail}"
-        await self.press("enter")
-
-    @property
-    def map(self) -> str:
-        """The left pane."""
-        return "\n".join(line.text for line in self.app.map.lines)
-
-    @property
-    def detail(self) -> str:
-        """The right pane."""
-        return "\n".join(line.text for line in self.app.detail.lines)
-
-    @property
-    def place(self) -> Place:
-        """The current place."""
-        assert self.app.stop is not None
-        return self.app.stop.place
-
-
-_KEYS = {"_": "underscore", ":": "colon", "+": "plus", "-": "minus", "=": "equals_sign", " ": "space"}
-
-
-def browse(kernel: Kernel, walk: Callable[[Driver], Awaitable[None]], **options: Any) -> None:
-    """Run a test in a browser."""
-    size = options.pop("size", (120, 40))
-
-    async def run() -> None:
-        app = Browser(Session(kernel, ["-c", "core"]), **options)
-        async with app.run_test(size=size) as pilot:
-            await settled(app, pilot)
-            await walk(Driver(app, pilot))
-
-    asyncio.run(run())
 
 
 def test_from_the_map_to_a_page_and_back(core: Core, kernel: Kernel) -> None:
@@ -381,6 +303,73 @@ def test_missing_tables_are_said_to_be_missing(sample: Kernel) -> None:
     assert [box.kind for box in session.stretch(where)] == ["lost"]
 
 
+# A running kernel
+
+
+@pytest.fixture
+def running() -> Unreliable:
+    return Unreliable(Core(VMCORES / "debian-6.12"))
+
+
+def _rename(running: Unreliable, kernel: Kernel, pid: int, name: bytes) -> None:
+    """Give a process another name, as prctl(PR_SET_NAME) does."""
+    task = next(task for task in for_each_task(kernel.prog) if task.pid.value_() == pid)
+    where = kernel.walk(task.comm.address_of_().value_()).physical
+    assert where is not None
+    running.written[where] = name + b"\0"
+
+
+def test_r_reads_a_running_kernel_again(running: Unreliable, sample: Kernel) -> None:
+    """What the kernel changed since is shown and marked, in both panes; the cursor stays on its process."""
+
+    async def walk(go: Driver) -> None:
+        app = go.app
+        await go.goto("jiffies_64")
+        await go.press("4")
+        word = sample.symbol("jiffies_64")
+        physical = sample.walk(word).physical
+        assert physical is not None
+        await go.press("r")
+        assert not app.detail.changed and "nothing changed" in go.head
+        running.written[physical] = b"\x11\x22\x33\x44"
+        await go.press("r")
+        assert ["44332211" in line.text for line in app.detail.changed] == [True]
+        assert "1 changed" in go.head
+        await go.press("r")
+        assert not app.detail.changed
+        await go.press("u")
+        while go.place.pid != 165:
+            await go.press("down")
+        assert "kv-memory" in go.map
+        _rename(running, sample, 165, b"renamed")
+        await go.press("r")
+        assert [line.text.split()[:2] for line in app.map.changed] == [["165", "renamed"]]
+        assert "kv-memory" not in go.map and go.place.pid == 165
+        shown = go.screen
+        assert re.search(r"^\* *165 renamed", shown, re.M), shown
+
+    browse(running.kernel(), walk)
+
+
+def test_a_keeps_reading(running: Unreliable, sample: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvintro.browse.app._AGAIN", 0.01)
+
+    async def walk(go: Driver) -> None:
+        await go.press("u")
+        await go.tap("a")
+        assert "again every 2 s" in go.head or go.app.questions.busy
+        _rename(running, sample, 165, b"renamed")
+        await go.until(lambda: "renamed" in go.map)
+        await go.tap("a")
+        await go.press("b")  # waits for the answer to the last question
+        _rename(running, sample, 165, b"once more")
+        assert "once more" not in go.map and "again" not in go.head
+        await go.press("r")
+        assert "once more" in go.map
+
+    browse(running.kernel(), walk)
+
+
 def test_a_key_is_answered_while_a_question_runs(sample: Kernel) -> None:
     """This also holds for a command that never ends; Escape cancels it."""
 
@@ -405,6 +394,33 @@ def test_a_key_is_answered_while_a_question_runs(sample: Kernel) -> None:
         await settled(app, pilot)
         assert ends and app.questions.idle
         assert go.detail.strip()
+
+    browse(sample, walk)
+
+
+def test_keys_work_while_the_thread_is_blocked(sample: Kernel) -> None:
+    """A call that does not return, such as a read of a slow disk, cannot be interrupted; keys work, q too."""
+    returns = threading.Event()
+
+    async def walk(go: Driver) -> None:
+        app = go.app
+        app._ask("long", "reading", returns.wait, print)
+        while go.app.questions.busy != "reading":
+            await asyncio.sleep(0.001)
+        for key in ("down", "down", "z", "z", "t", "tab", "tab"):
+            await go.tap(key)
+        assert app.map.cursor == 2 and app.map.has_focus and app.theme == "textual-light"
+        await go.tap("f1")
+        assert len(app.screen_stack) == 2
+        await go.tap("escape")
+        assert len(app.screen_stack) == 1
+        await go.tap("escape")
+        assert "cancelled" in str(list(app._notifications)[-1].message)
+        assert app.questions.busy == "reading"
+        await go.tap("down")
+        returns.set()
+        await settled(app, go._pilot)
+        assert go.place.title == "ldt_remap" and go.detail.strip()
 
     browse(sample, walk)
 
