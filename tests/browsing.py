@@ -25,7 +25,8 @@ async def settled(app: Browser, pilot: Pilot[int]) -> None:
     """
     quiet = 0
     while quiet < _HOPS:
-        await pilot.pause(0 if app.idle else 0.005)
+        # While the worker works, this thread sleeps, because only one of them can run.
+        await (pilot.pause(0) if app.idle else asyncio.sleep(0.02))
         quiet = quiet + 1 if app.idle else 0
     await pilot.pause()
 

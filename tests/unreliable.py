@@ -67,7 +67,11 @@ class Unreliable:
         data: bytes = self._base.read(address, count, True)
         for at, new in self.written.items():
             if address < at + len(new) and at < address + count:
-                data = bytes(new[n - at] if at <= n < at + len(new) else old for n, old in enumerate(data, address))
+                changed = bytearray(data)
+                for number, byte in enumerate(new, at - address):
+                    if 0 <= number < count:
+                        changed[number] = byte
+                data = bytes(changed)
         return _WAYS[self.way](self._chosen, data) if self.way else data
 
 

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, Callable, ClassVar, Dict, Iterable, List, Optional, Sequence, Tuple
 
 from rich.segment import Segment
+from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 from textual import events
 from textual.app import App, ComposeResult, SystemCommand
@@ -47,20 +48,38 @@ _LAST = 3.0  # seconds for an orderly exit after a signal
 _AGAIN = 2.0  # seconds between two reads of a running kernel
 
 _HELP = """\
-Enter        zoom into the map; follow an address, page, process ...
-Left, Right  zoom out and in; in a line, choose what to follow
-Tab          go to the other pane        z     show one pane alone
-b, f         back, forward               g     go to anything
-m p u        map, physical memory, processes
-1 to 9       choose a tab                [ ]   tab before, next tab
-/            filter lines                s S   sort, in reverse
-y            copy the address            c     the same as a command line
-T            show memory as a type, such as struct task_struct
-:            run a command of kvintro    ?     explain this region
-r            read a running kernel again
-a            keep reading it             t     light or dark
-Escape       cancel; back to the map     q     quit
-Ctrl+P       find any of these by name"""
+Enter    zoom into the map; follow an address, page, process
+← →      zoom out and in; in a line, choose what to follow
+Tab      go to the other pane       z    one pane alone, or both
+b f      back, forward              g    go to anything
+m p u    map, physical memory, processes
+1 to 9   choose a tab               [ ]  previous, next tab
+/        filter lines               s S  sort, in reverse
+y        copy the address           c    as a command line
+T        show memory as a type, such as struct task_struct
+:        run a command              ?    explain this region
+r        read a running kernel again
+a        keep reading it            t    light or dark
+Escape   cancel; back to the map    q    quit
+Ctrl+P   find any of these by name"""
+
+
+# Keys as the command palette names them, and descriptions that are short in the footer.
+_NAMES_OF_KEYS = {"question_mark": "?", "colon": ":", "slash": "/"}
+_LONG = {
+    "Go": "Go to an address, symbol, process, module or region",
+    "Filter": "Filter lines",
+    "Cmd": "Show and copy the command line that prints the same",
+    "Run": "Run a command of kvintro",
+    "Explain": "Explain this region",
+    "Pane": "Go to the other pane",
+    "Keys": "Show all keys",
+}
+
+
+# The eight colours on a light background, dark enough to read.
+_DARK = [(0, 0, 0), (170, 0, 30), (0, 105, 20), (125, 80, 0), (20, 70, 180), (130, 20, 130), (0, 95, 115)]
+_ON_LIGHT = TerminalTheme((240, 240, 240), (30, 30, 30), [*_DARK, (90, 90, 90)])
 
 
 @dataclass
@@ -166,6 +185,7 @@ class Browser(App[int]):
         self.questions = Worker()
         session.say = self.questions.say
         self.theme = "textual-light" if light else "textual-dark"
+        self.ansi_theme_light = _ON_LIGHT
         # Kept as attributes, because queries find the widgets of a dialog while it is open.
         self.map, self.detail = Listing(id="map"), Listing(id="detail")
         self._left, self._right = Vertical(id="left", classes="here"), Vertical(id="right")
@@ -188,6 +208,7 @@ class Browser(App[int]):
         self._sheet = Sheet((), ())
         self._settling: Optional[Timer] = None
         self._rereading: Optional[Timer] = None
+        self._tab_at: Sequence[int] = ()
         self._changes = ""  # what the last read of a running kernel changed
 
     # The screen
@@ -213,7 +234,7 @@ class Browser(App[int]):
     def on_mount(self) -> None:
         """Start by reading the map."""
         sys.setswitchinterval(_SWITCH)
-        Bar.allowed = False
+        Bar.instead = self.questions.say
         self._end_on_signals()
         self.map.focus()
         self.set_interval(0.15, self._show_head)
@@ -243,7 +264,7 @@ class Browser(App[int]):
     def on_unmount(self) -> None:
         """Stop the worker."""
         self.questions.stop()
-        Bar.allowed = True
+        Bar.instead = None
 
     @property
     def idle(self) -> bool:
@@ -284,12 +305,13 @@ class Browser(App[int]):
     def _show_head(self) -> None:
         who = self.session.identity
         busy = self.questions.busy
-        kaslr = {True: "KASLR on", False: "KASLR off", None: "KASLR unknown"}[who.kaslr]
-        parts = ["kvintro", f"Linux {printable(who.release or 'of unknown release')}", kaslr]
-        parts.append(printable(self.session.label))
         again = "again every 2 s" if self._rereading is not None else ""
         says = f"{busy}…" if busy else ", ".join(filter(None, (self._changes, again)))
         right = f" {says} " if says else ""
+        kaslr = {True: "KASLR on", False: "KASLR off", None: "KASLR unknown"}[who.kaslr]
+        parts = ["kvintro", f"Linux {printable(who.release or 'of unknown release')}", kaslr]
+        used = len("   ".join(parts)) + 5 + len(right)
+        parts.append(_tail(printable(self.session.label), max(self.size.width - used, 12)))
         room = max(self.size.width - len(right), 10)
         left = f" {'   '.join(parts)}"[:room].ljust(room)
         self._head.update(Text(left + right, no_wrap=True, overflow="crop"))
@@ -430,7 +452,8 @@ class Browser(App[int]):
         text.append("".join(f"{name} › " for name in names[:-1]), "dim")
         text.append(names[-1] if names else "", "bold")
         self._crumbs.update(text)
-        self._tabs.update(_tabs_text(stop))
+        text, self._tab_at = _tabs_text(stop, max(self._right.size.width - 2, 18))
+        self._tabs.update(text)
 
     # Events
 
@@ -475,13 +498,8 @@ class Browser(App[int]):
 
     def on_click(self, event: events.Click) -> None:
         """Open the tab that was clicked."""
-        if event.widget is not None and event.widget.id == "tabs" and self.stop is not None:
-            at = 1
-            for number, tab in enumerate(self.stop.place.tabs):
-                at += len(tab.title) + 5
-                if event.x < at:
-                    self.action_choose_tab(number)
-                    return
+        if event.widget is self._tabs and 0 <= event.x - 1 < len(self._tab_at):
+            self.action_choose_tab(self._tab_at[event.x - 1])
 
     def on_resize(self) -> None:
         """Draw again for the new width."""
@@ -737,25 +755,52 @@ class Browser(App[int]):
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """Entries of the command palette: all keys."""
-        for binding in self._bindings:
-            if binding[1].description:
-                run = partial(self.call_later, self.run_action, binding[1].action)
-                yield SystemCommand(binding[1].description, f"key {binding[0]}", run)
+        seen = set()
+        for _, binding in self._bindings:
+            if binding.description and binding.action not in seen:
+                seen.add(binding.action)
+                run = partial(self.call_later, self.run_action, binding.action)
+                key = binding.key_display or _NAMES_OF_KEYS.get(binding.key, binding.key)
+                yield SystemCommand(_LONG.get(binding.description, binding.description), f"key {key}", run)
 
 
-def _tabs_text(stop: Optional[Stop]) -> Text:
+def _tail(text: str, room: int) -> str:
+    """The end of a text that is too long."""
+    return text if len(text) <= room else "…" + text[1 - room :]
+
+
+def _tabs_text(stop: Optional[Stop], room: int) -> Tuple[Text, Sequence[int]]:
+    """The tabs that fit around the open one, and the tab at each column; -1 for none."""
     text = Text(no_wrap=True, overflow="ellipsis")
     if stop is None:
-        return text
-    for number, tab in enumerate(stop.place.tabs):
-        text.append(f" {number + 1} {tab.title} ", "reverse bold" if number == stop.tab else "")
-        text.append(" ")
+        return text, ()
+    names = [f" {number} {tab.title} " for number, tab in enumerate(stop.place.tabs, 1)]
+    first = 0
+    # The one after it is visible, too.
+    upto = min(stop.tab + 2, len(names))
+    while first < stop.tab and sum(len(name) + 1 for name in names[first:upto]) + 2 > room:
+        first += 1
+    columns: List[int] = []
+
+    def add(part: str, style: str, number: int) -> None:
+        text.append(part, style)
+        columns.extend([number] * len(part))
+
+    if first:
+        add("‹", "bold", first - 1)
+    for number in range(first, len(names)):
+        more = number + 1 < len(names)
+        if len(columns) + len(names[number]) + more > room:
+            add("›", "bold", number)
+            break
+        add(names[number], "reverse bold" if number == stop.tab else "", number)
+        add(" ", "", -1)
     view = stop.view
     if view.match:
         text.append(f" /{printable(view.match)}", "bold")
     if view.sort:
         text.append(f" by {view.sort}", "bold")
-    return text
+    return text, columns
 
 
 def _problem(error: Exception) -> Tuple[str, str]:

@@ -21,7 +21,7 @@ class Ask(ModalScreen[Optional[str]]):
     Ask { align: left bottom; background: $background 0%; }
     Ask Vertical { height: auto; background: $surface; border-top: solid $primary; }
     Ask Static { color: $text-muted; height: auto; padding: 0 1; }
-    Ask Input { border: none; height: 1; padding: 0 1; background: $surface; }
+    Ask Input, Ask Input:focus { border: none; height: 1; padding: 0 1; background: $boost; }
     """
     BINDINGS: ClassVar[List[BindingType]] = [Binding("escape", "dismiss(None)", "Cancel")]
 

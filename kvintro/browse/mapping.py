@@ -40,7 +40,7 @@ def _lines(box: Box, item: int, width: int, top: int) -> List[Line]:
     address = f"{box.start:016x} "
     room = width - len(address) - 2
     if box.kind in ("absent", "unknown"):
-        where = "not on this kernel" if box.kind == "absent" else "not known"
+        where = "not here" if box.kind == "absent" else "not known"
         return [Line((Part(f"{where:>{_ADDRESS}}   ", DIM), Part(cut(box.text, room), DIM)), item=item)]
     if box.kind in ("hole", "empty"):
         text = f"{size_text(box.size)} {box.text}"

@@ -78,6 +78,11 @@ def _memory(words: Sequence[str]) -> Tab:
     return Tab(MEMORY, ("read", *words, "--size", "1024"))
 
 
+def pointers(start: int, size: int, pid: Optional[int] = None) -> Tab:
+    """What points into a range."""
+    return Tab("Pointers", ("search", *_process_words(pid), "--to", f"{start:016x}", "--size", str(size)))
+
+
 def _virtual(link: Link) -> Place:
     value = int(link.value)
     text = f"{value:016x}"

@@ -18,7 +18,7 @@ from kvintro.commands import ALIASES, run_command
 from kvintro.delivery import deliver
 from kvintro.errors import KvintroError, Unavailable, UsageError
 from kvintro.kernels import Kernel
-from kvintro.model import Placement, Report, Stream, Table
+from kvintro.model import ALL, Placement, Report, Stream, Table
 from kvintro.parser import parse
 from kvintro.queries.names import region_key
 from kvintro.queries.placements import HOLE, Places
@@ -80,7 +80,7 @@ class Session:
         #: Which kernel it is, and the name of its source: read once, because the screen shows them.
         self.identity, self.label = kernel.identity, kernel.source.label
         self.source = tuple(source)
-        #: Called with a description of the current work.
+        #: Called with the share of the current work that is done.
         self.say: Callable[[str], None] = lambda text: None
         self._kept: Dict[Tuple[str, ...], Report] = {}
 
@@ -132,7 +132,7 @@ class Session:
         def counted(more: int) -> None:
             nonlocal done
             done += more
-            self.say(f"counting pages {100 * done // max(total, 1)}%")
+            self.say(f"{100 * done // max(total, 1)}%")
 
         return counted
 
@@ -232,15 +232,36 @@ class Session:
             key = self.region_at(int(link.value))
             link = replace(link, region="" if key in (None, HOLE) else str(key))
         found = places.follow(link, self.kernel.page_shift)
-        return self._named(found) if link.kind in ("virtual", "range") and not link.name else found
+        if link.kind in ("virtual", "symbol", "range"):
+            return self._identified(found, link)
+        if link.kind in ("pfn", "physical"):
+            return self._with_page_pointers(found, link)
+        return found
 
-    def _named(self, place: Place) -> Place:
-        """Set a place's title to the identity of its address."""
+    def _identified(self, place: Place, link: Link) -> Place:
+        """Set a place's title to the identity of its address, and add what points to the object."""
+        start = place.start
+        size = 1 if start is None or place.end is None else place.end - start + 1
         tab = next(tab for tab in place.tabs if tab.command[0] == "identify")
         with contextlib.suppress(KvintroError):
-            things = self._report(tab, place).tables[0].rows[0].identities
-            if things and things[0].kind != "region":
-                return replace(place, title=inert(things[0].text)[:_TITLE])
+            row = self._report(tab, place).tables[0].rows[0]
+            start = row.address if start is None else start
+            things = [thing for thing in row.identities if thing.kind != "region"]
+            if things and link.kind != "symbol" and not link.name:
+                place = replace(place, title=inert(things[0].text)[:_TITLE])
+            for thing in things[::-1] if link.kind != "range" else ():
+                if thing.start is not None and thing.size:
+                    start, size = thing.start, thing.size
+        return place if start is None else _with(place, places.pointers(start, size, place.pid))
+
+    def _with_page_pointers(self, place: Place, link: Link) -> Place:
+        """Add what points to a page's address in the direct map."""
+        shift = self.kernel.page_shift
+        frame = int(link.value) if link.kind == "pfn" else int(link.value) >> shift
+        with contextlib.suppress(KvintroError):
+            address = (frame << shift) + self.kernel.linear_offset.value & ALL
+            if self.region_at(address) == self.kernel.regions.direct_map.key:
+                return _with(place, places.pointers(address, 1 << shift))
         return place
 
     def _region(self, key: str) -> Place:
@@ -324,6 +345,11 @@ class Session:
         return Places(self.kernel).key_at(address)
 
 
+def _with(place: Place, tab: Tab) -> Place:
+    """Add a tab to a place."""
+    return replace(place, tabs=(*place.tabs, tab))
+
+
 def _written(words: Sequence[str], text: str) -> Sheet:
     """The unchanged output of a command."""
     lines = sheets.prose_lines(text, sheets.Context())
@@ -351,7 +377,8 @@ def _findings_within(report: Report, start: int, end: int) -> Report:
         if row.start is not None and row.start <= end and (row.end or row.start) >= start
     ]
     elsewhere = len(findings.rows) - len(rows)
-    notes = [f"{elsewhere} findings are about other addresses: run :check"] if elsewhere else []
+    are = "finding is" if elsewhere == 1 else "findings are"
+    notes = [f"{elsewhere} {are} about other addresses: run :check"] if elsewhere else []
     return replace(
         report,
         tables=(replace(findings, rows=rows, title="findings here"), replace(rules, title="rules")),

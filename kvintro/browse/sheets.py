@@ -35,11 +35,13 @@ class Context:
     :ivar pid: process whose page tables translate user addresses.
     :ivar region: key of the region whose contents are listed.
     :ivar keys: keys of all regions.
+    :ivar words: whether numbers are words of memory: then small ones are not addresses.
     """
 
     pid: Optional[int] = None
     region: str = ""
     keys: Tuple[str, ...] = ()
+    words: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ def sheet(
     """
     if report.command in PROSE:
         prose, tables = _apart(report)
+        if report.command == "read" and report.extra["space"] == "kernel":
+            context = replace(context, words=True)
         lines = prose_lines(render(prose, "text", color=True, width=width), context)
         if report.command == "read":
             lines = [replace(line, link=_pointer(line)) for line in lines]
@@ -181,7 +185,7 @@ def _shown(report: Report) -> Sequence[Table]:
         return report.tables
     if report.extra["by"]:
         return report.tables[:1]
-    return [table for table in report.tables if table.key in ("types", "zones", "free")]
+    return [t for t in report.tables if t.key in ("types", "zones") or (t.key == "free" and t.rows)]
 
 
 def _intro(report: Report, width: int) -> List[Line]:
@@ -194,7 +198,7 @@ def _intro(report: Report, width: int) -> List[Line]:
     totals = report.extra.get("totals")
     if isinstance(totals, Mapping) and "table" not in report.extra:
         pairs = [f"{name.replace('_', ' ')} {value_text(value) or '-'}" for name, value in totals.items()]
-        text = " · ".join(_unbroken(pair) for pair in pairs)
+        text = "\u00a0· ".join(_unbroken(pair) for pair in pairs)
         out += [plain(line.replace("\u00a0", " "), DIM, head=True) for line in wrapped(text, width)]
     return out
 
@@ -377,6 +381,8 @@ def _token(found: "re.Match[str]", text: str, context: Context) -> Optional[Link
         if value >> 63:
             # Page-table entries with NX look like addresses; non-canonical addresses are not links.
             return Link("virtual", value) if value >> 56 == 0xFF else None
+        if context.words:
+            return None
         if _PHYSICAL_WORDS.search(text[: found.start()]) or context.pid is None:
             return Link("physical", value) if value and value >> 52 == 0 else None
         return Link("virtual", value, pid=context.pid)

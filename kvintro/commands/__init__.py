@@ -21,6 +21,7 @@ from typing import (
     TYPE_CHECKING,
     Any,
     Callable,
+    ClassVar,
     Dict,
     Iterable,
     Iterator,
@@ -154,8 +155,8 @@ class Bar:
     :param scale: whether to shorten large numbers, as 1.5M.
     """
 
-    #: False while something else has the whole terminal.
-    allowed = True
+    #: While something else has the whole terminal: called with the share of the work done, as in ``45%``.
+    instead: ClassVar[Optional[Callable[[str], None]]] = None
 
     def __init__(self, total: int, unit: str, *, scale: bool = False) -> None:
         self._settings: Dict[str, Any] = {"total": total, "unit": unit, "unit_scale": scale}
@@ -167,7 +168,7 @@ class Bar:
         self._timer.daemon = True
 
     def __enter__(self) -> Bar:
-        if self.allowed and sys.stderr.isatty():
+        if Bar.instead is None and sys.stderr.isatty():
             self._timer.start()
         return self
 
@@ -207,6 +208,8 @@ class Bar:
         """Add to the work done."""
         with self._lock:
             self._done += count
+            if Bar.instead is not None and self._settings["total"]:
+                Bar.instead(f"{100 * self._done // self._settings['total']}%")
             if self._bar is not None:
                 self._bar.update(count)
 

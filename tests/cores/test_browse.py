@@ -15,14 +15,11 @@ import sys
 import termios
 import threading
 from pathlib import Path
-from typing import Any, Awaitable, Callable, Iterator
+from typing import Any, Iterator
 
 import pytest
 from drgn.helpers.linux.pid import for_each_task
-from textual.pilot import Pilot
 
-from kvintro.browse.app import Browser
-from kvintro.browse.places import Place
 from kvintro.browse.session import Session
 from kvintro.browse.stretches import Stretch
 from kvintro.cli import main
@@ -242,6 +239,29 @@ def test_what_can_be_gone_to(sample: Kernel) -> None:
         assert title in [found.place.title for found in session.find(text)], text
     both = [found.place.title for found in session.find("165")]
     assert {"pid 165 kv-memory", "physical 165", "pfn 165"} <= set(both)
+
+
+def test_who_points_here(sample: Kernel) -> None:
+    """The last tab of an object and of a page has the structures that contain their addresses."""
+    task = next(task for task in for_each_task(sample.prog) if task.pid.value_() == 165)
+    start, memory = task.value_(), task.mm.value_()
+
+    async def walk(go: Driver) -> None:
+        # Every task is in lists, and its mm_struct has an owner.
+        await go.goto(f"{start + 64:x}")
+        assert go.place.tabs[-1].command[:3] == ("search", "--to", f"{start:016x}")
+        await go.press(str(len(go.place.tabs)))
+        owner = memory + sample.prog.type("struct mm_struct").member("owner").offset
+        assert f"{owner:016x}" in go.detail
+        await go.follow("virtual")
+        assert go.place.start != start
+        await go.goto(f"phys:{sample.walk(start).physical:x}")
+        await go.press(str(len(go.place.tabs)))
+        assert f"{owner:016x}" in go.detail
+        await go.press("c")
+        assert go.app.clipboard.startswith("kvintro -c core search --to ")
+
+    browse(sample, walk)
 
 
 def test_hostile_strings_stay_text(sample: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
