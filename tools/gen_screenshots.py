@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Make docs/images/ from the sample dumps: the map as a drawing, and the report's page in a browser.
+"""Make docs/images/ from the sample dumps: the map as a drawing, the report's page, a session of ``browse``.
 
-    tools/gen_screenshots.py
+    tools/gen_screenshots.py [--session]
 
-Needs Chromium, its driver, and Python's selenium (pip install '.[browser]').
+The report's page needs Chromium, its driver, and Python's selenium (pip install '.[browser]'). With
+--session, only the session is made, which needs only Textual.
 """
 
 from __future__ import annotations
@@ -14,11 +15,10 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-
-from selenium import webdriver  # noqa: E402
 
 from kvintro.kernels import Kernel  # noqa: E402
 from kvintro.opening import open_kernel  # noqa: E402
@@ -27,6 +27,11 @@ from kvintro.reports.layout import layout  # noqa: E402
 from kvintro.reports.report import full  # noqa: E402
 from kvintro.source import Request  # noqa: E402
 from tests.browser.conftest import ARGUMENTS  # noqa: E402
+from tests.conftest import Core  # noqa: E402
+from tools.browse_session import drawing, frames_of  # noqa: E402
+
+if TYPE_CHECKING:
+    from selenium import webdriver
 
 TARGET = ROOT / "docs" / "images"
 _WIDTH, _HEIGHT = 1280, 1340
@@ -35,6 +40,21 @@ _WIDTH, _HEIGHT = 1280, 1340
 def kernel(name: str) -> Kernel:
     """Open a sample dump under a name that is the same on every machine."""
     return open_kernel(Request(core=str(Path("vmcores") / name / "core.kdump")))
+
+
+def write(target: Path, text: str) -> None:
+    """Write a drawing."""
+    target.write_text(text, encoding="utf-8")
+    print(f"made: {target.relative_to(ROOT)}")
+
+
+def anonymous_page(core: Core) -> int:
+    """Physical address of a page of the dump's workload, by its /proc/PID/pagemap."""
+    line = next(line for line in core.truth("workload").splitlines() if " anon " in line)
+    pid, _, _, start, *_ = line.split()
+    lines = (line.split() for line in core.truth("pagemap").splitlines())
+    entry = next(words for words in lines if words[:2] == [pid, start])
+    return (int(entry[2], 16) & (1 << 55) - 1) << 12
 
 
 def shoot(browser: webdriver.Chrome, page: str, target: Path, *, dark: bool) -> None:
@@ -55,15 +75,19 @@ def shoot(browser: webdriver.Chrome, page: str, target: Path, *, dark: bool) -> 
 
 def main() -> int:
     """Make all images."""
+    TARGET.mkdir(parents=True, exist_ok=True)
+    debian, oracle = kernel("debian-6.12"), kernel("oracle-6.12")
+    page = anonymous_page(Core(ROOT / "vmcores" / "debian-6.12"))
+    write(TARGET / "browse.svg", drawing(frames_of(debian, page)))
+    if "--session" in sys.argv[1:]:
+        return 0
+    from selenium import webdriver
+
     driver = shutil.which("chromedriver")
     if driver is None:
         print("chromedriver is missing (Debian: apt install chromium chromium-driver)", file=sys.stderr)
         return 3
-    TARGET.mkdir(parents=True, exist_ok=True)
-    debian, oracle = kernel("debian-6.12"), kernel("oracle-6.12")
-    drawing = TARGET / "map.svg"
-    drawing.write_text(render(layout(debian), "svg"), encoding="utf-8")
-    print(f"made: {drawing.relative_to(ROOT)}")
+    write(TARGET / "map.svg", render(layout(debian), "svg"))
     options = webdriver.ChromeOptions()
     with tempfile.TemporaryDirectory() as profile:
         for argument in (

@@ -146,6 +146,7 @@ class Browser(App[int]):
     #tabs, #title { height: 1; background: $boost; padding: 0 1; }
     .here #title, .here #tabs { background: $primary 30%; }
     Listing { height: 1fr; }
+    .small Listing { overflow-x: hidden; }
     .alone #left { width: 100%; max-width: 100%; }
     .hidden { display: none; }
     """
@@ -790,7 +791,7 @@ def _tabs_text(stop: Optional[Stop], room: int) -> Tuple[Text, Sequence[int]]:
         add("‹", "bold", first - 1)
     for number in range(first, len(names)):
         more = number + 1 < len(names)
-        if len(columns) + len(names[number]) + more > room:
+        if len(columns) + len(names[number]) + 2 * more > room:
             add("›", "bold", number)
             break
         add(names[number], "reverse bold" if number == stop.tab else "", number)

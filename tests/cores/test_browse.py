@@ -9,6 +9,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -474,14 +475,23 @@ def test_without_a_terminal_one_line_says_so(capsys: pytest.CaptureFixture[str])
     assert "needs a terminal" in capsys.readouterr().err
 
 
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
 @pytest.mark.parametrize(
-    ("end", "code"), [(b"q", 0), (signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, 130), (None, 3)]
+    ("end", "code"),
+    [(b"q", 0), *((number, 128 + number) for number in ENDING), ("crash", 3), ("cut", 3)],
+    ids=str,
 )
 def test_the_terminal_is_left_as_it_was(end: Any, code: int, tmp_path: Path) -> None:
-    """After it ends by its key, a signal or a crash."""
-    crash = "import kvintro.browse.app as a; a.Browser._show_left = lambda *x: 1 / 0; " if end is None else ""
+    """After it ends by its key, a signal, a crash, or because the mapped dump was cut (SIGBUS)."""
+    crash = (
+        "import kvintro.browse.app as a; a.Browser._show_left = lambda *x: 1 / 0; " if end == "crash" else ""
+    )
+    dump = shutil.copy(VMCORES / "debian-6.12/core.kdump", tmp_path) if end == "cut" else ""
     program = f"import sys; {crash}from kvintro.cli import main; sys.exit(main())"
-    words = [sys.executable, "-c", program, "-c", str(VMCORES / "debian-6.12/core.kdump"), "browse"]
+    core = dump or str(VMCORES / "debian-6.12/core.kdump")
+    words = [sys.executable, "-c", program, "-c", core, "browse"]
     master, slave = pty.openpty()
     termios.tcsetwinsize(slave, (24, 80)) if hasattr(termios, "tcsetwinsize") else None
     before = termios.tcgetattr(slave)
@@ -490,16 +500,20 @@ def test_the_terminal_is_left_as_it_was(end: Any, code: int, tmp_path: Path) -> 
     written = b""
     for part in _written(master, process):
         written += part
-        if end is not None and b"vmalloc" in written:
-            if isinstance(end, bytes):
-                os.write(master, end)
-            else:
+        if end not in (None, "crash") and b"vmalloc" in written:
+            if dump:
+                os.truncate(dump, 8192)
+            if isinstance(end, signal.Signals):
                 process.send_signal(end)
+            else:
+                os.write(master, b"p" if dump else end)
             end = None
     assert process.wait(timeout=60) == code
     assert termios.tcgetattr(slave) == before
     assert written.rfind(b"\x1b[?1049l") > written.rfind(b"\x1b[?1049h") >= 0
     assert written.rfind(b"\x1b[?25h") > written.rfind(b"\x1b[?25l")
+    if dump:
+        assert b"was truncated while it was read" in written
     if crash:
         assert b"kvintro: internal error: ZeroDivisionError" in written
         assert b"Traceback" not in written
