@@ -485,9 +485,8 @@ ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 )
 def test_the_terminal_is_left_as_it_was(end: Any, code: int, tmp_path: Path) -> None:
     """After it ends by its key, a signal, a crash, or because the mapped dump was cut (SIGBUS)."""
-    crash = (
-        "import kvintro.browse.app as a; a.Browser._show_left = lambda *x: 1 / 0; " if end == "crash" else ""
-    )
+    crash = "import kvintro.browse.app as a; a.Browser._show_left = lambda *x: 1 / 0; "
+    crash = crash if end == "crash" else ""
     dump = shutil.copy(VMCORES / "debian-6.12/core.kdump", tmp_path) if end == "cut" else ""
     program = f"import sys; {crash}from kvintro.cli import main; sys.exit(main())"
     core = dump or str(VMCORES / "debian-6.12/core.kdump")
