@@ -75,6 +75,14 @@ _LONG = {
     "Pane": "Go to the other pane",
     "Keys": "Show all keys",
 }
+# Commands in the palette, by the question that they answer.
+_QUESTIONS = {
+    "Is anything writable and executable?": "ptdump --wx",
+    "Is anything wrong in this kernel's data?": "check",
+    "How far did KASLR move everything?": "kaslr",
+    "What uses the memory?": "pages",
+    "Which kernel is this, and what can be read of it?": "info",
+}
 
 
 # The eight colours on a light background, dark enough to read.
@@ -755,7 +763,7 @@ class Browser(App[int]):
         self.theme = "textual-light" if self.theme == "textual-dark" else "textual-dark"
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
-        """Entries of the command palette: all keys."""
+        """Entries of the command palette: all keys, and commands that answer frequent questions."""
         seen = set()
         for _, binding in self._bindings:
             if binding.description and binding.action not in seen:
@@ -763,6 +771,8 @@ class Browser(App[int]):
                 run = partial(self.call_later, self.run_action, binding.action)
                 key = binding.key_display or _NAMES_OF_KEYS.get(binding.key, binding.key)
                 yield SystemCommand(_LONG.get(binding.description, binding.description), f"key {key}", run)
+        for title, line in _QUESTIONS.items():
+            yield SystemCommand(title, f":{line}", partial(self._arrive, places.typed(line)))
 
 
 def _tail(text: str, room: int) -> str:

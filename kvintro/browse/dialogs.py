@@ -53,7 +53,8 @@ class Choose(ModalScreen[Optional[int]]):
     Choose Vertical { width: auto; min-width: 30; max-width: 90%; height: auto; max-height: 80%;
         background: $surface; border: solid $primary; }
     Choose Static { padding: 0 1; width: auto; }
-    Choose OptionList { width: auto; min-width: 28; height: auto; max-height: 20; border: none; }
+    Choose OptionList, Choose OptionList:focus { width: auto; min-width: 28; height: auto; max-height: 20;
+        border: none; }
     """
     BINDINGS: ClassVar[List[BindingType]] = [Binding("escape", "dismiss(None)", "Cancel")]
 

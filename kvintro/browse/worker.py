@@ -146,7 +146,9 @@ class Worker:
                 self._changed.wait()
             if self._stopped:
                 return False
-            question = self._running = self._waiting.popleft()
+            # In this order, because idle reads both without the lock.
+            question = self._running = self._waiting[0]
+            self._waiting.popleft()
             question.put_back = question.over = False
             self._said = ""
         answer: Optional[Answer] = None

@@ -222,6 +222,19 @@ def test_commands_types_and_physical_memory(sample: Kernel) -> None:
     browse(sample, walk)
 
 
+def test_the_palette_finds_a_question(sample: Kernel) -> None:
+    async def walk(go: Driver) -> None:
+        await go.tap("ctrl+p")
+        await go.press(*"writable")
+        await go.until(lambda: "Is anything writable and executable?" in go.screen)
+        await go.press("down", "enter")
+        await go.until(lambda: go.place.title == ":ptdump --wx")
+        await settled(go.app, go._pilot)
+        assert "none" in go.detail
+
+    browse(sample, walk)
+
+
 def test_what_can_be_gone_to(sample: Kernel) -> None:
     session = Session(sample)
     init_task = sample.symbol("init_task")
