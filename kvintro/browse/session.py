@@ -291,11 +291,11 @@ class Session:
             except UsageError as error:
                 what = f"nothing is called {printable(text)}"
                 raise UsageError(what, error.remedy) from None
-            found.append(Found(f"symbol {printable(text)}", places.follow(Link("symbol", text))))
+            found.append(Found(f"symbol {printable(text)}", self.place(Link("symbol", text))))
         elif not _NUMBER.fullmatch(text) and ":" not in text:
             with contextlib.suppress(KvintroError):
                 Translator(self.kernel).parse(text)
-                found.append(Found(f"symbol {printable(text)}", places.follow(Link("symbol", text))))
+                found.append(Found(f"symbol {printable(text)}", self.place(Link("symbol", text))))
         return found
 
     def _processes(self, text: str) -> List[Found]:

@@ -11,7 +11,7 @@ import drgn
 from kvintro.errors import NotInDump, Unavailable, UsageError
 from kvintro.kernels import Kernel, Region
 from kvintro.model import ALL, AddressRange, Placement
-from kvintro.paging import MAPPED, REPEATED, Ranges
+from kvintro.paging import LEVEL_MASK, LEVEL_SHIFT, MAPPED, NONZERO, REPEATED, Ranges
 from kvintro.queries.memory import WORD, Space
 from kvintro.queries.names import region_named
 from kvintro.queries.placements import own_parts
@@ -287,7 +287,8 @@ def runs_of(space: Space, regions: Sequence[str]) -> Tuple[List[Run], List[Run],
     pages = _Pages(kernel, space.translator.root.table, _ram(kernel), notes)
     if space.pid is not None:
         user = kernel.form.user
-        runs = pages.once(kernel.tree(space.translator.root.table).ranges(user.start, user.end))
+        ranges = kernel.tree(space.translator.root.table).ranges(user.start, user.end)
+        runs = pages.once(ranges) + pages.kept(ranges)
     elif regions:
         parts = [part for key in regions for part in own_parts(kernel, region_named(kernel, key))]
         runs = []
@@ -401,22 +402,55 @@ class _Pages:
         out: List[Run] = []
         for start, end, key in ranges.select(MAPPED):
             # Everything below a table that was seen before was seen too.
-            if key & REPEATED:
-                continue
-            count = (end - start + 1) >> self._kernel.page_shift
-            if count > self._left:
-                self._notes.append(f"{start:016x}-{end:016x}: too many pages are mapped, not searched there")
-                continue
-            self._left -= count
-            out += self._new(start, count)
+            if not key & REPEATED and self._take(start, end):
+                addresses = self._pages_of(start, end)
+                out += self._new(addresses, self._kernel.translate_array(addresses, self._root)[0])
         return out
 
-    def _new(self, start: int, count: int) -> List[Run]:
+    def kept(self, ranges: Ranges) -> List[Run]:
+        """As :meth:`once`, for pages that a process has and must not access (PROT_NONE, NUMA hints)."""
         import numpy
 
-        size = self._kernel.form.page_size
-        addresses = numpy.uint64(start) + numpy.arange(count, dtype=numpy.uint64) * numpy.uint64(size)
-        physical, _ = self._kernel.translate_array(addresses, self._root)
+        form = self._kernel.form
+        out: List[Run] = []
+        for start, end, key in ranges.select(NONZERO):
+            level = (key & LEVEL_MASK) >> LEVEL_SHIFT
+            if key & (MAPPED | REPEATED) or not form.holds_page(key, level) or not self._take(start, end):
+                continue
+            addresses = self._pages_of(start, end)
+            walk = self._kernel.walk_array(addresses, self._root)
+            last = numpy.maximum(walk.depths, 1).astype(numpy.intp) - 1
+            entries = walk.values[numpy.arange(len(addresses)), last]
+            good = form.holds_page(entries, level)
+            addresses, entries = addresses[good], entries[good]
+            inside = addresses & numpy.uint64((1 << form.shift(level)) - 1)
+            out += self._new(addresses, form.held_address(entries, level) + inside)
+        return out
+
+    def _take(self, start: int, end: int) -> bool:
+        """Whether the pages of a range may still be searched."""
+        count = (end - start + 1) >> self._kernel.page_shift
+        if count > self._left:
+            self._notes.append(f"{start:016x}-{end:016x}: too many pages are mapped, not searched there")
+            return False
+        self._left -= count
+        return True
+
+    def _pages_of(self, start: int, end: int) -> U64:
+        """The addresses of the pages of a range."""
+        import numpy
+
+        size, count = self._kernel.form.page_size, (end - start + 1) >> self._kernel.page_shift
+        addresses: U64 = numpy.uint64(start) + numpy.arange(count, dtype=numpy.uint64) * numpy.uint64(size)
+        return addresses
+
+    def _new(self, addresses: U64, physical: U64) -> List[Run]:
+        """The pages whose memory was not seen before; marks it as seen."""
+        import numpy
+
+        if not len(addresses):
+            return []
+        size, count = self._kernel.form.page_size, len(addresses)
         starts, ends = (numpy.array(edge, numpy.uint64) for edge in zip(*self._ram))
         at = numpy.searchsorted(starts, physical, "right")
         good = (at > 0) & (physical <= ends[at - 1])

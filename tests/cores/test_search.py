@@ -57,16 +57,19 @@ def test_all_places_are_found_once(typed: Kernel, memory: List[Range]) -> None:
     assert _physical(typed, pointer_pattern(value, 1), physical=True) == [p for p in expected if p % 8 == 0]
 
 
-def test_a_process_has_what_it_wrote(core: Core, typed: Kernel) -> None:
-    areas = re.findall(r"^(\d+) \S+ anon ([0-9a-f]+) ([0-9a-f]+) ", core.truth("workload"), re.M)
+@pytest.mark.parametrize("name", ["anon", "none"])
+def test_a_process_has_what_it_wrote(core: Core, typed: Kernel, name: str) -> None:
+    """Also in pages that it then made inaccessible (PROT_NONE)."""
+    kind = "prot_none" if name == "none" else name
+    areas = re.findall(rf"^(\d+) \S+ {kind} ([0-9a-f]+) ([0-9a-f]+) ", core.truth("workload"), re.M)
     if core.meta.get("left_out"):
         pytest.skip(f"memory of processes was left out of {core.name}")
     pid, start, end = int(areas[0][0]), int(areas[0][1], 16), int(areas[0][2], 16)
-    report = search(typed, Question(string="kvintro anon "), pid=pid)
+    report = search(typed, Question(string=f"kvintro {name} "), pid=pid)
     assert [row.address for row in report.tables[0].rows] == list(range(start, end, typed.form.page_size))
     if typed.code_only:
         pytest.skip("identify does not lead from memory to its page on a kernel without names of variables")
-    everywhere = search(typed, Question(string=f"kvintro anon {start:016x}"))
+    everywhere = search(typed, Question(string=f"kvintro {name} {start:016x}"))
     things = [thing for row in everywhere.tables[0].rows for thing in row.identities]
     assert any(
         # If page tables still map the freed parts of the image, these parts still have a symbol.
