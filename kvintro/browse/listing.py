@@ -78,7 +78,6 @@ class Listing(ScrollView, can_focus=True):
         "listing--cursor",
         "listing--blurred",
         "listing--changed",
-        "listing--link",
         "listing--leads",
     }
     DEFAULT_CSS = """
@@ -87,7 +86,6 @@ class Listing(ScrollView, can_focus=True):
     Listing .listing--blurred { background: $surface; }
     Listing .listing--changed { color: $warning; text-style: bold; }
     Listing .listing--leads { color: $text-primary; }
-    Listing .listing--link { text-style: reverse; }
     """
     BINDINGS: ClassVar[List[BindingType]] = [
         Binding("up,k", "move(-1)", "Up", show=False),
@@ -220,6 +218,8 @@ class Listing(ScrollView, can_focus=True):
         if under:
             name = "listing--cursor" if self.has_focus else "listing--blurred"
             base += self.get_component_rich_style(name, partial=True)
+            if self.has_focus and self._few_colors:
+                base += Style(reverse=True)
         if number in self._changed:
             base += self.get_component_rich_style("listing--changed", partial=True)
         chosen = self._part if under and self._items[self._cursor][0] == number else -1
@@ -236,10 +236,16 @@ class Listing(ScrollView, can_focus=True):
                 if not part.style:
                     style += self.get_component_rich_style("listing--leads", partial=True)
                 if links == chosen:
-                    style += self.get_component_rich_style("listing--link", partial=True)
+                    # In a reversed line it is not reversed.
+                    style += Style(reverse=not base.reverse, underline=bool(base.reverse))
                 links += 1
             out.append(Segment(part.text, style))
         return out
+
+    @property
+    def _few_colors(self) -> bool:
+        """Whether the terminal does not show the cursor's background: NO_COLOR, or sixteen colours."""
+        return self.app.no_color or self.app.console.color_system in (None, "standard")
 
     # Keys
 
