@@ -73,10 +73,10 @@ class Worker:
     def busy(self) -> str:
         """Description of the current work; empty if there is none."""
         running = self._running
-        return "" if running is None else self._said or running.text
+        return "" if running is None else f"{running.text} {self._said}".rstrip()
 
     def say(self, text: str) -> None:
-        """Describe the current work in more detail. Called in the thread."""
+        """Add to the description of the current work. Called in the thread."""
         self._said = text
 
     def ask(self, question: Question) -> None:
