@@ -30,8 +30,8 @@ _PIECE = 1 << 20
 # Notes with registers of the CPUs, which crash and drgn know.
 _OWNERS = ("CORE", "LINUX", "QEMU")
 _NT_PRSTATUS = 1
-_UTS_NAMES = 6 * 65
-_MACHINE = 4 * 65
+_UTS_NAMES, _UTS_FIELD, _MACHINE = 6, 65, 4  # struct new_utsname: names, bytes of each, index of the machine
+_MAX_UTS_OFFSET = 64
 
 
 @dataclass(frozen=True)
@@ -215,18 +215,33 @@ def _addresses(kernel: Kernel) -> Addresses:
 
 
 def _utsname(kernel: Kernel) -> bytes:
-    """``init_uts_ns.name``, six names of 65 bytes. If it is missing, only release and machine are set."""
+    """Six names of 65 bytes, from ``init_uts_ns`` if it can be read; none of them is empty.
+
+    libkdumpfile, and so drgn, takes the architecture from the name of the machine, if sysname, release and
+    version are not empty either.
+    """
+    release = kernel.source.vmcoreinfo.get("OSRELEASE", "")
+    names = _own_names(kernel, release.encode()) or [b"Linux", b"", release.encode(), b"", b"", b""]
+    names[_MACHINE] = kernel.arch.machine.encode()
+    return b"".join((name or b"(unknown)")[: _UTS_FIELD - 1].ljust(_UTS_FIELD, b"\0") for name in names)
+
+
+def _own_names(kernel: Kernel, release: bytes) -> Optional[List[bytes]]:
+    """The names in ``init_uts_ns``; None if it cannot be read.
+
+    VMCOREINFO does not have their offset in old kernels, where a reference counter precedes them.
+    """
     try:
-        start = kernel.number("SYMBOL(init_uts_ns)").value
-        address = start + kernel.number("OFFSET(uts_namespace.name)").value
-        found = kernel.read(address & ALL, _UTS_NAMES)
-        # Tools recognise the architecture by this name.
-        machine = kernel.arch.machine.encode().ljust(65, b"\0")
-        return found[:_MACHINE] + machine + found[_MACHINE + 65 :]
+        address = kernel.number("SYMBOL(init_uts_ns)").value & ALL
+        found = kernel.read(address, _MAX_UTS_OFFSET + _UTS_NAMES * _UTS_FIELD)
     except Unavailable:
-        release = kernel.source.vmcoreinfo.get("OSRELEASE", "")
-        names = ("Linux", "", release, "", kernel.arch.machine, "")
-        return b"".join(name.encode()[:64].ljust(65, b"\0") for name in names)
+        return None
+    for start in range(_MAX_UTS_OFFSET):
+        fields = [found[start + at * _UTS_FIELD :][:_UTS_FIELD] for at in range(_UTS_NAMES)]
+        names = [field.split(b"\0")[0] for field in fields]
+        if names[0] == b"Linux" and names[2] == release:
+            return names
+    return None
 
 
 def _phys_base(kernel: Kernel) -> int:

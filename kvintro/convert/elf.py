@@ -8,7 +8,7 @@ because a page that cannot be read splits a segment.
 from __future__ import annotations
 
 import struct
-from typing import Iterator, List, NamedTuple, Optional, Tuple
+from typing import Iterable, Iterator, NamedTuple, Optional, Tuple
 
 from kvintro.convert.target import Target
 from kvintro.errors import NotWritten
@@ -23,6 +23,9 @@ _RWX = 7
 #: A higher number is stored elsewhere (PN_XNUM), where not all readers look.
 _MAX_SEGMENTS = 0xFFFE
 _SPARE = 1 << 10
+
+#: A range of page frames: the first one, the last one with bytes in the file plus one, the last one plus one.
+Part = Tuple[int, int, int]
 
 
 class Addresses(NamedTuple):
@@ -65,7 +68,7 @@ class ElfWriter:
         self._machine = machine
         self._notes = notes
         self._addresses = addresses
-        self._room = min(2 * len(frames) + len(known) + _SPARE, _MAX_SEGMENTS)
+        self._room = min(3 * len(frames) + len(known) + _SPARE, _MAX_SEGMENTS)
         self._notes_at = _HEADER.size + (1 + self._room) * _PROGRAM_HEADER.size
         self._data_at = -(-(self._notes_at + len(notes)) // page) * page
         # File offset of each run of frames.
@@ -128,33 +131,35 @@ class ElfWriter:
         self._target.end_at(self._data_at + size)
 
     def _loads(self, written: Frames, left_out: Frames) -> Iterator[bytes]:
-        """Segments of RAM in order of address, then those of the image.
+        """Segments in order of physical address, as volatility3 requires.
 
-        A range that was left out extends the segment before it, which then has more memory than file bytes.
+        The image's memory has two segments, with the addresses of the direct map and of the image. Both have
+        the same size, so that a reader can take either.
         """
-        parts: List[List[int]] = []  # first frame, last written frame plus one, last frame plus one
-        runs = [(first, end, True) for first, end in written] + [(a, b, False) for a, b in left_out]
-        for first, end, there in sorted(runs):
-            before = parts[-1] if parts else [-1, -1, -1]
-            if not there and before[2] == first:
-                before[2] = end
-            else:
-                parts.append([first, end if there else first, end])
+        image = self._image_frames()
+        runs = [(first, end, True) for part in (written & image, written - image) for first, end in part]
+        runs += [(first, end, False) for first, end in left_out]
+        parts = [(first, end if there else first, end) for first, end, there in sorted(runs)]
+        twice = [(first, end, end) for first, end in written & image]
+        if len(parts) + len(twice) > self._room:
+            parts = list(_joined(parts))
         at = self._data_at
-        for first, end, behind in parts:
+        for first, end, behind, of_image in sorted(
+            [(*part, False) for part in parts] + [(*part, True) for part in twice]
+        ):
             at = self._offset(first) if end > first else at
-            yield self._load(at, self._linear(first * self._page), first, end, behind)
-            at += (end - first) * self._page
-        yield from self._image_loads(written)
+            virtual = self._in_image(first * self._page) if of_image else self._linear(first * self._page)
+            yield self._load(at, virtual, first, end, behind)
 
-    def _image_loads(self, written: Frames) -> Iterator[bytes]:
+    def _image_frames(self) -> Frames:
         if self._addresses.image is None:
-            return
-        virtual, physical, size = self._addresses.image
-        low, high = physical // self._page, -(-(physical + size) // self._page)
-        for first, end in written & Frames.of([(low, high)]):
-            address = virtual - physical + first * self._page
-            yield self._load(self._offset(first), address, first, end, end)
+            return Frames.of([])
+        _, physical, size = self._addresses.image
+        return Frames.of([(physical // self._page, -(-(physical + size) // self._page))])
+
+    def _in_image(self, physical: int) -> int:
+        assert self._addresses.image is not None
+        return self._addresses.image[0] - self._addresses.image[1] + physical
 
     def _linear(self, physical: int) -> int:
         return 0 if self._addresses.linear is None else physical + self._addresses.linear
@@ -170,6 +175,23 @@ class ElfWriter:
             (behind - first) * self._page,
             0,
         )
+
+
+def _joined(parts: Iterable[Part]) -> Iterator[Part]:
+    """Join each part without bytes with the part directly before it.
+
+    This makes room, but volatility3 ignores segments that have more memory than bytes.
+    """
+    before: Optional[Part] = None
+    for part in parts:
+        if before is not None and part[0] == part[1] and before[2] == part[0]:
+            before = (*before[:2], part[2])
+            continue
+        if before is not None:
+            yield before
+        before = part
+    if before is not None:
+        yield before
 
 
 def _too_many(count: int) -> NotWritten:
