@@ -32,6 +32,8 @@ MAGIC = b"QEVM"
 _VERSION = 3
 # Types of sections (migration/qemu-file-types.h).
 _EOF, _START, _PART, _END, _FULL, _SUBSECTION, _CONFIGURATION, _FOOTER = 0, 1, 2, 3, 4, 5, 7, 0x7E
+# Since version 10, QEMU writes the command "switchover start" before the last part of RAM.
+_COMMAND, _PACKAGED = 8, 7
 _RAM = "ram"
 _RAM_VERSION = 4
 # Flags in the low bits of the words of the section ram (migration/ram.c).
@@ -287,6 +289,9 @@ class _Reader:
             if kind == _FOOTER:
                 cursor.skip(4)
                 continue
+            if kind == _COMMAND:
+                self._command()
+                continue
             if kind not in (_START, _PART, _END, _FULL):
                 raise _Ended(f"there is a section of the unknown type {kind} before the end of RAM")
             number = cursor.number(4)
@@ -302,6 +307,13 @@ class _Reader:
             self._records()
             if kind == _END:
                 return
+
+    def _command(self) -> None:
+        """Skip a command to the other side."""
+        command, size = self._cursor.number(2), self._cursor.number(2)
+        if command == _PACKAGED:
+            raise _Ended("it contains a packet of other sections, as in migrations by postcopy")
+        self._cursor.skip(size)
 
     def _configuration(self) -> None:
         cursor, stream = self._cursor, self.stream

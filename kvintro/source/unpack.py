@@ -26,8 +26,9 @@ from kvintro.text import size_text
 
 _PIECE = 1 << 20
 _HOLE = 1 << 16  # zeros that become a hole
-# gzip packs zeros to a thousandth, others even better; but no memory has only zeros.
-_LIMIT_FREE, _LIMIT_TO_PACKED = 256 << 20, 1024
+# gzip packs zeros to a thousandth, others even better; but no memory has only zeros. A kernel alone takes
+# more than a megabyte, so small files that unpack to much are refused within a second.
+_LIMIT_FREE, _LIMIT_TO_PACKED = 64 << 20, 1024
 _MAX_WINDOW = 1 << 27  # zstd's own limit for unpacking without --long
 _MAX_STREAMS = 1 << 20  # concatenated; those of bgzip have 64 KB
 

@@ -107,6 +107,16 @@ def test_the_last_copy_of_each_page_counts(tmp_path: Path, seed: int) -> None:
     assert content(dump.layouts[0]) == {n * PAGE: data for n, data in memory["pc.ram"].items()}
 
 
+def test_commands_between_sections(tmp_path: Path) -> None:
+    """QEMU 10 writes "switchover start" (11), without data, before the last part of RAM."""
+    records, memory = guest(5)
+    dump = opened(tmp_path, stream(BLOCKS, records, between=b"\x08\0\x0b\0\0" + b"\x08\0\x02\0\x04ping"))
+    assert (dump.complete, dump.stream.stopped) == (True, "")
+    assert content(dump.layouts[0]) == {n * PAGE: data for n, data in memory["pc.ram"].items()}
+    dump = opened(tmp_path, stream(BLOCKS, records, between=b"\x08\0\x07\0\x04" + bytes(100)))
+    assert "postcopy" in dump.stream.stopped
+
+
 def test_the_index_is_compacted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kvintro.source.stream._COMPACT", 20)
     records, memory = guest(11, rounds=9)
