@@ -18,7 +18,7 @@ EXAMPLES = """\
 The file is new, and only its owner may read it. It contains the VMCOREINFO that kvintro verified,
 so other tools read it without options. If the command fails or is interrupted, no file remains.
 
--d leaves out pages as makedumpfile does. The levels add up: 1 pages of zeros, 2 cache pages without private
+-d excludes pages as makedumpfile does. The levels add up: 1 pages of zeros, 2 cache pages without private
 flag, 4 cache pages with or without private flag, 8 memory of processes, 16 free pages. Pages of zeros never
 take room, and always read as zeros.
 
@@ -56,7 +56,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=_level,
         default=0,
         metavar="LEVEL",
-        help="leave out pages as makedumpfile -d does: 0 to 31 (default: 0, nothing)",
+        help="exclude pages as makedumpfile -d does: 0 to 31 (default: 0, nothing)",
     )
     parser.add_argument("--force", action="store_true", help="replace FILE if it exists")
 

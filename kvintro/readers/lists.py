@@ -157,7 +157,7 @@ def _list(
                     raise Unavailable(f"{node:016x} is not a kernel address")
                 entry = read(node - offset)
             except Unavailable as error:
-                damage.add(f"{what} breaks off", f"after {count} entries: {error.what}")
+                damage.add(f"{what} ends early", f"after {count} entries: {error.what}")
                 break
             yield node - offset & ALL, entry
             count += 1
@@ -189,7 +189,7 @@ def list_nodes(kernel: Kernel, head: int, damage: Damage, what: str, *, limit: i
             yield node
             node = pointer_at(kernel, node + following)
     except Unavailable as error:
-        damage.add(f"{what} breaks off", f"after {len(seen) - 1} entries: {error.what}")
+        damage.add(f"{what} ends early", f"after {len(seen) - 1} entries: {error.what}")
 
 
 def chain_entries(
@@ -255,7 +255,7 @@ def _chain(
             claim(node)
             entry = struct_around(kernel, type_name, node, offset)
         except Unavailable as error:
-            damage.add(f"{what} breaks off", f"after {len(seen) - 1} entries: {error.what}")
+            damage.add(f"{what} ends early", f"after {len(seen) - 1} entries: {error.what}")
             return
         yield node - offset & ALL, entry
         node = following(entry)
@@ -290,7 +290,7 @@ def nested_entries(
         try:
             entry = struct_at(kernel, type_name, address)
         except Unavailable as error:
-            damage.add(f"{what} breaks off", error.what)
+            damage.add(f"{what} ends early", error.what)
             continue
         yield entry, depth
         waiting.append((number(entry, sibling), depth))

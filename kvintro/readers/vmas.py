@@ -103,7 +103,7 @@ def _addresses(
                 try:
                     claim(address)
                 except Unavailable as error:
-                    damage.add(f"{what} breaks off", f"after {len(seen)} entries: {error.what}")
+                    damage.add(f"{what} ends early", f"after {len(seen)} entries: {error.what}")
                     return
                 yield address, (first, last)
         return

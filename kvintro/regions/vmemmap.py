@@ -310,7 +310,7 @@ def _section_structs(kernel: Kernel, form: SectionForm, damage: Damage) -> Itera
         try:
             pointer = pointer_at(kernel, table + 8 * root)
         except Unavailable as error:
-            damage.add("the table of sections breaks off", error.what)
+            damage.add("the table of sections ends early", error.what)
             return
         if not pointer:
             continue

@@ -13,15 +13,15 @@ from kvintro.text import size_text
 
 _WHAT = {
     "written": "in the file",
-    "zeros": "  of zeros, which take no room",
-    "free": "left out: free",
-    "cache": "left out: cache pages without private flag",
-    "cache_private": "left out: cache pages with private flag",
-    "user": "left out: memory of processes",
-    "hwpoison": "left out: broken memory",
-    "offline": "left out: offline",
-    "firmware": "left out: after the kernel's memory",
-    "left_out": "excluded from the source",
+    "zeros": "  of zeros, without space on disk",
+    "free": "excluded: free",
+    "cache": "excluded: cache pages without private flag",
+    "cache_private": "excluded: cache pages with private flag",
+    "user": "excluded: memory of processes",
+    "hwpoison": "excluded: broken memory",
+    "offline": "excluded: offline",
+    "firmware": "excluded: beyond the kernel's memory",
+    "left_out": "already excluded from the source",
     "unreadable": "could not be read",
 }
 
@@ -69,8 +69,8 @@ def convert_report(
     notes = list(kernel.source.warnings)
     if done.unreadable:
         notes.append(
-            f"{done.unreadable} pages should be in the source and could not be read; the file says that they "
-            "were left out"
+            f"{done.unreadable} pages should be in the source and could not be read; the file marks them "
+            "as excluded"
         )
     if kernel.source.live:
         notes.append("the kernel ran while it was read, so its data may contradict each other")
@@ -79,7 +79,7 @@ def convert_report(
         command="convert",
         kernel=kernel.identity,
         tables=(Table("pages", COLUMNS, rows),),
-        head=(f"{path}: {kind}, {size_text(done.size)}, of which {size_text(done.real)} take room",),
+        head=(f"{path}: {kind}, {size_text(done.size)}, {size_text(done.real)} on disk",),
         notes=tuple(notes),
         partial=bool(done.unreadable),
         extra={"path": path, "format": form, "level": level, "size": done.size, "real": done.real},

@@ -130,5 +130,5 @@ def mistake(kernel: Kernel, found: Excluded) -> str:
     about = "" if found.whole else "at least "
     return (
         f"the dump lacks {about}{found.mistake}, which no level of makedumpfile excludes: it did not know "
-        f"this kernel, so lists break off; next time, use a makedumpfile that {that}, or -d 1"
+        f"this kernel, so lists end early; next time, use a makedumpfile that {that}, or -d 1"
     )

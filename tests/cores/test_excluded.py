@@ -220,7 +220,7 @@ def test_slab_pages_that_are_missing(
     assert facts["excluded_types"] == "1.17 MB free; no level excludes 48 KB slab, 4 KB pgtable"
     line = (
         "the dump lacks 12 slab pages and 1 page table, which no level of makedumpfile excludes: it did not "
-        "know this kernel, so lists break off; next time, use a makedumpfile that "
+        "know this kernel, so lists end early; next time, use a makedumpfile that "
         "supports Linux 6.12, or -d 1"
     )
     assert document["notes"][0] == line

@@ -4,23 +4,34 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import os
 import stat
+from functools import cache
 from pathlib import Path
-from typing import Any, List, Set, Tuple
+from typing import Any, Dict, List, Set, Tuple
 
+import drgn
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kvintro.cli import main
+from kvintro.convert import convert
 from kvintro.convert.kdump import packer
 from kvintro.convert.target import Target
 from kvintro.errors import NotWritten, UsageError
-from kvintro.queries.pages.frames import Frames, Memory
+from kvintro.opening import open_kernel
+from kvintro.queries.pages.frames import Frames, Memory, memory_of
+from kvintro.source import Request
 from kvintro.source.elf import writer_of
 from kvintro.source.files import keep
 from kvintro.source.physical import Held
+from tests import saved_guests
+from tests.fuzz.hypervisors import made_up_memory
+from tests.fuzz.saved import made_up_pages
+from tests.hypervisors import PAGE, virtualbox_core, vmware_state
+from tests.memory_files import lime
 from tests.synthetic import packed_notes
 
 RUNS = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=12)
@@ -194,3 +205,56 @@ def test_without_a_library_for_zstd(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NotWritten, match="no library for zstd") as raised:
         packer("zstd")
     assert "--compress zlib" in raised.value.remedy
+
+
+# Sources of every kind
+
+
+@cache
+def _sources() -> Dict[str, Dict[str, bytes]]:
+    """Files with the memory of a made-up kernel; the first one is opened."""
+    memory, size = made_up_memory(), len(made_up_memory())
+    half = size // 2 // PAGE
+    turned = memory[half * PAGE :] + memory[: half * PAGE]
+    regions = [(0, half, half), (half, 0, half)]
+    pages = sorted(made_up_pages().items())
+    records: List[saved_guests.Record] = [
+        ("pc.ram", number, saved_guests.PLAIN, b"", data) for number, data in pages
+    ]
+    # Pages that the guest changed later.
+    records = [(name, number, kind, b"", bytes(PAGE)) for name, number, kind, _, _ in records[::3]] + records
+    sent = {number for number, _ in pages}
+    records += [
+        ("pc.ram", number, saved_guests.ZERO, b"", bytes(PAGE))
+        for number in range(size // PAGE)
+        if number not in sent
+    ]
+    stream = saved_guests.stream([("pc.ram", size)], records)
+    return {
+        "stream": {"saved": stream},
+        "libvirt": {"saved": saved_guests.libvirt(gzip.compress(stream, 1), 1)},
+        "qcow2": {"disk": saved_guests.qcow2([("one", stream)])},
+        "mapped": {"saved": saved_guests.mapped("pc.ram", size, dict(pages))},
+        "vmware": {"a.vmss": vmware_state(regions), "a.vmem": turned},
+        "vmware in one": {"a.vmss": vmware_state(regions, turned, packed=True)},
+        "virtualbox": {"core": virtualbox_core([(0, memory)], [(0xE0000000, size)])},
+        "raw": {"memory": memory},
+        "LiME": {"memory": lime([(0, memory)])},
+    }
+
+
+@pytest.mark.parametrize("form", ["elf", "kdump"])
+@pytest.mark.parametrize("kind", _sources())
+def test_each_source(tmp_path: Path, kind: str, form: str) -> None:
+    """drgn reads the same memory from the new file as was written to the source."""
+    for name, data in _sources()[kind].items():
+        (tmp_path / name).write_bytes(data)
+    path = tmp_path / "out"
+    kernel = open_kernel(Request(core=str(tmp_path / next(iter(_sources()[kind])))))
+    convert(kernel, str(path), form=form, compress="zlib")
+    prog = drgn.Program()
+    prog.set_core_dump(path)
+    memory = made_up_memory()
+    for at in range(0, len(memory), 1 << 20):
+        assert prog.read(at, 1 << 20, True) == memory[at : at + (1 << 20)], f"{at:x}"
+    assert memory_of(open_kernel(Request(core=str(path)))).there.count == len(memory) // PAGE

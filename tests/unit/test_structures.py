@@ -152,8 +152,8 @@ def test_damaged_chains() -> None:
     """In a circle, into nowhere, into the user half, without end: earlier entries are kept."""
     for target, said in (
         (entry_at(1) + 8, "contains a cycle"),
-        (BASE + SIZE + 0x1000, "breaks off"),
-        (0x1000, "breaks off"),
+        (BASE + SIZE + 0x1000, "ends early"),
+        (0x1000, "ends early"),
     ):
         memory, damage = a_chain(5), Damage()
         memory.put(entry_at(3) + 8, target)
@@ -369,8 +369,8 @@ def test_damage_is_told_once_with_a_count() -> None:
     damage = Damage()
     assert not damage and damage.notes == []
     for number in range(3):
-        damage.add("a list breaks off", f"after {number}")
-    assert damage and damage.notes == ["a list breaks off (3 times): after 0"]
+        damage.add("a list ends early", f"after {number}")
+    assert damage and damage.notes == ["a list ends early (3 times): after 0"]
     for number in range(40):
         damage.add(f"trouble {number}")
     assert len(damage.notes) == 21

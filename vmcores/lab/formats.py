@@ -1,11 +1,12 @@
 """One guest dumped in every way that QEMU offers, for tests that expect the same of each file."""
 
+import dataclasses
 import re
 import tempfile
 from pathlib import Path
-from typing import Container, Dict, List, Optional, Tuple
+from typing import Container, Dict, List, Optional, Sequence, Tuple
 
-from lab import boot, initramfs, qemu
+from lab import boot, initramfs, qemu, rootfs
 from lab.common import LabError, need, run, until
 from lab.matrix import Entry
 from lab.packages import Kernel
@@ -121,6 +122,48 @@ def _save_all(
     return {"stream" if name == "migrated" else name: target / name for name in names}
 
 
+#: Streams of a guest that is stopped, which QEMU writes since version 9: their capabilities.
+NEWER_STREAMS: Dict[str, Tuple[str, ...]] = {
+    "plain": (),
+    "mapped-ram": ("mapped-ram",),
+    "mapped-ram-multifd": ("mapped-ram", "multifd"),
+}
+
+
+def save_by_newer(entry: Entry, kernel: Kernel, target: Path, *, machine: str) -> Dict[str, Path]:
+    """Boot an entry in a newer QEMU, and save it while it runs, with XBZRLE; then start it from that stream,
+    stopped, dump it, and save it in the other ways.
+
+    :param machine: QEMU's machine type with its options.
+    :return: files in ``target``: ``live``, those of :data:`NEWER_STREAMS`, ``elf`` and ``ram``.
+    """
+    newer = dataclasses.replace(entry.machine, qemu=str(rootfs.newer_qemu()))
+
+    def attempt() -> Dict[str, Path]:
+        with tempfile.TemporaryDirectory(prefix="kvintro-", dir=target) as scratch:
+            work = Path(scratch)
+            options = [*_prepared(entry, kernel, work), "-machine", machine]
+            with qemu.Qemu(work, options, newer) as guest:
+                guest.wait_for(boot.READY, boot.BOOT_TIMEOUT)
+                _migrate_to(guest, "live", ("xbzrle",), _SLOWLY)
+            source = "live"
+            for name, capabilities in NEWER_STREAMS.items():
+                (work / "qmp").unlink()
+                with qemu.Qemu(work, [*options, "-S", "-incoming", f"file:{source}"], newer) as guest:
+                    _await_loaded(guest)
+                    if name == "plain":
+                        _dump(guest, work, "pc.ram")
+                    _migrate_to(guest, name, capabilities, _QUICKLY)
+                source = "plain"
+            names = ["live", *NEWER_STREAMS, "elf", "ram"]
+            for name in names:
+                (work / name).replace(target / name)
+                (target / name).chmod(0o644)
+        return {name: target / name for name in names}
+
+    return qemu.persistently(attempt)
+
+
 def _dump(guest: qemu.Qemu, work: Path, block: str) -> None:
     """Write the files ``elf`` and ``ram`` of a guest that is stopped."""
     guest.dump("elf")
@@ -143,10 +186,22 @@ def _await_loaded(guest: qemu.Qemu) -> None:
 def _migrate(guest: qemu.Qemu, stream: str) -> None:
     """Send the guest into the file ``migrated``; it is stopped afterwards."""
     speed = _SLOWLY if stream == "live" else _QUICKLY
+    capabilities = (stream,) if stream == "compress" else ()
+    _migrate_to(guest, "migrated", capabilities, speed, uri="exec:cat >migrated")
+
+
+def _migrate_to(
+    guest: qemu.Qemu, name: str, capabilities: Sequence[str], speed: int, *, uri: str = ""
+) -> None:
+    """Send the guest into a file.
+
+    :param uri: where to, for versions of QEMU that cannot write files themselves.
+    """
     guest.command("migrate-set-parameters", {"max-bandwidth": speed, "downtime-limit": 50})
-    if stream == "compress":
-        guest.command("migrate-set-capabilities", {"capabilities": [{"capability": stream, "state": True}]})
-    guest.command("migrate", {"uri": "exec:cat >migrated"})
+    if capabilities:
+        states = [{"capability": capability, "state": True} for capability in capabilities]
+        guest.command("migrate-set-capabilities", {"capabilities": states})
+    guest.command("migrate", {"uri": uri or f"file:{name}"})
     for _ in until(boot.BOOT_TIMEOUT):
         status = guest.command("query-migrate").get("status")
         if status == "completed":

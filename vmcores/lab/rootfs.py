@@ -22,6 +22,9 @@ PACKAGES = ("python3", "sudo")
 DEFAULT_SUITE = "bookworm"
 #: PyPI has no wheel of drgn for arm64. The first Debian whose package is new enough has these.
 FOREIGN_SUITE = "forky"
+#: A Debian whose QEMU and libvirt are newer than this machine's.
+NEWER_SUITE = "trixie"
+NEWER_PACKAGES = ("qemu-system-x86", "base-files")
 FOREIGN_PACKAGES = ("python3-drgn", "base-files", "bash", "dash", "coreutils", "grep", "libc-bin")
 
 
@@ -95,6 +98,25 @@ def image(machine: Machine = AMD64) -> Path:
                 run([*make, str(partial / "root.img"), "1500M"])
                 shutil.rmtree(tree)
     return target / "root.img"
+
+
+def newer_qemu() -> Path:
+    """A program that runs the QEMU of a newer Debian, which needs no root."""
+    target = cache_dir() / "qemu" / NEWER_SUITE
+    with lock("qemu"):
+        if not (target / "qemu").exists():
+            with fresh_dir(target) as partial:
+                say(f"unpacking QEMU of {NEWER_SUITE}")
+                Archive(AMD64, NEWER_SUITE).unpack_with_dependencies(NEWER_PACKAGES, partial)
+                words = [
+                    f"{target}/usr/lib64/ld-linux-x86-64.so.2",
+                    f"--library-path {target}/usr/lib/x86_64-linux-gnu",
+                    f"{target}/usr/bin/qemu-system-x86_64",
+                    f"-L {target}/usr/share/qemu -L {target}/usr/share/seabios",
+                ]
+                (partial / "qemu").write_text(f'#!/bin/sh\nexec {" ".join(words)} "$@"\n')
+                (partial / "qemu").chmod(0o755)
+    return target / "qemu"
 
 
 def crash_tree() -> Path:
