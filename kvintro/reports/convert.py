@@ -73,7 +73,7 @@ def convert_report(
             "as excluded"
         )
     if kernel.source.live:
-        notes.append("the kernel ran while it was read, so its data may contradict each other")
+        notes.append("if the kernel ran while it was read, its data may contradict each other")
     kind = "ELF" if form == "elf" else "kdump" if compress == "none" else f"kdump, {compress}"
     return Report(
         command="convert",

@@ -74,6 +74,8 @@ class Beside:
                 same = base == stem + endings[rank]
                 found.append((not same, rank, os.path.join(directory, other)))
         for different, _, path in sorted(found)[:_MAX_OPENED]:
+            if any(_same(path, named) for named in self._given):
+                continue
             try:
                 with open_file(path) as file:
                     content = self._plain(FileContent(file), path)
@@ -93,6 +95,13 @@ def _unpacked(name: str) -> str:
     """A name in lower case, without the ending of a packed file."""
     base, ending = os.path.splitext(name.lower())
     return base if ending in _PACKED else name.lower()
+
+
+def _same(one: str, two: str) -> bool:
+    try:
+        return os.path.samefile(one, two)
+    except OSError:
+        return False
 
 
 def _names(directory: str) -> Sequence[str]:
