@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import os
+import random
 import struct
 from pathlib import Path
 from typing import Dict, Optional, Sequence
@@ -119,6 +120,25 @@ def test_names_that_differ(tmp_path: Path) -> None:
         opened(found["VM-1.vmss"])
     assert "second -c" in raised.value.remedy
     assert_in_regions(opened(found["VM-1.vmss"], [second]))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_both_files_are_named_and_beside_each_other(tmp_path: Path, turned: bool) -> None:
+    found = written(tmp_path, {"a.vmss": vmware_state(REGIONS), "a.vmem": MEMORY})
+    one, other = sorted(found.values(), reverse=turned)
+    assert_in_regions(opened(one, [other]))
+
+
+def test_changes_since_another_snapshot(tmp_path: Path) -> None:
+    """Firecracker's diff has holes, and VMCOREINFO is not among the changes."""
+    path = tmp_path / "memory"
+    with path.open("wb") as file:
+        file.seek(5 << 20)
+        file.write(random.Random(1).randbytes(1 << 20))
+        file.truncate(64 << 20)
+    with pytest.raises(NotADump, match="no VMCOREINFO") as raised:
+        open_core({str(path): open_file(str(path))}, [str(path)])
+    assert "snapshot-editor" in raised.value.remedy
 
 
 def test_two_files_on_the_command_line(tmp_path: Path) -> None:

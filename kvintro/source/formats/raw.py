@@ -26,6 +26,11 @@ FOUR_GB = 1 << 32
 LOW_ENDS = tuple(int(gigabytes * (1 << 30)) for gigabytes in (3, 2, 3.25, 3.5, 2.75, 3.75))
 # Since 1.12 Firecracker has another gap, for devices with 64-bit addresses.
 _HIGH_GAP, _BEHIND_IT = 0x4000000000, 0x8000000000  # 256 GB, 512 GB
+# A snapshot of changes has holes instead of the other pages, and nothing else shows that it is one.
+_CHANGES_ONLY = (
+    "if it has only the changes since another snapshot (Firecracker's diff), merge it with that one: "
+    "snapshot-editor edit-memory rebase"
+)
 
 
 class RawDump(MemoryDump):
@@ -54,7 +59,8 @@ class RawDump(MemoryDump):
         if isinstance(error, Encrypted):
             reason = error.what[len(self.path) + 2 :]
             return NotADump(f"{self.path} is not a kernel dump, or {reason}", error.remedy)
-        return NotADump(f"{self.path} is not a kernel dump: as raw memory, {error.what}", READS)
+        remedy = _CHANGES_ONLY if self.content.real < self.content.size else READS
+        return NotADump(f"{self.path} is not a kernel dump: as raw memory, {error.what}", remedy)
 
 
 def raw_layouts(content: Content) -> List[PhysicalMemory]:
