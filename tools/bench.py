@@ -34,6 +34,7 @@ from lab.common import LabError, built_dir, cache_dir  # noqa: E402
 from lab.packages import Archive  # noqa: E402
 
 from kvintro.source.elf import read_headers  # noqa: E402
+from tests import hypervisors, saved_guests  # noqa: E402
 
 CORE = "debian-6.12-4level-kaslr"
 LARGE = "large"
@@ -144,6 +145,39 @@ def raw(stack: ExitStack, gigabytes: int, *, kernel: bool) -> Path:
     return path
 
 
+def saved(stack: ExitStack) -> Path:
+    """A stream of a guest with 2 GB, as QEMU saves it; the kernel is in the first 256 MB."""
+    path = cache_dir() / "bench" / "2.stream"
+    source = raw(stack, 2, kernel=True)
+    stack.callback(path.unlink, missing_ok=True)
+    if path.exists():
+        return path  # of this case
+    size = source.stat().st_size
+    empty = saved_guests.stream([("pc.ram", size)], [], parts=1)
+    records_at = empty.rindex(b"\x03\0\0\0\x02") + 5
+    with path.open("wb") as file, source.open("rb") as pages:
+        file.write(empty[:records_at])
+        last = ""
+        for number in range(size // saved_guests.PAGE):
+            page = pages.read(saved_guests.PAGE)
+            file.write(saved_guests.record(("pc.ram", number, saved_guests.PLAIN, b"", page), last))
+            last = "pc.ram"
+        file.write(empty[records_at:])
+    return path
+
+
+def suspended(stack: ExitStack, gigabytes: int) -> Path:
+    """The state of a VMware machine, with its memory beside it."""
+    memory = raw(stack, gigabytes, kernel=True)
+    path = memory.with_suffix(".vmss")
+    stack.callback(path.unlink, missing_ok=True)
+    path.write_bytes(hypervisors.vmware_state([(0, 0, memory.stat().st_size // hypervisors.PAGE)]))
+    memory.with_suffix(".vmem").unlink(missing_ok=True)
+    memory.with_suffix(".vmem").symlink_to(memory.name)
+    stack.callback(memory.with_suffix(".vmem").unlink, missing_ok=True)
+    return path
+
+
 def reading(path: Path) -> List[str]:
     """A command that reads a file and discards the content."""
     return ["dd", f"if={path}", "of=/dev/null", "bs=4M", "status=none"]
@@ -152,6 +186,11 @@ def reading(path: Path) -> List[str]:
 def refused(command: List[str]) -> List[str]:
     """A command that must refuse its source."""
     return ["sh", "-c", f"{shlex.join(command)} 2>/dev/null; test $? -eq 3"]
+
+
+def both(one: List[str], other: List[str]) -> List[str]:
+    """A command that runs two commands, one after the other."""
+    return ["sh", "-c", f"{shlex.join(one)} && {shlex.join(other)}"]
 
 
 CASES = (
@@ -188,6 +227,25 @@ CASES = (
         lambda stack: kvintro(raw(stack, 8, kernel=True), "info"),
         lambda stack: kvintro(raw(stack, 1, kernel=True), "info"),
         goal=1.5,
+        memory_goal=1.25,
+        large=True,
+    ),
+    Case(
+        "stream",
+        "kvintro layout of a QEMU stream of 2 GB",
+        "dd of the same to /dev/null, then kvintro layout of the memory as a raw file",
+        lambda stack: kvintro(saved(stack), "layout"),
+        lambda stack: both(reading(saved(stack)), kvintro(raw(stack, 2, kernel=True), "layout")),
+        goal=1.5,
+        large=True,
+    ),
+    Case(
+        "indexed",
+        "kvintro layout of a suspended VMware machine of 8 GB",
+        "kvintro layout of a suspended VMware machine of 1 GB",
+        lambda stack: kvintro(suspended(stack, 8), "layout"),
+        lambda stack: kvintro(suspended(stack, 1), "layout"),
+        goal=1.25,
         memory_goal=1.25,
         large=True,
     ),
