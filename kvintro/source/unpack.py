@@ -157,7 +157,11 @@ def unpack(content: Content, start: int, form: str, path: str, how: Unpacker) ->
                 file = stack.enter_context(tempfile.TemporaryFile(dir=directory))
             else:
                 file = stack.enter_context(entry.create())
-            pieces = how.watch(_pieces(content, start, form, state), content.size - start)
+            try:
+                packed = _pieces(content, start, form, state)
+            except SourceError as error:
+                raise SourceError(f"{path}: {error.what}", error.remedy) from None
+            pieces = how.watch(packed, content.size - start)
             _write(file, pieces, limit, path, directory)
             if entry is not None and state.whole:
                 entry.keep()

@@ -298,6 +298,7 @@ def test_no_program_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(SourceError, match="lzop") as raised:
         opened(tmp_path, libvirt(b"\x89LZO", 4))
+    assert raised.value.what.startswith("FILE: it is packed with lzop")
     assert "install lzop" in raised.value.remedy
 
 
