@@ -258,3 +258,15 @@ def test_each_source(tmp_path: Path, kind: str, form: str) -> None:
     for at in range(0, len(memory), 1 << 20):
         assert prog.read(at, 1 << 20, True) == memory[at : at + (1 << 20)], f"{at:x}"
     assert memory_of(open_kernel(Request(core=str(path)))).there.count == len(memory) // PAGE
+
+
+def test_no_name_in_a_kdump_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the kernel's names cannot be read. With an empty one, drgn does not find the architecture."""
+    monkeypatch.setattr("kvintro.convert._own_names", lambda kernel, release: None)
+    source, path = tmp_path / "memory", tmp_path / "out"
+    source.write_bytes(_sources()["LiME"]["memory"])
+    convert(open_kernel(Request(core=str(source))), str(path), form="kdump", compress="zlib")
+    names = [path.read_bytes()[12 + 65 * at :][:65].rstrip(b"\0") for at in range(6)]
+    assert (names[0], names[2], names[4]) == (b"Linux", b"6.0.0-made-up", b"x86_64")
+    assert all(names)
+    drgn.Program().set_core_dump(path)
