@@ -38,6 +38,9 @@ from tests import hypervisors, saved_guests  # noqa: E402
 
 CORE = "debian-6.12-4level-kaslr"
 LARGE = "large"
+BUSY = "busy"
+#: Cores of the benchmark alone, of guests with 8 GB.
+OWN = (LARGE, BUSY)
 
 
 class Figures(NamedTuple):
@@ -83,7 +86,7 @@ def kvintro(core: Path, *rest: str) -> List[str]:
 
 
 def core(name: str = CORE) -> Path:
-    """A core of the lab, or ``large``: the same kernel on a machine of 8 GB. It is made if it does not exist.
+    """A core of the lab, or one of :data:`OWN`. It is made if it does not exist.
 
     Another process makes it, because this process's peak memory would count for the commands that it starts.
     """
@@ -94,8 +97,8 @@ def core(name: str = CORE) -> Path:
 
 
 def directory(name: str) -> Path:
-    """The directory of a core. The large one is separate from the cores that tests use."""
-    return cache_dir() / "bench" / name if name == LARGE else built_dir() / name
+    """The directory of a core. The large ones are separate from the cores that tests use."""
+    return cache_dir() / "bench" / name if name in OWN else built_dir() / name
 
 
 def make(name: str) -> None:
@@ -103,9 +106,9 @@ def make(name: str) -> None:
     archive = Archive()
     archive.update()
     rows = matrix.entries(archive.newest_series(matrix.NEWEST_MAJOR))
-    entry = next(row for row in rows if row.name == (CORE if name == LARGE else name))
-    if name == LARGE:
-        entry = replace(entry, name=LARGE, memory_mb=8192)
+    entry = next(row for row in rows if row.name == (CORE if name in OWN else name))
+    if name in OWN:
+        entry = replace(entry, name=name, memory_mb=8192, busy=name == BUSY)
     boot.build(entry, archive, directory(name))
 
 

@@ -23,6 +23,8 @@ STARTED = "KVINTRO-STARTED"
 BOOT_TIMEOUT = 600.0
 #: Another architecture is slower to emulate, most of all on a busy host.
 FOREIGN_BOOT_TIMEOUT = 1200.0
+#: A guest that fills gigabytes first (guest/busy.c).
+BUSY_BOOT_TIMEOUT = 3600.0
 #: qemu_fw_cfg hands the vmcoreinfo note to QEMU; the rest makes /proc/modules worth reading.
 MODULES = ("qemu_fw_cfg", "loop", "fuse", "crc7", "dummy", "tun", "nbd", "binfmt_misc", "virtio_blk")
 #: What a furnished guest needs besides its file system; that asks for crc32c without saying so.
@@ -58,6 +60,8 @@ def find_kernel(entry: Entry, archive: Archive) -> Kernel:
 
 def boot_timeout(entry: Entry) -> float:
     """Seconds after which a guest that is not ready is given up."""
+    if entry.busy:
+        return BUSY_BOOT_TIMEOUT
     return FOREIGN_BOOT_TIMEOUT if entry.machine.foreign else BOOT_TIMEOUT
 
 
@@ -183,6 +187,8 @@ def _ramdisk(entry: Entry, kernel: Kernel, work: Path, own: Dict[str, bytes]) ->
     if entry.rare:
         modules += RARE_MODULES
         programs.append("rare")
+    if entry.busy:
+        programs.append("busy")
     if entry.arch == ARM64.name:
         disks.swap(work)
         modules += DISK_MODULES

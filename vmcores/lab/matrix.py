@@ -35,6 +35,8 @@ class Entry:
     #: plugged in and left offline, given to a balloon, broken (by machine checks: guest/rare.c), and
     #: KFENCE's.
     rare: bool = False
+    #: Memory in use, by hundreds of processes and by files (guest/busy.c): for the benchmark.
+    busy: bool = False
     #: Leave the code out of a shipped core: as makedumpfile would filter, and half the size.
     without_text: bool = False
     arch: str = AMD64.name
@@ -90,6 +92,7 @@ class Entry:
         parts += ["EFI" if self.rng else "EFI without random numbers"] if self.efi else []
         parts += ["furnished"] if self.furnished else []
         parts += ["rare memory"] if self.rare else []
+        parts += ["busy"] if self.busy else []
         return ", ".join([*parts, f"{self.memory_mb} MB"])
 
 
