@@ -33,8 +33,8 @@ FORMS = ("json", "text")
 #: Members that differ from run to run, because they contain durations.
 _TIMES = {"seconds", "rate"}
 _SHOWN = 4  # number of differences of one kind that are printed
-#: Commands that print nothing to compare.
-_LEFT_OUT = {"shell"}
+#: Commands that print nothing to compare: their output is a screen, or a file of gigabytes.
+_LEFT_OUT = {"shell", "browse", "convert"}
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,10 @@ def command_lines(layout: Mapping[str, object], saved: str, other: str) -> List[
         ["show", "ldt_remap", "--pid", "1"],
         ["page", "init_task", "linux_banner", "phys:1000", "pfn:1000", "pfn:4000", "pfn:8000", *kernel],
         ["page", "--search", "pfn:8000"],
+        *(["read", "init_task", *o] for o in ([], ["--size", "256"], ["--type", "struct list_head"])),
+        ["search", "--string", "Linux version", "--limit", "20"],
+        ["search", "--to", "init_task", "--in", "kernel_image", "--limit", "20"],
+        *(["kmem", *o] for o in (["-v"], ["-p"], ["-p", "init_task"], ["init_task"])),
         ["pages"],
         *(["pages", "--by", by] for by in ("zone", "node", "order", "cache", "flags", "free")),
         ["pages", "--by", "flags", "--raw", "--top", "5"],
