@@ -24,7 +24,9 @@ from typing import (
     Protocol,
     Sequence,
     Tuple,
+    TypeVar,
     Union,
+    cast,
 )
 
 import drgn
@@ -56,6 +58,8 @@ from kvintro.source import Source
 if TYPE_CHECKING:
     import numpy
     from numpy.typing import NDArray
+
+T = TypeVar("T")
 
 MAX_FIXMAP_SLOTS = 1 << 16
 _MAX_NODES = 1 << 10  # with CONFIG_NODES_SHIFT=10, its largest value
@@ -375,6 +379,19 @@ class Kernel:
         self.claims = Claims(source)
         self._trees: Dict[int, Tree] = {}
         self._locations: Dict[str, Located] = {}
+        self._kept: Dict[Callable[[Kernel], object], object] = {}
+
+    def once(self, read: Callable[[Kernel], T]) -> T:
+        """The result of a function that reads something of this kernel which several questions need.
+
+        It is called once; what it raises is not kept. A running kernel is read each time. The result is
+        shared, so do not change it.
+        """
+        if self.source.live:
+            return read(self)
+        if read not in self._kept:
+            self._kept[read] = read(self)
+        return cast(T, self._kept[read])
 
     def fresh(self) -> Kernel:
         """The same kernel with nothing read yet."""

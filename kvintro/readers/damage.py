@@ -22,6 +22,12 @@ class Damage:
         count, first = self._counts.get(what, (0, " ".join(str(detail).split())[:200]))
         self._counts[what] = (count + 1, first)
 
+    def merge(self, others: Damage) -> None:
+        """Add the problems of another object."""
+        for what, (more, detail) in others._counts.items():
+            count, first = self._counts.get(what, (0, detail))
+            self._counts[what] = (count + more, first)
+
     def __bool__(self) -> bool:
         return bool(self._counts)
 

@@ -9,7 +9,7 @@ visited, at one that is not in the source, and at a limit that no real kernel re
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Callable, Iterator, List, Sequence, Set, Tuple, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, Iterator, List, Sequence, Set, Tuple, TypeVar
 
 import drgn
 
@@ -20,6 +20,7 @@ from kvintro.readers.structures import (
     KERNEL_HALF,
     TROUBLE,
     has_member,
+    member_reader,
     number,
     offset_of,
     pointer_at,
@@ -82,6 +83,29 @@ def list_entries(
     return _list(kernel, head, offset, claim, read, links, damage, what, limit)
 
 
+def list_members(
+    kernel: Kernel,
+    head: int,
+    type_name: str,
+    member: str,
+    wanted: Sequence[str],
+    damage: Damage,
+    what: str,
+    *,
+    limit: int = LIMIT,
+) -> Iterator[Tuple[int, Tuple[Any, ...]]]:
+    """Like :func:`list_entries`, but with the values of some members, as :func:`member_reader` reads them."""
+    offset = offset_of(kernel, type_name, member)
+    read = member_reader(kernel, type_name, f"{member}.next", f"{member}.prev", *wanted)
+    claim = claims(kernel, f"{type_name}.{member}", offset + _LINKS, head)
+    for address, entry in _list(kernel, head, offset, claim, read, _link, damage, what, limit):
+        yield address, entry[2:]
+
+
+def _link(entry: Tuple[Any, ...], way: str) -> int:
+    return int(entry[0] if way == "next" else entry[1])
+
+
 def list_words(
     kernel: Kernel,
     head: int,
@@ -111,11 +135,8 @@ def list_words(
         words = (*unpack(kernel.read(address + first & ALL, size)), 0)
         return tuple([words[index] for index in order])
 
-    def links(entry: Tuple[int, ...], way: str) -> int:
-        return entry[0] if way == "next" else entry[1]
-
     claim = claims(kernel, f"{type_name}.{member}", offset + _LINKS, head)
-    for _, entry in _list(kernel, head, offset, claim, read, links, damage, what, limit):
+    for _, entry in _list(kernel, head, offset, claim, read, _link, damage, what, limit):
         yield entry[2:]
 
 

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Callable, Optional
+import struct
+from typing import TYPE_CHECKING, Any, Callable, Optional, Tuple
 
 import drgn
 
@@ -79,17 +80,58 @@ def struct_reader(kernel: Kernel, type_name: str) -> Callable[[int], drgn.Object
     :raises Unavailable: there is no such type.
     """
     kind = type_of(kernel, type_name)
+    read = _bytes_reader(kernel, type_name)
+    return lambda address: drgn.Object.from_bytes_(kernel.prog, kind, read(address))
+
+
+def _bytes_reader(kernel: Kernel, type_name: str) -> Callable[[int], bytes]:
+    kind = type_of(kernel, type_name)
     whole = size_of(kernel, type_name)
     needed = kind.members[-1].bit_offset // 8 if type_name in _SHORT and kind.members else whole
 
-    def read(address: int) -> drgn.Object:
+    def read(address: int) -> bytes:
         try:
             data = kernel.read(address & ALL, needed)
         except Unavailable as error:
             raise Unavailable(f"{type_name} at {address & ALL:016x} is not in this source") from error
-        return drgn.Object.from_bytes_(kernel.prog, kind, data.ljust(whole, b"\0"))
+        return data.ljust(whole, b"\0")
 
     return read
+
+
+def member_reader(kernel: Kernel, type_name: str, *members: str) -> Callable[[int], Tuple[Any, ...]]:
+    """Like :func:`struct_reader`, but the function returns some members only, ten times as fast.
+
+    :param members: names of integers, pointers and arrays of characters; the latter are returned as bytes.
+        Dots separate nested members. One that this kernel's structure lacks is 0.
+    """
+    read = _bytes_reader(kernel, type_name)
+    kind = type_of(kernel, type_name)
+    places = [_place(kind, member) for member in members]
+
+    def values(address: int) -> Tuple[Any, ...]:
+        data = read(address)
+        return tuple([0 if unpack is None else unpack(data, at)[0] for unpack, at in places])
+
+    return values
+
+
+def _place(kind: drgn.Type, path: str) -> Tuple[Optional[Callable[[bytes, int], Tuple[Any, ...]]], int]:
+    """A function that unpacks a member, and the member's offset; None if the type lacks it."""
+    at = 0
+    for name in path.split("."):
+        if not kind.has_member(name):
+            return None, 0
+        member = kind.member(name)
+        at, kind = at + member.offset, member.type
+        while kind.kind == drgn.TypeKind.TYPEDEF:
+            kind = kind.type
+    size = int(drgn.sizeof(kind))
+    if kind.kind == drgn.TypeKind.ARRAY:
+        return struct.Struct(f"{size}s").unpack_from, at
+    letter = {1: "b", 2: "h", 4: "i", 8: "q"}[size]
+    signed = kind.kind == drgn.TypeKind.INT and kind.is_signed
+    return struct.Struct("<" + (letter if signed else letter.upper())).unpack_from, at
 
 
 def struct_at(kernel: Kernel, type_name: str, address: int) -> drgn.Object:

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from kvintro.arch.data import UINT64
 from kvintro.errors import Unavailable
@@ -29,11 +30,11 @@ from kvintro.readers.names import Names
 from kvintro.readers.structures import (
     USE_TYPES,
     has_member,
+    member_reader,
     number,
     offset_of,
     pointer_at,
     size_of,
-    struct_at,
 )
 from kvintro.regions import Region
 from kvintro.regions.vmemmap import REGION as VMEMMAP
@@ -158,11 +159,11 @@ class Vmalloc(Region):
         Areas of modules are included, because the same allocator serves both regions.
         """
         found = kernel.place(self)
-        damage = Damage()
         if kernel.source.types == "none":
-            return self._bounds(kernel, found.range, damage)
-        reader = Areas(kernel, found.range, damage)
-        rows = reader.rows()
+            return self._bounds(kernel, found.range, Damage())
+        rows, lost = kernel.once(all_areas)
+        damage = Damage()
+        damage.merge(lost)
         gaps = gaps_between(found.range, rows)
         inside = [row for row in rows if row.region == self.key]
         free, small = sum(gap.size for gap in gaps), kernel.form.page_name(1)
@@ -182,7 +183,7 @@ class Vmalloc(Region):
             "fragmentation": round(1 - largest / free, 6) if free else None,
         }
         notes: List[str] = []
-        accounted = reader.free_space()
+        accounted = Areas(kernel, found.range, damage).free_space()
         if accounted is not None:
             totals["free_by_the_kernel"] = Size(accounted[0])
             totals["pooled"] = Size(accounted[1])
@@ -220,6 +221,15 @@ class Vmalloc(Region):
             f"recently freed areas, are not known; {USE_TYPES}"
         )
         return Contents((Table("areas", AREA_COLUMNS, rows),), totals, (note, *damage.notes), partial=True)
+
+
+def all_areas(kernel: Kernel) -> Tuple[Sequence[AreaRow], Damage]:
+    """All areas as :meth:`Areas.rows` returns them, and what cannot be read; for :meth:`Kernel.once`.
+
+    :raises Unavailable: the vmalloc region is unknown, or there are no types.
+    """
+    damage = Damage()
+    return Areas(kernel, kernel.place(REGION).range, damage).rows(), damage
 
 
 def bare_areas(kernel: Kernel, where: AddressRange, damage: Damage) -> List[AreaRow]:
@@ -427,18 +437,15 @@ class Areas:
                 return None
             return self._bare(area_start, area_end, "vm_map_ram")
         try:
-            vm = struct_at(self._kernel, "struct vm_struct", address)
+            flags, start, size, count, pages, caller, physical, requested, order = self._vm(address)
         except Unavailable as error:
             self._damage.add("an area's vm_struct is missing", error.what)
             return self._bare(area_start, area_end, "unknown")
-        flags = number(vm, "flags")
         if flags & _VM_UNINITIALIZED and self._per_node:
             return None
-        start, size = number(vm, "addr"), number(vm, "size")
         row = self._bare(start, start + size, "other")
         if row is None:
             return None
-        count, pages = number(vm, "nr_pages"), number(vm, "pages")
         if count > size >> self._kernel.page_shift:
             self._damage.add("an area has more pages than its size allows", f"{start:016x}: {count}")
             count = 0
@@ -450,8 +457,6 @@ class Areas:
         kind = names[0] if names else "other"
         if self._where.start <= pages < self._where.end:
             names.append("vpages")
-        caller, physical = number(vm, "caller"), number(vm, "phys_addr")
-        requested = number(vm, "requested_size", -1)
         # Chunks of per-CPU memory (pcpu_get_vm_areas) are adjacent and have no guard pages. They are mapped
         # on demand.
         guarded = not flags & _VM_NO_GUARD and not (kind == _PAGES and not count)
@@ -462,12 +467,15 @@ class Areas:
             physical=Address(physical) if physical else None,
             kind=kind,
             flags=tuple(names),
-            nodes={}
-            if flags & _VM_UNINITIALIZED
-            else self._node_counts(pages, count, number(vm, "page_order")),
+            nodes={} if flags & _VM_UNINITIALIZED else self._node_counts(pages, count, order),
             guard=Size(min(self._kernel.form.page_size, size) if guarded else 0),
             requested=Size(requested) if requested > 0 else None,
         )
+
+    @cached_property
+    def _vm(self) -> Callable[[int], Tuple[Any, ...]]:
+        members = ("flags", "addr", "size", "nr_pages", "pages", "caller", "phys_addr", "requested_size")
+        return member_reader(self._kernel, "struct vm_struct", *members, "page_order")
 
     def _bare(self, start: int, end: int, kind: str) -> Optional[AreaRow]:
         page = self._kernel.form.page_size
@@ -538,27 +546,31 @@ def _checked(kernel: Kernel, rows: Sequence[AreaRow], reader: Optional[Areas]) -
     if not rows:
         return []
     view = View.of(kernel, kernel.form.kernel.start, ALL)
-    frames = _Frames(kernel)
-    out = []
-    for row in rows:
-        found = view.stretch(row.start, row.end)
-        out.append(
-            replace(
-                row,
-                mapped=Size(found.mapped),
-                page_sizes=found.pages,
-                rights=found.rights,
-                caching=found.caching,
-                problem=None
-                if found.unreadable or reader is None
-                else _problem(row, found.mapped, frames, reader),
-            )
+    stretches = [view.stretch(row.start, row.end) for row in rows]
+    problems: Dict[int, str] = {}
+    if reader is not None:
+        frames = _Frames(kernel, problems)
+        for index, (row, found) in enumerate(zip(rows, stretches)):
+            if not found.unreadable:
+                problem = _problem(index, row, found.mapped, frames, reader)
+                if problem is not None:
+                    problems[index] = problem
+        frames.compare()
+    return [
+        replace(
+            row,
+            mapped=Size(found.mapped),
+            page_sizes=found.pages,
+            rights=found.rights,
+            caching=found.caching,
+            problem=problems.get(index),
         )
-    return out
+        for index, (row, found) in enumerate(zip(rows, stretches))
+    ]
 
 
-def _problem(row: AreaRow, mapped: int, frames: _Frames, reader: Areas) -> Optional[str]:
-    """How the page tables contradict an area; None if they do not.
+def _problem(index: int, row: AreaRow, mapped: int, frames: _Frames, reader: Areas) -> Optional[str]:
+    """How the page tables contradict an area; None if they do not, or ``frames`` finds it out.
 
     Reservations (sparse, vm_map_ram) may be mapped or not. Other areas are mapped up to the guard page.
     """
@@ -575,59 +587,84 @@ def _problem(row: AreaRow, mapped: int, frames: _Frames, reader: Areas) -> Optio
         return f"{mapped} bytes are mapped, not {expected}"
     array = reader.page_arrays.get(row.start)
     if array is not None:
-        return frames.compare(row.start, *array)
-    if row.kind == _DEVICE and row.physical is not None:
-        return frames.compare_linear(row.start, row.physical, mapped >> shift)
+        frames.expect(index, row.start, *array)
+    elif row.kind == _DEVICE and row.physical is not None:
+        frames.expect_linear(index, row.start, row.physical, mapped >> shift)
     return None
 
 
 class _Frames:
-    """Compares expected page frames with those in the page tables."""
+    """Compares expected page frames with those in the page tables, those of many areas at once.
 
-    def __init__(self, kernel: Kernel) -> None:
+    :param problems: takes a text for each area whose pages are not the expected ones, by the area's index.
+    """
+
+    #: Pages that are compared at once.
+    _MOST = 1 << 17
+
+    def __init__(self, kernel: Kernel, problems: Dict[int, str]) -> None:
         self._kernel = kernel
+        self._problems = problems
         self.page_shift = kernel.page_shift
+        self._waiting: List[Tuple[int, int, NDArray[numpy.uint64]]] = []
+        self._count = 0
         try:
             self._base, self._size, _ = VMEMMAP.pages(kernel)
         except Unavailable:
             self._base = self._size = 0
 
-    def compare(self, start: int, pages: int, count: int) -> Optional[str]:
-        """Compare the pages of an array, mapped consecutively from an address."""
+    def expect(self, index: int, start: int, pages: int, count: int) -> None:
+        """Expect the pages of an array, mapped consecutively from an address."""
         import numpy
 
         if not self._size:
-            return None
+            return
         try:
             data = self._kernel.read(pages, 8 * count)
         except Unavailable:
-            return None
-        structs = numpy.frombuffer(data, UINT64).astype(numpy.uint64)
+            return
+        structs = numpy.frombuffer(data, UINT64).astype(numpy.uint64, copy=False)
         frames = (structs - numpy.uint64(self._base)) // numpy.uint64(self._size)
-        return self._differs(start, frames << numpy.uint64(self.page_shift))
+        self._expect(index, start, frames << numpy.uint64(self.page_shift))
 
-    def compare_linear(self, start: int, physical: int, count: int) -> Optional[str]:
-        """Compare ``count`` consecutive pages of physical memory."""
+    def expect_linear(self, index: int, start: int, physical: int, count: int) -> None:
+        """Expect ``count`` consecutive pages of physical memory."""
         import numpy
 
         u = numpy.uint64
         wanted = (numpy.arange(count, dtype=u) << u(self.page_shift)) + u(physical & -(1 << self.page_shift))
-        return self._differs(start, wanted)
+        self._expect(index, start, wanted)
 
-    def _differs(self, start: int, wanted: "NDArray[numpy.uint64]") -> Optional[str]:
+    def _expect(self, index: int, start: int, wanted: NDArray[numpy.uint64]) -> None:
+        self._waiting.append((index, start, wanted))
+        self._count += len(wanted)
+        if self._count >= self._MOST:
+            self.compare()
+
+    def compare(self) -> None:
+        """Compare what is expected so far."""
         import numpy
 
+        waiting, self._waiting, self._count = self._waiting, [], 0
+        if not waiting:
+            return
         u = numpy.uint64
-        addresses = (numpy.arange(len(wanted), dtype=u) << u(self.page_shift)) + u(start)
+        lengths = numpy.array([len(wanted) for _, _, wanted in waiting])
+        ends = numpy.cumsum(lengths)
+        starts = numpy.array([start for _, start, _ in waiting], u)
+        within = numpy.arange(int(ends[-1])) - numpy.repeat(ends - lengths, lengths)
+        addresses = numpy.repeat(starts, lengths) + (within.astype(u) << u(self.page_shift))
+        expected = numpy.concatenate([wanted for _, _, wanted in waiting])
         physical, states = self._kernel.translate_array(addresses)
-        bad = numpy.flatnonzero((states == MAPPED) & (physical != wanted))
-        if not len(bad):
-            return None
-        first = int(bad[0])
-        return (
-            f"{len(bad)} pages are not those of the area: at {int(addresses[first]):016x} "
-            f"{int(physical[first]):x}, not {int(wanted[first]):x}"
-        )
+        bad = numpy.flatnonzero((states == MAPPED) & (physical != expected))
+        owners = numpy.searchsorted(ends, bad, side="right")
+        counts = numpy.bincount(owners, minlength=len(waiting))
+        for owner in numpy.flatnonzero(counts).tolist():
+            first = int(bad[int(numpy.searchsorted(owners, owner))])
+            self._problems[waiting[owner][0]] = (
+                f"{counts[owner]} pages are not those of the area: at {int(addresses[first]):016x} "
+                f"{int(physical[first]):x}, not {int(expected[first]):x}"
+            )
 
 
 def gaps_between(where: AddressRange, rows: Sequence[AreaRow]) -> List[GapRow]:

@@ -14,7 +14,7 @@ from kvintro.queries.audit.verdict import Finding, Tally, Verdict
 from kvintro.queries.placements import lies_in
 from kvintro.readers.damage import Damage
 from kvintro.readers.mapped import ranges_of, rights_text
-from kvintro.regions.vmalloc import AreaRow, Areas, bare_areas
+from kvintro.regions.vmalloc import AreaRow, all_areas, bare_areas
 
 
 def contents(kernel: Kernel) -> Verdict:
@@ -69,11 +69,12 @@ def _areas(kernel: Kernel) -> "tuple[List[AreaRow], List[AddressRange]]":
     """
     found = kernel.place("vmalloc")
     damage = Damage()
+    rows: Sequence[AreaRow]
     if kernel.source.types == "none":
         rows = bare_areas(kernel, found.range, damage)
     else:
-        rows = Areas(kernel, found.range, damage).rows()
-    rows.sort(key=lambda row: row.start)
+        rows, damage = kernel.once(all_areas)
+    rows = sorted(rows, key=lambda row: row.start)
     if damage:
         raise Unavailable(damage.notes[0])
     parts = [found.range]
