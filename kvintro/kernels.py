@@ -53,6 +53,7 @@ from kvintro.model import (
     Unknown,
 )
 from kvintro.paging import LEVEL_SHIFT, UNREADABLE, Bulk, BulkWalk, Ranges, Tree, Walk, walk
+from kvintro.paging.forest import Forest, grow
 from kvintro.source import Source
 
 if TYPE_CHECKING:
@@ -741,6 +742,16 @@ class Kernel:
             ],
             prune=prune,
             prune_as=prune_as,
+        )
+
+    def forest(self, roots: Sequence[int]) -> Optional[Forest]:
+        """The user halves of some roots; see :func:`kvintro.paging.forest.grow`."""
+        return grow(
+            self.read_physical,
+            self.form,
+            roots,
+            memory_end=self._memory_end,
+            unusable=[broken.table for broken in self.source.broken_tables if broken.whole],
         )
 
     @cached_property

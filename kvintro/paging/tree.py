@@ -116,13 +116,28 @@ class Ranges:
             wanted |= self.keys & numpy.uint64(mask) == numpy.uint64(value)
         return self._at(numpy.flatnonzero(wanted)[:limit])
 
-    def _at(self, indices: "NDArray[numpy.intp]") -> List[Tuple[int, int, int]]:
+    def bounds(self, mask: int, value: int, limit: int) -> Tuple[U64, U64]:
+        """Starts and ends (inclusive) of the ranges with key & mask == value.
+
+        :param limit: maximum number of ranges; the first ones are returned.
+        """
         import numpy
 
+        at = numpy.flatnonzero(self.keys & numpy.uint64(mask) == numpy.uint64(value))[:limit]
+        return self.starts[at], self._ends(at)
+
+    def _ends(self, indices: "NDArray[numpy.intp]") -> U64:
+        import numpy
+
+        u = numpy.uint64
+        ends: U64 = numpy.append(self.starts[1:], u(self.end + 1 & ALL))[indices] - u(1)
+        return ends
+
+    def _at(self, indices: "NDArray[numpy.intp]") -> List[Tuple[int, int, int]]:
         if not len(indices):
             return []
-        following = numpy.append(self.starts[1:], numpy.uint64(self.end + 1 & ALL))[indices] - numpy.uint64(1)
-        return list(zip(self.starts[indices].tolist(), following.tolist(), self.keys[indices].tolist()))
+        ends = self._ends(indices).tolist()
+        return list(zip(self.starts[indices].tolist(), ends, self.keys[indices].tolist()))
 
     def replaced(self, start: int, end: int, key: int) -> Ranges:
         """A copy with another key between two addresses, both inclusive and within these ranges."""
@@ -198,7 +213,6 @@ class Tree:
         self._prune = prune or {}
         self._prune_as = prune_as
         self._begin()
-        self._flag_bits = {level: form.flag_bits(level) & ~_OURS for level in range(1, form.levels + 1)}
         self.limited = False
         self.unreadable_tables = 0
         #: Invalid tables: they refer to themselves, or most of their entries refer to addresses without RAM.
@@ -330,21 +344,7 @@ class Tree:
         return entries
 
     def _keys(self, entries: U64, level: int, effective: "int | numpy.uint64 | U64") -> U64:
-        """The keys of entries that do not point to tables."""
-        import numpy
-
-        u, form = numpy.uint64, self._form
-        keys: U64 = entries & u(self._flag_bits[level])
-        keys |= (form.rights(entries, level) & effective) << u(EFFECTIVE_SHIFT)
-        keys |= form.is_leaf(entries, level) * u(MAPPED)
-        keys |= u(NONZERO)
-        # An empty entry has no rights, whatever the levels above allow (as in the kernel's ptdump).
-        empty = entries & u(ALL & ~form.stray_bits(level)) == u(0)
-        keys *= ~empty
-        if level == 1:
-            keys |= ((effective & u(EXEC)) << u(_EXEC_SHIFT)) * empty
-        keys |= u(level << LEVEL_SHIFT)
-        return keys
+        return keys_of(self._form, entries, level, effective)
 
     def _expand_entries(self, entries: U64, level: int, effective: int) -> Tuple[U64, U64]:
         import numpy
@@ -424,7 +424,7 @@ class Tree:
         # Rights follow from the flags and the row, so the flags alone determine the ranges, and only the
         # first entry of each is examined further. An empty entry differs from all others, whatever their
         # flags.
-        flags = rows & u(self._flag_bits[1])
+        flags = rows & u(flags_of(form, 1))
         numpy.bitwise_or(flags, u(NONZERO), out=flags, where=rows != u(0))
         change = numpy.empty(rows.shape, bool)
         change[:, 0] = True
@@ -470,6 +470,32 @@ class Tree:
         nonsense = numpy.isin(tables, known) & ~missing
         self.nonsense_tables += int(nonsense.sum())
         return data, missing | nonsense
+
+
+def flags_of(form: PagingForm, level: int) -> int:
+    """Bits of an entry that a range's key has."""
+    return form.flag_bits(level) & ~_OURS
+
+
+def keys_of(form: PagingForm, entries: U64, level: int, effective: "int | numpy.uint64 | U64") -> U64:
+    """The keys of entries that do not point to tables.
+
+    :param effective: rights that the levels above leave to them.
+    """
+    import numpy
+
+    u = numpy.uint64
+    keys: U64 = entries & u(flags_of(form, level))
+    keys |= (form.rights(entries, level) & effective) << u(EFFECTIVE_SHIFT)
+    keys |= form.is_leaf(entries, level) * u(MAPPED)
+    keys |= u(NONZERO)
+    # An empty entry has no rights, whatever the levels above allow (as in the kernel's ptdump).
+    empty = entries & u(ALL & ~form.stray_bits(level)) == u(0)
+    keys *= ~empty
+    if level == 1:
+        keys |= ((effective & u(EXEC)) << u(_EXEC_SHIFT)) * empty
+    keys |= u(level << LEVEL_SHIFT)
+    return keys
 
 
 def read_tables(

@@ -4,17 +4,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Iterator, List, Optional, Set
+from typing import TYPE_CHECKING, Any, Callable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import drgn
 
 from kvintro.errors import Unavailable, UsageError
 from kvintro.model import ALL
 from kvintro.paging import Tree
+from kvintro.paging.forest import MOST_ROOTS, Forest
 from kvintro.paging.tree import read_tables
 from kvintro.readers.damage import Damage
-from kvintro.readers.lists import list_entries
-from kvintro.readers.structures import TROUBLE, need_types, number, offset_of, struct_at, text_of
+from kvintro.readers.lists import list_members
+from kvintro.readers.structures import (
+    TROUBLE,
+    member_reader,
+    need_types,
+    number,
+    offset_of,
+    plain_text,
+    struct_at,
+)
 
 if TYPE_CHECKING:
     from kvintro.kernels import Kernel
@@ -23,6 +32,10 @@ _MAX_PROCESSES = 1 << 22  # PID_MAX_LIMIT
 _MAX_FOREIGN = 1 << 10  # above this limit none of the process's tables is used
 #: The note about tables that :func:`foreign_tables` finds.
 SHARED_TABLES = "page tables of a process also belong to another process, and are ignored"
+
+
+#: A process's name for notes, and its root table.
+OwnRoot = Tuple[str, int]
 
 
 @dataclass(frozen=True)
@@ -46,34 +59,34 @@ def processes(kernel: Kernel, damage: Damage) -> Iterator[Process]:
     need_types(kernel, "processes")
     init = kernel.symbol("init_task")
     tasks = offset_of(kernel, "struct task_struct", "tasks")
-    entries = list_entries(
+    entries = list_members(
         kernel,
         init + tasks,
         "struct task_struct",
         "tasks",
+        ("pid", "comm", "mm", "signal", "flags"),
         damage,
         "the list of processes",
         limit=_MAX_PROCESSES,
     )
-    for address, task in entries:
+    for address, (pid, comm, mm, signal, flags) in entries:
         try:
-            mm = number(task, "mm") or _left_mm(kernel, task)
-            yield Process(number(task, "pid"), text_of(task.comm), address, mm)
+            yield Process(pid, plain_text(comm), address, mm or _left_mm(kernel, signal, flags))
         except TROUBLE as error:
             damage.add("a process cannot be read", f"{address:016x}: {error}")
 
 
-def _left_mm(kernel: Kernel, task: drgn.Object) -> int:
+def _left_mm(kernel: Kernel, signal: int, flags: int) -> int:
     """The ``mm_struct`` of a process whose first thread has exited; its other threads still have it."""
-    threads = number(task, "signal")
-    if not threads or number(task, "flags") & 0x00200000:  # PF_KTHREAD
+    if not signal or flags & 0x00200000:  # PF_KTHREAD
         return 0
-    head = threads + offset_of(kernel, "struct signal_struct", "thread_head")
-    for _, thread in list_entries(
-        kernel, head, "struct task_struct", "thread_node", Damage(), "a list of threads", limit=_MAX_PROCESSES
+    head = signal + offset_of(kernel, "struct signal_struct", "thread_head")
+    what = "a list of threads"
+    for _, (mm,) in list_members(
+        kernel, head, "struct task_struct", "thread_node", ("mm",), Damage(), what, limit=_MAX_PROCESSES
     ):
-        if number(thread, "mm"):
-            return number(thread, "mm")
+        if mm:
+            return int(mm)
     return 0
 
 
@@ -102,12 +115,22 @@ def find_process(kernel: Kernel, pid: int) -> Process:
 
 
 def each_mm(kernel: Kernel, damage: Damage) -> Iterator[Process]:
-    """Processes with their own memory; memory shared by several (vfork, CLONE_VM) occurs once."""
+    """Processes with their own memory; memory shared by several (vfork, CLONE_VM) occurs once.
+
+    :raises Unavailable: the source does not contain them.
+    """
+    found, lost = kernel.once(_all_processes)
+    damage.merge(lost)
     seen: Set[int] = set()
-    for process in processes(kernel, damage):
+    for process in found:
         if process.mm and process.mm not in seen:
             seen.add(process.mm)
             yield process
+
+
+def _all_processes(kernel: Kernel) -> Tuple[Sequence[Process], Damage]:
+    damage = Damage()
+    return list(processes(kernel, damage)), damage
 
 
 def mm_of(kernel: Kernel, process: Process) -> drgn.Object:
@@ -116,6 +139,37 @@ def mm_of(kernel: Kernel, process: Process) -> drgn.Object:
     :raises Unavailable: it is not in the source.
     """
     return struct_at(kernel, "struct mm_struct", process.mm)
+
+
+class Memory(NamedTuple):
+    """What a ``struct mm_struct`` says about the memory of a process.
+
+    :ivar root: physical address of the root page table.
+    :ivar areas: number of memory areas.
+    :ivar pages: size of all areas in pages.
+    :ivar tables: bytes of page tables (``mm_pgtables_bytes()``).
+    :ivar ldt: address of the ``struct ldt_struct``, 0 if none.
+    """
+
+    root: int
+    areas: int
+    pages: int
+    tables: int
+    ldt: int
+
+
+def memory_of(kernel: Kernel, process: Process) -> Memory:
+    """Read a process's ``struct mm_struct``.
+
+    :raises Unavailable: it is not in the source.
+    """
+    pgd, *others = kernel.once(_mm_reader)(process.mm)
+    return Memory(physical_of(kernel, pgd), *others)
+
+
+def _mm_reader(kernel: Kernel) -> Callable[[int], Tuple[Any, ...]]:
+    members = ("pgd", "map_count", "total_vm", "pgtables_bytes.counter", "context.ldt")
+    return member_reader(kernel, "struct mm_struct", *members)
 
 
 def root_of(kernel: Kernel, mm: drgn.Object) -> int:
@@ -158,6 +212,41 @@ def foreign_tables(kernel: Kernel, root: int) -> Set[int]:
             return {root}
         level -= 1
     return foreign
+
+
+def forests(kernel: Kernel, roots: Sequence[OwnRoot]) -> Iterator[Tuple[Sequence[OwnRoot], Optional[Forest]]]:
+    """The user halves of processes, those of some at a time.
+
+    A forest is None for a single process whose page tables are unusual or many: use :func:`user_tree`.
+    """
+    for low in range(0, len(roots), MOST_ROOTS):
+        waiting = [roots[low : low + MOST_ROOTS]]
+        while waiting:
+            part = waiting.pop()
+            forest = kernel.forest([root for _, root in part])
+            if forest is not None and not _is_own(kernel, forest):
+                forest = None
+            if forest is not None or len(part) == 1:
+                yield part, forest
+            else:
+                # Find the one that is unusual.
+                waiting += [part[len(part) // 2 :], part[: len(part) // 2]]
+
+
+def _is_own(kernel: Kernel, forest: Forest) -> bool:
+    """Whether no table belongs to another process as well; see :func:`foreign_tables`."""
+    import numpy
+
+    inner = [(level, level.tables[level.inner], level.owners[level.inner]) for level in forest.levels[:-1]]
+    tables = numpy.sort(numpy.concatenate([numpy.zeros(0, numpy.uint64), *(found for _, found, _ in inner)]))
+    if (tables[1:] == tables[:-1]).any():
+        return False
+    problem, roots = kernel.claims.problem, forest.roots
+    return not any(
+        problem("user page table", table, kernel.form.table_size(level.level), roots[owner])
+        for level, found, owners in inner
+        for table, owner in zip(found.tolist(), owners.tolist())
+    )
 
 
 def user_tree(kernel: Kernel, root: int, damage: Damage, owner: str) -> Tree:

@@ -18,18 +18,26 @@ from kvintro.paging import (
     NONZERO,
     OVER_LIMIT,
     UNREADABLE,
+    Ranges,
 )
 from kvintro.readers.damage import Damage
 from kvintro.readers.index_trees import xarray_entries
 from kvintro.readers.mapped import View
-from kvintro.readers.processes import Process, each_mm, find_process, mm_of, root_of, user_tree
-from kvintro.readers.structures import TROUBLE, is_operations, number, offset_of, optional, struct_at
+from kvintro.readers.processes import (
+    Memory,
+    Process,
+    each_mm,
+    find_process,
+    forests,
+    memory_of,
+    mm_of,
+    user_tree,
+)
+from kvintro.readers.structures import TROUBLE, is_operations, number, offset_of, struct_at
 from kvintro.readers.vmas import VM_EXEC, VM_MAYSHARE, VM_READ, VM_WRITE, Vma, vmas_of
 from kvintro.regions import Region, fixed_place
 
 if TYPE_CHECKING:
-    import drgn
-
     from kvintro.arch.entry import EntryFormat, UserRange
     from kvintro.kernels import Kernel
 
@@ -136,7 +144,8 @@ def _one(kernel: Kernel, process: Process) -> Contents:
     damage = Damage()
     mm = mm_of(kernel, process)
     vmas = vmas_of(kernel, process, mm, damage)
-    residency = _Residency(kernel, process, mm, damage)
+    memory = memory_of(kernel, process)
+    residency = _Residency(kernel, process, memory.root, damage)
     shared = _SharedSwap(kernel, damage)
     rows = [_vma_row(vma, residency, shared) for vma in vmas]
     notes = [*damage.notes]
@@ -155,7 +164,7 @@ def _one(kernel: Kernel, process: Process) -> Contents:
         "size": Size(sum(row.size for row, vma in zip(rows, vmas) if not vma.gate)),
         "resident": Size(sum(row.resident for row in rows)),
         "swapped": Size(sum(row.swapped for row in rows)),
-        "page_tables": Size(_page_tables(kernel, mm)),
+        "page_tables": Size(memory.tables),
     }
     columns: Sequence[Column] = VMA_COLUMNS
     if any(row.markers for row in rows):
@@ -168,28 +177,26 @@ def _one(kernel: Kernel, process: Process) -> Contents:
 
 def _all(kernel: Kernel) -> Contents:
     damage = Damage()
-    rows: List[ProcessRow] = []
+    found: List[Tuple[Process, Memory]] = []
     for process in each_mm(kernel, damage):
         try:
-            mm = mm_of(kernel, process)
-            residency = _Residency(kernel, process, mm, damage)
-            found = residency.whole()
-            rows.append(
-                ProcessRow(
-                    pid=process.pid,
-                    comm=process.comm,
-                    areas=number(mm, "map_count"),
-                    size=Size(number(mm, "total_vm") * kernel.form.page_size),
-                    resident=Size(found.resident),
-                    swapped=Size(found.swapped),
-                    page_tables=Size(_page_tables(kernel, mm)),
-                    pages=found.pages,
-                )
-            )
-            if residency.unreadable:
-                damage.add("page tables are not in this source", f"pid {process.pid}")
+            found.append((process, memory_of(kernel, process)))
         except TROUBLE as error:
             damage.add("the memory of a process cannot be read", f"pid {process.pid}: {error}")
+    rows: List[ProcessRow] = []
+    known: Dict[Tuple[int, int], UserRange] = {}
+    numbered = iter(found)
+    for part, forest in forests(kernel, [(f"pid {process.pid}", memory.root) for process, memory in found]):
+        parts = [None] * len(part) if forest is None else forest.ranges()
+        for (_, root), ranges, (process, memory) in zip(part, parts, numbered):
+            try:
+                residency = _Residency(kernel, process, root, damage, ranges, known)
+                rows.append(_process_row(kernel, process, memory, residency.whole()))
+            except TROUBLE as error:
+                damage.add("the memory of a process cannot be read", f"pid {process.pid}: {error}")
+                continue
+            if residency.unreadable:
+                damage.add("page tables are not in this source", f"pid {process.pid}")
     totals = {
         "processes": len(rows),
         "resident": Size(sum(row.resident for row in rows)),
@@ -200,10 +207,17 @@ def _all(kernel: Kernel) -> Contents:
     return Contents((Table("processes", PROCESS_COLUMNS, rows),), totals, notes, partial=bool(damage))
 
 
-def _page_tables(kernel: Kernel, mm: drgn.Object) -> int:
-    """``mm_pgtables_bytes()``."""
-    counter = optional(mm, "pgtables_bytes")
-    return 0 if counter is None else int(counter.counter.value_())
+def _process_row(kernel: Kernel, process: Process, memory: Memory, found: _Found) -> ProcessRow:
+    return ProcessRow(
+        pid=process.pid,
+        comm=process.comm,
+        areas=memory.areas,
+        size=Size(memory.pages * kernel.form.page_size),
+        resident=Size(found.resident),
+        swapped=Size(found.swapped),
+        page_tables=Size(memory.tables),
+        pages=found.pages,
+    )
 
 
 #: How many tables with markers to read again for one process. On arm64, 16,384 have markers for 32 GB.
@@ -274,19 +288,34 @@ class _Found:
 
 
 class _Residency:
-    """Contents of a process's page tables for the user half."""
+    """Contents of a process's page tables for the user half.
 
-    def __init__(self, kernel: Kernel, process: Process, mm: drgn.Object, damage: Damage) -> None:
-        self._root = root_of(kernel, mm)
-        tree = user_tree(kernel, self._root, damage, f"pid {process.pid}")
+    :param root: physical address of the root table.
+    :param ranges: of the user half, if they are known already.
+    :param known: cache of decoded range keys, which several processes share.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        process: Process,
+        root: int,
+        damage: Damage,
+        ranges: Optional[Ranges] = None,
+        known: Optional[Dict[Tuple[int, int], UserRange]] = None,
+    ) -> None:
+        self._root = root
         self._kernel = kernel
         self._form = kernel.form
         self._tables_left = _MOST_TABLES
-        self._ranges = tree.ranges(0, kernel.form.user.end)
+        if ranges is None:
+            tree = user_tree(kernel, root, damage, f"pid {process.pid}")
+            ranges = tree.ranges(0, kernel.form.user.end)
+        self._ranges = ranges
         missing = self._ranges.select(UNREADABLE | OVER_LIMIT)
         self.unreadable = sum(high - low + 1 for low, high, _ in missing)
         self._entries = kernel.entries
-        self._known: Dict[Tuple[int, int], UserRange] = {}
+        self._known: Dict[Tuple[int, int], UserRange] = {} if known is None else known
 
     @cached_property
     def _view(self) -> View:

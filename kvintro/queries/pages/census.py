@@ -37,8 +37,9 @@ if TYPE_CHECKING:
 Progress = Callable[[int], None]
 
 _CACHE_LIMIT = 1 << 16  # slab caches; a kernel has a few hundred
-_TYPE_NAMES = tuple(TYPES)
-_TYPE_NUMBERS = {name: number for number, name in enumerate(_TYPE_NAMES)}
+#: A type's number is its index in this.
+TYPE_NAMES = tuple(TYPES)
+TYPE_NUMBERS = {name: number for number, name in enumerate(TYPE_NAMES)}
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class PageCensus:
 
     def cell_types(self, cell: int) -> Dict[str, int]:
         """Pages by type in a cell of the picture."""
-        return {_TYPE_NAMES[i]: int(n) for i, n in enumerate(self.cells[cell].tolist()) if n}
+        return {TYPE_NAMES[i]: int(n) for i, n in enumerate(self.cells[cell].tolist()) if n}
 
 
 def page_format(kernel: Kernel) -> PageFormat:
@@ -261,7 +262,7 @@ class _Kinds:
             self.types = numpy.concatenate((self.types, numpy.zeros_like(self.types)))
         for i in range(self._known, wanted):
             state, head, _ = self.unpack(self.groups.values[i])
-            self.types[i] = _TYPE_NUMBERS[self._pages.meaning.type_of(state, head)]
+            self.types[i] = TYPE_NUMBERS[self._pages.meaning.type_of(state, head)]
         self._known = wanted
 
     def unpack(self, packed: int) -> Tuple[int, int, int]:
@@ -319,7 +320,7 @@ class _Counter:
             return
         cells = pfns // self._census.cell_pages
         first = int(cells[0])
-        width = len(_TYPE_NAMES)
+        width = len(TYPE_NAMES)
         index = (cells - first) * width + types
         sums = numpy.bincount(index, weights=lengths)
         rows = -(-len(sums) // width)
@@ -387,7 +388,7 @@ class _Counter:
         for i, packed in enumerate(self._kinds.groups.values):
             state, head, place = self._kinds.unpack(packed)
             group = Group(
-                type=_TYPE_NAMES[int(self._kinds.types[i])],
+                type=TYPE_NAMES[int(self._kinds.types[i])],
                 node=pages.node_of(place),
                 zone=pages.zone_of(place),
                 order=pages.meaning.order(state, head),
@@ -404,6 +405,7 @@ class FrameTypes:
     def __init__(self, pages: Pages) -> None:
         import numpy
 
+        self.pages = pages
         starts: List[Any] = []
         types: List[Any] = []
         kinds = _Kinds(pages)
@@ -414,43 +416,33 @@ class FrameTypes:
                 raise Unavailable("there are too many struct pages")
             if piece.state != "read":
                 # Unmapped struct pages are not page frames, nor is anything after the piece.
-                kind = _TYPE_NUMBERS["not_in_dump"] if piece.state == "missing" else -1
+                kind = TYPE_NUMBERS["not_in_dump"] if piece.state == "missing" else -1
                 starts.append(numpy.array([piece.first, piece.first + piece.count], numpy.int64))
-                types.append(numpy.array([kind, -1], numpy.int64))
+                types.append(numpy.array([kind, -1], numpy.int8))
                 continue
             runs = pages.decoder.decode(piece.data, piece.first, online=piece.online)
-            numbers = kinds.types[kinds.ids(runs.states, runs.heads, runs.places)]
+            numbers = kinds.types[kinds.ids(runs.states, runs.heads, runs.places)].astype(numpy.int8)
             # If the next piece follows directly, the search finds its first run instead of this end.
             starts.append(numpy.append(runs.starts + piece.first, piece.first + piece.count))
-            types.append(numpy.append(numbers, -1))
+            types.append(numpy.append(numbers, numpy.int8(-1)))
         self._starts = numpy.concatenate(starts) if starts else numpy.zeros(0, numpy.int64)
-        self._types = numpy.concatenate(types) if types else numpy.zeros(0, numpy.int64)
+        self._types = numpy.concatenate(types) if types else numpy.zeros(0, numpy.int8)
 
-    def _find(self, frames: "NDArray[numpy.uint64]") -> "NDArray[numpy.int64]":
+    def numbers(self, frames: "NDArray[numpy.uint64]") -> "NDArray[numpy.int8]":
         """Numbers of the types; -1 for page frames without a struct page."""
         import numpy
 
         if not len(self._starts):
-            return numpy.full(len(frames), -1)
+            return numpy.full(len(frames), -1, numpy.int8)
         wanted = numpy.minimum(frames, numpy.uint64(1 << 52)).astype(numpy.int64)
         at = numpy.searchsorted(self._starts, wanted, side="right") - 1
-        found: "NDArray[numpy.int64]" = numpy.where(at >= 0, self._types[numpy.maximum(at, 0)], -1)
+        found: "NDArray[numpy.int8]" = numpy.where(at >= 0, self._types[numpy.maximum(at, 0)], numpy.int8(-1))
         return found
 
-    def of(self, frames: "NDArray[numpy.uint64]") -> List[Tuple[int, str]]:
-        """(page frame, type) of the page frames that have a struct page."""
-        return [
-            (frame, _TYPE_NAMES[number])
-            for frame, number in zip(frames.tolist(), self._find(frames).tolist())
-            if number >= 0
-        ]
 
-    def are(self, frames: "NDArray[numpy.uint64]", kind: str) -> "NDArray[numpy.bool_]":
-        """Which page frames are of a type."""
-        found: "NDArray[numpy.bool_]" = self._find(frames) == _TYPE_NUMBERS[kind]
-        return found
+def frame_types(kernel: Kernel) -> FrameTypes:
+    """The types of all page frames of a kernel; for :meth:`Kernel.once`.
 
-    def have(self, frames: "NDArray[numpy.uint64]") -> "NDArray[numpy.bool_]":
-        """Which page frames have a struct page, in the source or not."""
-        found: "NDArray[numpy.bool_]" = self._find(frames) >= 0
-        return found
+    :raises Unavailable: the struct pages cannot be found.
+    """
+    return FrameTypes(Pages(kernel))

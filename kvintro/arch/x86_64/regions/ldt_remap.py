@@ -13,7 +13,7 @@ from kvintro.kernels import Trait
 from kvintro.model import Absent, Address, Asked, Column, Contents, Located, Root, Size, Table
 from kvintro.readers.damage import Damage
 from kvintro.readers.mapped import View
-from kvintro.readers.processes import Process, each_mm, mapped_physical, mm_of, root_of
+from kvintro.readers.processes import Process, each_mm, mapped_physical, memory_of
 from kvintro.readers.structures import TROUBLE, need_types, number, struct_at
 from kvintro.regions import Region, fixed_place
 
@@ -116,9 +116,9 @@ class LdtRemap(Region):
         damage = Damage()
         for process in each_mm(kernel, damage):
             try:
-                mm = mm_of(kernel, process)
-                if number(mm.context, "ldt"):
-                    found.append(Root(root_of(kernel, mm), f"pid {process.pid}"))
+                memory = memory_of(kernel, process)
+                if memory.ldt:
+                    found.append(Root(memory.root, f"pid {process.pid}"))
             except TROUBLE as error:
                 damage.add("the memory of a process cannot be read", f"pid {process.pid}: {error}")
         if damage:
@@ -135,11 +135,10 @@ class LdtRemap(Region):
             if asked.pid is not None and process.pid != asked.pid:
                 continue
             try:
-                mm = mm_of(kernel, process)
-                address = number(mm.context, "ldt")
-                if address:
-                    ldt = struct_at(kernel, "struct ldt_struct", address)
-                    row = _table(kernel, process, root_of(kernel, mm), ldt)
+                memory = memory_of(kernel, process)
+                if memory.ldt:
+                    ldt = struct_at(kernel, "struct ldt_struct", memory.ldt)
+                    row = _table(kernel, process, memory.root, ldt)
                     tables.append(row)
                     entries += _entries(kernel, row)
             except TROUBLE as error:
