@@ -170,7 +170,8 @@ def grow(
         if level == form.levels:
             entries = numpy.ascontiguousarray(entries[:, form.user_entries()])
         child = form.is_table(entries, level) if level > 1 else numpy.zeros((1, 1), bool)
-        found = Level(level, tables, owners, bases, entries, child.any(axis=1))
+        inner: NDArray[numpy.bool_] = child.any(axis=1)
+        found = Level(level, tables, owners, bases, entries, inner)
         forest.levels.append(found)
         forest.add(found, effective, child)
         if level == 1:

@@ -131,12 +131,14 @@ class _Tables:
 
     def marks(self, forest: Forest) -> bool:
         """Check the tables of some processes. If one is not marked as it must be, return False."""
+        import numpy
+
         form = self._kernel.form
         count = 0
         for level in forest.levels:
             if form.table_size(level.level) < form.page_size:
                 continue
-            kinds = self._types.numbers(level.tables >> form.page_shift)
+            kinds = self._types.numbers(level.tables >> numpy.uint64(form.page_shift))
             marked = self._marked and level.level <= 2
             if not self._are(kinds, ("pgtable",) if marked else _OF_KERNEL).all():
                 return False
