@@ -375,6 +375,7 @@ class Commands:
         range: Optional[str] = None,
         raw: bool = False,
         cells: Optional[int] = None,
+        jobs: Optional[int] = None,
     ) -> PagesAnswer:
         """A census of all page frames: how much memory each use takes, and a picture of physical memory.
 
@@ -383,9 +384,14 @@ class Commands:
         :param range: only physical addresses from A up to but not including B; or A+SIZE.
         :param raw: show all flags as /proc/kpageflags has them, and hide none.
         :param cells: draw at most N cells (default: 512).
+        :param jobs: count in N processes (default: for a large kdump the number of processors, otherwise
+            1).
         """
         found: PagesAnswer = self._answer(
-            PagesAnswer, "pages", (), {"by": by, "top": top, "range": range, "raw": raw, "cells": cells}
+            PagesAnswer,
+            "pages",
+            (),
+            {"by": by, "top": top, "range": range, "raw": raw, "cells": cells, "jobs": jobs},
         )
         return found
 

@@ -186,6 +186,8 @@ class Bar:
                 return  # it ended just now
             # A serial console does not report a width.
             columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+            # Other items take very different times, so there is no estimate of the time left.
+            steady = ", {rate_fmt}, {remaining} left" if self._settings["unit_scale"] else ""
             self._bar = tqdm(
                 **self._settings,
                 initial=self._done,
@@ -193,8 +195,7 @@ class Bar:
                 leave=False,
                 file=sys.stderr,
                 ncols=columns - 1,
-                # Items take very different times, so there is no estimate of the time left.
-                bar_format="{l_bar}{bar:20}| {n_fmt}/{total_fmt} {unit}s{postfix}",
+                bar_format="{l_bar}{bar:20}| {n_fmt}/{total_fmt} {unit}s" + steady + "{postfix}",
             )
 
     def at(self, what: str) -> None:

@@ -50,6 +50,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="draw at most N cells (default: 512)",
     )
+    parser.add_argument(
+        "--jobs",
+        type=_count,
+        metavar="N",
+        help="count in N processes (default: for a large kdump the number of processors, otherwise 1)",
+    )
 
 
 def _count(text: str) -> int:
@@ -75,5 +81,6 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
             where=None if args.range is None else parse_range(args.range, kernel.page_shift),
             raw=args.raw,
             cells=args.cells,
+            jobs=args.jobs,
             progress=progress,
         )

@@ -14,6 +14,7 @@ from kvintro.kernels import Kernel
 from kvintro.model import ALL, Address, Column, Report, Row, Size, Table
 from kvintro.queries.pages.census import Group, PageCensus, Pages
 from kvintro.queries.pages.excluded import Excluded, ExclusionCounter, lacks_pages
+from kvintro.queries.pages.jobs import census_in_jobs, usual_jobs
 from kvintro.queries.pages.meaning import (
     KPF_COMPOUND_HEAD,
     KPF_COMPOUND_TAIL,
@@ -289,6 +290,7 @@ def pages_report(
     where: Optional[Tuple[int, int]] = None,
     raw: bool = False,
     cells: int = 512,
+    jobs: Optional[int] = None,
     progress: Optional[Callable[[int], Callable[[int], None]]] = None,
 ) -> PagesReport:
     """Count page frames.
@@ -297,6 +299,7 @@ def pages_report(
     :param top: maximum number of its rows.
     :param where: page frames to count; the second one is exclusive.
     :param raw: show flags unchanged instead of as page-types shows them.
+    :param jobs: number of processes that count; None for the usual number.
     :param progress: called with the number of page frames. The function that it returns is called with the
         number of page frames done since the last call.
     :raises UsageError: none of the page frames has a struct page.
@@ -308,11 +311,11 @@ def pages_report(
         raise Unavailable("the slab cache of a page cannot be read without types", USE_TYPES)
     low, high = where if where is not None else (0, 1 << 52)
     lacks = _lacks(pages)
+    jobs = usual_jobs(pages) if jobs is None else jobs
     tick = progress(pages.sections.clip(low, high).total) if progress is not None else lambda pages: None
     began = time.perf_counter()
     counter, unknown = _counter(pages) if where is None else (None, [])
-    also = counter.add if counter is not None else lambda piece, runs: None
-    census = pages.census(low, high, cells=cells, progress=tick, also=also)
+    census = census_in_jobs(pages, jobs, low, high, cells=cells, progress=tick, counter=counter)
     seconds = time.perf_counter() - began
     missing = None if counter is None else counter.finish()
     wrong = mistake(kernel, missing) if missing is not None else ""

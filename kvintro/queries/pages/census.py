@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 
@@ -175,24 +175,8 @@ class Pages:
         except Unavailable:
             return 1 << 40
 
-    def census(
-        self,
-        low: int = 0,
-        high: int = 1 << 52,
-        *,
-        cells: int = 1024,
-        progress: Progress = lambda pages: None,
-        also: Callable[[Piece, Optional[Runs]], None] = lambda piece, runs: None,
-    ) -> PageCensus:
-        """Count page frames.
-
-        :param low: first page frame to count.
-        :param high: last page frame to count, plus one.
-        :param cells: approximate number of cells of the picture.
-        :param also: called with each piece, and with its runs if it could be read; pieces may extend beyond
-            ``low`` and ``high``.
-        :raises Unavailable: the source does not say which page frames exist.
-        """
+    def empty_census(self, low: int, high: int, cells: int) -> PageCensus:
+        """A census of some page frames before any is counted."""
         sections = self.sections.clip(low, high)
         ranges = [(max(a, low), min(b, high)) for a, b in sections.ranges]
         total = sum(b - a for a, b in ranges)
@@ -202,6 +186,32 @@ class Pages:
         counted = PageCensus(total, holes)
         while counted.cell_pages * cells < span:
             counted.cell_pages <<= 1
+        return counted
+
+    def census(
+        self,
+        low: int = 0,
+        high: int = 1 << 52,
+        *,
+        cells: int = 1024,
+        progress: Progress = lambda pages: None,
+        also: Callable[[Piece, Optional[Runs]], None] = lambda piece, runs: None,
+        share: Tuple[int, int] = (0, 1),
+    ) -> PageCensus:
+        """Count page frames.
+
+        :param low: first page frame to count.
+        :param high: last page frame to count, plus one.
+        :param cells: approximate number of cells of the picture.
+        :param also: called with each piece, and with its runs if it could be read; pieces may extend beyond
+            ``low`` and ``high``.
+        :param share: number of the first section to count, and the distance to the next one.
+        :raises Unavailable: the source does not say which page frames exist.
+        """
+        sections = self.sections.clip(low, high)
+        first, step = share
+        sections = replace(sections, ranges=sections.ranges[first::step])
+        counted = self.empty_census(low, high, cells)
         counter = _Counter(self, counted, low, high)
         seen = 0
         for piece in self.reader.pieces(sections):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from typing import TYPE_CHECKING, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from kvintro.errors import Unavailable
 from kvintro.kernels import Kernel
@@ -233,6 +233,23 @@ class ExclusionCounter:
             for use, pages in zip(uses, sums):
                 counts[use] += pages
         return first
+
+    def state(self) -> List[Any]:
+        """What was counted, in a form that JSON can hold; for :meth:`merge`."""
+        counts = [[[*use, pages] for use, pages in found.items()] for found in self._counts]
+        ranges = [[*use, found] for use, found in self._ranges.items()]
+        return [self.looked_at, self._struct_pages_missing, counts, ranges]
+
+    def merge(self, state: List[Any]) -> None:
+        """Add what another counter has counted."""
+        looked_at, missing, counts, ranges = state
+        self.looked_at += looked_at
+        self._struct_pages_missing |= missing
+        for found, more in zip(self._counts, counts):
+            for *use, pages in more:
+                found[Use(*use)] += pages
+        for *use, more in ranges:
+            self._ranges.setdefault(Use(*use), []).extend((first, end) for first, end in more)
 
     def finish(self) -> Excluded:
         """Look at what only all pages together show, and return the counts."""
