@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Callable, Iterator, List, NamedTuple, Tuple
 
@@ -93,6 +94,11 @@ def cpu(action: Callable[[], object]) -> float:
     return time.process_time() - started
 
 
+def _read(pages: Pages) -> None:
+    for _ in pages.reader.pieces(pages.sections):
+        pass
+
+
 def census(path: Path, runs: int, name: str, most: float) -> bool:
     """Measure a census against reading the same bytes, each from a dump just opened.
 
@@ -104,20 +110,21 @@ def census(path: Path, runs: int, name: str, most: float) -> bool:
     for _ in range(runs):
         pages = Pages(open_kernel(Request(core=str(path))))
         total = pages.sections.total
-        reading.append(cpu(lambda pages=pages: [None for _ in pages.reader.pieces(pages.sections)]))
+        reading.append(cpu(partial(_read, pages)))
         pages = Pages(open_kernel(Request(core=str(path))))
         one.append(pages.sections.total and cpu(pages.census))
         pages = Pages(open_kernel(Request(core=str(path))))
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        own = pages.sections.total and cpu(lambda pages=pages: census_in_jobs(pages, 2))
+        own = pages.sections.total and cpu(partial(census_in_jobs, pages, 2))
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         # Two workers have equal shares, and wait for nothing.
         two.append(own + (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / 2)
     alone, plain, shared = map(statistics.median, (one, reading, two))
     text, missed = verdict(alone / plain, most)
+    rates = f"{total / alone / 1e6:6.1f} million page frames a second; reading {total / plain / 1e6:6.1f}"
     print(
-        f"  {name:18} {total / alone / 1e6:6.1f} million page frames a second; "
-        f"reading {total / plain / 1e6:6.1f}; {alone / plain:.2f} times as long, {text}; two processes {alone / shared:.2f} times as fast"
+        f"  {name:18} {rates}; {alone / plain:.2f} times as long, {text}; "
+        f"two processes {alone / shared:.2f} times as fast"
     )
     return missed
 
@@ -189,10 +196,10 @@ def direct_map(terabytes: int) -> float:
         index = numpy.arange(size >> 3, dtype="u8")
         if address >= lower:
             index += numpy.uint64((address - lower) >> 3)
-            return (index << numpy.uint64(21) | numpy.uint64(0x80000000000000E3)).tobytes()
+            return bytes(index << numpy.uint64(21) | numpy.uint64(0x80000000000000E3))
         if address >= upper:
             index += numpy.uint64((address - upper) >> 3)
-            return ((index << numpy.uint64(12)) + numpy.uint64(lower) | numpy.uint64(0x63)).tobytes()
+            return bytes((index << numpy.uint64(12)) + numpy.uint64(lower) | numpy.uint64(0x63))
         entries = numpy.zeros(512, "u8")
         used = numpy.arange(2 * terabytes, dtype="u8")
         entries[first : first + 2 * terabytes] = (used << numpy.uint64(12)) + numpy.uint64(upper | 0x63)

@@ -170,7 +170,7 @@ def grow(
         if level == form.levels:
             entries = numpy.ascontiguousarray(entries[:, form.user_entries()])
         child = form.is_table(entries, level) if level > 1 else numpy.zeros((1, 1), bool)
-        inner: NDArray[numpy.bool_] = child.any(axis=1)
+        inner = numpy.any(child, axis=1).reshape(-1)
         found = Level(level, tables, owners, bases, entries, inner)
         forest.levels.append(found)
         forest.add(found, effective, child)

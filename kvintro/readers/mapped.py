@@ -119,6 +119,19 @@ class View:
         self._starts: List[int] = ranges.starts.tolist()
         self._keys: List[int] = ranges.keys.tolist()
         self._end = ranges.end
+        #: By key: log2 and name of the size of the pages, rights, memory type.
+        self._kinds: Dict[int, Tuple[int, str, str, str]] = {}
+
+    def _kind(self, key: int) -> Tuple[int, str, str, str]:
+        found = self._kinds.get(key)
+        if found is None:
+            level = (key & LEVEL_MASK) >> LEVEL_SHIFT
+            found = (
+                *(self._form.shift(level), self._names[level]),
+                *(rights_text(key), caching_text(self._form, key)),
+            )
+            self._kinds[key] = found
+        return found
 
     @classmethod
     def of(cls, kernel: Kernel, start: int, end: int, root: Optional[int] = None) -> View:
@@ -148,11 +161,8 @@ class View:
                     unreadable += high - low + 1
                 continue
             mapped += high - low + 1
-            level = (key & LEVEL_MASK) >> LEVEL_SHIFT
-            shift = self._form.shift(level)
-            name = self._names[level]
+            shift, name, right, kind = self._kind(key)
             pages[name] = pages.get(name, 0) + (high >> shift) - (low >> shift) + 1
-            rights[rights_text(key)] = None
-            caching[caching_text(self._form, key)] = None
+            rights[right] = caching[kind] = None
         ordered = {name: pages[name] for name in self._names.values() if name in pages}
         return Stretch(mapped, unreadable, ordered, tuple(rights), tuple(caching))

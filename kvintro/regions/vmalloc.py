@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
@@ -259,27 +259,29 @@ def bare_areas(kernel: Kernel, where: AddressRange, damage: Damage) -> List[Area
     return [_bare_row(where, start, end, "unknown") for start, end in bounds]
 
 
-def _bare_row(where: AddressRange, start: int, end: int, kind: str) -> AreaRow:
-    """A row with only the bounds of an area."""
-    return AreaRow(
-        start=Address(start),
-        end=Address(end - 1),
-        size=Size(end - start),
-        caller=None,
-        pages=0,
-        physical=None,
-        kind=kind,
-        flags=(),
-        nodes={},
-        guard=Size(0),
-        requested=None,
-        region="vmalloc" if start in where else "modules",
-        mapped=Size(0),
-        page_sizes={},
-        rights=(),
-        caching=(),
-        problem=None,
-    )
+def _bare_row(where: AddressRange, start: int, end: int, kind: str, **known: Any) -> AreaRow:
+    """A row with the bounds of an area, and what else is known."""
+    fields: Dict[str, Any] = {
+        "start": Address(start),
+        "end": Address(end - 1),
+        "size": Size(end - start),
+        "caller": None,
+        "pages": 0,
+        "physical": None,
+        "kind": kind,
+        "flags": (),
+        "nodes": {},
+        "guard": Size(0),
+        "requested": None,
+        "region": "vmalloc" if start in where else "modules",
+        "mapped": Size(0),
+        "page_sizes": {},
+        "rights": (),
+        "caching": (),
+        "problem": None,
+        **known,
+    }
+    return AreaRow(**fields)
 
 
 class Areas:
@@ -443,8 +445,7 @@ class Areas:
             return self._bare(area_start, area_end, "unknown")
         if flags & _VM_UNINITIALIZED and self._per_node:
             return None
-        row = self._bare(start, start + size, "other")
-        if row is None:
+        if not self._are_bounds(start, start + size):
             return None
         if count > size >> self._kernel.page_shift:
             self._damage.add("an area has more pages than its size allows", f"{start:016x}: {count}")
@@ -460,12 +461,14 @@ class Areas:
         # Chunks of per-CPU memory (pcpu_get_vm_areas) are adjacent and have no guard pages. They are mapped
         # on demand.
         guarded = not flags & _VM_NO_GUARD and not (kind == _PAGES and not count)
-        return replace(
-            row,
+        return _bare_row(
+            self._where,
+            start,
+            start + size,
+            kind,
             caller=self._names.code(caller) if caller else None,
             pages=count,
             physical=Address(physical) if physical else None,
-            kind=kind,
             flags=tuple(names),
             nodes={} if flags & _VM_UNINITIALIZED else self._node_counts(pages, count, order),
             guard=Size(min(self._kernel.form.page_size, size) if guarded else 0),
@@ -478,11 +481,14 @@ class Areas:
         return member_reader(self._kernel, "struct vm_struct", *members, "page_order")
 
     def _bare(self, start: int, end: int, kind: str) -> Optional[AreaRow]:
+        return _bare_row(self._where, start, end, kind) if self._are_bounds(start, end) else None
+
+    def _are_bounds(self, start: int, end: int) -> bool:
         page = self._kernel.form.page_size
-        if not 1 << 63 <= start < end <= ALL or start % page or end % page:
-            self._damage.add("an area's bounds are invalid", f"{start:#x}-{end:#x}")
-            return None
-        return _bare_row(self._where, start, end, kind)
+        if 1 << 63 <= start < end <= ALL and not start % page and not end % page:
+            return True
+        self._damage.add("an area's bounds are invalid", f"{start:#x}-{end:#x}")
+        return False
 
     def _node_counts(self, pages: int, count: int, order: int) -> Mapping[str, int]:
         """Pages by NUMA node (mm/vmalloc.c:show_numa_info)."""
@@ -557,13 +563,15 @@ def _checked(kernel: Kernel, rows: Sequence[AreaRow], reader: Optional[Areas]) -
                     problems[index] = problem
         frames.compare()
     return [
-        replace(
-            row,
-            mapped=Size(found.mapped),
-            page_sizes=found.pages,
-            rights=found.rights,
-            caching=found.caching,
-            problem=problems.get(index),
+        AreaRow(
+            **{
+                **vars(row),
+                "mapped": Size(found.mapped),
+                "page_sizes": found.pages,
+                "rights": found.rights,
+                "caching": found.caching,
+                "problem": problems.get(index),
+            }
         )
         for index, (row, found) in enumerate(zip(rows, stretches))
     ]

@@ -173,6 +173,8 @@ class Decoder:
         def cuts() -> "Tuple[I64, I64, U64]":
             starts = numpy.flatnonzero(change)
             starts, lengths = starts[:-1], numpy.diff(starts)
+            if len(known) == n:
+                return starts, lengths, known[starts]
             return starts, lengths, known[numpy.searchsorted(raw, starts, side="right") - 1]
 
         if every:
@@ -233,7 +235,10 @@ class Decoder:
         if tails:
             compound = rows["compound"][raw]
             same &= (compound[1:] == compound[:-1]) | ((known[1:] & u(TAIL)) == u(0))
-        change[raw[1:][same]] = False
+        if len(known) == n:
+            change[1:n] &= ~same
+        else:
+            change[raw[1:][same]] = False
         return raw, known, tails
 
     def _mark_free(self, starts: I64, states: U64, free: I64, orders: U64, ends: I64) -> None:
