@@ -14,7 +14,7 @@ from kvintro.errors import Unavailable
 from kvintro.kernels import Kernel
 from kvintro.model import Placement
 from kvintro.paging import walk
-from kvintro.queries.pages.census import FrameTypes, Pages
+from kvintro.queries.pages.census import TYPE_NUMBERS, FrameTypes, Pages
 from kvintro.readers.damage import Damage
 from kvintro.regions import regions_of
 from kvintro.regions.vmalloc import AreaRow, Areas
@@ -148,4 +148,4 @@ def frame_of(kernel: Kernel, kind: str) -> int:
     shift = kernel.page_shift
     first = ram(kernel) >> shift
     frames = numpy.arange(first + (4 << 20 >> shift), first + (96 << 20 >> shift), dtype=numpy.uint64)
-    return int(frames[types.are(frames, kind)][0])
+    return int(frames[types.numbers(frames) == TYPE_NUMBERS[kind]][0])

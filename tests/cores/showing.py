@@ -255,6 +255,7 @@ def overlay(kernel: Kernel, address: int, value: int, *, physical: bool = False)
         return data[offset : offset + count]
 
     kernel.prog.add_memory_segment(address, 8, read, physical)
+    kernel._kept.clear()  # what was read before
 
 
 WILD = {

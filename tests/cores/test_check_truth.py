@@ -168,7 +168,7 @@ def test_areas_against_each_other(kernel: Kernel, monkeypatch: pytest.MonkeyPatc
 
     def with_rows(changed: List[AreaRow]) -> Dict[str, str]:
         monkeypatch.setattr(Areas, "rows", lambda self: changed)
-        return states(kernel, "vmap_areas", "vmap_strays")
+        return states(kernel.fresh(), "vmap_areas", "vmap_strays")
 
     longer = dataclasses.replace(mapped, end=type(mapped.end)(mapped.end + (1 << 40)))
     assert with_rows([*found, longer])["vmap_areas"] == "failed"
