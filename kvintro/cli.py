@@ -10,7 +10,7 @@ import shlex
 import sys
 import tempfile
 import traceback
-from typing import Callable, List, Optional, Sequence
+from typing import TYPE_CHECKING, Callable, List, Optional, Sequence
 
 from kvintro import isolation, streams
 from kvintro.bus_error import end_on_bus_error
@@ -28,6 +28,9 @@ from kvintro.errors import (
 from kvintro.output import refuse_inputs
 from kvintro.parser import named_command, parse
 from kvintro.text import printable
+
+if TYPE_CHECKING:
+    from kvintro.source import Request
 
 _REPORT = """\
 this is a bug in kvintro. Please report the command, its traceback (add --debug), and the text of
@@ -132,27 +135,14 @@ def _run(arguments: List[str], *, own_process: bool) -> int:
     end_on_bus_error()
     if not hasattr(module, "needs_source") or module.needs_source(args):
         from kvintro.opening import open_kernel
-        from kvintro.source import Request
+        from kvintro.source import UnknownTables
 
-        kernel = open_kernel(
-            Request(
-                core=args.core,
-                qemu=args.qemu,
-                vmlinux=args.symbols,
-                btf=args.btf,
-                types=args.types,
-                vmcoreinfo=args.vmcoreinfo,
-                vmcoreinfo_at=args.vmcoreinfo_at,
-                form=args.format_in,
-                snapshot=args.snapshot,
-                cache=not args.no_cache,
-                debuginfod=args.debuginfod,
-                sudo=args.sudo,
-                opened=give_up,
-                search=searched,
-                unpacking=unpacked,
-            )
-        )
+        try:
+            kernel = open_kernel(_request(args, give_up, describe_others=hasattr(module, "run_on_other")))
+        except UnknownTables as error:
+            if error.dump is None:
+                raise
+            return deliver(module.run_on_other(error.dump, args), args, paged=True)
     else:
         give_up()
     if args.command == "shell":
@@ -166,6 +156,29 @@ def _run(arguments: List[str], *, own_process: bool) -> int:
         assert kernel is not None
         return browse(kernel, args)
     return deliver(run_command(kernel, args), args, paged=True)
+
+
+def _request(args: argparse.Namespace, give_up: Callable[[], None], *, describe_others: bool) -> Request:
+    from kvintro.source import Request
+
+    return Request(
+        core=args.core,
+        qemu=args.qemu,
+        vmlinux=args.symbols,
+        btf=args.btf,
+        types=args.types,
+        vmcoreinfo=args.vmcoreinfo,
+        vmcoreinfo_at=args.vmcoreinfo_at,
+        form=args.format_in,
+        snapshot=args.snapshot,
+        cache=not args.no_cache,
+        debuginfod=args.debuginfod,
+        sudo=args.sudo,
+        opened=give_up,
+        search=searched,
+        unpacking=unpacked,
+        describe_others=describe_others,
+    )
 
 
 def _name_source(args: argparse.Namespace, arguments: List[str]) -> None:

@@ -27,6 +27,7 @@ from typing import Any, Mapping, Optional, Protocol, Sequence, Tuple
 from kvintro.arch.address_space import AddressSpace
 from kvintro.arch.entry import EntryFormat
 from kvintro.arch.image import InnerPart, Part
+from kvintro.arch.others import elf_machine_name
 from kvintro.arch.ptdump_text import PtdumpText
 from kvintro.errors import WrongArchitecture
 
@@ -126,12 +127,10 @@ def by_elf_machine(machine: int) -> Architecture:
 
     :raises WrongArchitecture: kvintro does not support it.
     """
-    known = architectures()
-    for arch in known:
+    for arch in architectures():
         if arch.elf_machine == machine:
             return arch
-    names = {3: "i386", 20: "ppc", 21: "ppc64", 22: "s390x", 40: "arm", 183: "aarch64", 243: "riscv"}
-    raise _wrong(names.get(machine, f"ELF machine {machine}"))
+    raise unsupported(elf_machine_name(machine))
 
 
 def by_machine(machine: str) -> Architecture:
@@ -142,7 +141,7 @@ def by_machine(machine: str) -> Architecture:
     for arch in architectures():
         if machine in (arch.machine, arch.qemu_machine):
             return arch
-    raise _wrong(machine or "unknown")
+    raise unsupported(machine or "unknown")
 
 
 def by_vmcoreinfo(lines: Mapping[str, str]) -> Optional[Architecture]:
@@ -161,7 +160,7 @@ def by_drgn_name(name: str) -> Architecture:
     for arch in architectures():
         if arch.drgn_name == name:
             return arch
-    raise _wrong(name)
+    raise unsupported(name)
 
 
 def by_name(name: str) -> Architecture:
@@ -172,7 +171,7 @@ def by_name(name: str) -> Architecture:
     for arch in architectures():
         if arch.name == name:
             return arch
-    raise _wrong(name)
+    raise unsupported(name)
 
 
 def of_this_machine() -> Architecture:
@@ -201,7 +200,8 @@ def ptdump_text_of(arch: Architecture) -> PtdumpText:
     return found
 
 
-def _wrong(name: str) -> WrongArchitecture:
+def unsupported(name: str) -> WrongArchitecture:
+    """The error for a dump of an architecture that kvintro does not support."""
     return WrongArchitecture(
         f"the dump's architecture is not supported: {name}", f"kvintro reads kernels of {names()}"
     )

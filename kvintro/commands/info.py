@@ -11,6 +11,7 @@ from kvintro.commands import kcore_can_be_read, searched
 if TYPE_CHECKING:
     from kvintro.kernels import Kernel
     from kvintro.model import Report
+    from kvintro.source import OtherDump
 
 HELP = "identify a dump: its format, its kernel, and what each command can do with it"
 EXAMPLES = """\
@@ -48,3 +49,11 @@ def run(kernel: Optional[Kernel], args: argparse.Namespace) -> Report:
         return bug_report(kernel, searched)
     assert kernel is not None
     return info(kernel, searched)
+
+
+def run_on_other(dump: OtherDump, args: argparse.Namespace) -> Report:
+    """The report on a dump of an architecture whose page tables kvintro does not know."""
+    from kvintro.reports.bug_report import bug_report
+    from kvintro.reports.info import info_of_other
+
+    return bug_report(dump, searched) if args.bug_report else info_of_other(dump)

@@ -7,7 +7,7 @@ import os
 import platform
 import re
 from dataclasses import replace
-from typing import Iterable, Iterator, Optional, Sequence
+from typing import Iterable, Iterator, Sequence, Union
 
 from kvintro.installation import components
 from kvintro.kernels import Kernel
@@ -20,7 +20,9 @@ from kvintro.reports.info import (
     FactRow,
     InfoReport,
     info,
+    info_of_other,
 )
+from kvintro.source import OtherDump
 from kvintro.source.vmcoreinfo import Search, in_silence
 
 _HEAD = (
@@ -29,7 +31,18 @@ _HEAD = (
     "",
 )
 #: Facts of ``info`` that are shown unchanged. Release and build id identify a kernel package, not a machine.
-_AS_IT_IS = ("release", "build_id", "arch", "paging_levels", "kaslr", "pti", "symbol_count", "type_count")
+_AS_IT_IS = (
+    "release",
+    "build_id",
+    "arch",
+    "byte_order",
+    "page_size",
+    "paging_levels",
+    "kaslr",
+    "pti",
+    "symbol_count",
+    "type_count",
+)
 _REDACTED = (
     *("format", "packed", "written_by", "size", "memory", "complete", "left_out"),
     *("excluded_types", "filter_level", "lost_types"),
@@ -59,7 +72,7 @@ def redacted(text: str) -> str:
     return _ADDRESS.sub("ADDRESS", text)
 
 
-def bug_report(kernel: Optional[Kernel], search: Search = in_silence) -> InfoReport:
+def bug_report(kernel: Union[Kernel, OtherDump, None], search: Search = in_silence) -> InfoReport:
     """Return the attachment for a bug report: a report of ``info`` with fewer facts.
 
     :param kernel: None if the bug report is not about a kernel.
@@ -69,7 +82,7 @@ def bug_report(kernel: Optional[Kernel], search: Search = in_silence) -> InfoRep
     facts.append(FactRow("host", "this host", f"{platform.system()}, {platform.machine()}", None, None))
     if kernel is None:
         return _report(facts, [])
-    found = info(kernel, search)
+    found = info_of_other(kernel) if isinstance(kernel, OtherDump) else info(kernel, search)
     facts += list(_facts(found.tables[0].rows))
     commands = [replace(row, reason=row.reason and redacted(row.reason)) for row in found.tables[2].rows]
     return _report(facts, commands, [redacted(note) for note in found.notes])

@@ -23,13 +23,26 @@ from typing import (
 from kvintro.arch import Architecture, by_vmcoreinfo
 from kvintro.errors import Unavailable
 from kvintro.kernels import Kernel
-from kvintro.model import ALL, Address, Column, Displacement, Fact, NoExtra, Placement, Report, Size, Table
+from kvintro.model import (
+    ALL,
+    Address,
+    Column,
+    Displacement,
+    Fact,
+    Identity,
+    NoExtra,
+    Placement,
+    Report,
+    Size,
+    Table,
+)
 from kvintro.queries.pages.excluded import excluded_from
 from kvintro.queries.placements import only_image_moved
 from kvintro.readers import times
 from kvintro.readers.command_line import command_line
 from kvintro.readers.randomness import bases_are_fixed
 from kvintro.reports.excluded import by_type, mistake, no_level
+from kvintro.source import OtherDump, Source
 from kvintro.source.elf import Segment
 from kvintro.source.vmcoreinfo import Kernels, Search, identity_of, in_silence
 from kvintro.text import size_text
@@ -37,6 +50,7 @@ from kvintro.types import Installed
 
 T = TypeVar("T")
 
+_BYTE_ORDERS = {"<": "little-endian", ">": "big-endian"}
 _MAX_RANGES = 16  # maximum number of ranges of physical memory in one line
 _MAX_ERASED = 512  # bytes of eraseinfo in one line
 _BANNER = 512  # linux_banner is shorter
@@ -278,7 +292,7 @@ def info(kernel: Kernel, search: Search = in_silence) -> InfoReport:
     rows = _kernel_rows(kernel, looked) if looked is not None else []
     missing, wrong = _missing(kernel)
     facts = [
-        *_of_the_dump(kernel, missing),
+        *_of_the_dump(kernel.source, missing),
         *_of_the_kernel(kernel),
         *_of_names_and_types(kernel, looked, len(rows)),
     ]
@@ -286,15 +300,26 @@ def info(kernel: Kernel, search: Search = in_silence) -> InfoReport:
     notes = [*alert, *kernel.source.warnings]
     if len(rows) > 1:
         notes.append(f"{len(rows)} kernels are in this memory; --vmcoreinfo-at ADDR shows another one")
+    return _report(kernel.identity, facts, rows, commands(kernel), alert, notes)
+
+
+def _report(
+    who: Optional[Identity],
+    facts: Sequence[FactRow],
+    kernels: Sequence[KernelRow],
+    commands: Sequence[CommandRow],
+    head: Sequence[str] = (),
+    notes: Sequence[str] = (),
+) -> InfoReport:
     return Report(
         command="info",
-        kernel=kernel.identity,
+        kernel=who,
         tables=(
             Table("facts", FACT_COLUMNS, facts),
-            Table("kernels", KERNEL_COLUMNS, rows, "kernels in this memory"),
-            Table("commands", COMMAND_COLUMNS, commands(kernel), "what the commands can do with it"),
+            Table("kernels", KERNEL_COLUMNS, kernels, "kernels in this memory"),
+            Table("commands", COMMAND_COLUMNS, commands, "what the commands can do with it"),
         ),
-        head=alert,
+        head=head,
         notes=tuple(notes),
     )
 
@@ -342,8 +367,7 @@ def _read(
         return FactRow(key, title, None, None, error.what)
 
 
-def _of_the_dump(kernel: Kernel, missing: Sequence[FactRow]) -> Iterator[FactRow]:
-    source = kernel.source
+def _of_the_dump(source: Source, missing: Sequence[FactRow]) -> Iterator[FactRow]:
     yield _known("source", "source", source.label)
     yield _known("format", "format", source.format)
     if source.packing:
@@ -369,6 +393,37 @@ def _of_the_dump(kernel: Kernel, missing: Sequence[FactRow]) -> Iterator[FactRow
         text = source.eraseinfo[:_MAX_ERASED].decode("utf-8", "replace")
         more = " ..." if len(source.eraseinfo) > _MAX_ERASED else ""
         yield _known("erased", "erased when dumped", ", ".join(text.split("\n")).strip(", \0") + more)
+
+
+def info_of_other(dump: OtherDump) -> InfoReport:
+    """What a dump says about itself, if kvintro does not know the page tables of its architecture."""
+    why = f"kvintro does not know the page tables of {dump.arch.name} yet"
+    facts = [*_of_the_dump(dump.source, []), *_of_the_other_kernel(dump)]
+    commands = [
+        CommandRow(name, "works" if name == "info" else "cannot", None if name == "info" else why)
+        for name in LACKS
+    ]
+    return _report(
+        None, facts, [], commands, notes=[*dump.source.warnings, f"{why}: no command reads its memory"]
+    )
+
+
+def _of_the_other_kernel(dump: OtherDump) -> Iterator[FactRow]:
+    lines, note = dump.source.vmcoreinfo, "VMCOREINFO"
+    yield _known("release", "release", lines.get("OSRELEASE"), note, dump.problem)
+    lacks = dump.problem or "VMCOREINFO has none, as before Linux 5.9"
+    yield _known("build_id", "build id", lines.get("BUILD-ID"), note, lacks)
+    machine = dump.machine
+    yield _known("arch", "architecture", machine or dump.arch.name, dump.known_from if machine else "")
+    order = None if machine is None else _BYTE_ORDERS[dump.arch.orders[machine]]
+    lacks = "QEMU writes a big-endian header for little-endian guests, too"
+    yield _known("byte_order", "byte order", order, dump.known_from, lacks)
+    size = lines.get("PAGESIZE", "")
+    page = Size(int(size)) if size in map(str, dump.arch.page_sizes) else None
+    lacks = dump.problem or "VMCOREINFO has no valid PAGESIZE"
+    yield _known("page_size", "page size", page, note, lacks)
+    origin = dump.source.vmcoreinfo_origin or None
+    yield _known("vmcoreinfo", "VMCOREINFO", origin, reason=dump.problem)
 
 
 def _missing(kernel: Kernel) -> Tuple[List[FactRow], str]:

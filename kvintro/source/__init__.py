@@ -14,11 +14,20 @@ from kvintro.source.cache import user_cache
 from kvintro.source.files import open_file, read_small_file
 from kvintro.source.note import text_from_file
 from kvintro.source.opened import Request, Source, Translation, parse_vmcoreinfo
+from kvintro.source.other import OtherDump, UnknownTables
 from kvintro.source.privileges import hold_kernel_files
 from kvintro.source.unpack import Unpacker
 from kvintro.source.vmcoreinfo import Wanted
 
-__all__ = ("Request", "Source", "Translation", "open_source", "parse_vmcoreinfo")
+__all__ = (
+    "OtherDump",
+    "Request",
+    "Source",
+    "Translation",
+    "UnknownTables",
+    "open_source",
+    "parse_vmcoreinfo",
+)
 
 
 def open_source(request: Request) -> Source:
@@ -77,6 +86,7 @@ def _open(request: Request, stack: ExitStack) -> Source:
             snapshot=request.snapshot,
             search=request.search,
             unpacker=Unpacker(request.unpacking, user_cache() if request.cache else None),
+            describe_others=request.describe_others,
         )
     if request.qemu is not None:
         from kvintro.source import guest, qmp

@@ -18,6 +18,7 @@ from kvintro.source.files import keep
 from kvintro.source.formats import examine, recognise
 from kvintro.source.formats.kdump import SplitKdump, is_part
 from kvintro.source.opened import Source
+from kvintro.source.other import UnknownTables, describe
 from kvintro.source.packed import Plain, plain
 from kvintro.source.spool import spooled
 from kvintro.source.unpack import Unpacker
@@ -43,6 +44,7 @@ def open_core(
     snapshot: Optional[str] = None,
     search: Search = in_silence,
     unpacker: Unpacker = NO_CACHE,
+    describe_others: bool = False,
 ) -> Source:
     """Open a dump.
 
@@ -55,6 +57,8 @@ def open_core(
     :param search: shows the progress of the search for VMCOREINFO, see
         :class:`~kvintro.source.vmcoreinfo.MemorySearch`.
     :param unpacker: how to unpack packed files.
+    :param describe_others: see :class:`~kvintro.source.opened.Request`.
+    :raises UnknownTables: kvintro does not know the page tables of the dump's architecture.
     :raises SourceError: with the reason and the remedy.
     """
     assert form is None or form in DUMP_FORMATS
@@ -85,7 +89,7 @@ def open_core(
                 dump.complete = dump.complete if found.whole else False
             dumps.append(dump)
         dump = _one_of(dumps, files_of, len(paths))
-        source = _opened(dump, wanted, search)
+        source = _opened(dump, wanted, search, describe_others)
         beside_it = {c: p for p, c in dump.others if isinstance(c, FileContent) and p not in files_of}
         kept = {**{content: path for path, content in files_of.items()}, **beside_it}
         source.kept = tuple(keep(content.descriptor, path) for content, path in kept.items())
@@ -100,11 +104,14 @@ def _one_of(dumps: Sequence[Dump], named: Mapping[str, FileContent], count: int)
     return SplitKdump(dumps) if count > 1 or is_part(dumps[0]) else dumps[0]
 
 
-def _opened(dump: Dump, wanted: Wanted, search: Search) -> Source:
+def _opened(dump: Dump, wanted: Wanted, search: Search, describe_others: bool) -> Source:
     """Find the VMCOREINFO that fits a dump's memory, and open it with that."""
     dump.check_kernel()
     factor = _PACKED_SEARCH_TO_FILE if dump.packed else _SEARCH_TO_FILE
     limit = _FREE_SEARCH + factor * dump.real
+    if dump.other is not None:
+        described = describe(dump, wanted, search, limit) if describe_others else None
+        raise UnknownTables(dump.path, dump.other, described)
     memory = MemorySearch(
         dump.layouts, more=dump.more_layouts, watch=search, lacks=dump.lacks, limit=limit, arch=dump.arch
     )

@@ -66,7 +66,7 @@ def first_lost(content: Content, kdump: Kdump) -> Optional[int]:
     count = 0
     for number, data in bitmap(content, start, known, kdump.part):
         in_piece = int(bits_of[data].sum(dtype="int64"))
-        rank = _first_lost_rank(content, kdump.layout.table, count, in_piece)
+        rank = _first_lost_rank(content, kdump, kdump.layout.table, count, in_piece)
         if rank == 0:
             raise NotADump("the dump is truncated before its first page", _COPY_AGAIN)
         if rank is not None:
@@ -87,11 +87,11 @@ def _frame(data: NDArray[numpy.uint8], rank: int, first: int) -> int:
     return first + int(bits[rank])
 
 
-def _first_lost_rank(content: Content, table: int, first: int, count: int) -> Optional[int]:
+def _first_lost_rank(content: Content, kdump: Kdump, table: int, first: int, count: int) -> Optional[int]:
     """Index of the first page whose descriptor or data is missing; None if there is none."""
     end = first + count
     while first < end:
-        found = descriptors(content, table, first, end - first)
+        found = descriptors(content, table, first, end - first, kdump.order)
         missing = lost(content, table, found)
         if len(missing):
             return first + int(missing[0])

@@ -17,6 +17,7 @@ from typing import Callable, Iterable, Iterator, List, NamedTuple, Optional, Seq
 import drgn
 
 from kvintro.arch import Architecture
+from kvintro.arch.others import OtherArchitecture
 from kvintro.errors import NotADump
 from kvintro.source.beside import Beside
 from kvintro.source.content import Content
@@ -76,6 +77,16 @@ class Dump:
     @property
     def arch(self) -> Optional[Architecture]:
         """The machine's architecture; None if the file does not say."""
+        return None
+
+    @property
+    def other(self) -> Optional[OtherArchitecture]:
+        """The machine's architecture, if kvintro does not know its page tables but describes the dump."""
+        return None
+
+    @property
+    def other_machine(self) -> Optional[str]:
+        """``utsname.machine`` of a kernel of :attr:`other`; None if the headers do not say."""
         return None
 
     @property

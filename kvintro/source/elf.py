@@ -13,6 +13,7 @@ import struct
 from dataclasses import dataclass
 from typing import BinaryIO, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
+from kvintro.arch.others import elf_machine_name
 from kvintro.errors import NotADump
 from kvintro.source.content import Content, FileContent
 from kvintro.text import size_text
@@ -139,9 +140,12 @@ def read_headers(file: Union[BinaryIO, Content], *, section_notes: bool = False)
     if head[:4] != b"\x7fELF":
         raise NotADump("the file is not an ELF file")
     order = _BYTE_ORDERS.get(head[5])
-    if head[4] != 2 or order is None:
-        raise NotADump("the dump is a 32-bit ELF file", "kvintro reads kernels of 64 bits")
+    if head[4] not in (1, 2) or order is None:
+        raise NotADump("invalid ELF header", "take the dump again")
     e_type, machine = struct.unpack_from(order + "HH", head, 16)
+    if head[4] == 1:
+        name = elf_machine_name(machine)
+        raise NotADump(f"it is a 32-bit ELF file, for {name}", "kvintro reads kernels of 64 bits")
     phoff, shoff = struct.unpack_from(order + "QQ", head, 32)
     (flags,) = struct.unpack_from(order + "I", head, 48)
     phentsize, phnum, shentsize, shnum = struct.unpack_from(order + "HHHH", head, 54)

@@ -13,9 +13,10 @@ pages. So headers that claim more than the file has are refused here, before lib
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Iterator, NamedTuple, Optional, Tuple
+from typing import TYPE_CHECKING, Iterator, NamedTuple, Optional, Sequence, Tuple
 
 from kvintro.arch import architectures
+from kvintro.arch.others import other_by_machine
 from kvintro.errors import NotADump
 from kvintro.source.content import Content
 from kvintro.source.note import MAX_TEXT
@@ -34,12 +35,14 @@ _INCOMPLETE = 0x8  # DUMP_DH_COMPRESSED_INCOMPLETE, set by makedumpfile when the
 _VERSION = 8
 _MACHINE = 12 + 4 * 65
 _STATUS = 424
-_HEADER = struct.Struct("<IiiII")  # status, block_size, sub_hdr_size, bitmap_blocks, max_mapnr
+_HEADER = "IiiII"  # status, block_size, sub_hdr_size, bitmap_blocks, max_mapnr
+_HEADER_SIZE = struct.calcsize("<" + _HEADER)
 # The header of a 32-bit machine, which libkdumpfile tries first, has block_size where ours has tv_usec.
 _BLOCK_SIZE_32 = 416
 # struct kdump_sub_header: phys_base, dump_level, split, start_pfn, end_pfn; offset and size of VMCOREINFO, of
 # the notes, of eraseinfo; start_pfn, end_pfn and max_mapnr in 64 bits (version 6).
-_SUB_HEADER = struct.Struct("<QiiQQQQQQQQQQQ")
+_SUB_HEADER = "QiiQQQQQQQQQQQ"
+_SUB_HEADER_SIZE = struct.calcsize("<" + _SUB_HEADER)
 _MAX_NOTES = 16 << 20
 _MAX_LEVEL = 31
 _BEYOND_FILES = 1 << 62  # an offset that no file system supports
@@ -86,6 +89,7 @@ class Kdump(NamedTuple):
     :ivar page: bytes of a page of the machine, and of a block of the file.
     :ivar level: which pages were left out, as in makedumpfile's ``-d``; None if the file does not say.
     :ivar interrupted: whether makedumpfile says that it could not write all of it.
+    :ivar order: byte order of the headers, as a character for :mod:`struct`.
     """
 
     complete: bool
@@ -98,6 +102,7 @@ class Kdump(NamedTuple):
     page: int = _BLOCK
     level: Optional[int] = None
     interrupted: bool = False
+    order: str = "<"
 
 
 def examine_kdump(content: Content) -> Kdump:
@@ -106,18 +111,22 @@ def examine_kdump(content: Content) -> Kdump:
     :raises NotADump: they are invalid, or claim more than the file can have.
     """
     head = content.at(0, _BLOCK)
-    if len(head) < _STATUS + _HEADER.size:
+    if len(head) < _STATUS + _HEADER_SIZE:
         return Kdump(False)
-    machine = head[_MACHINE : _MACHINE + 65].split(b"\0")[0].decode("ascii", "replace")
-    arch = next((arch for arch in architectures() if machine in (arch.machine, arch.qemu_machine)), None)
-    if arch is None:
+    machine = _machine(head)
+    page_sizes, orders = _possible(machine)
+    if not orders:
         return Kdump(False, machine=machine)
-    status, page, sub_blocks, bitmap_blocks, frames = _HEADER.unpack_from(head, _STATUS)
-    if page not in arch.page_sizes or not 0 <= sub_blocks <= _MAX_SUB_BLOCKS or _looks_32_bit(head):
+    order = _order(head)
+    status, page, sub_blocks, bitmap_blocks, frames = struct.unpack_from(order + _HEADER, head, _STATUS)
+    sane = page in page_sizes and order in orders and 0 <= sub_blocks <= _MAX_SUB_BLOCKS
+    if not sane or _looks_32_bit(head):
         raise NotADump("invalid kdump header", "copy or take the dump again")
-    (version,) = struct.unpack_from("<i", head, _VERSION)
-    part, frames = _sub_header(content, page, version, frames) if version > 0 else (None, frames)
-    level = _level(content, page) if version > 0 else None
+    (version,) = struct.unpack_from(order + "i", head, _VERSION)
+    data = content.at(page, _SUB_HEADER_SIZE) if version > 0 else b""
+    sub = struct.unpack(order + _SUB_HEADER, data) if len(data) == _SUB_HEADER_SIZE else None
+    part, frames = _sub_header(sub, page, version, frames) if sub is not None else (None, frames)
+    level = _level(sub)
     interrupted = bool(status & _INCOMPLETE)
     layout = _layout(content, page, sub_blocks, bitmap_blocks, frames)
     if not content.has_all(layout.dumped, 1):
@@ -129,16 +138,39 @@ def examine_kdump(content: Content) -> Kdump:
             page=page,
             level=level,
             interrupted=interrupted,
+            order=order,
         )
     existing = _count(content, layout.exist, layout.bitmap_size, part)
     dumped = _count(content, layout.dumped, layout.bitmap_size, part)
     if dumped.runs > _FREE_RUNS + content.real // _RUN_TO_FILE:
         raise NotADump("its page bitmap has too many gaps", "copy or take the dump again")
     there = content.has_all(layout.exist, layout.table - layout.exist)
-    complete = not interrupted and there and _is_whole(content, layout.table, dumped.bits)
+    complete = not interrupted and there and _is_whole(content, layout.table, dumped.bits, order)
     left_out = max(0, existing.bits - dumped.bits) * page if there else None
     memory = dumped.bits * page if there else None
-    return Kdump(complete, left_out, memory, part, frames, machine, layout, page, level, interrupted)
+    return Kdump(complete, left_out, memory, part, frames, machine, layout, page, level, interrupted, order)
+
+
+def _machine(head: bytes) -> str:
+    return head[_MACHINE : _MACHINE + 65].split(b"\0")[0].decode("ascii", "replace")
+
+
+def _possible(machine: str) -> Tuple[Sequence[int], Sequence[str]]:
+    """The possible page sizes and byte orders of a machine; empty if kvintro does not know the machine."""
+    for arch in architectures():
+        if machine in (arch.machine, arch.qemu_machine):
+            return arch.page_sizes, "<"
+    other = other_by_machine(machine)
+    if other is None:
+        return (), ()
+    order = other.orders.get(machine)
+    return other.page_sizes, tuple(other.orders.values()) if order is None else order
+
+
+def _order(head: bytes) -> str:
+    """The byte order of the headers: the one in which the size of a block is that of a page."""
+    sizes = {order: struct.unpack_from(order + _HEADER, head, _STATUS)[1] for order in "<>"}
+    return ">" if sizes[">"] in _BLOCK_SIZES and sizes["<"] not in _BLOCK_SIZES else "<"
 
 
 def _looks_32_bit(head: bytes) -> bool:
@@ -150,15 +182,10 @@ _BLOCK_SIZES = tuple(1 << shift for shift in range(12, 17))
 
 
 def _sub_header(
-    content: Content, page: int, version: int, frames: int
+    sub: Tuple[int, ...], page: int, version: int, frames: int
 ) -> Tuple[Optional[Tuple[int, int]], int]:
     """The page frames of a part of a split dump, and the number that the machine has."""
-    data = content.at(page, _SUB_HEADER.size)
-    if len(data) < _SUB_HEADER.size:
-        return None, frames
-    _, _, split, first, behind, info_at, info, notes_at, notes, _, erased, first64, behind64, frames64 = (
-        _SUB_HEADER.unpack(data)
-    )
+    _, _, split, first, behind, info_at, info, notes_at, notes, _, erased, first64, behind64, frames64 = sub
     sizes = (info if version >= 3 else 0, notes if version >= 4 else 0, erased if version >= 4 else 0)
     if max(sizes) > _MAX_NOTES:
         raise NotADump(
@@ -172,11 +199,9 @@ def _sub_header(
     return (first, behind) if split else None, frames
 
 
-def _level(content: Content, page: int) -> Optional[int]:
+def _level(sub: Optional[Tuple[int, ...]]) -> Optional[int]:
     """The level that the sub-header records; None if it is none of makedumpfile's."""
-    data = content.at(page, _SUB_HEADER.size)
-    level = _SUB_HEADER.unpack(data)[1] if len(data) == _SUB_HEADER.size else -1
-    return level if 0 <= level <= _MAX_LEVEL else None
+    return sub[1] if sub is not None and 0 <= sub[1] <= _MAX_LEVEL else None
 
 
 def _layout(content: Content, page: int, sub_blocks: int, bitmap_blocks: int, frames: int) -> Layout:
@@ -197,24 +222,14 @@ def _layout(content: Content, page: int, sub_blocks: int, bitmap_blocks: int, fr
 
 def vmcoreinfo_of(content: Content) -> Optional[bytes]:
     """The text of VMCOREINFO that the sub-header points to; None if there is none, or it is too long."""
-    head = content.at(0, _BLOCK).ljust(_BLOCK, b"\0")
-    (version,) = struct.unpack_from("<i", head, _VERSION)
-    data = content.at(_HEADER.unpack_from(head, _STATUS)[1], _SUB_HEADER.size)
-    if version < 3 or len(data) < _SUB_HEADER.size:
-        return None
-    at, size = _SUB_HEADER.unpack(data)[5:7]
+    at, size = _place(content, 3, 5)
     text = content.at(at, size) if 0 < size <= MAX_TEXT else b""
     return text or None
 
 
 def notes_of(content: Content) -> bytes:
     """The notes that the sub-header points to; empty if there are none."""
-    head = content.at(0, _BLOCK).ljust(_BLOCK, b"\0")
-    (version,) = struct.unpack_from("<i", head, _VERSION)
-    data = content.at(_HEADER.unpack_from(head, _STATUS)[1], _SUB_HEADER.size)
-    if version < 4 or len(data) < _SUB_HEADER.size:
-        return b""
-    at, size = _SUB_HEADER.unpack(data)[7:9]
+    at, size = _place(content, 4, 7)
     return content.at(at, size) if 0 < size <= _MAX_NOTES else b""
 
 
@@ -223,13 +238,25 @@ def eraseinfo_of(content: Content) -> bytes:
 
     :return: at most the first 64 KB.
     """
-    head = content.at(0, _BLOCK).ljust(_BLOCK, b"\0")
-    (version,) = struct.unpack_from("<i", head, _VERSION)
-    data = content.at(_HEADER.unpack_from(head, _STATUS)[1], _SUB_HEADER.size)
-    if version < 5 or len(data) < _SUB_HEADER.size:
-        return b""
-    at, size = _SUB_HEADER.unpack(data)[9:11]
+    at, size = _place(content, 5, 9)
     return content.at(at, min(size, MAX_TEXT)) if 0 < size <= _MAX_NOTES else b""
+
+
+def _place(content: Content, since: int, field: int) -> Tuple[int, int]:
+    """An offset and a size in the sub-header; the size is 0 if there is none.
+
+    :param since: the version of the format that introduced them.
+    :param field: the number of the offset among the fields.
+    """
+    head = content.at(0, _BLOCK).ljust(_BLOCK, b"\0")
+    order = _order(head)
+    (version,) = struct.unpack_from(order + "i", head, _VERSION)
+    block = struct.unpack_from(order + _HEADER, head, _STATUS)[1]
+    data = content.at(block, _SUB_HEADER_SIZE)
+    if version < since or len(data) < _SUB_HEADER_SIZE:
+        return 0, 0
+    at, size = struct.unpack(order + _SUB_HEADER, data)[field : field + 2]
+    return at, size
 
 
 # Bitmaps
@@ -317,11 +344,14 @@ def held(content: Content, kdump: Kdump) -> Iterator[Held]:
 # Descriptors
 
 
-def descriptors(content: Content, table: int, first: int, count: int) -> NDArray[numpy.void]:
+def descriptors(
+    content: Content, table: int, first: int, count: int, order: str = "<"
+) -> NDArray[numpy.void]:
     """Some page descriptors; fewer than ``count`` if the file ends before them."""
     import numpy
 
-    kind = numpy.dtype([("offset", "<i8"), ("size", "<u4"), ("flags", "<u4"), ("page_flags", "<u8")])
+    fields = (("offset", "i8"), ("size", "u4"), ("flags", "u4"), ("page_flags", "u8"))
+    kind = numpy.dtype([(name, order + kind) for name, kind in fields])
     data = content.at(table + first * _DESCRIPTOR_SIZE, min(count, _STEP) * _DESCRIPTOR_SIZE)
     return numpy.frombuffer(data[: len(data) // _DESCRIPTOR_SIZE * _DESCRIPTOR_SIZE], kind)
 
@@ -335,13 +365,13 @@ def lost(content: Content, table: int, found: NDArray[numpy.void]) -> NDArray[nu
     return numpy.flatnonzero(~there)
 
 
-def _is_whole(content: Content, table: int, count: int) -> bool:
+def _is_whole(content: Content, table: int, count: int, order: str) -> bool:
     """Whether the data of the last descriptors is within the file.
 
     One descriptor is not enough, as all pages of zeros share their data at the beginning.
     """
     looked_at = min(count, _LAST_DESCRIPTORS)
-    found = descriptors(content, table, count - looked_at, looked_at)
+    found = descriptors(content, table, count - looked_at, looked_at, order)
     return len(found) == looked_at and not len(lost(content, table, found))
 
 
@@ -363,7 +393,7 @@ def worth_a_look(content: Content, kdump: Kdump) -> Iterator[Tuple[int, int]]:
     for number, piece in bitmap(content, kdump.layout.dumped, kdump.layout.bitmap_size, kdump.part):
         frames = numpy.flatnonzero(numpy.unpackbits(piece, bitorder="little")) + 8 * number
         for at in range(0, len(frames), _STEP):
-            found = descriptors(content, kdump.layout.table, first + at, len(frames) - at)
+            found = descriptors(content, kdump.layout.table, first + at, len(frames) - at, kdump.order)
             own = numpy.sort(numpy.unique(found["offset"], return_index=True)[1])
             own = own[
                 : int(numpy.searchsorted(numpy.cumsum(found["size"][own], dtype="int64"), data_left, "right"))

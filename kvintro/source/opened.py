@@ -42,6 +42,8 @@ class Request:
     :ivar search: shows the progress of the search for VMCOREINFO, see
         :class:`kvintro.source.vmcoreinfo.MemorySearch`.
     :ivar unpacking: shows the progress of unpacking a packed dump.
+    :ivar describe_others: if kvintro does not know the page tables of a dump's architecture, describe the
+        dump in the exception, :class:`~kvintro.source.other.UnknownTables`.
     """
 
     core: Union[str, Sequence[str], None] = None
@@ -59,6 +61,7 @@ class Request:
     opened: Callable[[], None] = field(default=lambda: None, compare=False)
     search: Search = field(default=in_silence, compare=False)
     unpacking: Watch = field(default=unwatched, compare=False)
+    describe_others: bool = False
 
 
 class Translation(Protocol):

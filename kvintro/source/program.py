@@ -5,18 +5,19 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
-from typing import Iterable, Iterator, Optional, Tuple
+from typing import Iterable, Iterator, Optional, Tuple, Union
 
 import drgn
 
 from kvintro.arch import Architecture, by_vmcoreinfo, names
+from kvintro.arch.others import OtherArchitecture
 from kvintro.errors import NotADump
 from kvintro.model import ALL
 from kvintro.source.note import parse
 from kvintro.source.physical import Extent, PhysicalMemory, segment
 
 
-def empty_program(text: Optional[bytes], arch: Architecture) -> drgn.Program:
+def empty_program(text: Optional[bytes], arch: Union[Architecture, OtherArchitecture]) -> drgn.Program:
     """A program without memory. It has a platform, which drgn needs to open kdumps whose header has an empty
     utsname, such as those by QEMU.
 

@@ -13,7 +13,20 @@ from __future__ import annotations
 
 import re
 import struct
-from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
+from typing import (
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+    Union,
+)
 
 from kvintro.arch import Architecture, architectures, by_vmcoreinfo
 from kvintro.arch.address_space import AddressSpace, symbol_in
@@ -27,19 +40,23 @@ from kvintro.source.physical import PAGE as _PAGE
 from kvintro.source.physical import PhysicalMemory
 
 _NAME = b"VMCOREINFO\0\0"
-_NOTE = struct.Struct("<III")  # namesz, descsz, type
+_NOTE = "III"  # namesz, descsz, type
+_NOTE_SIZE = struct.calcsize("<" + _NOTE)
 _PATTERN = _NAME + b"OSRELEASE="
 _MAX_CANDIDATES = 256  # different texts
 _MAX_PAGES = 1 << 14  # that begin as a note does
 _MAX_IMAGE = 1 << 30
 _MAX_LAYOUTS = 16  # of a file that does not record the addresses of its memory
 # struct uts_namespace begins with the names, or with a kref before them; each has 65 bytes (new_utsname).
-_MAX_UTS_OFFSET = 64
-_UTS_FIELD = 65
+MAX_UTS_OFFSET = 64
+UTS_FIELD = 65
 _BUILD_ID_BUDGET = 256 << 20  # bytes of images that are searched for build ids
 _NOTE_ORIGIN = "the dump's note"
 # A note: sizes of the name and the id, type, name. bytes.find() would take ten times as long on zeros.
-_BUILD_ID = re.compile(rb"\x04\0\0\0(....)\x03\0\0\0GNU\0", re.DOTALL)
+_BUILD_ID = {
+    "<": re.compile(rb"\x04\0\0\0(....)\x03\0\0\0GNU\0", re.DOTALL),
+    ">": re.compile(rb"\0\0\0\x04(....)\0\0\0\x03GNU\0", re.DOTALL),
+}
 _LONGEST_ID = 64
 _NO_TEXT_REMEDY = "give its text with --vmcoreinfo FILE; for QEMU guests use -device vmcoreinfo"
 
@@ -138,23 +155,19 @@ class Judge:
             return False
         return self._build_ids.has(info.physical(start), info.physical(namespace), wanted) is True
 
-    def _release(self, info: _Info) -> Verdict:
+    def _release(self, info: Claims) -> Verdict:
         namespace = info.symbols.get("init_uts_ns")
         if namespace is None:
             return _unknown("it has no SYMBOL(init_uts_ns)")
         address = info.physical(namespace)
         try:
-            names = self._read(address, _MAX_UTS_OFFSET + 3 * _UTS_FIELD)
+            names = self._read(address, MAX_UTS_OFFSET + 3 * UTS_FIELD)
         except KvintroError:
             where = f"physical {address:#x}, where init_uts_ns would be"
             if self._lacks(address):
                 return Verdict("absent", f"the machine has no memory at {where}")
             return _unknown(f"{where}, is not in this source")
-        wanted = info.release.encode("ascii", "replace") + b"\0"
-        if any(
-            names.startswith(b"Linux\0", at) and names.startswith(wanted, at + 2 * _UTS_FIELD)
-            for at in range(_MAX_UTS_OFFSET)
-        ):
+        if names_begin(names, info.release) is not None:
             return FITS
         return _wrong(f"init_uts_ns with release {info.release} is not at its address")
 
@@ -222,7 +235,7 @@ class Judge:
             return False
         return physical >> space.physical_bits == 0 and not self._lacks(physical)
 
-    def _build_id(self, info: _Info) -> Verdict:
+    def _build_id(self, info: Claims) -> Verdict:
         start, namespace = info.symbols.get("_stext"), info.symbols.get("init_uts_ns")
         if not info.build_id or start is None or namespace is None:
             return FITS  # before 5.9 there is no build id
@@ -238,7 +251,32 @@ class Judge:
         return FITS  # the two other checks agree; data that is not in the dump cannot contradict them
 
 
-class _Info:
+def names_begin(data: bytes, release: str) -> Optional[int]:
+    """Where the names of a kernel with this release begin in struct uts_namespace; None if nowhere."""
+    wanted = release.encode("ascii", "replace") + b"\0"
+    for at in range(MAX_UTS_OFFSET):
+        if data.startswith(b"Linux\0", at) and data.startswith(wanted, at + 2 * UTS_FIELD):
+            return at
+    return None
+
+
+class Claims:
+    """What a text says about the image.
+
+    :ivar symbols: virtual addresses by name.
+    """
+
+    def __init__(self, lines: Mapping[str, str], symbols: Mapping[str, int]) -> None:
+        self.release = lines["OSRELEASE"]
+        self.build_id = lines.get("BUILD-ID")
+        self.symbols = symbols
+
+    def physical(self, address: int) -> int:
+        """Physical address of an address in the image."""
+        raise NotImplementedError
+
+
+class _Info(Claims):
     """The parts of a text that are compared.
 
     :raises ValueError: a number is malformed or impossible.
@@ -249,17 +287,15 @@ class _Info:
         if arch is None:
             raise ValueError("its architecture is not supported")
         self.arch = arch
-        self.release = lines["OSRELEASE"]
-        self.build_id = lines.get("BUILD-ID")
         self.space = arch.address_space(lines)
-        self.symbols = {
+        symbols = {
             name: symbol_in(lines, name, self.space.image)
             for name in ("swapper_pg_dir", "init_uts_ns", "_stext")
             if f"SYMBOL({name})" in lines
         }
+        super().__init__(lines, symbols)
 
     def physical(self, address: int) -> int:
-        """Physical address of an address in the image."""
         return self.space.physical(address)
 
 
@@ -270,10 +306,10 @@ class _Stretch(NamedTuple):
     ids: List[Tuple[int, bytes]]
 
 
-def build_ids_in(address: int, data: bytes) -> Iterator[Tuple[int, bytes]]:
+def build_ids_in(address: int, data: bytes, order: str = "<") -> Iterator[Tuple[int, bytes]]:
     """The build ids in a piece of memory, each with the address of its note."""
-    for found in _BUILD_ID.finditer(data):
-        size = int.from_bytes(found[1], "little")
+    for found in _BUILD_ID[order].finditer(data):
+        (size,) = struct.unpack(order + "I", found[1])
         if 0 < size <= min(_LONGEST_ID, len(data) - found.end()):
             yield address + found.start(), bytes(data[found.end() : found.end() + size])
 
@@ -283,12 +319,14 @@ class BuildIds:
 
     :param read: reads physical memory.
     :param budget: bytes that are searched at most, over all calls.
+    :param order: the kernel's byte order, as a character for :mod:`struct`.
     """
 
     _STEP = 1 << 20
 
-    def __init__(self, read: ReadPhysical, budget: int = _BUILD_ID_BUDGET) -> None:
+    def __init__(self, read: ReadPhysical, budget: int = _BUILD_ID_BUDGET, order: str = "<") -> None:
         self._read = read
+        self._order = order
         self._left = budget
         self._known: Dict[int, _Stretch] = {}
         self.exhausted = False
@@ -319,7 +357,8 @@ class BuildIds:
     def _look(self, address: int) -> _Stretch:
         behind = 16 + _LONGEST_ID  # for a note that begins just before the end
         try:
-            return _Stretch([], list(build_ids_in(address, self._read(address, self._STEP + behind))))
+            data = self._read(address, self._STEP + behind)
+            return _Stretch([], list(build_ids_in(address, data, self._order)))
         except KvintroError:
             pass
         stretch = _Stretch([], [])
@@ -330,9 +369,9 @@ class BuildIds:
                 continue
             except KvintroError:
                 stretch.missing.append(at)
-            stretch.ids.extend(build_ids_in(first, data))
+            stretch.ids.extend(build_ids_in(first, data, self._order))
             data, first = b"", at + _PAGE
-        stretch.ids.extend(build_ids_in(first, data))
+        stretch.ids.extend(build_ids_in(first, data, self._order))
         return stretch
 
 
@@ -394,7 +433,7 @@ def candidates(pieces: Iterable[Piece]) -> Iterator[int]:
 
     For most pages only one byte is examined, so the cost is negligible compared to reading them.
     """
-    name_at = _NOTE.size
+    name_at = _NOTE_SIZE
     for address, data in pieces:
         first = -address % _PAGE
         column = bytes(data[first + name_at :: _PAGE])
@@ -407,15 +446,17 @@ def candidates(pieces: Iterable[Piece]) -> Iterator[int]:
 
 
 def text_at(read: ReadPhysical, address: int) -> Optional[bytes]:
-    """The text of a VMCOREINFO note in memory; None if there is no such note at the address."""
+    """The text of a VMCOREINFO note in memory, of either byte order; None if there is none at the address."""
     try:
-        namesz, descsz, kind = _NOTE.unpack(read(address, _NOTE.size))
-        name = read(address + _NOTE.size, len(_NAME))
-        if namesz != len(_NAME) - 1 or name != _NAME or kind != 0 or not 0 < descsz <= MAX_TEXT:
-            return None
-        return bytes(read(address + _NOTE.size + len(_NAME), descsz)).split(b"\0", 1)[0]
+        head = read(address, _NOTE_SIZE)
+        name = read(address + _NOTE_SIZE, len(_NAME))
+        for order in "<>":
+            namesz, descsz, kind = struct.unpack(order + _NOTE, head)
+            if namesz == len(_NAME) - 1 and name == _NAME and kind == 0 and 0 < descsz <= MAX_TEXT:
+                return bytes(read(address + _NOTE_SIZE + len(_NAME), descsz)).split(b"\0", 1)[0]
     except KvintroError:
-        return None
+        pass
+    return None
 
 
 class MemorySearch:
@@ -427,6 +468,7 @@ class MemorySearch:
     :param lacks: whether the source says that the machine has no memory at an address.
     :param limit: how many bytes to search at most.
     :param arch: the machine's architecture, if the source says so.
+    :param judge_of: makes what compares texts with a layout; by default a :class:`Judge`.
     """
 
     def __init__(
@@ -438,6 +480,7 @@ class MemorySearch:
         lacks: Callable[[int], bool] = lambda _: False,
         limit: Optional[int] = None,
         arch: Optional[Architecture] = None,
+        judge_of: Optional[Callable[[PhysicalMemory], Judge]] = None,
     ) -> None:
         self.layouts = list(layouts)
         self.size = sum(extent.size for extent in layouts[0].extents)
@@ -449,8 +492,8 @@ class MemorySearch:
         self._limit = limit
         self._more = more
         budget = _BUILD_ID_BUDGET // len(layouts)
-        self._judge_of: Callable[[PhysicalMemory], Judge] = lambda layout: Judge(
-            layout.read, lacks=lacks, build_ids=BuildIds(layout.read, budget), arch=arch
+        self._judge_of = judge_of or (
+            lambda layout: Judge(layout.read, lacks=lacks, build_ids=BuildIds(layout.read, budget), arch=arch)
         )
         self._judges = [self._judge_of(layout) for layout in layouts]
 
@@ -596,7 +639,7 @@ def choose(memory: MemorySearch, path: str, wanted: Wanted, note: Optional[bytes
     :raises NotADump: no text can be used.
     """
     try:
-        return _choose(memory, path, wanted, note, what)
+        return choose_from_any(memory, path, wanted, note, what)
     except (NotADump, WrongVmcoreinfo) as error:
         why = why_unreadable(memory.layouts[0])
         if why is None:
@@ -604,7 +647,10 @@ def choose(memory: MemorySearch, path: str, wanted: Wanted, note: Optional[bytes
         raise Encrypted(f"{path}: {why}", REMEDY) from error
 
 
-def _choose(memory: MemorySearch, path: str, wanted: Wanted, note: Optional[bytes], what: str) -> Chosen:
+def choose_from_any(
+    memory: MemorySearch, path: str, wanted: Wanted, note: Optional[bytes], what: str
+) -> Chosen:
+    """As :func:`choose`, for memory that cannot be an encrypted guest's."""
     if wanted.address is not None:
         return _chosen_by_address(memory, path, wanted.address)
     if wanted.text is not None:

@@ -10,7 +10,8 @@ from typing import Iterable, List, Optional, Sequence, Tuple
 
 import drgn
 
-from kvintro.arch import Architecture, by_elf_machine
+from kvintro.arch import Architecture, by_elf_machine, unsupported
+from kvintro.arch.others import OtherArchitecture, other_by_elf_machine
 from kvintro.errors import NotADump
 from kvintro.source.content import Content, FileContent
 from kvintro.source.dump import COPY_AGAIN, Dump, Format, begins, outside
@@ -60,6 +61,17 @@ class ElfDump(Dump):
         return by_elf_machine(self.headers.machine)
 
     @property
+    def other(self) -> Optional[OtherArchitecture]:
+        return other_by_elf_machine(self.headers.machine)
+
+    @property
+    def other_machine(self) -> Optional[str]:
+        # QEMU 7.2 writes a big-endian header for little-endian guests, too.
+        orders = self.other.orders if self.other is not None else {}
+        found = [name for name, order in orders.items() if self.headers.order in (order, ">")]
+        return found[0] if len(found) == 1 else None
+
+    @property
     def note(self) -> Optional[bytes]:
         return self.headers.note("VMCOREINFO")
 
@@ -83,7 +95,10 @@ class ElfDump(Dump):
 
     def check_kernel(self) -> None:
         headers = self.headers
-        by_elf_machine(headers.machine)
+        if self.other is None:
+            arch = by_elf_machine(headers.machine)
+            if headers.order != "<":
+                raise unsupported(f"{arch.name}, big-endian")
         if headers.type != ET_CORE:
             raise NotADump(
                 f"{self.path} is an ELF file, but not a core dump",

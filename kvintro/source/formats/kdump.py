@@ -10,6 +10,7 @@ from typing import Callable, Iterable, Iterator, List, NamedTuple, Optional, Seq
 import drgn
 
 from kvintro.arch import Architecture, by_machine
+from kvintro.arch.others import OtherArchitecture, other_by_machine
 from kvintro.errors import KvintroError, NotADump, NotInDump, UsageError, WrongArchitecture
 from kvintro.source.content import Content, FileContent
 from kvintro.source.dump import COPY_AGAIN, Dump, Format, begins
@@ -74,15 +75,27 @@ class KdumpDump(Dump):
         except (NotADump, LookupError):
             # libkdumpfile rejects kdumps without a note, or whose note does not fit. Reading physical
             # memory does not need VMCOREINFO, but drgn requires it.
-            return _Opened(self._program(self.arch.minimal_vmcoreinfo), vmcoreinfo_of(self.content))
+            text = (self.other or self.arch).minimal_vmcoreinfo
+            return _Opened(self._program(text), vmcoreinfo_of(self.content))
 
     @property
     def arch(self) -> Architecture:
         return by_machine(self.kdump.machine)
 
     @property
+    def other(self) -> Optional[OtherArchitecture]:
+        return other_by_machine(self.kdump.machine)
+
+    @property
+    def other_machine(self) -> Optional[str]:
+        orders = self.other.orders if self.other is not None else {}
+        found = [name for name, order in orders.items() if order == self.kdump.order]
+        return found[0] if found else None
+
+    @property
     def note(self) -> Optional[bytes]:
-        return self.first_look.note
+        # The text may be readable even if the pages are not.
+        return self.first_look.note if self.other is None else vmcoreinfo_of(self.content)
 
     @cached_property
     def layouts(self) -> Sequence[PhysicalMemory]:
@@ -113,10 +126,11 @@ class KdumpDump(Dump):
         if self.kdump.machine == _QEMU_DOES_NOT_KNOW:
             raise WrongArchitecture(
                 f"{self.path} is a kdump by QEMU, which does not name its architecture, and its "
-                "page size is wrong",
+                "page size may be wrong",
                 "take the dump as ELF: dump-guest-memory without a format, virsh dump --format elf",
             )
-        by_machine(self.kdump.machine)
+        if self.other is None:
+            by_machine(self.kdump.machine)
 
     def opened(self, chosen: Chosen) -> Source:
         prog = self.first_look.prog
@@ -129,7 +143,7 @@ class KdumpDump(Dump):
         return self._program(vmcoreinfo)
 
     def _program(self, vmcoreinfo: Optional[bytes]) -> drgn.Program:
-        prog = empty_program(vmcoreinfo, self.arch)
+        prog = empty_program(vmcoreinfo, self.other or self.arch)
         if self.complete:
             set_core_dump(self, prog, self._descriptor)
             return prog
@@ -225,6 +239,14 @@ class SplitKdump(Dump):
     @property
     def arch(self) -> Architecture:
         return self._parts[0].arch
+
+    @property
+    def other(self) -> Optional[OtherArchitecture]:
+        return self._parts[0].other
+
+    @property
+    def other_machine(self) -> Optional[str]:
+        return self._parts[0].other_machine
 
     @property
     def note(self) -> Optional[bytes]:
