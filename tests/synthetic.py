@@ -100,10 +100,10 @@ def kernel_of(memory: Memory, info: str) -> Kernel:
     )
 
 
-def packed_notes(notes: Iterable[Tuple[str, int, bytes]]) -> bytes:
+def packed_notes(notes: Iterable[Tuple[str, int, bytes]], order: str = "<") -> bytes:
     """ELF notes as (owner, type, content)."""
     return b"".join(
-        struct.pack("<III", len(name) + 1, len(data), number)
+        struct.pack(order + "III", len(name) + 1, len(data), number)
         + (name.encode() + b"\0").ljust((len(name) + 4) & ~3, b"\0")
         + data.ljust((len(data) + 3) & ~3, b"\0")
         for name, number, data in notes
@@ -117,21 +117,23 @@ def elf_core(
     left_out: Optional[Mapping[int, int]] = None,
     machine: int = 62,
     kind: int = 4,
+    order: str = "<",
 ) -> bytes:
     """An ELF core: segments as (virtual address, physical address, content).
 
+    :param order: byte order of the headers, as a character for :mod:`struct`.
     :param left_out: by physical address, the bytes that a segment has in memory but not in the file.
     """
-    note_data = packed_notes(notes)
+    note_data = packed_notes(notes, order)
     loads = list(segments)
     count = len(loads) + 1
     at = 64 + 56 * count
-    headers: List[bytes] = [struct.pack("<IIQQQQQQ", 4, 0, at, 0, 0, len(note_data), 0, 4)]
+    headers: List[bytes] = [struct.pack(order + "IIQQQQQQ", 4, 0, at, 0, 0, len(note_data), 0, 4)]
     at += len(note_data)
     for virtual, physical, data in loads:
         size = len(data) + (left_out or {}).get(physical, 0)
-        headers.append(struct.pack("<IIQQQQQQ", 1, 7, at, virtual, physical, len(data), size, 1))
+        headers.append(struct.pack(order + "IIQQQQQQ", 1, 7, at, virtual, physical, len(data), size, 1))
         at += len(data)
-    ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
-    head = ident + struct.pack("<HHIQQQIHHHHHH", kind, machine, 1, 0, 64, 0, 0, 64, 56, count, 0, 0, 0)
+    ident = (b"\x7fELF\2" + {"<": b"\1", ">": b"\2"}[order] + b"\1").ljust(16, b"\0")
+    head = ident + struct.pack(order + "HHIQQQIHHHHHH", kind, machine, 1, 0, 64, 0, 0, 64, 56, count, 0, 0, 0)
     return head + b"".join(headers) + note_data + b"".join(data for _, _, data in loads)

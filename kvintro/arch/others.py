@@ -40,10 +40,10 @@ class OtherArchitecture:
     qemu_machine: Optional[str]
     page_sizes: Sequence[int]
     physical: Callable[[int, Mapping[str, str]], int]
-    #: The minimum for drgn and libkdumpfile to read physical memory.
-    minimal_vmcoreinfo: bytes = (
-        b"OSRELEASE=6.1.0\nPAGESIZE=4096\nSYMBOL(swapper_pg_dir)=1000\nKERNELOFFSET=0\n"
-    )
+
+    def minimal_vmcoreinfo(self, page_size: int) -> bytes:
+        """The minimum for drgn and libkdumpfile to read physical memory."""
+        return b"OSRELEASE=6.1.0\nPAGESIZE=%d\nSYMBOL(swapper_pg_dir)=1000\nKERNELOFFSET=0\n" % page_size
 
 
 def _in_image_of_s390x(address: int, lines: Mapping[str, str]) -> int:

@@ -11,7 +11,7 @@ from typing import Dict, Optional, Union
 
 import drgn
 
-from kvintro.arch import by_vmcoreinfo, names
+from kvintro.arch import architectures, by_vmcoreinfo, names
 from kvintro.errors import WrongVmcoreinfo
 
 #: Maximum size of a text from any source. The kernel's VMCOREINFO_BYTES is a page.
@@ -21,7 +21,6 @@ MAX_TEXT = 64 << 10
 _NEEDED = ("OSRELEASE", "PAGESIZE", "SYMBOL(swapper_pg_dir)")
 _NEEDED_LAST = ("KERNELOFFSET",)
 _ADDRESS = re.compile(r"[0-9a-fA-F]{1,16}")
-_OF_ANOTHER = "it is from an architecture that kvintro does not support"
 _REMEDY = "give the whole text of the boot that was dumped, or run it without --vmcoreinfo"
 
 
@@ -61,7 +60,10 @@ def what_is_missing(text: bytes) -> Optional[str]:
     missing = next((key for key in (*_NEEDED, *_NEEDED_LAST) if not lines.get(key)), None)
     if missing is not None:
         return f"it has no {missing}" + (", so it was cut off" if "OSRELEASE" in lines else "")
-    return _OF_ANOTHER if by_vmcoreinfo(lines) is None else None
+    if by_vmcoreinfo(lines) is None:
+        keys = " or ".join(dict.fromkeys(arch.vmcoreinfo_keys[0] for arch in architectures()))
+        return f"it has no {keys}, so it is not from a kernel for {names()}"
+    return None
 
 
 def text_from_file(data: bytes, path: str) -> bytes:
@@ -90,8 +92,6 @@ def text_from_file(data: bytes, path: str) -> bytes:
     if len(text) <= MAX_TEXT and re.search(rb"[^\t\n -~]", text):
         raise WrongVmcoreinfo(f"{path} is not VMCOREINFO: it is not plain text", _REMEDY)
     problem = what_is_missing(text)
-    if problem == _OF_ANOTHER:
-        raise WrongVmcoreinfo(f"{path} cannot be used: {problem}", f"kvintro reads kernels of {names()}")
     if problem is not None:
-        raise WrongVmcoreinfo(f"{path} is not a whole VMCOREINFO: {problem}", _REMEDY)
+        raise WrongVmcoreinfo(f"{path} cannot be used as VMCOREINFO: {problem}", _REMEDY)
     return text

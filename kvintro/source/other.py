@@ -20,7 +20,7 @@ from kvintro.source.dump import Dump
 from kvintro.source.elf import Segment
 from kvintro.source.note import parse, symbols_of
 from kvintro.source.opened import Source
-from kvintro.source.physical import PhysicalMemory
+from kvintro.source.physical import MemoryFile, PhysicalMemory
 from kvintro.source.vmcoreinfo import (
     MAX_UTS_OFFSET,
     UTS_FIELD,
@@ -156,7 +156,7 @@ def _memory_of(dump: Dump) -> PhysicalMemory:
     try:
         return dump.layouts[0]
     except NotADump:  # so much of it is missing that its memory cannot be read
-        return PhysicalMemory([])
+        return MemoryFile(dump.content, [])
 
 
 def _ranges(dump: Dump) -> Iterator[Segment]:

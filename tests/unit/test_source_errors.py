@@ -105,14 +105,17 @@ def test_a_format_that_it_is_not(complaint: Complaint, tmp_path: Path, form: str
             "x86-64",
         ),
         (elf_core(kind=2), "an ELF file, but not a core dump", "-s"),
-        (b"\x7fELF\x01\x01\x01" + bytes(100), "32-bit", "64 bits"),
         (
-            b"\x7fELF\2\2\1".ljust(16, b"\0")
-            + struct.pack(">HHIQQQIHHHHHH", 4, 22, 1, 0, 64, 0, 0, 64, 56, 1, 64, 0, 0)
-            + struct.pack(">IIQQQQQQ", 1, 7, 4096, 0, 0, 4096, 4096, 0).ljust(9000, b"\0"),
-            "architecture is not supported: s390x",
-            "x86-64",
+            b"\x7fELF\x01\x01\x01".ljust(18, b"\0") + b"\x28" + bytes(100),
+            "32-bit ELF file, for arm",
+            "64 bits",
         ),
+        (elf_core(notes=note(), order=">"), "architecture is not supported: x86-64, big-endian", "x86-64"),
+        (elf_core(notes=note(), order=">", machine=8), "architecture is not supported: mips", "x86-64"),
+        (elf_core(notes=note(), machine=258), "architecture is not supported: loongarch", "x86-64"),
+        (elf_core(notes=note(), machine=0x9026), "architecture is not supported: alpha", "x86-64"),
+        (elf_core(notes=note(), machine=4711), "architecture is not supported: ELF machine 4711", "x86-64"),
+        (b"\x7fELF\x02\x03\x01" + bytes(100), "invalid ELF header", "again"),
         (elf_core(notes=[("CORE", 3, bytes(136))]), "of a program, not of a kernel", "kdump"),
         (elf_core([(0, 0, bytes(4096))]), "has no VMCOREINFO note", "--vmcoreinfo"),
         (b"makedumpfile\0\0\0\0" + bytes(5000), "the flattened dump is truncated", "again"),

@@ -75,7 +75,8 @@ class KdumpDump(Dump):
         except (NotADump, LookupError):
             # libkdumpfile rejects kdumps without a note, or whose note does not fit. Reading physical
             # memory does not need VMCOREINFO, but drgn requires it.
-            text = (self.other or self.arch).minimal_vmcoreinfo
+            other, page = self.other, self.kdump.page
+            text = other.minimal_vmcoreinfo(page) if other is not None else self.arch.minimal_vmcoreinfo
             return _Opened(self._program(text), vmcoreinfo_of(self.content))
 
     @property
