@@ -143,6 +143,8 @@ def describe(dump: Dump, wanted: Wanted, search: Search, limit: int) -> OtherDum
         chosen = choose_from_any(memory, dump.path, wanted, dump.note, dump.called)
     except NotADump as error:
         problem = dump.refusal(error).what
+        if dump.note is None and not memory.looked_at:
+            problem = f"{dump.path} has no VMCOREINFO note, and its memory cannot be read"
     source = dump.source(drgn.Program(), chosen)
     source.vmcoreinfo = parse(chosen.text)
     source.segments = source.segments or tuple(islice(_ranges(dump), _MAX_RANGES))

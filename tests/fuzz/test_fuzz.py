@@ -19,6 +19,7 @@ from kvintro.commands import command_names
 from tests import timing
 from tests.fuzz import harness
 from tests.fuzz.hypervisors import Hypervisors
+from tests.fuzz.other import OtherArchitectures
 from tests.fuzz.packed import Packed
 from tests.fuzz.saved import SavedGuests
 from tests.fuzz.sizes import FlattenedRecords, LyingSizes, StandardInput
@@ -35,6 +36,7 @@ TARGETS = (
     SavedGuests(),
     Hypervisors(),
     Packed(),
+    OtherArchitectures(),
 )
 WORKERS = min(os.cpu_count() or 1, 8)
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Dict, List
 
@@ -128,6 +129,18 @@ def test_the_memory_to_compare_with_is_missing(facts: Facts) -> None:
         found = facts(content)
         assert found["release"]["value"] is None
         assert "the machine has no memory at physical 0x180aa8" in found["release"]["reason"]
+
+
+def test_memory_that_libkdumpfile_does_not_read(facts: Facts) -> None:
+    """It refuses pages of 4 KB for ppc64."""
+    kernel = replace(KERNELS["ppc64le, header by kdump"], page=4096)
+    memory = kernel.memory(kernel.text())
+    found = facts(kernel.kdump(memory))
+    assert found["release"]["value"] is None
+    assert found["release"]["reason"].endswith("its memory cannot be read")
+    found = facts(kernel.kdump(memory, kernel.text()))
+    assert found["release"]["value"] == kernel.release
+    assert found["vmcoreinfo"]["value"] == "the dump's note (not verified)"
 
 
 def test_a_number_that_is_no_page_size(facts: Facts) -> None:
