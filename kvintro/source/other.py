@@ -67,7 +67,7 @@ class UnknownTables(WrongArchitecture):
     def __init__(self, path: str, arch: OtherArchitecture, dump: Optional[OtherDump] = None) -> None:
         super().__init__(
             f"{path} is a dump of {arch.name}, and kvintro does not know the page tables of {arch.name} yet",
-            f"kvintro info shows what the dump says about itself; all commands read {names()}",
+            f"kvintro info shows what the dump says about itself; all commands work on dumps of {names()}",
         )
         self.dump = dump
 
