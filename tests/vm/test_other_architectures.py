@@ -60,7 +60,7 @@ GUESTS = (
 def boot(guest: Guest, directory: Path) -> Dict[str, List[str]]:
     """Boot a guest and dump it to files named after the formats; return what it printed."""
     from lab.common import GUEST, need
-    from lab.initramfs import Cpio, static_busybox
+    from lab.initramfs import Cpio
     from lab.machine import ARM64
     from lab.packages import Archive
     from lab.qemu import Qemu
@@ -69,12 +69,13 @@ def boot(guest: Guest, directory: Path) -> Dict[str, List[str]]:
     machine = replace(ARM64, name=guest.architecture, qemu=guest.qemu, channel=())
     archive, unpacked = Archive(machine, SUITE), directory / "kernel"
     unpacked.mkdir()
-    archive.unpack(archive.matching(rf"linux-image-6\.1\.\d+-\d+-{guest.flavour}")[0], unpacked)
+    for pattern in (rf"linux-image-6\.1\.\d+-\d+-{guest.flavour}", "busybox-static"):
+        archive.unpack(archive.matching(pattern)[0], unpacked)
     (image,) = unpacked.glob("boot/vmlinu*")
     cpio = Cpio()
     cpio.character_device("dev/console", 5, 1)
     cpio.file("init", (GUEST / "other-init").read_bytes(), executable=True)
-    cpio.file("bin/busybox", static_busybox(machine), executable=True)
+    cpio.file("bin/busybox", (unpacked / "bin" / "busybox").read_bytes(), executable=True)
     cpio.link("bin/sh", "busybox")
     (directory / "initrd").write_bytes(cpio.compressed())
     boot = ("-kernel", str(image), "-initrd", "initrd", "-append", f"console={guest.console} panic=-1 quiet")
