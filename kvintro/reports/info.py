@@ -416,7 +416,7 @@ def _of_the_other_kernel(dump: OtherDump) -> Iterator[FactRow]:
     machine = dump.machine
     yield _known("arch", "architecture", machine or dump.arch.name, dump.known_from if machine else "")
     order = None if machine is None else _BYTE_ORDERS[dump.arch.orders[machine]]
-    lacks = "QEMU writes a big-endian header for little-endian guests, too"
+    lacks = "init_uts_ns is not in the dump, and the file's header does not decide it"
     yield _known("byte_order", "byte order", order, dump.known_from, lacks)
     size = lines.get("PAGESIZE", "")
     page = Size(int(size)) if size in map(str, dump.arch.page_sizes) else None
