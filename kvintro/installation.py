@@ -9,7 +9,14 @@ from kvintro.version import __version__
 
 _NEEDED = ("numpy", "Jinja2", "tqdm")
 #: Optional packages, each with its purpose.
-_OPTIONAL = (("cramjam", "AVML"), ("zstandard", "zstd"), ("lz4", "lz4"), ("textual", "browse"))
+_OPTIONAL = (
+    ("cramjam", "AVML"),
+    ("zstandard", "zstd"),
+    ("lz4", "lz4"),
+    ("textual", "browse"),
+    ("pyarrow", "Parquet"),
+    ("distributed", "Dask"),
+)
 
 
 def components() -> List[Tuple[str, str]]:

@@ -324,6 +324,7 @@ class Randomised:
     :ivar bits: bits of entropy, log2 of the slots.
     :ivar provenance: where the actual address was read from.
     :ivar computed: how the number of slots was computed.
+    :ivar place: which of the slots it is, from 0; None if unknown, or if the slots are not equally likely.
     """
 
     key: str
@@ -339,6 +340,7 @@ class Randomised:
     provenance: str
     computed: str
     note: str
+    place: Optional[int] = None
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ from kvintro.commands import ALIASES, InputPath, command_names, load_command, pr
 from tools.gen_schemas import DOCUMENTS, load  # noqa: E402
 
 TARGET = ROOT / "kvintro" / "methods.py"
-#: Commands that need the whole terminal are not methods; k.read returns bytes; k.convert takes -o's file.
-NOT_METHODS = {"browse", "shell", "read", "convert"}
+#: Commands that need the whole terminal are not methods; k.read returns bytes; k.convert takes -o's file;
+#: survey asks no kernel that is open.
+NOT_METHODS = {"browse", "shell", "read", "convert", "survey"}
 #: Commands in which an option decides which tables there are.
 VARYING = {"pages", "read"}
 _HEAD = '''\

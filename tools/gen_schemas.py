@@ -126,6 +126,18 @@ DOCUMENTS: Dict[str, Document] = {
         },
         ("enabled_provenance", "enabled_reason", "image_only"),
     ),
+    "survey": Document(
+        "What many dumps say together.",
+        {
+            "builds": ["kvintro.survey.summary:BuildRow"],
+            "places": ["kvintro.survey.summary:PlaceRow"],
+            "same": ["kvintro.survey.summary:SameRow"],
+            "outliers": ["kvintro.survey.summary:OutlierRow"],
+            "broken": ["kvintro.survey.summary:BrokenRow"],
+            "failures": ["kvintro.survey.summary:FailureRow"],
+        },
+        {"dumps": COUNT, "states": COUNTS, "copies": COUNT, "asked": COUNT},
+    ),
     "translate": Document(
         "Addresses in all their forms.",
         {"results": ["kvintro.queries.translate:Translation"]},

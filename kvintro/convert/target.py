@@ -18,7 +18,7 @@ from kvintro.errors import NotWritten, UsageError
 from kvintro.source.files import Kept
 
 _NO_UNNAMED = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
-_MODE = 0o600  # memory contains secrets of all users
+PRIVATE = 0o600  # memory contains secrets of all users
 
 
 class Target:
@@ -26,13 +26,15 @@ class Target:
 
     :param force: whether it may replace an existing file.
     :param sources: files that it must not replace.
+    :param mode: permissions of the file, less the user's mask.
     :raises NotWritten: the file exists, or cannot be created.
     :raises UsageError: the file is one of the sources.
     """
 
-    def __init__(self, path: str, *, force: bool, sources: Iterable[Kept] = ()) -> None:
+    def __init__(self, path: str, *, force: bool, sources: Iterable[Kept] = (), mode: int = PRIVATE) -> None:
         self._path = path
         self._force = force
+        self._mode = mode
         found = check_target(path, force)
         for source in sources if found is not None else ():
             status = os.fstat(source.file.fileno())
@@ -55,7 +57,7 @@ class Target:
         flags = os.O_RDWR | os.O_CLOEXEC
         try:
             if os.path.exists("/proc/self/fd"):  # needed to link it to its name later
-                return os.open(".", flags | os.O_TMPFILE, _MODE, dir_fd=self._directory)
+                return os.open(".", flags | os.O_TMPFILE, self._mode, dir_fd=self._directory)
         except OSError as error:
             if error.errno not in _NO_UNNAMED:
                 raise _failed(self._path, error) from error
@@ -63,7 +65,7 @@ class Target:
         self._temporary = _private_name()
         flags |= os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         try:
-            return os.open(self._temporary, flags, _MODE, dir_fd=self._directory)
+            return os.open(self._temporary, flags, self._mode, dir_fd=self._directory)
         except OSError as error:
             raise _failed(self._path, error) from error
 

@@ -34,8 +34,12 @@ def drawn(
     computed: str,
     bound: str = "",
     note: str = "",
+    place: Optional[int] = None,
 ) -> Randomised:
-    """Return the row of a base that KASLR chose."""
+    """Return the row of a base that KASLR chose.
+
+    :param place: which of the slots it is, from 0.
+    """
     return Randomised(
         key=key,
         what=what,
@@ -50,6 +54,7 @@ def drawn(
         provenance=provenance,
         computed=computed,
         note=note,
+        place=place if place is not None and 0 <= place < slots and not note else None,
     )
 
 

@@ -227,6 +227,12 @@ LACKS: Dict[str, Sequence[Lack]] = {
             "only memory sections, bounds of vmalloc areas up to 6.8, and what the page tables map",
         ),
     ),
+    "survey": (
+        Lack("symbols", "partly", "as its parts"),
+        Lack("variables", "partly", "as its parts"),
+        Lack("types", "partly", "as its parts"),
+        Lack(_RESERVED, "partly", "as its parts"),
+    ),
     "translate": (
         Lack("symbols", "partly", "addresses as numbers only"),
         Lack("variables", "partly", "variables cannot be given by name"),
@@ -242,7 +248,7 @@ LACKS: Dict[str, Sequence[Lack]] = {
 
 #: Commands that do not read the kernel's memory, and those that read struct pages.
 _WITHOUT_MEMORY = ("info", "pte")
-_OF_FRAMES = ("check", "diff", "page", "pages", "report")
+_OF_FRAMES = ("check", "diff", "page", "pages", "report", "survey")
 
 
 def _of_memory(name: str) -> Iterator[Lack]:
@@ -293,7 +299,7 @@ def info(kernel: Kernel, search: Search = in_silence) -> InfoReport:
     missing, wrong = _missing(kernel)
     facts = [
         *_of_the_dump(kernel.source, missing),
-        *_of_the_kernel(kernel),
+        *kernel_facts(kernel),
         *_of_names_and_types(kernel, looked, len(rows)),
     ]
     alert = [wrong] if wrong else []
@@ -461,7 +467,8 @@ def _ranges(segments: Sequence[Segment]) -> str:
     return ", ".join(f"{start:x}-{end - 1:x}" for start, end in merged[:_MAX_RANGES]) + more
 
 
-def _of_the_kernel(kernel: Kernel) -> Iterator[FactRow]:
+def kernel_facts(kernel: Kernel) -> Iterator[FactRow]:
+    """Facts about the kernel itself: its version, its clock, its panic."""
     source, who = kernel.source, kernel.identity
     note = "VMCOREINFO"
     yield _known("release", "release", who.release, note, "VMCOREINFO has no OSRELEASE")

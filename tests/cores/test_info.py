@@ -174,8 +174,9 @@ def test_what_is_said_of_each_command_is_so(core: Core, kernel: Kernel, without:
     asked = open_kernel(Request(core=str(core.path), types=types, vmcoreinfo=str(given) if given else None))
     assert (asked.source.symbols == "none") is (without == "symbols")
     rows = {row["name"]: row["state"] for row in json.loads(render(info(asked), "json"))["commands"]}
-    # convert copies all memory, whatever is known about it: test_convert. browse also has its own tests.
-    assert set(rows) - set(PROBES) == {"shell", "browse", "convert"} and rows["convert"] == "works"
+    # convert copies all memory, whatever is known about it: test_convert. browse and survey also have tests
+    # of their own.
+    assert set(rows) - set(PROBES) == {"shell", "browse", "convert", "survey"} and rows["convert"] == "works"
     for name, probes in {**PROBES, "aliases": (*PROBES["aliases"], _page_of_a_process(core))}.items():
         answers = [answered(asked, name, words, core) for words in probes]
         said = rows[name]

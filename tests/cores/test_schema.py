@@ -60,8 +60,8 @@ LINES: List[List[str]] = [
 ]
 #: Commands without their own JSON.
 NONE = {"shell", "browse"}
-#: Other tests compare the JSON of these with the schema: test_convert.
-ELSEWHERE = {"diff", "convert"}
+#: Other tests compare the JSON of these with the schema: test_convert, test_survey.
+ELSEWHERE = {"diff", "convert", "survey"}
 
 
 @cache

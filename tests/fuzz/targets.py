@@ -71,6 +71,7 @@ NOT_ASKED = {
     "diff": "opens two sources; what it compares are the reports of layout",
     "report": "is the reports of the others on one page, whose HTML is asked for here",
     "shell": "runs what it is given",
+    "survey": "opens each dump in a process of its own; what it asks are the reports of others",
 }
 ADDRESSES = (
     "ffffffff81000000",

@@ -31,6 +31,7 @@ LAYERS = (
     ("convert",),
     ("reports",),
     ("render",),
+    ("survey",),
     ("commands",),
     ("parser",),
     ("streams", "output", "pager"),
@@ -67,6 +68,7 @@ LAZY = (
     ("browse.session", "kvintro.reports.pages"),
     # A renderer is loaded for its format, a source for its kind, a report's sections for the report.
     ("render", "kvintro.render"),
+    *(("survey", name) for name in ("pyarrow", "pyarrow.parquet", "distributed")),
     # Only mistakes need it.
     ("text", "difflib"),
     ("source", "kvintro.source"),

@@ -126,6 +126,7 @@ def _linear(kernel: Kernel) -> Sequence[Randomised]:
             provenance=provenance,
             computed=f"the linear map, less 2^{bits}",
             note="" if moved % align == 0 and moved >= 0 else NO_PLACE,
+            place=moved // align,
         ),
     )
 

@@ -87,6 +87,7 @@ def region_draw(kernel: Kernel, key: str, what: str) -> Randomised:
         provenance=provenance,
         computed=f"1/{len(keys) - index} of the free space{given} ({last.provenance})",
         note="" if draw.possible else NO_PLACE,
+        place=(draw.base - draw.earliest) // kaslr_slots.REGION_ALIGN,
     )
 
 
@@ -120,6 +121,7 @@ def _virtual_draw(kernel: Kernel) -> Randomised:
         bound=bound,
         provenance=provenance,
         computed=f"the window from {load >> 20} MB up, minus {-(-size >> 20)} MB of image ({source})",
+        place=(actual - default) // align,
     )
 
 
@@ -178,7 +180,17 @@ def _physical_draw(kernel: Kernel) -> Randomised:
         provenance=provenance,
         computed=computed,
         note="" if any(actual in found for found in greatest) else NO_PLACE,
+        place=_index(fewest, actual),
     )
+
+
+def _index(places: Sequence[range], actual: int) -> Optional[int]:
+    before = 0
+    for found in places:
+        if actual in found:
+            return before + found.index(actual)
+        before += len(found)
+    return None
 
 
 def _firmware_draw(kernel: Kernel, key: str, what: str, actual: int, provenance: str) -> Randomised:
@@ -281,6 +293,8 @@ def _draw(key: str, what: str, default: int, found: Tuple[int, str], align: int)
         provenance=provenance,
         computed=f"1 to {MODULE_SLOTS} pages{rounded}",
         note="" if 0 < start - default <= MODULE_SLOTS * PAGE_SIZE and start % PAGE_SIZE == 0 else NO_PLACE,
+        # Rounded up, the last place is less likely than the others.
+        place=(start - default) // align - 1 if align == PAGE_SIZE else None,
     )
 
 
