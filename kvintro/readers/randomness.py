@@ -40,6 +40,8 @@ def drawn(
 
     :param place: which of the slots it is, from 0.
     """
+    if place is not None and (note or place < 0 or (place >= slots and bound != "at least")):
+        place = None
     return Randomised(
         key=key,
         what=what,
@@ -54,7 +56,7 @@ def drawn(
         provenance=provenance,
         computed=computed,
         note=note,
-        place=place if place is not None and 0 <= place < slots and not note else None,
+        place=place,
     )
 
 

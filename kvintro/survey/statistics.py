@@ -16,18 +16,17 @@ STANDS_OUT = 3.5
 _MAD, _MEAN_AD = 1.486, 1.253314
 
 
-def evenness(places: Sequence[Tuple[int, int]]) -> Tuple[float, float]:
-    """The two-sided Kolmogorov-Smirnov test of whether places are drawn evenly.
+def evenness(parts: Sequence[Tuple[float, float]]) -> Tuple[float, float]:
+    """The two-sided Kolmogorov-Smirnov test of whether values are drawn evenly from 0 to 1.
 
-    Each place becomes a part of the interval from 0 to 1, and the distance is measured to the nearer end of
-    that part. So with few slots the p-value is too large rather than too small.
+    A value is known to be in a part of that interval. The distance is measured to the nearer end of the part,
+    so the p-value is too large rather than too small.
 
-    :param places: (place, slots); the slots can differ.
+    :param parts: lower and upper end.
     :returns: the largest distance between the distributions, and the p-value.
     """
-    n = len(places)
-    low = sorted(place / slots for place, slots in places)
-    high = sorted((place + 1) / slots for place, slots in places)
+    n = len(parts)
+    low, high = sorted(start for start, _ in parts), sorted(end for _, end in parts)
     above = max((i + 1) / n - at for i, at in enumerate(high))
     below = max(at - i / n for i, at in enumerate(low))
     distance = max(above, below, 0.0)

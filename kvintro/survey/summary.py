@@ -27,6 +27,9 @@ _MOST_ROWS = 100
 #: Only the largest are compared, because a damaged dump can have any number of names.
 _MOST_NAMES = 500
 _BINS = 16
+#: By how much a bound on the number of places can be wrong. The end of the image's window depends on the size
+#: of its relocations, a few megabytes of one gigabyte.
+_VAGUE = {"image_virtual": 0.02}
 _BARS = "▁▂▃▄▅▆▇█"
 #: Bases that are drawn once in a boot, and together identify it.
 _OF_A_BOOT = ("direct_map", "vmalloc", "vmemmap", "image_virtual")
@@ -244,7 +247,7 @@ class Summary:
         }
         states = Counter(row.state for _, row in self._dumps)
         copies = sum(row.copies for _, row in self._dumps)
-        notes = [f"{copies} files are copies of others, and were not counted again"] if copies else []
+        notes = [f"not counted again because they are copies: {copies}"] if copies else []
         for key in rows:
             if len(rows[key]) > _MOST_ROWS:
                 notes.append(f"{_TABLES[key][0]}: the first {_MOST_ROWS} of {len(rows[key])} rows")
@@ -360,29 +363,38 @@ class Summary:
 
 
 def _place_row(key: str, rows: Sequence[Randomised]) -> PlaceRow:
-    known = [(row.place, row.slots) for row in rows if row.place is not None and row.slots and not row.bound]
-    places = [(place, slots) for place, slots in known if place is not None and slots is not None]
+    parts = [part for part in map(_part, rows) if part is not None]
     bins = [0] * _BINS
-    for place, slots in places:
-        bins[place * _BINS // slots] += 1
+    for low, high in parts:
+        bins[min(int((low + high) / 2 * _BINS), _BINS - 1)] += 1
     found = PlaceRow(
         key=key,
         what=rows[0].what,
-        boots=len(places),
-        distinct=len({row.actual for row in rows if row.place is not None and not row.bound}),
+        boots=len(parts),
+        distinct=len({row.actual for row in rows if _part(row) is not None}),
         distance=None,
         p=None,
         verdict="",
         spread="".join(_BARS[count * (len(_BARS) - 1) // (max(bins) or 1)] for count in bins),
         bins=bins,
     )
-    if not places:
-        return replace(found, verdict="not tested: the number of places is not known exactly", spread="")
-    if len(places) < FEWEST:
-        return replace(found, verdict=f"too few boots: {len(places)} of {FEWEST}")
-    distance, p = evenness(places)
+    if not parts:
+        return replace(found, verdict="not tested: the possible places are not known exactly", spread="")
+    if len(parts) < FEWEST:
+        return replace(found, verdict=f"too few boots: {len(parts)}, and {FEWEST} are needed")
+    distance, p = evenness(parts)
     verdict = "not even" if p < LEVEL else "nothing against an even choice"
     return replace(found, distance=round(distance, 4), p=float(f"{p:.2g}"), verdict=verdict)
+
+
+def _part(row: Randomised) -> Optional[Tuple[float, float]]:
+    """Where the place is among all, from 0 to 1; None if that is not known."""
+    slots, place, vague = row.slots, row.place, _VAGUE.get(row.key)
+    if slots is None or place is None or (row.bound and vague is None):
+        return None
+    fewest = slots * (1 - (vague or 0) * (row.bound == "at most"))
+    most = slots * (1 + (vague or 0) * (row.bound == "at least"))
+    return min(place / most, 1.0), min((place + 1) / fewest, 1.0)
 
 
 def _far(about: str, dumps: Mapping[str, Mapping[str, int]], *, shares: bool) -> Iterator[OutlierRow]:

@@ -57,6 +57,7 @@ def _virtual(kernel: Kernel) -> Randomised:
             else f"a quarter of 2^{facts.form.least_bits}"
         ),
         note="" if window.start - IMAGE_ALIGN < drawn_at < window.stop else NO_PLACE,
+        place=max(drawn_at - window.start, 0) // IMAGE_ALIGN,
     )
 
 
