@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     )
     from kvintro.reports.pte import EntryRow
     from kvintro.reports.search import HitRow
+    from kvintro.survey.summary import BrokenRow, BuildRow, FailureRow, OutlierRow, PlaceRow, SameRow
 
 #: What stands for an address or a number: a string is taken as on the command line.
 Word = Union[int, str, drgn.Object, drgn.Symbol]
@@ -227,6 +228,30 @@ class SearchAnswer(Answer["HitRow"]):
 
 class ShowAnswer(Answer[Any]):
     """What :meth:`Commands.show` returns."""
+
+
+class SurveyAnswer(Answer["BuildRow"]):
+    """What :meth:`Commands.survey` returns."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def builds(self) -> Sequence[BuildRow]: ...
+
+        @property
+        def places(self) -> Sequence[PlaceRow]: ...
+
+        @property
+        def same(self) -> Sequence[SameRow]: ...
+
+        @property
+        def outliers(self) -> Sequence[OutlierRow]: ...
+
+        @property
+        def broken(self) -> Sequence[BrokenRow]: ...
+
+        @property
+        def failures(self) -> Sequence[FailureRow]: ...
 
 
 class TranslateAnswer(Answer["Translation"]):

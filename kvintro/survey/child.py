@@ -34,6 +34,8 @@ _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 def main(task: Mapping[str, Any]) -> None:
     """Read the dump of a task and write the answer."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != task["parent"]:
+        os._exit(1)  # it ended before
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # Counts memory that the process can write, and not the mapped dump.
     resource.setrlimit(resource.RLIMIT_DATA, (task["memory"] << 20,) * 2)

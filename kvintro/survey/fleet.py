@@ -66,7 +66,10 @@ class _Run:
     """
 
     def __init__(self, dumps: Sequence[str], directory: str, limits: Limits) -> None:
-        self.paths = list({os.path.abspath(path): path for path in reversed(dumps)}.values())[::-1]
+        named: Dict[str, str] = {}
+        for path in dumps:
+            named.setdefault(os.path.abspath(path), path)
+        self.paths = list(named.values())
         self._limits = limits
         self._store = Store(os.path.join(directory, "answers"), limits.types)
         self._sha256: Dict[str, str] = {}

@@ -31,6 +31,8 @@ _BINS = 16
 #: of its relocations, a few megabytes of one gigabyte.
 _VAGUE = {"image_virtual": 0.02}
 _BARS = "▁▂▃▄▅▆▇█"
+#: Severities by the state of a rule, the most severe first.
+_SEVERITIES = {"failed": "defect", "warning": "warning", "notice": "notice"}
 #: Bases that are drawn once in a boot, and together identify it.
 _OF_A_BOOT = ("direct_map", "vmalloc", "vmemmap", "image_virtual")
 
@@ -114,11 +116,13 @@ class OutlierRow:
 class BrokenRow:
     """A rule of ``check`` that found something, or could not be decided.
 
+    :ivar severity: of its most severe finding; None if there is no finding.
     :ivar broken: number of dumps in which it found something.
     :ivar unknown: number of dumps in which it could not be decided.
     :ivar first: path of the first dump with findings, else of the first that is not known.
     """
 
+    severity: Optional[str]
     rule: str
     title: str
     broken: int
@@ -187,6 +191,7 @@ _TABLES: Mapping[str, Tuple[str, Sequence[Column]]] = {
     "broken": (
         "rules that found something, or are unknown",
         (
+            Column("severity", "severity"),
             Column("rule", "rule"),
             Column("title", "what should be so", spare=2),
             Column("broken", "dumps", "right"),
@@ -341,8 +346,10 @@ class Summary:
         out = []
         for key, rows in self._rules.items():
             broken = [(path, row) for path, row in rows if row.findings]
+            states = {row.state for _, row in broken}
             out.append(
                 BrokenRow(
+                    next((word for state, word in _SEVERITIES.items() if state in states), None),
                     key,
                     rows[0][1].title,
                     len(broken),
@@ -351,7 +358,8 @@ class Summary:
                     (broken or rows)[0][0],
                 )
             )
-        return sorted(out, key=lambda row: (-row.broken, -row.unknown))
+        order = (*_SEVERITIES.values(), None)
+        return sorted(out, key=lambda row: (order.index(row.severity), -row.broken, -row.unknown))
 
     def _failures(self) -> List[FailureRow]:
         found: Dict[Tuple[str, Optional[str]], List[str]] = defaultdict(list)

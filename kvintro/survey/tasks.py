@@ -17,7 +17,7 @@ import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from typing import IO, Any, Iterator, Sequence, Set, Tuple
+from typing import IO, Any, Iterator, Optional, Sequence, Set, Tuple
 
 from kvintro.errors import KvintroError, SourceError, UsageError
 from kvintro.survey import NO_MEMORY, START
@@ -47,22 +47,17 @@ class Task:
     sandbox: bool
 
 
-def perform(task: Task) -> Tuple[str, str]:
+def perform(task: Task, stopped: Optional[threading.Event] = None) -> Tuple[str, str]:
     """Read a dump in a child process.
 
+    :param stopped: whether the survey was given up.
     :returns: the answer as JSON and "", or "" and why there is none: such an error need not occur again.
     """
     with tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as words:
-        child = subprocess.Popen(
-            [sys.executable, "-I", "-c", START],
-            stdin=subprocess.PIPE,
-            stdout=answer,
-            stderr=words,
-            # Threads of numpy's libraries would take memory, and keep the sandbox off.
-            env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-            start_new_session=True,
-        )
         with _lock:
+            if stopped is not None and stopped.is_set():
+                return "", "the survey was given up"
+            child = _started(answer, words)
             _running.add(child)
         try:
             problem = _waited(child, task)
@@ -78,8 +73,20 @@ def perform(task: Task) -> Tuple[str, str]:
         return answer.read().decode("ascii", "replace"), ""
 
 
+def _started(answer: IO[bytes], words: IO[bytes]) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [sys.executable, "-I", "-c", START],
+        stdin=subprocess.PIPE,
+        stdout=answer,
+        stderr=words,
+        # Threads of numpy's libraries would take memory, and keep the sandbox off.
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+
+
 def _waited(child: "subprocess.Popen[bytes]", task: Task) -> str:
-    request = json.dumps({"search": sys.path, **asdict(task)}).encode()
+    request = json.dumps({"search": sys.path, "parent": os.getpid(), **asdict(task)}).encode()
     try:
         child.communicate(request, timeout=task.timeout)
     except subprocess.TimeoutExpired:
@@ -109,14 +116,15 @@ def _why(code: int, words: IO[bytes], task: Task) -> str:
 
 def performed(tasks: Sequence[Task], jobs: int) -> Iterator[Tuple[Task, str, str]]:
     """Perform tasks on this machine and yield each with its result, in the order in which they end."""
-    pool = ThreadPoolExecutor(jobs)
+    pool, stopped = ThreadPoolExecutor(jobs), threading.Event()
     try:
-        futures = {pool.submit(perform, task): task for task in tasks}
+        futures = {pool.submit(perform, task, stopped): task for task in tasks}
         for future in as_completed(futures):
             yield (futures.pop(future), *future.result())
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         with _lock:
+            stopped.set()
             left = list(_running)
         for child in left:
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -132,7 +140,7 @@ def performed_by_dask(tasks: Sequence[Task], address: str) -> Iterator[Tuple[Tas
     """
     dask = _dask()
     try:
-        client = dask.Client(address, timeout=_PATIENCE, set_as_default=False)
+        client = dask.Client(address, timeout=_PATIENCE)
     except (OSError, ValueError) as error:
         what = " ".join(str(error).split()) or type(error).__name__
         raise SourceError(
