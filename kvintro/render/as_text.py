@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Callable, List, Mapping
 
 from kvintro.model import Report
@@ -64,6 +65,11 @@ def _report_lines(report: FullReport, color: bool, width: int) -> List[str]:
     return out[:-1]
 
 
+def _survey_lines(report: Report, color: bool, width: int) -> List[str]:
+    """Tables with rows. The others say that there is nothing to see."""
+    return _tables(replace(report, tables=[table for table in report.tables if table.rows]), color, width)
+
+
 #: Functions that format reports for which plain tables are not enough, by command: (report, colour, width) ->
 #: lines. Each takes its command's type of report, so the types of that parameter differ.
 LINES: Mapping[str, Callable[[Any, bool, int], List[str]]] = {
@@ -81,6 +87,7 @@ LINES: Mapping[str, Callable[[Any, bool, int], List[str]]] = {
     "report": _report_lines,
     "search": search_lines,
     "show": show_lines,
+    "survey": _survey_lines,
     "translate": translate_lines,
     "user": user_lines,
 }

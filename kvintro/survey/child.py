@@ -14,20 +14,23 @@ import resource
 import signal
 import sys
 import tempfile
-from typing import Any, Mapping
+from dataclasses import replace
+from typing import Any, List, Mapping, Sequence, cast
 
 from kvintro import isolation
 from kvintro.bus_error import end_on_bus_error
 from kvintro.entry_points import unforeseen
 from kvintro.errors import KvintroError
+from kvintro.model import Row
 from kvintro.opening import open_kernel
 from kvintro.render.json import ascii_json, plain
 from kvintro.source import Request, sandbox, spool
 from kvintro.survey import NO_MEMORY
 from kvintro.survey.files import digest
 from kvintro.survey.questions import ask
-from kvintro.survey.rows import WHOLE, Answer, DumpRow, failed
+from kvintro.survey.rows import WHOLE, Answer, DumpRow, NoteRow, failed
 
+_THE_FILE = "the file"
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 
 
@@ -42,7 +45,7 @@ def main(task: Mapping[str, Any]) -> None:
     isolation.disable_drgn_plugins()
     end_on_bus_error()
     try:
-        answer = _answer(task)
+        answer = _without_path(_answer(task), task["path"])
         text = ascii_json(plain_answer(answer))
     except MemoryError:
         os._exit(NO_MEMORY)
@@ -55,6 +58,16 @@ def plain_answer(answer: Answer) -> Mapping[str, Any]:
     """The answer as values for JSON; :func:`kvintro.survey.rows.checked` reads them."""
     tables = {name: plain(rows) for name, rows in answer.tables.items()}
     return {"dump": plain(answer.dump), "lasting": answer.lasting, **tables}
+
+
+def _without_path(answer: Answer, path: str) -> Answer:
+    """The answer without the name of the file, which may have other names, too."""
+    notes: List[Row] = [
+        replace(row, note=row.note.replace(path, _THE_FILE))
+        for row in cast("Sequence[NoteRow]", answer.tables["notes"])
+    ]
+    dump = replace(answer.dump, error=answer.dump.error and answer.dump.error.replace(path, _THE_FILE))
+    return replace(answer, dump=dump, tables={**answer.tables, "notes": notes})
 
 
 def _answer(task: Mapping[str, Any]) -> Answer:

@@ -40,7 +40,7 @@ _QUESTIONS: Mapping[str, Callable[[Kernel], Report]] = {
     "kaslr": kaslr,
     "check": check,
     "pages": pages_report,
-    "vmalloc": _contents("vmalloc"),
+    "callers": _contents("vmalloc"),
     "modules": _contents("modules"),
 }
 #: Tables of a survey, by question and key of the table in its report.
@@ -50,7 +50,7 @@ _TABLES = {
     ("check", "checks"): "rules",
     ("check", "findings"): "findings",
     ("pages", "types"): "pages",
-    ("vmalloc", "by_caller"): "callers",
+    ("callers", "by_caller"): "callers",
     ("modules", "modules"): "modules",
 }
 #: Facts of ``info`` that a dump's row has.

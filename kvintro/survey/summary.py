@@ -41,7 +41,7 @@ _OF_A_BOOT = ("direct_map", "vmalloc", "vmemmap", "image_virtual")
 class BuildRow:
     """The dumps of one kernel build.
 
-    :ivar boots: number of different boots, by where KASLR put them; None if that is unknown for some.
+    :ivar boots: number of different boots, by where KASLR put them, of the dumps in which that is known.
     :ivar memory: median of the memory in the dumps.
     :ivar with_defects: number of dumps with a defect.
     :ivar unchecked: number of dumps in which some rule could not be decided.
@@ -51,7 +51,7 @@ class BuildRow:
     build_id: Optional[str]
     arch: Optional[str]
     dumps: int
-    boots: Optional[int]
+    boots: int
     memory: Optional[Size]
     with_defects: int
     unchecked: int
@@ -97,7 +97,7 @@ class SameRow:
 
 @dataclass(frozen=True)
 class OutlierRow:
-    """A value of one dump that is far from the median of all.
+    """A value of one dump that is far from the median of all dumps of this architecture.
 
     :ivar about: ``memory by type`` or ``vmalloc by caller``.
     :ivar usual: the median; of memory, as a share of this dump's memory.
@@ -232,7 +232,7 @@ class Summary:
         if "pages" not in incomplete and answer.tables["pages"]:
             types = cast("Sequence[TypeRow]", answer.tables["pages"])
             self._pages[path] = {row.type: row.size for row in types}
-        if "vmalloc" not in incomplete and answer.tables["callers"]:
+        if "callers" not in incomplete and answer.tables["callers"]:
             callers = cast("Sequence[SumRow]", answer.tables["callers"])
             self._callers[path] = {row.name: row.size for row in callers}
         for rule in cast("Sequence[CheckRow]", answer.tables["rules"]):
@@ -262,7 +262,6 @@ class Summary:
             tables=[
                 Table(key, columns, rows[key][:_MOST_ROWS], title)
                 for key, (title, columns) in _TABLES.items()
-                if rows[key]
             ],
             head=(
                 f"{len(self._dumps)} dumps: {states[WHOLE]} answered, {states[PARTLY]} answered in part, "
@@ -304,7 +303,7 @@ class Summary:
                     build_id,
                     arch,
                     len(group),
-                    len(known) if all(path in of_boot for path, _ in group) else None,
+                    len(known),
                     Size(memory[len(memory) // 2]) if memory else None,
                     sum(bool(dump.defects) for _, dump in group),
                     sum(dump.unknown_rules is None or dump.unknown_rules > 0 for _, dump in group),
@@ -336,11 +335,14 @@ class Summary:
         return sorted(out, key=lambda row: -row.dumps)
 
     def _outliers(self) -> List[OutlierRow]:
-        found = [
-            *_far("memory by type", self._pages, shares=True),
-            *_far("vmalloc by caller", self._callers, shares=False),
-        ]
-        return sorted(found, key=lambda row: -abs(row.score))
+        found: List[OutlierRow] = []
+        for arch in {dump.arch for _, dump in self._dumps}:
+            # Machines of different architectures differ anyway.
+            paths = [path for path, dump in self._dumps if dump.arch == arch]
+            for about, values in (("memory by type", self._pages), ("vmalloc by caller", self._callers)):
+                there = {path: values[path] for path in paths if path in values}
+                found += _far(about, there, shares=values is self._pages)
+        return sorted(found, key=lambda row: (-abs(row.score), row.about, row.name, row.path))
 
     def _broken(self) -> List[BrokenRow]:
         out = []
@@ -365,7 +367,7 @@ class Summary:
         found: Dict[Tuple[str, Optional[str]], List[str]] = defaultdict(list)
         for path, dump in self._dumps:
             if dump.error is not None:
-                found[dump.error.replace(path, "the file"), dump.remedy].append(path)
+                found[dump.error, dump.remedy].append(path)
         rows = [FailureRow(error, remedy, len(paths), paths[0]) for (error, remedy), paths in found.items()]
         return sorted(rows, key=lambda row: -row.dumps)
 
@@ -406,7 +408,7 @@ def _part(row: Randomised) -> Optional[Tuple[float, float]]:
 
 
 def _far(about: str, dumps: Mapping[str, Mapping[str, int]], *, shares: bool) -> Iterator[OutlierRow]:
-    """Values that are far from the median of all dumps. A name that a dump lacks counts as zero."""
+    """Values that are far from the median of these dumps. A name that a dump lacks counts as zero."""
     if len(dumps) < _FEWEST_MACHINES:
         return
     totals = {path: sum(values.values()) or 1 for path, values in dumps.items()}

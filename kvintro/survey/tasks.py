@@ -27,7 +27,7 @@ from kvintro.version import __version__
 LARGEST = 64 << 20
 #: Seconds to wait for a worker.
 _PATIENCE = 30
-_LAST_WORDS = 4096
+_LAST_WORDS = 2000
 _running: Set["subprocess.Popen[bytes]"] = set()
 _lock = threading.Lock()
 

@@ -128,7 +128,7 @@ def _summary(answers: Sequence[Answer]) -> Dict[str, List[Any]]:
     for number, answer in enumerate(answers):
         summary.add(f"/dumps/{number}", answer)
     report: Report = summary.report()
-    return {table.key: list(table.rows) for table in report.tables}
+    return {table.key: list(table.rows) for table in report.tables if table.rows}
 
 
 def _simulated(chosen: random.Random, levels: int) -> List[Randomised]:
