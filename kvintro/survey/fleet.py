@@ -159,8 +159,8 @@ def survey(
     write_text(os.path.join(directory, PAGE), render(report, "html"))
     extra: Mapping[str, object] = {**report.extra, "asked": len(tasks)}
     before = len(run.paths) - len(tasks)
-    more = f", {before} of them in an earlier run" if before else ""
-    return replace(report, extra=extra, head=[f"{line}{more}" for line in report.head])
+    earlier = [f"answered in an earlier run: {before} files"] if before else []
+    return replace(report, extra=extra, head=[*report.head, *earlier])
 
 
 def _about_tables(writer: Writer, directory: str) -> Iterator[str]:

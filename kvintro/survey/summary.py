@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple, cast
+from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, cast
 
 from kvintro.model import Column, Randomised, Report, Row, Size, Table
 from kvintro.regions.vmalloc import SumRow
@@ -85,13 +85,14 @@ class SameRow:
     """Dumps with the same bases: of one boot, of machines that were cloned while they ran, or of kernels
     whose random numbers are predictable.
 
-    :ivar boot_times: number of different times at which they were booted; None if one is unknown.
+    :ivar hosts: number of different names of machines that are known.
+    :ivar boot_times: number of different times of boot that are known.
     """
 
     release: Optional[str]
     dumps: int
     hosts: int
-    boot_times: Optional[int]
+    boot_times: int
     first: str
 
 
@@ -328,10 +329,9 @@ class Summary:
         for paths in boots.values():
             if len(paths) < 2:
                 continue
-            times = [dumps[path].boot_time for path in paths]
-            hosts: Set[Optional[str]] = {dumps[path].host for path in paths}
-            different = None if None in times else len(set(times))
-            out.append(SameRow(dumps[paths[0]].release, len(paths), len(hosts), different, paths[0]))
+            times = {dumps[path].boot_time for path in paths} - {None}
+            hosts = {dumps[path].host for path in paths} - {None}
+            out.append(SameRow(dumps[paths[0]].release, len(paths), len(hosts), len(times), paths[0]))
         return sorted(out, key=lambda row: -row.dumps)
 
     def _outliers(self) -> List[OutlierRow]:

@@ -141,7 +141,7 @@ def performed_by_dask(tasks: Sequence[Task], address: str) -> Iterator[Tuple[Tas
     dask = _dask()
     try:
         client = dask.Client(address, timeout=_PATIENCE)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, dask.TimeoutError) as error:
         what = " ".join(str(error).split()) or type(error).__name__
         raise SourceError(
             f"no scheduler at {address}: {what}", f"start one: dask scheduler; {_HOW}"
@@ -149,7 +149,7 @@ def performed_by_dask(tasks: Sequence[Task], address: str) -> Iterator[Tuple[Tas
     with client:
         try:
             client.wait_for_workers(1, timeout=_PATIENCE)
-        except TimeoutError:
+        except dask.TimeoutError:
             raise SourceError(f"the scheduler at {address} has no workers", _HOW) from None
         # Not pure: results of an earlier survey are not used again.
         submitted = client.map(_perform_there, tasks, [__version__] * len(tasks), pure=False)

@@ -104,6 +104,7 @@ def test_the_image_in_its_window(core: Core, kernel: Kernel, rows: Dict[str, Any
     reported = {number(row["default"]) + n * row["granularity"] for n in range(row["slots"])}
     assert places == reported
     assert number(row["actual"]) in places
+    assert sorted(places)[row["place"]] == number(row["actual"])
     assert {0xFFFF_FFFF_8000_0000 + sim.find_random_virt_addr(boot, rand) for _ in range(BOOTS)} <= reported
 
 
@@ -140,6 +141,8 @@ def test_the_image_in_physical_memory(
         assert code_at(core) == boot.output
         return
     assert row["state"] == "on" and code_at(core) in places
+    if not row["bound"]:
+        assert places[row["place"]] == code_at(core)
     align, _ = alignment(kernel)
     _, most, _ = image_sizes(kernel)
     unpacker = unpacking(kernel)
@@ -175,6 +178,8 @@ def test_the_memory_regions(core: Core, kernel: Kernel, rows: Dict[str, Any], ra
     # The actual places are among them; otherwise no draw would give these bases.
     assert [rows[key]["slots"] for key in keys] == sim.replay(memory, bases)
     assert [number(rows[key]["actual"]) for key in keys] == bases
+    chosen = iter([rows[key]["place"] * sim.PUD_SIZE for key in keys])
+    assert sim.kernel_randomize_memory(memory, lambda: next(chosen))[0] == bases
     sizes = region_sizes(x86_form(kernel), memory.size_tb[0] << 40, kernel.page_struct_size.value)
     for _ in range(BOOTS):
         drawn, places = sim.kernel_randomize_memory(memory, rand)

@@ -23,7 +23,10 @@ from tests.cores.test_schema import check
 CORE = ROOT / "vmcores" / "oracle-6.12" / "core.kdump"
 PATIENCE = 300
 
-pytestmark = pytest.mark.skipif(not CORE.exists(), reason="the sample dump is not there")
+pytestmark = [
+    pytest.mark.skipif(not CORE.exists(), reason="the sample dump is not there"),
+    pytest.mark.xdist_group("survey"),
+]
 
 
 @pytest.fixture(scope="module")
