@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
-from typing import Dict, Optional, Tuple
+from typing import Dict, Optional, Set, Tuple
 
 from kvintro.errors import KvintroError, NotWritten
 from kvintro.render.json import ascii_json
@@ -20,16 +19,6 @@ from kvintro.version import __version__
 
 #: Size and time of change of a file, by which it is known to be unchanged.
 Stamp = Tuple[int, int]
-
-
-@dataclass
-class _Kept:
-    """An answer.
-
-    :ivar files: the dump's files that were seen, each with its stamp.
-    """
-
-    files: Dict[str, Stamp]
 
 
 class Store:
@@ -50,7 +39,10 @@ class Store:
             raise NotWritten(
                 f"{directory}: {what}", "name a directory that can be written: -o DIR"
             ) from error
-        self._kept: Dict[str, _Kept] = {}
+        #: The files of each dump that were seen, by its SHA-256, and the other way round.
+        self._files: Dict[str, Dict[str, Stamp]] = {}
+        self._seen: Dict[Tuple[str, Stamp], str] = {}
+        self._sizes: Set[int] = set()
         for name in names:
             self._load(name)
 
@@ -67,7 +59,8 @@ class Store:
             files = {str(path): (int(size), int(time)) for path, (size, time) in document["files"].items()}
             same = document["made_by"] == self._made_by
             if same and checked(document["answer"]).dump.sha256 == sha256:
-                self._kept[sha256] = _Kept(files)
+                for path, stamp in files.items():
+                    self._note(path, stamp, sha256)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return  # it is asked again and replaced
 
@@ -79,16 +72,15 @@ class Store:
         stamp = stamp_of(path)
         if stamp is None:
             return None
-        for sha256, kept in self._kept.items():
-            if kept.files.get(path) == stamp:
-                return sha256
-        if not any(stamp[0] == size for kept in self._kept.values() for size, _ in kept.files.values()):
+        if (path, stamp) in self._seen:
+            return self._seen[path, stamp]
+        if stamp[0] not in self._sizes:
             return None
         try:
             sha256, _ = digest(path)
         except KvintroError:
             return None
-        if sha256 not in self._kept:
+        if sha256 not in self._files:
             return None
         self.keep(path, stamp, sha256, self._text(sha256))
         return sha256
@@ -99,10 +91,14 @@ class Store:
         :param stamp: of the file, from before it was read.
         :raises NotWritten: there is no room.
         """
-        kept = self._kept.setdefault(sha256, _Kept({}))
-        kept.files[path] = stamp
-        document = {"made_by": self._made_by, "files": kept.files, "answer": text}
+        self._note(path, stamp, sha256)
+        document = {"made_by": self._made_by, "files": self._files[sha256], "answer": text}
         write_text(self._place(sha256), ascii_json(document))
+
+    def _note(self, path: str, stamp: Stamp, sha256: str) -> None:
+        self._files.setdefault(sha256, {})[path] = stamp
+        self._seen[path, stamp] = sha256
+        self._sizes.add(stamp[0])
 
     def _text(self, sha256: str) -> str:
         with open(self._place(sha256), encoding="ascii") as file:
