@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 #: Number of roots at once. Their numbers and an address of user mode fit into 64 bits.
 MOST_ROOTS = 64
-_MOST_TABLES = 1 << 12  # per level: 16 MB of 4K tables
+_MOST_TABLES = 4000  # per level: 16 MB of 4K tables
 _PAGES_AT_ONCE = 1 << 20
 
 
@@ -158,7 +158,7 @@ def grow(
             break
         if len(tables) > _MOST_TABLES or numpy.isin(tables, bad).any():
             return None
-        met.append(owners.astype(u) << u(40) | tables >> u(12))
+        met.append(owners.astype(u) << u(40) | tables >> u(form.page_shift))
         order = numpy.argsort(tables, kind="stable")
         data, missing = read_tables(read, form, tables[order], level)
         if missing.any():

@@ -19,7 +19,6 @@ from kvintro.source.unpack import Unpacker, beginning, unpack
 
 _MAX_LAYERS = 3  # a dump in a tar in gzip
 _TAR = "tar"
-_BLOCK = 512  # bytes of a tar archive's block
 _MAX_MEMBERS = 10000
 _LIST = 4
 #: Formats that can only be read from files, by libkdumpfile or after the records are put in order.
@@ -103,18 +102,19 @@ def _member(content: Content, path: str) -> Content:
     """
     import tarfile
 
+    block = tarfile.BLOCKSIZE
     found: List[Tuple[str, Part]] = []
     names: List[str] = []
     at = 0
     for _ in range(_MAX_MEMBERS):
-        head = content.at(at, _BLOCK)
-        if len(head) < _BLOCK or not any(head):
+        head = content.at(at, block)
+        if len(head) < block or not any(head):
             break
         try:
             member = tarfile.TarInfo.frombuf(head, "utf-8", "replace")
         except tarfile.HeaderError:
             break
-        at += _BLOCK
+        at += block
         if member.size < 0:
             break
         if member.type == tarfile.GNUTYPE_SPARSE:
@@ -125,7 +125,7 @@ def _member(content: Content, path: str) -> Content:
             names.append(member.name)
             if known.form is not None or (known.packing and known.packing != _TAR):
                 found.append((member.name, part))
-        at += -(-member.size // _BLOCK) * _BLOCK
+        at += -(-member.size // block) * block
     if len(found) == 1:
         return found[0][1]
     if not found:

@@ -53,6 +53,7 @@ LAZY = (
     *(("*", name) for name in ("numpy", "tqdm", "ctypes", "unicodedata", "pwd", "drgn")),
     ("entry_points", "importlib.metadata"),
     ("convert", "zstandard"),
+    ("source", "tarfile"),
     ("installation", "importlib.metadata"),
     ("installation", "drgn.cli"),
     *(("source", name) for name in ("cramjam", "snappy", "zstandard", "lz4.frame", "lz4.block")),
