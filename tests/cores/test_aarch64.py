@@ -17,12 +17,15 @@ from kvintro.cli import main
 from kvintro.errors import KvintroError, NotInDump
 from kvintro.kernels import Kernel
 from kvintro.model import ALL, Root
+from kvintro.opening import open_kernel
 from kvintro.queries.mapped_by_rights import rights_of
+from kvintro.queries.pages.census import page_format
 from kvintro.queries.roots import process_root
 from kvintro.queries.translate import Input, Translator
 from kvintro.render import render_stream
 from kvintro.reports.layout import layout
 from kvintro.reports.ptdump import ptdump
+from kvintro.source import Request
 from kvintro.text import size_text
 from tests.conftest import Core
 
@@ -91,6 +94,14 @@ def test_root_and_memory_types(kernel: Kernel, registers: Dict[str, int]) -> Non
         byte = mair >> 8 * index & 0xFF
         expected = names.get(byte) or ("NORMAL-TAGGED" if index == 1 else "NORMAL")
         assert name == expected, index
+
+
+def test_zones_without_types(core: Core, kernel: Kernel) -> None:
+    """VMCOREINFO alone gives the same bits of node and zone as the kernel's types."""
+    typed, bare = page_format(kernel), page_format(open_kernel(Request(core=str(core.path), types="none")))
+    for one in (typed, bare):
+        assert one.zones[:3] == ("DMA", "DMA32", "Normal")
+    assert (bare.zone_shift, bare.zone_bits, bare.zones) == (typed.zone_shift, typed.zone_bits, typed.zones)
 
 
 def test_isolation(core: Core, kernel: Kernel) -> None:

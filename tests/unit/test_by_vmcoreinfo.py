@@ -14,6 +14,7 @@ import pytest
 
 from kvintro.errors import Unavailable
 from kvintro.kernels import Kernel
+from kvintro.queries.pages import by_vmcoreinfo
 from kvintro.queries.pages.by_vmcoreinfo import _nodes_and_zones, _order, _types
 
 
@@ -103,11 +104,23 @@ def test_zones(nr_zones: int, zone: int, nodes: int, expected: Any) -> None:
     assert _nodes_and_zones(zones(nr_zones, zone, nodes)) == expected
 
 
-def test_zones_that_fit_with_and_without_numa() -> None:
+def test_zones_that_fit_with_and_without_numa(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = {"OFFSET(pglist_data.node_zones)": 0, "OFFSET(pglist_data.nr_zones)": 10016, "SIZE(zone)": 1984}
+    monkeypatch.setattr(by_vmcoreinfo, "_zones_by_content", lambda kernel: ())
     with pytest.raises(Unavailable, match="several numbers fit"):
         _nodes_and_zones(kernel(keys))
     assert _nodes_and_zones(kernel({**keys, "SYMBOL(contig_page_data)": 1 << 63})) == (1, 5)
+
+
+@pytest.mark.parametrize(
+    "names, expected",
+    # CONFIG_NODES_SHIFT is 4, and there is no CONFIG_ZONE_DEVICE; or 1, with CONFIG_ZONE_DEVICE.
+    [(("DMA", "DMA32", "Normal", "Movable"), (16, 4)), (by_vmcoreinfo._ZONES, (2, 5))],
+)
+def test_zones_by_their_names(names: Any, expected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The numbers of Debian's 6.1 for arm64."""
+    monkeypatch.setattr(by_vmcoreinfo, "_zones_by_content", lambda kernel: names)
+    assert _nodes_and_zones(zones(8992, 1728, 0)) == expected
 
 
 def test_zones_that_do_not_fit() -> None:

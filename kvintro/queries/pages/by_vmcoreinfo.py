@@ -10,11 +10,14 @@ name neither every type of ``page_type`` nor most flags. What remains unknown is
 from __future__ import annotations
 
 import contextlib
-from typing import Dict, List, Optional, Tuple
+import re
+import struct
+from typing import Dict, Iterator, List, Optional, Tuple
 
 from kvintro.errors import Unavailable
 from kvintro.kernels import Kernel
-from kvintro.model import ALL
+from kvintro.model import ALL, Placement
+from kvintro.paging import MAPPED
 from kvintro.queries.pages.format import PageFormat, TypeField
 from kvintro.queries.pages.meaning import (
     KPF_ANON,
@@ -34,13 +37,15 @@ from kvintro.queries.pages.meaning import (
     KPF_SWAPCACHE,
     KPF_ZERO_PAGE,
 )
-from kvintro.readers.structures import USE_TYPES, offset_of, size_of, text_at
+from kvintro.readers.structures import USE_TYPES, offset_of, size_of
 from kvintro.regions.vmemmap import REGION as VMEMMAP
 
 # mm/mmzone.c, mm/page_alloc.c:zone_names: x86-64 has these, except those that are configured out.
 _ZONES = ("DMA", "DMA32", "Normal", "Movable", "Device")
 _ZONEREF = 16  # include/linux/mmzone.h: a pointer and an int
 _MOST_NODES_SHIFT = 10  # largest CONFIG_NODES_SHIFT of any architecture
+_LONGEST_ZONE = 8  # "Movable"
+_MOST_OF_IMAGE = 64 << 20  # bytes of a mapped part that are looked at
 _TEXT_PAGES = 512  # pages of the kernel's text that are checked for PG_reserved
 _TOLD = (
     *(KPF_LRU, KPF_SLAB, KPF_BUDDY, KPF_ANON, KPF_SWAPCACHE, KPF_SWAPBACKED, KPF_COMPOUND_HEAD),
@@ -236,38 +241,63 @@ def _nodes_and_zones(kernel: Kernel) -> Tuple[int, int]:
         for zones in range(1, 9)
         if room == zones * zone + lists * _ZONEREF * (nodes * zones + 1)
     ]
+    if len(found) > 1:
+        named = len(_zones_by_content(kernel))
+        found = [(nodes, zones) for nodes, zones in found if zones == named] or found
     if len(found) == 1:
         return found[0]
     raise Unavailable(
         f"the number of zones of a node is unknown: {'several numbers fit' if found else 'no number fits'} "
-        f"the {room} bytes of struct pglist_data that VMCOREINFO gives",
+        f"the {room} bytes of struct pglist_data that VMCOREINFO gives"
+        + (", and zone_names is not in the dump" if found else ""),
         USE_TYPES,
     )
 
 
 def _zone_names(kernel: Kernel, count: int) -> Tuple[str, ...]:
-    """Names of the zones: all five if there are five, else the names in the zones of a node; none if those
-    cannot be read.
-
-    Every ``struct zone`` has a pointer to its name at the same offset. No other word of it points to a name.
-    """
+    """Names of the zones: all if there are five, otherwise those in zone_names; none if it is not found."""
     if count == len(_ZONES):
         return _ZONES
-    try:
-        size = size_of(kernel, "struct zone")
-        node = kernel.node_addresses()[0] + offset_of(kernel, "struct pglist_data", "node_zones")
-        zones = [kernel.read(node + i * size & ALL, size) for i in range(count)]
-    except (Unavailable, IndexError):
-        return ()
-    for at in range(0, size - 7, 8):
-        pointers = [int.from_bytes(zone[at : at + 8], "little") for zone in zones]
-        if not all(pointer in kernel.facts.image for pointer in pointers):
-            continue
-        with contextlib.suppress(Unavailable):
-            names = tuple(text_at(kernel, pointer, 16) for pointer in pointers)
-            if names == tuple(name for name in _ZONES if name in names):
-                return names
-    return ()
+    names = _zones_by_content(kernel)
+    return names if len(names) == count else ()
+
+
+def _zones_by_content(kernel: Kernel) -> Tuple[str, ...]:
+    """``zone_names`` (mm/page_alloc.c), recognised by its pointers to these names; empty if not found.
+
+    All kernels have "Normal" and "Movable" in it.
+    """
+    pieces = list(_pieces_of_image(kernel))
+
+    def name(pointer: int) -> str:
+        for start, data in pieces:
+            if start <= pointer < start + len(data):
+                at = pointer - start
+                return data[at : at + _LONGEST_ZONE].partition(b"\0")[0].decode("latin-1")
+        return ""
+
+    strings = [start + match.start() for start, data in pieces for match in re.finditer(rb"Movable\0", data)]
+    pointers = b"|".join(re.escape(struct.pack("<Q", string)) for string in strings)
+    found = set()
+    for _, data in pieces if strings else ():
+        for match in re.finditer(pointers, data):
+            # Up to three names before this one, and one after it.
+            first = max(match.start() - 24, match.start() % 8)
+            row = data[first : min(match.end() + 8, first + (len(data) - first) // 8 * 8)]
+            names = [name(pointer) for (pointer,) in struct.iter_unpack("<Q", row)]
+            if names[(match.start() - first) // 8 - 1] == "Normal":
+                found.add(tuple(zone for zone in _ZONES if zone in names))
+    return found.pop() if len(found) == 1 else ()
+
+
+def _pieces_of_image(kernel: Kernel) -> Iterator[Tuple[int, bytes]]:
+    """(address, content) of the mapped parts of the kernel's image that the source contains."""
+    image = kernel.locate("kernel_image")
+    if isinstance(image, Placement):
+        ranges = kernel.kernel_ranges.clip(image.range.start, image.range.end)
+        for start, end, _ in ranges.select(MAPPED):
+            with contextlib.suppress(Unavailable):
+                yield start, kernel.read(start, min(end + 1 - start, _MOST_OF_IMAGE))
 
 
 def _reserved(kernel: Kernel, base: int, size: int, width: int, private: int) -> int:
