@@ -379,6 +379,8 @@ class Kernel:
         self.arch = by_drgn_name("unknown" if platform is None else platform.arch.name)
         self.claims = Claims(source)
         self._trees: Dict[int, Tree] = {}
+        #: Forms of trees that differ from the kernel's own, by the physical address of their root.
+        self.forms: Dict[int, PagingForm] = {}
         self._locations: Dict[str, Located] = {}
         self._kept: Dict[Callable[[Kernel], object], object] = {}
 
@@ -721,6 +723,10 @@ class Kernel:
             tree = self._trees[root] = self.new_tree(root)
         return tree
 
+    def form_at(self, root: int) -> PagingForm:
+        """The form of a root's tables: the kernel's own, unless :attr:`forms` has another."""
+        return self.forms.get(root, self.form)
+
     def new_tree(
         self,
         root: int,
@@ -732,7 +738,7 @@ class Kernel:
         """A new tree; see :class:`kvintro.paging.Tree` for the parameters."""
         return Tree(
             self.read_physical,
-            self.form,
+            self.form_at(root),
             root,
             table_limit=self.table_limit,
             memory_end=self._memory_end,
@@ -792,7 +798,7 @@ class Kernel:
             if other[1] is None:
                 return Walk("unmapped", ())
             root = other[1]
-        return walk(self.read_physical, self.form, root, address)
+        return walk(self.read_physical, self.form_at(root), root, address)
 
     def _other_half(self, root: int) -> Optional[Tuple[AddressRange, Optional[int]]]:
         """The half of the addresses that a root does not translate, and the root that does.
@@ -820,7 +826,7 @@ class Kernel:
         """
         broken = [(table.start, table.end) for table in self.source.broken_tables] if sound else []
         root = self.root.value if root is None else root
-        return Bulk(self.read_physical, self.form, root, broken, self._other_half(root))
+        return Bulk(self.read_physical, self.form_at(root), root, broken, self._other_half(root))
 
     def translate_array(
         self, addresses: NDArray[numpy.uint64], root: Optional[int] = None

@@ -423,7 +423,7 @@ class Commands:
     def ptdump(
         self,
         *,
-        root: Optional[Literal["kernel", "user", "efi"]] = None,
+        root: Optional[Literal["kernel", "user", "efi", "tramp", "idmap", "reserved"]] = None,
         pid: Optional[Union[int, str]] = None,
         range: Optional[str] = None,
         wx: bool = False,
@@ -432,7 +432,8 @@ class Commands:
         executable.
 
         :param root: which tables: kernel (those that the kernel runs on), user (those that user mode
-            runs on under page-table isolation) or efi (those that firmware runs on); default: kernel.
+            runs on under page-table isolation), efi (those that firmware runs on); on arm64 also tramp,
+            idmap and reserved (tramp_pg_dir and so on); default: kernel.
         :param pid: the tables of this process.
         :param range: only addresses from A up to but not including B; or a region's key.
         :param wx: only what is both writable and executable.
@@ -550,6 +551,7 @@ class Commands:
         form: Optional[Literal["virtual", "physical", "pfn", "page"]] = None,
         pid: Optional[Union[int, str]] = None,
         user_half: bool = False,
+        root: Optional[Literal["kernel", "user", "efi", "tramp", "idmap", "reserved"]] = None,
         walk: bool = False,
     ) -> TranslateAnswer:
         """Translate between virtual addresses, physical addresses, pfns and struct pages.
@@ -559,13 +561,14 @@ class Commands:
         :param form: how to interpret the numbers.
         :param pid: use the page tables of this process.
         :param user_half: use the tables that user mode runs on under page-table isolation.
+        :param root: use these tables, as in ptdump --root.
         :param walk: show and decode the entry at each level.
         """
         found: TranslateAnswer = self._answer(
             TranslateAnswer,
             "translate",
             (*addresses,),
-            {"form": form, "pid": pid, "user_half": user_half, "walk": walk},
+            {"form": form, "pid": pid, "user_half": user_half, "root": root, "walk": walk},
         )
         return found
 
@@ -618,6 +621,7 @@ class Commands:
         form: Optional[Literal["virtual", "physical", "pfn", "page"]] = None,
         pid: Optional[Union[int, str]] = None,
         user_half: bool = False,
+        root: Optional[Literal["kernel", "user", "efi", "tramp", "idmap", "reserved"]] = None,
         walk: bool = False,
     ) -> TranslateAnswer:
         """As :meth:`translate`."""
@@ -625,7 +629,7 @@ class Commands:
             TranslateAnswer,
             "vtop",
             (*addresses,),
-            {"form": form, "pid": pid, "user_half": user_half, "walk": walk},
+            {"form": form, "pid": pid, "user_half": user_half, "root": root, "walk": walk},
         )
         return found
 
@@ -635,6 +639,7 @@ class Commands:
         form: Optional[Literal["virtual", "physical", "pfn", "page"]] = None,
         pid: Optional[Union[int, str]] = None,
         user_half: bool = False,
+        root: Optional[Literal["kernel", "user", "efi", "tramp", "idmap", "reserved"]] = None,
         walk: bool = False,
     ) -> TranslateAnswer:
         """As :meth:`translate`."""
@@ -642,7 +647,7 @@ class Commands:
             TranslateAnswer,
             "ptov",
             (*addresses,),
-            {"form": form, "pid": pid, "user_half": user_half, "walk": walk},
+            {"form": form, "pid": pid, "user_half": user_half, "root": root, "walk": walk},
         )
         return found
 

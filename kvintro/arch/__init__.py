@@ -11,6 +11,7 @@ have fixed names. docs/architecture.md says what each contains and what it may i
 * ``address_space``: the :class:`~kvintro.arch.address_space.AddressSpace` that VMCOREINFO describes.
 * ``facts``: facts of a kernel's address space, as ``FACTS``, see :class:`kvintro.kernels.Facts`.
 * ``ptdump``: what the kernel's ptdump shows of a tree, as ``DUMP``, see :class:`kvintro.queries.ptdump.Dump`.
+* ``roots``, if needed: page-table roots that only it has, as ``ROOTS``, see :mod:`kvintro.queries.roots`.
 * ``variables``, if needed: types of variables that only its kernels have.
 * ``regions``: the regions that only this architecture has, one module each, and in ``regions.explained``
   their texts for ``kvintro explain``.

@@ -30,10 +30,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's own options."""
     parser.add_argument(
         "--root",
-        choices=("kernel", "user", "efi"),
+        choices=("kernel", "user", "efi", "tramp", "idmap", "reserved"),
         default="kernel",
         help="which tables: kernel (those that the kernel runs on), user (those that user mode runs on under "
-        "page-table isolation) or efi (those that firmware runs on); default: kernel",
+        "page-table isolation), efi (those that firmware runs on); on arm64 also tramp, idmap and reserved "
+        "(tramp_pg_dir and so on); default: kernel",
     )
     parser.add_argument("--pid", type=process, metavar="PID", help="the tables of this process")
     parser.add_argument(
@@ -45,17 +46,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(kernel: Kernel, args: argparse.Namespace) -> Stream:
     """The dump."""
     from kvintro.errors import UsageError
-    from kvintro.queries.roots import efi_root, kernel_root, process_root, user_half
+    from kvintro.queries.roots import named_root, process_root, user_half
     from kvintro.reports.ptdump import ptdump
 
-    if args.root == "efi":
-        if args.pid is not None:
-            raise UsageError("firmware's page tables do not belong to a process", "omit --pid or --root efi")
-        root = efi_root(kernel)
-    else:
-        root = kernel_root(kernel) if args.pid is None else process_root(kernel, args.pid)
+    if args.pid is None:
+        root = named_root(kernel, args.root)
+    elif args.root in ("kernel", "user"):
+        root = process_root(kernel, args.pid)
         if args.root == "user":
             root = user_half(kernel, root)
+    else:
+        raise UsageError(
+            f"the page tables {args.root} do not belong to a process", f"omit --pid or --root {args.root}"
+        )
     return ptdump(kernel, root, wanted=_range(kernel, args.range), only_wx=args.wx)
 
 

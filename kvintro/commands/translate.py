@@ -40,6 +40,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="use the tables that user mode runs on under page-table isolation",
     )
+    parser.add_argument(
+        "--root",
+        choices=("kernel", "user", "efi", "tramp", "idmap", "reserved"),
+        help="use these tables, as in ptdump --root",
+    )
     parser.add_argument("--walk", action="store_true", help="show and decode the entry at each level")
 
 
@@ -49,10 +54,13 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Union[Report, Stream]:
     from kvintro.queries.translate import Translator
     from kvintro.reports.translate import translate, translate_stream
 
+    if args.root is not None and (args.pid is not None or args.user_half):
+        raise UsageError("--root names other tables than --pid and --user-half", "omit --root")
     translator = Translator(
         kernel,
         pid=args.pid,
         user=args.user_half,
+        root=args.root,
         form=args.form,
         below={"vtop": "virtual", "ptov": "physical"}.get(args.command),
         plain_virtual=args.command == "vtop",

@@ -3,11 +3,18 @@
 
 from __future__ import annotations
 
+from typing import Callable, Mapping, Tuple
+
+from kvintro.arch import part
+from kvintro.arch.form import PagingForm
 from kvintro.errors import Unavailable, UsageError
 from kvintro.kernels import Kernel
 from kvintro.model import Absent, Placement, Root
 from kvintro.readers.processes import physical_of
 from kvintro.readers.structures import TROUBLE
+
+#: Roots that every architecture can have, and those that only aarch64 has.
+NAMES = ("kernel", "user", "efi", "tramp", "idmap", "reserved")
 
 
 def kernel_root(kernel: Kernel) -> Root:
@@ -75,3 +82,28 @@ def efi_root(kernel: Kernel) -> Root:
     if isinstance(found, Absent):
         raise UsageError(f"there are no EFI page tables: {found.reason}", "choose another root")
     raise Unavailable(found.reason)
+
+
+def named_root(kernel: Kernel, name: str) -> Root:
+    """A root of :data:`NAMES`.
+
+    :raises UsageError: this kernel has no such root.
+    :raises Unavailable: the source does not contain it.
+    """
+    if name == "kernel":
+        return kernel_root(kernel)
+    if name == "user":
+        return user_half(kernel, kernel_root(kernel))
+    if name == "efi":
+        return efi_root(kernel)
+    known: Mapping[str, Callable[[Kernel], Tuple[Root, PagingForm]]] = {}
+    try:
+        known = part(kernel.arch, "roots").ROOTS
+    except ModuleNotFoundError as error:
+        if error.name != f"{kernel.arch.package}.roots":
+            raise
+    if name not in known:
+        raise UsageError(f"kernels of {kernel.arch.name} have no page tables {name}", "choose another root")
+    root, form = known[name](kernel)
+    kernel.forms[root.table] = form
+    return root

@@ -19,7 +19,7 @@ from kvintro.model import ALL, Address, Linear, Root, Size
 from kvintro.paging import Walk
 from kvintro.queries.names import similar_symbols
 from kvintro.queries.placements import Places
-from kvintro.queries.roots import kernel_root, process_root, user_half
+from kvintro.queries.roots import kernel_root, named_root, process_root, user_half
 from kvintro.regions.direct_map_reasons import missing
 from kvintro.regions.vmemmap import REGION as VMEMMAP
 from kvintro.text import printable, size_text
@@ -92,6 +92,7 @@ class Input:
 class Translator:
     """Translates through the page tables of one root.
 
+    :param root: a name of :data:`kvintro.queries.roots.NAMES`, instead of a process.
     :param form: kind of all numbers; None to infer it from their values.
     :param below: kind of numbers in the user half (``virtual`` or ``physical``) if ``form`` is None; None for
         physical if such memory is possible, else virtual.
@@ -105,16 +106,21 @@ class Translator:
         *,
         pid: Optional[int] = None,
         user: bool = False,
+        root: Optional[str] = None,
         form: Optional[str] = None,
         below: Optional[str] = None,
         plain_virtual: bool = False,
     ) -> None:
         self.kernel = kernel
         self.root = kernel_root(kernel) if pid is None else process_root(kernel, pid)
-        self.own_root = pid is None and not user
+        self.own_root = pid is None and not user and root is None
         if user:
             self.root = user_half(kernel, self.root)
+        elif root is not None:
+            self.root = named_root(kernel, root)
         self.pid = pid
+        #: Whether the root maps addresses below the kernel's half.
+        self.low_root = pid is not None or root in ("efi", "idmap", "reserved")
         self._region_roots: Dict[str, Tuple[Sequence[Root], str]] = {}
         self.form = form
         self.below = below
@@ -225,7 +231,7 @@ class Translator:
             return "page" if value >= self.first_page else "virtual"
         if self.below is not None:
             return self.below
-        if self.pid is not None:
+        if self.low_root:
             return "virtual"
         return "physical" if value >> self.kernel.facts.max_physmem_bits.value == 0 else "virtual"
 
@@ -304,14 +310,14 @@ class Translator:
         return Walk("mapped", found.steps, entry.physical | inside, entry.page_size)
 
     def _why_unmapped(self, address: int, region: Optional[Region]) -> str:
-        if address in self.kernel.form.user and self.pid is None:
+        if address in self.kernel.form.user and not self.low_root:
             return "a user address: name the process with --pid"
         if region is self.kernel.regions.kernel_image:
             return "nothing of the image is mapped there now (freed after boot, or a gap between sections)"
         if region is self.kernel.regions.direct_map:
             why = self._why_missing(address, self.kernel.walk(address))
             return f"a hole in the direct map: {why}" if why else "a hole in the direct map"
-        if region is not None and Trait.PER_PROCESS in region.traits and self.pid is None:
+        if region is not None and Trait.PER_PROCESS in region.traits and not self.low_root:
             return "mapped per process: name it with --pid"
         return ""
 

@@ -77,7 +77,7 @@ class ManyAnswers:
             start = numpy.uint64(max(self._places.starts[at], asked.first_page))
             forms[(values >= start) & (values <= numpy.uint64(end))] = _PAGE
         below = values <= numpy.uint64(self._kernel.form.user.end)
-        if asked.below is not None or asked.pid is not None:
+        if asked.below is not None or asked.low_root:
             forms[below] = FORMS.index(asked.below or "virtual")
         else:
             limit = numpy.uint64(self._kernel.facts.max_physmem_bits.value)

@@ -27,7 +27,7 @@ LAYERS = (
     ("readers", "arch.*.boot_params", "arch.*.kaslr"),
     ("regions", "arch.*.regions"),
     ("opening",),
-    ("queries", "arch.*.ptdump", "arch.*.checks"),
+    ("queries", "arch.*.ptdump", "arch.*.checks", "arch.*.roots"),
     ("convert",),
     ("reports",),
     ("render",),

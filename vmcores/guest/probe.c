@@ -406,6 +406,8 @@ static void truth(const char *marker)
 		{ "ptdump/kernel", "/sys/kernel/debug/kernel_page_tables" },
 		{ "ptdump/efi", "/proc/kvintro/efi" },
 		{ "ptdump/tramp", "/proc/kvintro/tramp" },
+		{ "ptdump/idmap", "/proc/kvintro/idmap" },
+		{ "ptdump/reserved", "/proc/kvintro/reserved" },
 		{ "ptdump/kernel", "/proc/kvintro/kernel" },
 		{ "page_owner", "/sys/kernel/debug/page_owner" },
 		{ "vmallocinfo", "/proc/vmallocinfo" },

@@ -6,6 +6,8 @@
  *     efi        as efi_page_tables, when EFI booted the kernel and variables have names
  *     efi-runtime-map  the memory of EFI's runtime services
  *     tramp      the tables that KPTI has in TTBR1 while a process runs
+ *     idmap      the tables that are in TTBR0 when the kernel switches the MMU on or off
+ *     reserved   the tables that are in TTBR0 when no process may be read
  *     user       the tables of the process whose number was written to the file
  *     layout     macros of this kernel's headers, with their values in this kernel
  *     registers  system registers of the processor that reads the file
@@ -40,6 +42,7 @@ static DEFINE_MUTEX(one_reader);
 static struct seq_file text;
 static unsigned long swapper;
 static struct mm_struct *made_up;	/* an address space that is a root and nothing else */
+static u64 *above_idmap;		/* a root whose first entry is idmap_pg_dir */
 static pid_t user_pid;
 
 /* The markers of ptdump_init(): a static variable of that function, so its name ends with a number. */
@@ -115,13 +118,50 @@ static void show_efi_runtime_map(struct seq_file *m)
 				   md->phys_addr, md->type, md->virt_addr);
 }
 
+/* The pages before swapper_pg_dir; see arch/arm64/kernel/vmlinux.lds.S. */
+static unsigned long fixed_root(const char *name, int pages_before)
+{
+	unsigned long found = lookup(name);
+
+	return found ? found : swapper - pages_before * PAGE_SIZE;
+}
+
 static void walk_tramp(struct seq_file *m)
 {
 	static const struct addr_marker markers[] = { { 0, "tramp_pg_dir" }, { -1, NULL } };
 	struct ptdump_info info = { .mm = made_up, .markers = markers, .base_addr = _PAGE_OFFSET(vabits_actual) };
-	unsigned long root = lookup("tramp_pg_dir");
 
-	made_up->pgd = (pgd_t *)(root ? root : swapper - 2 * PAGE_SIZE);
+	made_up->pgd = (pgd_t *)fixed_root("tramp_pg_dir", 2);
+	walk(m, &info);
+}
+
+static void walk_idmap(struct seq_file *m)
+{
+	static const struct addr_marker markers[] = { { 0, "idmap_pg_dir" }, { -1, NULL } };
+	struct ptdump_info info = { .mm = made_up, .markers = markers };
+	unsigned long root = fixed_root("idmap_pg_dir", 3);
+
+#ifdef IDMAP_VA_BITS
+	/* It is for 48 bits. For other levels than the kernel's, begin one above or below its root. */
+	int more = ARM64_HW_PGTABLE_LEVELS(vabits_actual) - IDMAP_LEVELS;
+
+	if (more > 0) {
+		*above_idmap = (root - kimage_voffset) | PMD_TYPE_TABLE;
+		root = (unsigned long)above_idmap;
+	} else if (more < 0) {
+		root = (*(u64 *)root & GENMASK(47, PAGE_SHIFT)) + kimage_voffset;
+	}
+#endif
+	made_up->pgd = (pgd_t *)root;
+	walk(m, &info);
+}
+
+static void walk_reserved(struct seq_file *m)
+{
+	static const struct addr_marker markers[] = { { 0, "reserved_pg_dir" }, { -1, NULL } };
+	struct ptdump_info info = { .mm = made_up, .markers = markers };
+
+	made_up->pgd = (pgd_t *)fixed_root("reserved_pg_dir", 1);
 	walk(m, &info);
 }
 
@@ -222,6 +262,8 @@ static const struct {
 	{ "efi", walk_efi },
 	{ "efi-runtime-map", show_efi_runtime_map },
 	{ "tramp", walk_tramp },
+	{ "idmap", walk_idmap },
+	{ "reserved", walk_reserved },
 	{ "user", walk_user },
 	{ "layout", show_layout },
 	{ "registers", show_registers },
@@ -281,10 +323,11 @@ static int __init tables_init(void)
 	unregister_kprobe(&probe);
 	walk = (void *)lookup("ptdump_walk");
 	made_up = kzalloc(sizeof(*made_up) + cpumask_size(), GFP_KERNEL);
+	above_idmap = (u64 *)get_zeroed_page(GFP_KERNEL);
 	text.size = TEXT_SIZE;
 	text.buf = vzalloc(TEXT_SIZE);
 	directory = proc_mkdir("kvintro", NULL);
-	if (!walk || !made_up || !text.buf || !directory)
+	if (!walk || !made_up || !above_idmap || !text.buf || !directory)
 		return -ENOENT;
 	init_rwsem(&made_up->mmap_lock);
 	/* Its address in the kernel image. */

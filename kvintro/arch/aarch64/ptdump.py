@@ -77,7 +77,7 @@ class Arm64Dump(Dump):
                 end = 1 << arm64_facts(kernel).form.least_bits
                 found += [(0, "UEFI runtime start"), (end, "UEFI runtime end")]
             else:
-                found.append((0, "user"))
+                found.append((0, self.root.owner if self.root.table in kernel.forms else "user"))
             return
         try:
             space = arm64_facts(kernel).space
@@ -126,7 +126,9 @@ class Arm64Dump(Dump):
 
     def parts(self) -> Sequence[AddressRange]:
         """The addresses that the root translates."""
-        return (self.kernel.form.kernel if self._is_kernels else self.kernel.form.user,)
+        if self._is_kernels:
+            return (self.kernel.form.kernel,)
+        return (self.kernel.form_at(self.root.table).user,)
 
     def noted(self, ranges: Iterable[Tuple[int, int, int]]) -> Iterator[Tuple[int, int, int]]:
         """Reduce keys to the level and the bits that are shown, which decide where a new line begins."""
