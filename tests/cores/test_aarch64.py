@@ -20,7 +20,7 @@ from kvintro.model import ALL, Root
 from kvintro.opening import open_kernel
 from kvintro.queries.mapped_by_rights import rights_of
 from kvintro.queries.pages.census import page_format
-from kvintro.queries.roots import process_root
+from kvintro.queries.roots import named_root, process_root
 from kvintro.queries.translate import Input, Translator
 from kvintro.render import render_stream
 from kvintro.reports.layout import layout
@@ -28,6 +28,7 @@ from kvintro.reports.ptdump import ptdump
 from kvintro.source import Request
 from kvintro.text import size_text
 from tests.conftest import Core
+from tests.cores.showing import kallsyms, values
 
 ARCHITECTURES = ("arm64",)
 PAGEMAP_PRESENT, PAGEMAP_SWAP, PAGEMAP_PFN = 1 << 63, 1 << 62, (1 << 55) - 1
@@ -119,6 +120,20 @@ def test_trampoline(core: Core, kernel: Kernel) -> None:
     assert table is not None
     text = "".join(render_stream(ptdump(kernel, Root(table, "tramp_pg_dir")), "text"))
     assert lines_of(text) == lines_of(expected)
+
+
+@pytest.mark.parametrize("name", ["idmap", "reserved"])
+def test_other_roots(core: Core, kernel: Kernel, name: str) -> None:
+    """The tables for TTBR0 that belong to no process. The identity map has 48 bits on every processor."""
+    expected = core.truth(f"ptdump/{name}")
+    if not expected:
+        pytest.skip(f"{core.name} was taken without tables of {name}")
+    text = "".join(render_stream(ptdump(kernel, named_root(kernel, name)), "text"))
+    assert lines_of(text) == lines_of(expected)
+    assert bool(lines_of(expected)) is (name == "idmap")
+    for line in lines_of(expected):
+        start = int(line[2:18], 16)
+        assert Translator(kernel, root=name).translate(Input("", start, "virtual")).physical == start
 
 
 def lines_of(text: str) -> List[str]:
@@ -292,6 +307,57 @@ def test_kaslr(core: Core, kernel: Kernel) -> None:
         assert linear.note == "" and linear.displacement
 
 
+def test_modules_are_in_their_window(core: Core, kernel: Kernel) -> None:
+    """The kernel's variable, the number of pages that it reported, and the modules' real addresses."""
+    (draw,) = kernel.regions.modules.randomised(kernel)
+    loaded = [int(line.split()[5], 16) for line in core.truth("modules").splitlines()]
+    variables = values(core)
+    known = [
+        int.from_bytes(variables[name][:8], "little")
+        for name in ("module_direct_base", "module_plt_base", "module_alloc_base")
+        if name in variables
+    ]
+    if not any(known) and kernel.facts.kaslr.value:
+        assert kernel.code_only
+        assert draw.state == "unknown" and "names its code only" in draw.note
+        return
+    base = next((value for value in known if value), None)
+    assert draw.actual == base
+    if not kernel.facts.kaslr.value:
+        assert (draw.state, draw.slots) == ("off", 1)
+        return
+    # The first module is at the start; nothing else uses these addresses.
+    assert base is not None and base <= min(loaded) < base + (16 << 20)
+    assert (draw.state, draw.granularity, draw.note) == ("on", kernel.form.page_size, "")
+    # (2 GB - size of the image) / size of a page, of random_bounding_box() and of nothing else.
+    pages = re.search(r"(\d+) pages in range for PLT usage", core.truth("dmesg"))
+    if pages is not None:
+        assert draw.slots == int(pages[1]) + 1
+    symbols = kallsyms(core, "_end", "_text")
+    assert symbols["_end"] - (2 << 30) <= base <= symbols["_text"]
+
+
+def test_the_image_in_physical_memory(core: Core, kernel: Kernel) -> None:
+    """EFI chooses in steps of 64 KB, and only if its firmware has random numbers."""
+    draws = {draw.key: draw for region in kernel.regions for draw in region.randomised(kernel)}
+    draw = draws["image_physical"]
+    assert draw.actual is not None
+    code = re.search(r"^ *(\w+)-\w+ : Kernel code", core.truth("iomem"), re.M)
+    # The resource starts at _text, and before 6.9 at _stext.
+    assert code and int(code[1], 16) - draw.actual in (0, 0x1_0000)
+    if not kernel.facts.kaslr.value:
+        assert draw.state == "off"
+    elif draw.actual % (2 << 20) == 0:
+        # All other boot loaders align the image like this, and EFI does by chance.
+        assert draw.state == ("unknown" if core.meta["efi"] or kernel.code_only else "off")
+    else:
+        assert core.meta["efi"] and core.meta["rng"]
+        assert (draw.state, draw.granularity, draw.bound, draw.note) == ("on", 64 << 10, "at most", "")
+        ram = re.findall(r"^(\w+)-(\w+) : System RAM", core.truth("iomem"), re.M)
+        memory = sum(int(end, 16) + 1 - int(start, 16) for start, end in ram)
+        assert draw.slots is not None and draw.slots >= memory // (64 << 10)
+
+
 def test_image_and_linear_map_have_rules(kernel: Kernel) -> None:
     stext = kernel.number("SYMBOL(_stext)").value
     found = kernel.walk(stext)
@@ -325,7 +391,7 @@ def test_isolation_is_not_known_without_tables(kernel: Kernel, monkeypatch: pyte
         "page pfn:0x40210",
         "pages",
         "user 1",
-        "ptdump --root tramp-is-no-choice",
+        *("ptdump --root tramp", "ptdump --root idmap", "ptdump --root reserved", "translate --root idmap 0"),
         *(f"show {key}" for key in ("direct_map", "vmalloc", "vmemmap", "kernel_image", "modules", "fixmap")),
         *("show pci_io", "show user", "check", "diff {core}", "report -o {out}"),
     ],

@@ -15,7 +15,7 @@ import pytest
 from kvintro.arch.aarch64 import ARCHITECTURE, space
 from kvintro.arch.aarch64.entries import SWAP_5_19, SWAP_6_11, SWAP_OLD, Dialect, SwapFormat, decode
 from kvintro.arch.aarch64.form import INVALID_NG, OLD_MEMORY_TYPES, Arm64Form
-from kvintro.arch.aarch64.slots import image_window, linear_slots
+from kvintro.arch.aarch64.slots import image_window, linear_slots, module_window, old_module_window
 from kvintro.arch.rights import EXEC, READ, USER, USER_EXEC, WRITE
 from kvintro.arch.swap import SpecialSwapTypes
 from kvintro.paging import walk
@@ -386,6 +386,27 @@ def test_places_of_kaslr() -> None:
     # With 39 bits of addresses and 36 of physical ones: (2^38 - 2^36) / 1G.
     assert linear_slots(Arm64Form.of(12, 39, 39), 36) == 192
     assert linear_slots(FORM, 48) == 1
+
+
+@pytest.mark.parametrize("least", [0, 0xFFFF_8000_4000_0000])
+def test_places_of_modules_before_6_5(least: int) -> None:
+    """Against every seed (arch/arm64/kernel/kaslr.c:kaslr_init)."""
+    import numpy
+
+    stext, end = 0xFFFF_8000_9001_0000, 0xFFFF_8000_91A0_0000
+    seeds = numpy.arange(1 << 21, dtype=numpy.uint64)
+    offsets = (seeds * numpy.uint64((2 << 30) - (end - stext))) >> numpy.uint64(21)
+    bases = numpy.uint64(max(end - (2 << 30), least)) + offsets & ~numpy.uint64(0xFFF)
+    assert numpy.unique(bases).tolist() == list(old_module_window(stext, end, least, 1 << 12))
+
+
+def test_places_of_modules() -> None:
+    """The window contains the image, and one page lower or higher it would not (random_bounding_box())."""
+    start, end, size = 0xFFFF_8000_9000_0000, 0xFFFF_8000_91A1_0000, 2 << 30
+    for page in (1 << 12, 1 << 16):
+        window = module_window(start, end, size, page)
+        assert window[-1] == start and window[0] + size >= end > window[0] - page + size
+        assert all(base % page == 0 for base in window[:: 1 << 12])
 
 
 def test_every_region_is_explained() -> None:

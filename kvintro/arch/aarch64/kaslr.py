@@ -9,12 +9,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Callable, Mapping, Optional, Sequence
 
 from kvintro.arch.aarch64.facts import arm64_facts
-from kvintro.arch.aarch64.places import ram
-from kvintro.arch.aarch64.slots import IMAGE_ALIGN, image_window, linear_align, linear_slots
+from kvintro.arch.aarch64.places import module_base, ram
+from kvintro.arch.aarch64.slots import (
+    DIRECT_REACH,
+    IMAGE_ALIGN,
+    PLT_REACH,
+    image_window,
+    linear_align,
+    linear_slots,
+    module_window,
+    old_module_window,
+    physical_align,
+)
 from kvintro.errors import Unavailable
 from kvintro.model import ALL, Randomised
 from kvintro.readers.command_line import command_line_words
 from kvintro.readers.randomness import NO_PLACE, drawn, not_drawn, not_known
+from kvintro.text import size_text
 
 if TYPE_CHECKING:
     from kvintro.kernels import Kernel
@@ -65,20 +76,42 @@ def _physical(kernel: Kernel) -> Randomised:
     key, what = "image_physical", "kernel image, physical"
     facts = arm64_facts(kernel)
     actual = facts.image_place + facts.image_slide.value - facts.image_offset.value & ALL
+    provenance = facts.image_offset.provenance
+    if not facts.kaslr.value:
+        return not_drawn(key, what, _why_off(kernel), actual=actual, provenance=provenance)
+    # Everything else that chooses an address aligns it to 2 MB (Documentation/arch/arm64/booting.rst).
+    if actual % IMAGE_ALIGN:
+        return _by_firmware(kernel, key, what, actual)
     try:
-        # drivers/firmware/efi/libstub/arm64-stub.c:handle_kernel_image
         by_efi = kernel.value("efi").value & ALL
     except Unavailable as error:
         return not_known(key, what, error.what, actual=actual)
-    if not by_efi:
-        return not_drawn(
-            key,
-            what,
-            "the boot loader chose it: only the EFI stub chooses at random",
-            actual=actual,
-            provenance=facts.image_offset.provenance,
-        )
-    return not_known(key, what, "firmware's memory map, which limited the choice, is not kept", actual=actual)
+    if by_efi:
+        reason = "a multiple of 2 MB: EFI's random choice, or firmware had no random number"
+        return not_known(key, what, reason, actual=actual)
+    reason = "the boot loader chose it: only the EFI stub chooses at random"
+    return not_drawn(key, what, reason, actual=actual, provenance=provenance)
+
+
+def _by_firmware(kernel: Kernel, key: str, what: str, actual: int) -> Randomised:
+    """drivers/firmware/efi/libstub/kaslr.c:efi_kaslr_relocate_kernel; before 6.8 ``arm64-stub.c``."""
+    align = physical_align(arm64_facts(kernel).form)
+    try:
+        sizes = [end - first << kernel.page_shift for first, end in kernel.node_spans()]
+    except Unavailable as error:
+        return not_known(key, what, error.what, actual=actual)
+    return drawn(
+        key,
+        what,
+        default=None,
+        actual=actual,
+        granularity=align,
+        slots=sum(-(-size // align) for size in sizes),
+        bound="at most",
+        provenance=arm64_facts(kernel).image_offset.provenance,
+        computed="RAM; firmware's memory map, which limited the choice, is not kept",
+        note="" if actual % align == 0 else NO_PLACE,
+    )
 
 
 def _why_off(kernel: Kernel) -> str:
@@ -132,7 +165,47 @@ def _linear(kernel: Kernel) -> Sequence[Randomised]:
     )
 
 
+def _modules(kernel: Kernel) -> Sequence[Randomised]:
+    """arch/arm64/mm/init.c:module_init_limits; before 6.5 ``arch/arm64/kernel/kaslr.c:kaslr_init``."""
+    key, what = "modules", "modules"
+    facts, page = arm64_facts(kernel), kernel.form.page_size
+    base = module_base(kernel)
+    name = "" if base is None else base.provenance
+    if not facts.kaslr.value:
+        at = None if base is None else base.value
+        return (not_drawn(key, what, _why_off(kernel), actual=at, provenance=name),)
+    if base is None and kernel.code_only:
+        return (not_known(key, what, kernel.nameless("module_alloc_base").what),)
+    end = kernel.find_symbol("_end")
+    if base is None or end is None:
+        return (not_known(key, what, kernel.nameless("module_plt_base" if base is None else "_end").what),)
+    actual = base.value
+    if name == "module_alloc_base":
+        if actual >= kernel.symbol("_etext") - DIRECT_REACH:
+            reason = "it is unknown whether the kernel has RANDOMIZE_MODULE_REGION_FULL"
+            return (not_known(key, what, reason, actual=actual),)
+        stext = kernel.number("SYMBOL(_stext)").value
+        size, window = PLT_REACH, old_module_window(stext, end, facts.modules.start, page)
+    else:
+        size = DIRECT_REACH if name == "module_direct_base" else PLT_REACH
+        window = module_window(facts.image_place + facts.image_slide.value & ALL, end, size, page)
+    return (
+        drawn(
+            key,
+            what,
+            default=None,
+            actual=actual,
+            granularity=page,
+            slots=len(window),
+            provenance=name,
+            computed=f"windows of {size_text(size)} that contain the image",
+            note="" if actual in window else NO_PLACE,
+        ),
+    )
+
+
 DRAWS: Mapping[str, Callable[[Kernel], Sequence[Randomised]]] = {
     "kernel_image": _image,
     "direct_map": _linear,
+    "modules": _modules,
 }

@@ -178,14 +178,22 @@ def modules(kernel: Kernel, facts: Bounds) -> Located:
     return Placement(AddressRange(start, image - 1), f"{name}, _text", note=note, parent=parent)
 
 
-def _window_start(kernel: Kernel, facts: Bounds, image: int) -> Tuple[int, str, str]:
-    """Start of the window, its provenance, and a remark for the user."""
-    note = "the window continues after the image, for when this part is full"
+def module_base(kernel: Kernel) -> Optional[Fact[int]]:
+    """The variable that the memory of modules starts at; None if no such variable has a name or a value."""
     for name in ("module_direct_base", "module_plt_base", "module_alloc_base"):
         if kernel.find_symbol(name) is not None:
             value = kernel.value(name).value
             if value:
-                return value, name, note
+                return Fact(value, name)
+    return None
+
+
+def _window_start(kernel: Kernel, facts: Bounds, image: int) -> Tuple[int, str, str]:
+    """Start of the window, its provenance, and a remark for the user."""
+    note = "the window continues after the image, for when this part is full"
+    base = module_base(kernel)
+    if base is not None:
+        return base.value, base.provenance, note
     if not kernel.code_only:
         raise Unavailable("this kernel has none of the symbols module_plt_base, module_alloc_base")
     end, _ = _image_end(kernel, facts)
