@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Mapping, Sequence
+from typing import Any, ClassVar, Literal, Mapping, Optional, Sequence, Tuple
 
 from kvintro.model import ALL, AddressRange
 from kvintro.text import size_text
@@ -148,6 +148,16 @@ class PagingForm(ABC):
     def non_canonical(self) -> AddressRange:
         """Addresses that the processor rejects."""
         return AddressRange(self.user.end + 1, self.upper.start - 1)
+
+    #: Whether :meth:`plain` ever returns something.
+    marked_pointers: ClassVar[bool] = False
+
+    def plain(self, address: int) -> Optional[Tuple[int, str]]:
+        """What a non-canonical pointer points to if its upper bits hold something else, and what they hold.
+
+        :return: None if the processor would not accept such a pointer.
+        """
+        return None
 
     def is_canonical(self, address: Word) -> Truth:
         """Whether the processor accepts an address; for an array, which addresses it accepts."""

@@ -183,7 +183,7 @@ class Translator:
                 raise UsageError(
                     f"{_short(text)} has more than 64 bits", "give an address of up to 16 hex digits"
                 )
-            return Input(text, value, self.form or self.form_of(value))
+            return self.plain(Input(text, value, self.form or self.form_of(value)))
         match = _SYMBOL.fullmatch(text)
         if match is None:
             kind = _KINDS.get(text.partition(":")[0].lower()) if ":" in text else None
@@ -234,6 +234,13 @@ class Translator:
         if self.low_root:
             return "virtual"
         return "physical" if value >> self.kernel.facts.max_physmem_bits.value == 0 else "virtual"
+
+    def plain(self, asked: Input) -> Input:
+        """Remove a pointer's tag or signature, if its page is mapped then."""
+        found = self.kernel.form.plain(asked.value) if asked.form == "virtual" else None
+        if found is None or self.kernel.walk(found[0], self.root.table).physical is None:
+            return asked
+        return Input(asked.text, found[0], asked.form, found[1])
 
     # One answer
 

@@ -215,18 +215,20 @@ class ManyAnswers:
     def one_by_one(self, values: U64, forms: U8, states: Sequence[str]) -> Bools:
         """Which of many numbers need :meth:`.Translator.translate`.
 
-        These are in regions that other roots map, or are pages that the kernel has but the processor does not
-        see.
+        These are in regions that other roots map, pages that the kernel has but the processor does not see,
+        and pointers that may have a tag or a signature.
 
         :param states: from :meth:`columns`.
         """
         import numpy
 
         out = numpy.zeros(len(values), bool)
+        if self._kernel.form.marked_pointers:
+            out |= numpy.array(states) == "non-canonical"
         if not self._translator.own_root:
             user = (forms == _VIRTUAL) & (values <= numpy.uint64(self._kernel.form.user.end))
             if user.any():
-                out = user & (numpy.array(states) == "unmapped")
+                out |= user & (numpy.array(states) == "unmapped")
             return out
         stretch = numpy.searchsorted(self._starts, values, side="right") - 1
         for at, region in enumerate(self._places.regions):

@@ -95,7 +95,8 @@ def _batches(translator: Translator, chunks: Iterable[Sequence[str]], walk: bool
         columns = many.columns(texts, array, forms)
         apart = many.one_by_one(array, forms, columns["state"])
         for i in numpy.flatnonzero(apart).tolist():
-            row = translator.translate(Input(texts[i], int(array[i]), FORMS[int(forms[i])]))
+            asked = Input(texts[i], int(array[i]), FORMS[int(forms[i])])
+            row = translator.translate(translator.plain(asked))
             for key, column in columns.items():
                 column[i] = getattr(row, key)
         yield _batch(columns)

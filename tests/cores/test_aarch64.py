@@ -196,6 +196,31 @@ def test_pages_of_processes(core: Core, kernel: Kernel) -> None:
     assert swapped and kept
 
 
+def test_signed_pointers(core: Core, kernel: Kernel) -> None:
+    """The bits of KERNELPACMASK, except bit 55, can have any value; without the mask, none is accepted."""
+    mask = int(kernel.source.vmcoreinfo["NUMBER(KERNELPACMASK)"], 16)
+    stext = kernel.number("SYMBOL(_stext)").value
+    translator = Translator(kernel)
+    for bits in (0x5A5 << 52, 0x123 << 52, 1 << 62):
+        pointer = stext ^ (bits & ~(1 << 55) & (mask or ALL))
+        found = translator.parse(f"{pointer:x}")
+        assert (found.value, found.note) == (
+            (stext, "without its signature (PAC)") if mask else (pointer, "")
+        ), hex(pointer)
+
+
+def test_tagged_pointers(core: Core, kernel: Kernel) -> None:
+    for line in core.truth("workload").splitlines():
+        pid, _, kind, start = line.split()[:4]
+        if kind == "mte":
+            translator = Translator(kernel, pid=int(pid))
+            found = translator.parse(f"{int(start, 16) | 0xA << 56:x}")
+            assert (found.value, found.note) == (int(start, 16), "without its tag, 0x0a")
+            assert translator.translate(found).physical is not None
+            return
+    pytest.skip(f"{core.name}'s processor has no memory tags")
+
+
 def test_contiguous_entries(core: Core, kernel: Kernel) -> None:
     """The first entry of every line of the kernel's own dump of a process: those with CON, and the others."""
     form, seen = arm64_facts(kernel).form, set()

@@ -7,6 +7,7 @@ entries ``pgtable-prot.h``, and bounds the values that Debian's kernels 5.10, 6.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Callable, Optional, Tuple
 
 import numpy
@@ -297,6 +298,25 @@ def test_tags_of_pointers() -> None:
     assert FORM.untagged(0xAB00_FFFF_8123_4567) == 0x0000_FFFF_8123_4567
     assert FORM.untagged(0xF4FF_8000_8123_4567) == 0xFFFF_8000_8123_4567
     assert not FORM.is_canonical(0xAB00_FFFF_8123_4567)
+    assert FORM.plain(0xAB00_FFFF_8123_4567) == (0x0000_FFFF_8123_4567, "without its tag, 0xab")
+    assert FORM.plain(0xF4FF_8000_8123_4567) is None
+    assert FORM.plain(0xFFFF_8000_8123_4567) is None
+
+
+@pytest.mark.parametrize(
+    "form, pointer, expected",
+    # The upper bits are a signature, except bit 55; in user mode, the tag is part of it.
+    [
+        (FORM, 0x2EBC_8000_8123_4567, 0xFFFF_8000_8123_4567),
+        (FORM, 0x0051_FFFF_8123_4567, 0x0000_FFFF_8123_4567),
+        (FORM, 0xAB51_FFFF_8123_4567, 0x0000_FFFF_8123_4567),
+        (LPA2, 0xA2FF_AE07_B641_0000, 0xFFFF_AE07_B641_0000),
+        (LPA2, 0x003F_AE07_B641_0000, 0x000F_AE07_B641_0000),
+    ],
+)
+def test_signed_pointers(form: Arm64Form, pointer: int, expected: int) -> None:
+    assert form.plain(pointer) is None
+    assert replace(form, signed=True).plain(pointer) == (expected, "without its signature (PAC)")
 
 
 def test_walk_of_a_root_with_sixteen_entries() -> None:

@@ -7,7 +7,7 @@ its numbers are printed as 0x..., others in decimal.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Mapping, Optional, Sequence, Tuple
 
 from kvintro.arch.aarch64.form import Arm64Form
@@ -152,9 +152,10 @@ def _form(lines: Mapping[str, str]) -> Arm64Form:
     if size not in (1 << 12, 1 << 14, 1 << 16):
         raise ValueError("its PAGESIZE is not one that a kernel has")
     try:
-        return Arm64Form.of(size.bit_length() - 1, built, actual)
+        form = Arm64Form.of(size.bit_length() - 1, built, actual)
     except ValueError:
         raise ValueError("its VA_BITS and TCR_EL1_T1SZ are not those of a kernel") from None
+    return replace(form, signed=bool(_optional(lines, "NUMBER(KERNELPACMASK)")))
 
 
 def _image(lines: Mapping[str, str], form: Arm64Form) -> AddressRange:

@@ -8,7 +8,7 @@ Reference Manual (DDI 0487), D8.3 "Translation table descriptor formats".
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Sequence
+from typing import Optional, Sequence, Tuple
 
 from kvintro.arch.form import PagingForm, Truth, Word
 from kvintro.arch.rights import ALL_RIGHTS, EXEC, READ, USER, USER_EXEC, WRITE
@@ -66,6 +66,7 @@ class Arm64Form(PagingForm):
     :ivar kept: bits that, in an entry that is not valid, say that it keeps a page (PROT_NONE, and huge pages
         that are being split); any of them is enough. 0 if unknown for this kernel.
     :ivar types: names of memory types by AttrIndx.
+    :ivar signed: whether the kernel signs pointers (PAC).
     """
 
     granule: int
@@ -73,8 +74,10 @@ class Arm64Form(PagingForm):
     address_bits: int
     kept: int = 0
     types: Sequence[str] = MEMORY_TYPES
+    signed: bool = False
 
     shared_root = False
+    marked_pointers = True
 
     @classmethod
     def of(
@@ -144,6 +147,21 @@ class Arm64Form(PagingForm):
         if address >> 55 & 1:
             return address | 0xFF << 56
         return address & (1 << 56) - 1
+
+    def plain(self, address: int) -> Optional[Tuple[int, str]]:
+        """Bit 55 selects the half. User mode's pointers may have a tag (TCR_EL1.TBI0).
+
+        A signature fills the bits above the address, except bit 55, and of user mode's pointers the tag, too.
+        """
+        if self.is_canonical(address):
+            return None
+        upper = address >> 55 & 1
+        if not upper and self.untagged(address) in self.user:
+            return self.untagged(address), f"without its tag, 0x{address >> 56:02x}"
+        if not self.signed:
+            return None
+        low = (1 << self.address_bits) - 1
+        return (address | ~low & ALL if upper else address & low), "without its signature (PAC)"
 
     # Entries
 
