@@ -24,7 +24,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Callable, List, NamedTuple, Optional
+from typing import Callable, List, NamedTuple, Optional, Tuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "vmcores")]
@@ -67,7 +67,7 @@ def run(command: List[str]) -> Figures:
 class Case:
     """One comparison.
 
-    :ivar goal: upper limits of the ratios of time and memory; None if there is no goal.
+    :ivar goal: upper limits of the ratios of time, memory and processor time; None if there is no goal.
     """
 
     name: str
@@ -77,6 +77,7 @@ class Case:
     theirs: Callable[[ExitStack], List[str]]
     goal: Optional[float] = None
     memory_goal: Optional[float] = None
+    cpu_goal: Optional[float] = None
     large: bool = False
 
 
@@ -196,7 +197,7 @@ def both(one: List[str], other: List[str]) -> List[str]:
     return ["sh", "-c", f"{shlex.join(one)} && {shlex.join(other)}"]
 
 
-CASES = (
+CASES: Tuple[Case, ...] = (
     Case(
         "layout",
         "kvintro layout of a 256 MB core, 6.12",
@@ -252,6 +253,29 @@ CASES = (
         memory_goal=1.25,
         large=True,
     ),
+)
+
+
+def _of_arm64(command: str, what: str) -> Case:
+    """A command on the sample of arm64, against the same on the sample of x86-64, which is half as large."""
+
+    def sample(name: str) -> List[str]:
+        return kvintro(ROOT / "vmcores" / name / "core.kdump", command)
+
+    return Case(
+        f"arm64-{command}",
+        f"kvintro {command}: {what}, the sample of arm64 (256 MB)",
+        "the same, debian-6.12 (128 MB)",
+        lambda stack: sample("arm64-6.12"),
+        lambda stack: sample("debian-6.12"),
+        cpu_goal=1.3,
+    )
+
+
+CASES += (
+    _of_arm64("layout", "all regions"),
+    _of_arm64("pages", "the census"),
+    _of_arm64("ptdump", "the kernel's tables as text"),
 )
 
 
@@ -359,7 +383,8 @@ def _measure(case: Case, stack: ExitStack, runs: int) -> bool:
         middle = [statistics.median(column) for column in zip(*figures)]
         print(f"  {middle[0]:7.2f} s  {middle[1]:7.2f} s cpu  {middle[2]:6.0f} MB   {label}")
     missed = False
-    for index, name, goal in ((0, "time", case.goal), (2, "peak memory", case.memory_goal)):
+    goals = ((0, "time", case.goal), (1, "cpu", case.cpu_goal), (2, "peak memory", case.memory_goal))
+    for index, name, goal in goals:
         ratio = statistics.median(a[index] / b[index] for a, b in pairs)
         verdict = ""
         if goal is not None:
