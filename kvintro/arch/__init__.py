@@ -73,6 +73,10 @@ class Architecture(Protocol):
         """Keys of VMCOREINFO that only its kernels have."""
 
     @property
+    def vmcoreinfo_last(self) -> str:
+        """The key that its kernels write last. A text without it was cut off."""
+
+    @property
     def root_symbol(self) -> str:
         """The kernel's root table in symbol tables; in VMCOREINFO it is always ``swapper_pg_dir``."""
 

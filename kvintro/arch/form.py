@@ -188,6 +188,13 @@ class PagingForm(ABC):
     def page_address(self, entry: Word, level: int) -> Word:
         """Physical address of the page that an entry maps."""
 
+    def offset_mask(self, entry: Word, level: int) -> Word:
+        """The bits of a virtual address that are added to :meth:`page_address`.
+
+        They are more than those of one page if all entries of a larger range are equal (Svnapot).
+        """
+        return (1 << self.shift(level)) - 1
+
     def holds_page(self, entry: Word, level: int) -> Truth:
         """Whether an entry for user mode has a page for the kernel, even if the processor may not use it.
 
@@ -217,6 +224,10 @@ class PagingForm(ABC):
 
         Bits 13 to 31 are never among them: :mod:`kvintro.paging.tree` keeps its own there.
         """
+
+    def flags(self, entry: Word, level: int) -> Word:
+        """The bits of an entry that a range keeps: flags, and further ones below bit 13 if it has no address."""
+        return entry & self.flag_bits(level)
 
     def stray_bits(self, level: int) -> int:
         """Bits that the kernel ignores when it checks whether an entry is empty (``pmd_none``)."""

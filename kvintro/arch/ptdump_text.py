@@ -7,7 +7,7 @@ The ``ptdump`` module decides on lines and headings, see :class:`kvintro.queries
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Mapping, Protocol, Tuple
+from typing import Mapping, Optional, Protocol, Tuple
 
 #: Text in place of the flags if a table was not read, by the state of the line.
 NOT_READ: Mapping[str, str] = {"not-in-dump": "(table not in dump)", "over-limit": "(too many tables)"}
@@ -22,13 +22,22 @@ class PtdumpText(Protocol):
     def most_lines(self) -> Mapping[str, int]:
         """Maximum number of lines that the kernel prints below a heading, for headings with a limit."""
 
-    def line(self, start: int, size: int, level: str, state: str, flags: Tuple[str, ...]) -> str:
-        """One line, with its newline.
+    def line(
+        self,
+        start: int,
+        size: int,
+        level: str,
+        state: str,
+        flags: Tuple[str, ...],
+        physical: Optional[int] = None,
+    ) -> str:
+        """One line, with its newline; empty if the kernel prints none.
 
         :param size: bytes; the line ends at ``start + size`` modulo 2^64, exclusive.
         :param level: the kernel's name of the level (``pte``), as in JSON.
         :param state: ``present``, ``not-present``, or one of :data:`NOT_READ`.
         :param flags: names of the flags that are set, as in JSON.
+        :param physical: physical address of the first entry, for kernels that print it.
         """
 
 

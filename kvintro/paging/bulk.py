@@ -199,7 +199,8 @@ class Bulk:
 
         shift = self._form.shift(level)
         base = self._form.page_address(entries, level)
-        physical[where] = base | addresses & numpy.uint64((1 << shift) - 1)
+        mask = numpy.asarray(self._form.offset_mask(entries, level), numpy.uint64)
+        physical[where] = base | addresses & mask
         states[where] = MAPPED
         shifts[where] = shift
 

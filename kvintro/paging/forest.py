@@ -110,7 +110,7 @@ class Forest:
         values = found.entries
         if level == 1:
             # As in Tree: flags determine the ranges, and only the first entry of each is examined further.
-            values = values & u(flags_of(form, level))
+            values = flags_of(form, values, level)
             numpy.bitwise_or(values, u(NONZERO), out=values, where=found.entries != u(0))
         change = numpy.empty(values.shape, bool)
         change[:, 0] = True

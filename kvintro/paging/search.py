@@ -118,7 +118,10 @@ def _hits(form: PagingForm, entries: U64, level: int, wanted: U64) -> Iterator[T
         return
     shift = form.shift(level) - form.page_shift
     leaf = form.holds_page(entries, level)
-    first = form.held_address(entries, level) >> u(form.page_shift)
+    # Equal entries of a range differ in their place only.
+    place = numpy.arange(entries.shape[1], dtype=u) << u(form.shift(level))
+    within = place & numpy.asarray(form.offset_mask(entries, level), u)
+    first = (form.held_address(entries, level) | within) >> u(form.page_shift)
     low = numpy.searchsorted(wanted, first)
     high = numpy.searchsorted(wanted, first + u(1 << shift))
     for row, column in numpy.argwhere(leaf & (high > low)).tolist():

@@ -65,7 +65,8 @@ def walk(read: ReadPhysical, form: PagingForm, root: int, address: int) -> Walk:
             table = form.table_address(value)
         elif form.is_leaf(value, level):
             size = 1 << form.shift(level)
-            return Walk("mapped", tuple(steps), form.page_address(value, level) | address & (size - 1), size)
+            physical = form.page_address(value, level) | address & form.offset_mask(value, level)
+            return Walk("mapped", tuple(steps), physical, size)
         else:
             break
     return Walk("unmapped", tuple(steps))

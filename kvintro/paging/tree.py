@@ -424,7 +424,7 @@ class Tree:
         # Rights follow from the flags and the row, so the flags alone determine the ranges, and only the
         # first entry of each is examined further. An empty entry differs from all others, whatever their
         # flags.
-        flags = rows & u(flags_of(form, 1))
+        flags = flags_of(form, rows, 1)
         numpy.bitwise_or(flags, u(NONZERO), out=flags, where=rows != u(0))
         change = numpy.empty(rows.shape, bool)
         change[:, 0] = True
@@ -472,9 +472,11 @@ class Tree:
         return data, missing | nonsense
 
 
-def flags_of(form: PagingForm, level: int) -> int:
-    """Bits of an entry that a range's key has."""
-    return form.flag_bits(level) & ~_OURS
+def flags_of(form: PagingForm, entries: U64, level: int) -> U64:
+    """The bits of entries that a range's key has."""
+    import numpy
+
+    return form.flags(entries, level) & numpy.uint64(ALL & ~_OURS)
 
 
 def keys_of(form: PagingForm, entries: U64, level: int, effective: "int | numpy.uint64 | U64") -> U64:
@@ -485,7 +487,7 @@ def keys_of(form: PagingForm, entries: U64, level: int, effective: "int | numpy.
     import numpy
 
     u = numpy.uint64
-    keys: U64 = entries & u(flags_of(form, level))
+    keys = flags_of(form, entries, level)
     keys |= (form.rights(entries, level) & effective) << u(EFFECTIVE_SHIFT)
     keys |= form.is_leaf(entries, level) * u(MAPPED)
     keys |= u(NONZERO)

@@ -93,7 +93,11 @@ class Dump(ABC):
 
     @abstractmethod
     def shown(self, key: int) -> Shown:
-        """Content of a line for a key of :meth:`noted`. See also :meth:`placed`."""
+        """Content of a line for a key of :meth:`noted`."""
+
+    def physical(self, lines: Sequence[Line]) -> Sequence[Optional[int]]:
+        """The physical address that the kernel prints in each line; None if it prints none."""
+        return [None] * len(lines)
 
     @abstractmethod
     def writable_and_executable(self, key: int) -> bool:

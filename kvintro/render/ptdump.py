@@ -18,15 +18,16 @@ def ptdump_text(stream: Stream) -> Iterator[str]:
     count = 0
     for batch in stream:
         out: List[str] = []
-        columns = (batch.values[key] for key in ("start", "size", "level", "state", "flags", "marker"))
-        for start, size, level, state, flags, under in zip(*columns):
+        names = ("start", "size", "level", "state", "flags", "physical", "marker")
+        columns = (batch.values.get(key, ()) for key in names)
+        for start, size, level, state, flags, physical, under in zip(*columns):
             if under != marker:
                 out.extend(_skipped(most, marker, count))
                 out.extend(f"---[ {heading} ]---\n" for heading in under.split("; "))
                 marker, count = under, 0
             count += 1
             if count <= most.get(under, count):
-                out.append(line(start, size, level, state, flags))
+                out.append(line(start, size, level, state, flags, physical))
         yield "".join(out)
     if marker is not None:
         yield "".join(_skipped(most, marker, count))

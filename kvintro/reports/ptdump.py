@@ -87,6 +87,8 @@ def _batches(dump: Dump, tree: Tree, found: Iterable[Line], empty: bool) -> Iter
             "flags": flags,
             "effective": effective,
             "marker": [line.marker for line in part],
+            # For the text only.
+            "physical": dump.physical(part),
         }
         lost = not {"not-in-dump", "over-limit"}.isdisjoint(state)
         yield Batch(values, partial=lost or tree.limited)

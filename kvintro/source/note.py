@@ -16,10 +16,8 @@ from kvintro.errors import WrongVmcoreinfo
 
 #: Maximum size of a text from any source. The kernel's VMCOREINFO_BYTES is a page.
 MAX_TEXT = 64 << 10
-#: Required keys, in addition to those of the architecture. arch_crash_save_vmcoreinfo() writes those of the
-#: architecture last, followed by KERNELOFFSET.
+#: Required keys, in addition to those of the architecture, which arch_crash_save_vmcoreinfo() writes last.
 _NEEDED = ("OSRELEASE", "PAGESIZE", "SYMBOL(swapper_pg_dir)")
-_NEEDED_LAST = ("KERNELOFFSET",)
 _ADDRESS = re.compile(r"[0-9a-fA-F]{1,16}")
 _REMEDY = "give the whole text of the boot that was dumped, or run it without --vmcoreinfo"
 
@@ -57,12 +55,14 @@ def what_is_missing(text: bytes) -> Optional[str]:
     if len(text) > MAX_TEXT:
         return f"it has {len(text)} bytes, and VMCOREINFO has at most {MAX_TEXT >> 10} KB"
     lines = parse(text)
-    missing = next((key for key in (*_NEEDED, *_NEEDED_LAST) if not lines.get(key)), None)
+    arch = by_vmcoreinfo(lines)
+    last = () if arch is None else (arch.vmcoreinfo_last,)
+    missing = next((key for key in (*_NEEDED, *last) if not lines.get(key)), None)
     if missing is not None:
         return f"it has no {missing}" + (", so it was cut off" if "OSRELEASE" in lines else "")
-    if by_vmcoreinfo(lines) is None:
-        keys = " or ".join(dict.fromkeys(arch.vmcoreinfo_keys[0] for arch in architectures()))
-        return f"it has no {keys}, so it is not from a kernel for {names()}"
+    if arch is None:
+        keys = " or ".join(dict.fromkeys(known.vmcoreinfo_keys[0] for known in architectures()))
+        return f"it has no {keys}, so it was cut off or is not from a kernel for {names()}"
     return None
 
 

@@ -239,7 +239,7 @@ class Translator:
                 table = form.table_address(entry)
             elif form.is_leaf(entry, level):
                 physical: int = form.page_address(entry, level)
-                return physical | address & (1 << form.shift(level)) - 1
+                return int(physical | address & form.offset_mask(entry, level))
             else:
                 break
         raise drgn.FaultError("the page tables do not map it", address)

@@ -736,7 +736,7 @@ def _chosen_by_file(memory: MemorySearch, path: str, text: bytes, name: str, not
         raise WrongVmcoreinfo(
             f"{name} is not the VMCOREINFO of {path}: {verdict.reason}",
             f"run it without --vmcoreinfo: {where} fits "
-            f"({lines['OSRELEASE']}, image moved by 0x{lines['KERNELOFFSET']})",
+            f"({lines['OSRELEASE']}, image moved by 0x{lines.get('KERNELOFFSET', '?')})",
         )
     if verdict.state == "wrong":
         raise WrongVmcoreinfo(

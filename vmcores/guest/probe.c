@@ -2,7 +2,8 @@
  * Writes down what the kernel says about itself, and leaves the guest exactly so.
  *
  * Everything goes out of the emulator by plain instructions, which need no driver, no terminal and no
- * memory: by the port of isa-debugcon on x86, by a file of semihosting on arm64.  What changes from moment to moment is read last, by this one process, which then prints
+ * memory: by the port of isa-debugcon on x86, by a file of semihosting on arm64 and
+ * riscv64.  What changes from moment to moment is read last, by this one process, which then prints
  * the marker on the console and sleeps: nothing is forked, freed or written between the truth and
  * the dump.
  *
@@ -57,7 +58,7 @@ static void prepare(void)
 		syscall(SYS_modify_ldt, 0x11, &desc, sizeof(desc));
 }
 
-#elif defined(__aarch64__)
+#else
 
 /* Arm's "Semihosting for AArch32 and AArch64", 2.3: the operation in w0, its arguments' address in x1. */
 #define SEMIHOSTING_OPEN 1
@@ -68,6 +69,7 @@ static void prepare(void)
 
 static long port = -1;
 
+#ifdef __aarch64__
 static long semihosting(long operation, const volatile void *arguments)
 {
 	register long x0 asm("x0") = operation;
@@ -76,6 +78,19 @@ static long semihosting(long operation, const volatile void *arguments)
 	asm volatile("hlt #0xf000" : "+r"(x0) : "r"(x1) : "memory");
 	return x0;
 }
+#elif defined(__riscv)
+/* "RISC-V Semihosting": the same operations; these three instructions, which must be within a page. */
+static long semihosting(long operation, const volatile void *arguments)
+{
+	register long a0 asm("a0") = operation;
+	register const volatile void *a1 asm("a1") = arguments;
+
+	asm volatile(".option push\n\t.option norvc\n\t.balign 16\n\t"
+		     "slli x0, x0, 0x1f\n\tebreak\n\tsrai x0, x0, 7\n\t.option pop"
+		     : "+r"(a0) : "r"(a1) : "memory");
+	return a0;
+}
+#endif
 
 /*
  * A file of the host, to append to: QEMU 7.2 opens it so that nothing is lost, but at its start. It looks
@@ -218,6 +233,13 @@ static struct variable {
 	{ "module_direct_base", 8, 0 },
 	{ "module_plt_base", 8, 0 },
 	{ "memstart_offset_seed", 2, 0 },
+	/* riscv64 */
+	{ "kernel_map", 64, 0 },
+	{ "phys_ram_base", 8, 0 },
+	{ "vmemmap_start_pfn", 8, 0 },
+	{ "satp_mode", 8, 0 },
+	{ "pgtable_l4_enabled", 1, 0 },
+	{ "pgtable_l5_enabled", 1, 0 },
 };
 
 static void find_variables(void)

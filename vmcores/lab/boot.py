@@ -12,7 +12,7 @@ from typing import Container, Dict, Iterator, List, Optional, Set, Tuple
 
 from lab import disks, initramfs, kdump, kernel_source, qemu, tables
 from lab.common import LabError, cache_dir, fresh_dir, say
-from lab.machine import ARM64, Machine
+from lab.machine import AMD64, ARM64, RISCV64, Machine
 from lab.matrix import Entry
 from lab.packages import Archive, Kernel
 
@@ -76,7 +76,10 @@ def firmware(machine: Machine) -> Path:
 def guest_options(entry: Entry) -> List[str]:
     """QEMU's options for an entry, relative to the directory the guest runs in."""
     options = ["-cpu", entry.cpu, "-smp", "2", "-m", str(entry.memory_mb)]
-    options += ["-kernel", "kernel", "-append", entry.cmdline, "-device", "vmcoreinfo"]
+    options += ["-kernel", "kernel", "-append", entry.cmdline]
+    if entry.arch == RISCV64.name:
+        return [*options, "-machine", "virt"]
+    options += ["-device", "vmcoreinfo"]
     if entry.arch == ARM64.name:
         # The emulator has memory tags for the one CPU that knows of them.
         tags = ",mte=on" if entry.cpu.startswith("max") else ""
@@ -99,7 +102,7 @@ def guest_options(entry: Entry) -> List[str]:
 
 def _disks(entry: Entry) -> List[str]:
     """QEMU's options for the disks that :func:`_ramdisk` makes."""
-    names = ("swap", "filesystem") if entry.furnished else ("swap",) if entry.arch == ARM64.name else ()
+    names = ("swap", "filesystem") if entry.furnished else ("swap",) if entry.machine.foreign else ()
     drives = [["-drive", f"format=raw,if=virtio,cache=unsafe,file={name}"] for name in names]
     return [word for drive in drives for word in drive]
 
@@ -137,10 +140,12 @@ def _build(entry: Entry, kernel: Kernel, target: Path, small: bool, own: Dict[st
             cpu = guest.stop_idle()
             dumped = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             truth = _write_truth(work, directory)
+            if entry.arch == RISCV64.name:
+                _write_note(guest, truth, directory / "truth" / "vmcoreinfo-text")
             _ask_monitor(guest, cpu, truth, directory / "truth")
             _dump(guest, directory)
-            if entry.arch == ARM64.name:
-                _dump_arm64(guest, entry, truth, directory)
+            if entry.machine.foreign:
+                _dump_foreign(guest, entry, truth, directory)
             if small:
                 _make_small(directory, text_pages(truth) if entry.without_text else ())
             (directory / "truth" / "console.log").write_text(guest.console())
@@ -189,10 +194,10 @@ def _ramdisk(entry: Entry, kernel: Kernel, work: Path, own: Dict[str, bytes]) ->
         programs.append("rare")
     if entry.busy:
         programs.append("busy")
-    if entry.arch == ARM64.name:
+    if entry.machine.foreign:
         disks.swap(work)
         modules += DISK_MODULES
-        programs.append("arm64")
+        programs.append("more")
     return initramfs.build("init", kernel.modules, modules, programs, files, entry.machine, own)
 
 
@@ -200,6 +205,8 @@ def _of_architecture(entry: Entry) -> Dict[str, object]:
     """Members of meta.json that belong to one architecture."""
     if entry.arch == ARM64.name:
         return {"cpu": entry.cpu, "flavour": entry.flavour or entry.machine.flavour, "rng": entry.rng}
+    if entry.arch == RISCV64.name:
+        return {"cpu": entry.cpu, "flavour": entry.flavour or entry.machine.flavour, "va_bits": entry.bits}
     return {"levels": entry.levels, "pti": entry.pti}
 
 
@@ -239,15 +246,25 @@ def _dump(guest: qemu.Qemu, directory: Path) -> None:
     _dig_holes(directory / "core.elf")
 
 
-def _dump_arm64(guest: qemu.Qemu, entry: Entry, truth: Dict[str, bytes], directory: Path) -> None:
+def _write_note(guest: qemu.Qemu, truth: Dict[str, bytes], target: Path) -> None:
+    """Read VMCOREINFO from the guest's memory: QEMU has no device with which it could hand its note over."""
+    address, size = (int(word, 16) for word in truth["vmcoreinfo"].split())
+    guest.command("pmemsave", {"val": address, "size": size, "filename": "note"})
+    note = (guest.directory / "note").read_bytes()
+    truth[target.name] = note[note.index(b"VMCOREINFO") + 12 :].split(b"\0")[0]
+    target.write_bytes(truth[target.name])
+
+
+def _dump_foreign(guest: qemu.Qemu, entry: Entry, truth: Dict[str, bytes], directory: Path) -> None:
     """Write a kdump and the raw memory.
 
-    QEMU's own kdump of this architecture has a wrong machine ("Unknown") and a wrong block size (64 KB).
-    It is kept as qemu.kdump.
+    QEMU's own kdump of arm64 has a wrong machine ("Unknown") and a wrong block size (64 KB), and that of
+    riscv64 has no VMCOREINFO. It is kept as qemu.kdump.
     """
     (directory / "core.kdump").replace(directory / "qemu.kdump")
     (directory / "core-raw.kdump").unlink()
-    kdump.from_elf(directory / "core.elf", directory / "core.kdump", truth["version"].decode(), "aarch64")
+    version, text = truth["version"].decode(), truth.get("vmcoreinfo-text", b"")
+    kdump.from_elf(directory / "core.elf", directory / "core.kdump", version, entry.machine.uname, text)
     (directory / "core-raw.kdump").hardlink_to(directory / "core.kdump")
     size = entry.memory_mb << 20
     raw = {"val": entry.machine.ram, "size": size, "filename": "core.raw"}
@@ -380,10 +397,21 @@ def _places_of_arm64(truth: Dict[str, bytes]) -> List[int]:
     return chosen
 
 
+def _places_of_riscv64(truth: Dict[str, bytes]) -> List[int]:
+    """Addresses around each bound that VMCOREINFO has, and of the fixmap and the I/O ports below vmemmap."""
+    numbers = dict(re.findall(r"^NUMBER\((\w+)\)=(\w+)$", truth["vmcoreinfo-text"].decode(), re.MULTILINE))
+    bounds = [int(value, 0) for value in numbers.values() if value.startswith("0xf")]
+    chosen = [bound + more for bound in bounds for more in (-1, 0, 8)]
+    low = int(numbers["VMEMMAP_START"], 0)
+    return chosen + list(range(low - (24 << 20), low, 64 * PAGE))
+
+
 def sample_addresses(truth: Dict[str, bytes], machine: Machine) -> List[int]:
     """About 1500 addresses of every region, and some just outside of each."""
     if machine is ARM64:
         fixed, lowest = _places_of_arm64(truth), 0xFFF0000000000000
+    elif machine is RISCV64:
+        fixed, lowest = _places_of_riscv64(truth), 0xFFFFFFFF00000000
     else:
         fixed, lowest = list(_PLACES_OF_AMD64), 0xFFFFFFFF80000000
     image, modules = _symbols(truth, lowest)

@@ -71,7 +71,8 @@ def static_busybox(machine: Machine = AMD64) -> bytes:
             if not target.exists():
                 with fresh_dir(target) as partial:
                     Archive(machine).unpack("busybox-static", partial)
-        return (target / "bin" / "busybox").read_bytes()
+        (found,) = (path for path in target.glob("**/bin/busybox") if path.is_file())
+        return found.read_bytes()
     path = shutil.which("busybox")
     data = Path(path).read_bytes() if path else b""
     if not data or b"/ld-linux" in data[:4096]:

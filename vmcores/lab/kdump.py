@@ -45,15 +45,18 @@ def unflatten(source: Path, target: Path) -> None:
             out.write(flat.read(size))
 
 
-def from_elf(source: Path, target: Path, version: str, machine: str) -> None:
+def from_elf(source: Path, target: Path, version: str, machine: str, text: bytes = b"") -> None:
     """Write an ordered kdump with all pages of a QEMU ELF dump.
 
     :param version: /proc/version of the kernel.
     :param machine: what `uname -m` says there.
+    :param text: VMCOREINFO's, if the ELF file has no note of it.
     """
     with source.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as elf:
         segments = _segments(elf)
         notes = b"".join(elf[at : at + size] for kind, at, _, size in segments if kind == PT_NOTE)
+        if text:
+            notes += struct.pack("<3I", 11, len(text), 0) + b"VMCOREINFO\0\0" + text + bytes(-len(text) % 4)
         found = re.search(rb"VMCOREINFO\0\0", notes)
         if not found:
             raise LabError(f"{source.name} has no VMCOREINFO")

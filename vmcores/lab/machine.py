@@ -7,6 +7,15 @@ from typing import Dict, List, Tuple
 #: Firmware with the old and the new name of Debian's package.
 _OVMF = ("/usr/share/ovmf/OVMF.fd", "/usr/share/qemu/OVMF.fd", "/usr/share/OVMF/OVMF_CODE.fd")
 
+SUITES = (
+    ("bullseye", False),
+    ("bullseye-security", True),
+    ("bookworm", False),
+    ("bookworm-security", True),
+    ("bookworm-backports", False),
+    ("trixie-backports", False),
+)
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -18,8 +27,13 @@ class Machine:
     :ivar firmware: files with UEFI firmware; the lab takes the first that exists.
     :ivar idle: patterns that ``info registers`` matches for a CPU that is in the kernel.
     :ivar ram: the physical address where memory begins.
-    :ivar flavour: Debian's name of its cloud kernel.
+    :ivar flavour: Debian's name of its cloud kernel, or of its only one.
     :ivar wheels: what tags of Python's wheels call it.
+    :ivar suites: Debian's suites that have its kernels; the second of a pair says whether it is in the security
+        archive.
+    :ivar signed: whether Debian signs its kernels, so that the packages have unsigned ones beside them.
+    :ivar uname: what ``uname -m`` says there.
+    :ivar kernel_arch: the kernel's name of it, if that is not Debian's.
     """
 
     name: str
@@ -34,6 +48,10 @@ class Machine:
     ram: int
     flavour: str
     wheels: str
+    suites: Tuple[Tuple[str, bool], ...] = SUITES
+    signed: bool = True
+    uname: str = ""
+    kernel_arch: str = ""
 
     @property
     def foreign(self) -> bool:
@@ -48,7 +66,7 @@ class Machine:
     @property
     def kbuild(self) -> List[str]:
         """Variables for the make of a kernel."""
-        return [f"ARCH={self.name}", f"CROSS_COMPILE={self.prefix}"] if self.foreign else []
+        return [f"ARCH={self.kernel_arch or self.name}", f"CROSS_COMPILE={self.prefix}"] if self.foreign else []
 
 
 AMD64 = Machine(
@@ -93,6 +111,32 @@ ARM64 = Machine(
     ram=0x40000000,
     flavour="cloud-arm64",
     wheels="aarch64",
+    uname="aarch64",
 )
 
-MACHINES: Dict[str, Machine] = {machine.name: machine for machine in (AMD64, ARM64)}
+RISCV64 = Machine(
+    name="riscv64",
+    qemu="qemu-system-riscv64",
+    channel=("-semihosting-config", "enable=on,userspace=on,target=native"),
+    console="ttyS0",
+    prefix="riscv64-linux-gnu-",
+    tools={
+        "qemu-system-riscv64": "qemu-system-misc opensbi",
+        "riscv64-linux-gnu-gcc": "gcc-riscv64-linux-gnu libc6-dev-riscv64-cross",
+        "make": "make",
+        "dpkg": "dpkg",
+    },
+    firmware=(),
+    firmware_package="",
+    # The kernel's half is in the tables of every process; only the mode matters for what may be read.
+    idle=(),
+    ram=0x80000000,
+    flavour="riscv64",
+    wheels="riscv64",
+    suites=(("trixie", False), ("forky", False)),
+    signed=False,
+    uname="riscv64",
+    kernel_arch="riscv",
+)
+
+MACHINES: Dict[str, Machine] = {machine.name: machine for machine in (AMD64, ARM64, RISCV64)}

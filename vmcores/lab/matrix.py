@@ -6,7 +6,7 @@ To add a row, add it to entries(): nothing else has to change.
 from dataclasses import dataclass
 from typing import Any, List, Tuple
 
-from lab.machine import AMD64, ARM64, MACHINES, Machine
+from lab.machine import AMD64, ARM64, MACHINES, RISCV64, Machine
 
 #: The major version whose newest release stands for "the newest kernel".
 NEWEST_MAJOR = 7
@@ -46,6 +46,8 @@ class Entry:
     model: str = ""
     #: Whether the firmware has random numbers. arm64 needs them, or the CPU's, for KASLR when EFI boots it.
     rng: bool = True
+    #: riscv64: the bits of its addresses, 39, 48 or 57.
+    bits: int = 57
     extra: Tuple[str, ...] = ()
 
     @property
@@ -66,6 +68,8 @@ class Entry:
         if self.arch == AMD64.name:
             # A busy host may be too slow for the timer's test.
             words += [f"pti={'on' if self.pti else 'off'}", "no_timer_check"]
+        if self.arch == RISCV64.name:
+            words += {39: ["no4lvl"], 48: ["no5lvl"], 57: []}[self.bits]
         words += [] if self.kaslr else ["nokaslr"]
         if self.rare:
             words += ["memmap=16M!160M", "memhp_default_state=offline", "kfence.sample_interval=20"]
@@ -79,6 +83,8 @@ class Entry:
         """
         if self.arch == ARM64.name:
             return self.model or "max"
+        if self.arch == RISCV64.name:
+            return self.model or "rv64,svnapot=true,svpbmt=true"
         maker = ",vendor=GenuineIntel" if self.rare else ""
         return f"max,la57={'on' if self.levels == 5 else 'off'}{maker}"
 
@@ -87,6 +93,7 @@ class Entry:
         kernel = f"oracle {self.series} {self.variant}".strip() if self.oracle else f"Debian {self.series}"
         parts = [f"{kernel} {self.flavour}".rstrip()]
         parts += [f"{self.levels}-level"] if self.arch == AMD64.name else [self.cpu]
+        parts += [f"sv{self.bits}"] if self.arch == RISCV64.name else []
         parts += ["KASLR" if self.kaslr else "nokaslr"]
         parts += ["PTI" if self.pti else "no PTI"] if self.arch == AMD64.name else []
         parts += ["EFI" if self.rng else "EFI without random numbers"] if self.efi else []
@@ -204,5 +211,38 @@ def arm64_shipped(_newest: str) -> List[Entry]:
     return [_arm64("arm64-6.12", "6.12", memory_mb=256, without_text=True)]
 
 
+# --- riscv64
+
+
+def _riscv64(name: str, series: str, bits: int, **differs: Any) -> Entry:
+    return Entry(
+        **{"name": name, "series": series, "bits": bits, "arch": RISCV64.name, "memory_mb": 384, **differs}
+    )
+
+
+def riscv64_entries(newest: str) -> List[Entry]:
+    """The rows of riscv64. Debian's kernels have neither KASLR nor ptdump; the oracle's has both."""
+    rows = [
+        _riscv64(f"riscv64-{series}-sv{bits}", series, bits)
+        for series in (ORACLE_SERIES, newest)
+        for bits in (39, 48, 57)
+    ]
+    return rows
+
+
+def riscv64_few(_newest: str) -> List[Entry]:
+    """None: emulating this architecture takes CI too long."""
+    return []
+
+
+def riscv64_shipped(_newest: str) -> List[Entry]:
+    """None."""
+    return []
+
+
 #: For each architecture: all rows, those for CI, those for the repository.
-ROWS = {AMD64.name: (entries, few, shipped), ARM64.name: (arm64_entries, arm64_few, arm64_shipped)}
+ROWS = {
+    AMD64.name: (entries, few, shipped),
+    ARM64.name: (arm64_entries, arm64_few, arm64_shipped),
+    RISCV64.name: (riscv64_entries, riscv64_few, riscv64_shipped),
+}

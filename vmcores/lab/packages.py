@@ -16,15 +16,6 @@ from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 from lab.common import LabError, cache_dir, fresh_dir, lock, run, say
 from lab.machine import AMD64, Machine
 
-#: Suites that hold the kernels; the second of a pair says whether it is in the security archive.
-SUITES = (
-    ("bullseye", False),
-    ("bullseye-security", True),
-    ("bookworm", False),
-    ("bookworm-security", True),
-    ("bookworm-backports", False),
-    ("trixie-backports", False),
-)
 LISTS_MAX_AGE = 24 * 3600.0
 
 
@@ -140,13 +131,15 @@ class Archive:
     """apt with the lab's own lists, of the packages of one architecture.
 
     :param suite: the only suite to use; by default, all suites that have the kernels.
+    :param beside: the machine whose kernels the suites have, if it is another one.
     """
 
-    def __init__(self, machine: Machine = AMD64, suite: str = "") -> None:
+    def __init__(self, machine: Machine = AMD64, suite: str = "", beside: Optional[Machine] = None) -> None:
         self.machine = machine
         words = ["apt", *([machine.name] if machine.foreign else []), *([suite] if suite else [])]
+        words += [] if beside is None else ["beside", beside.name]
         self.root = cache_dir() / "-".join(words)
-        self._suites = ((suite, False),) if suite else SUITES
+        self._suites = ((suite, False),) if suite else (beside or machine).suites
         self._fresh = False
         self._forced = False
 
@@ -264,7 +257,7 @@ class Archive:
 
     def newest_series(self, major: int) -> str:
         """The newest release of a major version that backports carries, such as 7.3 for 7."""
-        for name in self.matching(rf"linux-binary-{major}\.\d+\.\d+\+deb13-{self.machine.flavour}"):
+        for name in self.matching(rf"linux-binary-{major}\.\d+\.\d+\+deb1[34]-{self.machine.flavour}"):
             match = re.match(r"linux-binary-(\d+\.\d+)\.", name)
             if match:
                 return match.group(1)
@@ -278,8 +271,9 @@ class Archive:
         # Up to 6.12 one package holds all; since 7.0 the image and the modules are apart.
         # A version with an ABI number (6.1.0-49) has its patch level in the package's version only.
         number, flavour = re.escape(series), flavour or self.machine.flavour
-        image = rf"linux-image-{number}\.\d+(\+deb12|-\d+)-{flavour}-unsigned"
-        binary = rf"linux-binary-{number}\.\d+\+deb13-{flavour}"
+        unsigned = "-unsigned" if self.machine.signed else ""
+        image = rf"linux-image-{number}\.\d+(\+deb1[23]|-\d+)-{flavour}{unsigned}"
+        binary = rf"linux-binary-{number}\.\d+\+deb1[34]-{flavour}"
         names = self.matching(f"{image}|{binary}")
         if not names:
             raise LabError(f"the archive has no kernel {series}")
@@ -313,7 +307,7 @@ class Archive:
                         self.unpack(f"linux-modules-{release}", partial, package.version)
                     (partial / "package").write_text(f"{package.name} {package.version}\n")
         package_name, version = note.read_text().split()
-        images = [*target.glob("boot/vmlinuz-*"), *target.glob(f"usr/lib/modules/{release}/vmlinuz")]
+        images = [*target.glob("boot/vmlinu[xz]-*"), *target.glob(f"usr/lib/modules/{release}/vmlinuz")]
         configs = [*target.glob("boot/config-*"), *target.glob(f"usr/lib/modules/{release}/config")]
         modules = [*target.glob(f"lib/modules/{release}"), *target.glob(f"usr/lib/modules/{release}")]
         if not images:

@@ -31,6 +31,7 @@ class Arm64Architecture:
     #: QEMU's kdumps of aarch64 cannot be read, as their block size and machine are wrong.
     qemu_machine: str = "aarch64"
     vmcoreinfo_keys: Sequence[str] = ("NUMBER(kimage_voffset)", "NUMBER(VA_BITS)")
+    vmcoreinfo_last: str = "KERNELOFFSET"
     root_symbol: str = "swapper_pg_dir"
     image_parts: Sequence[Part] = PARTS
     image_inner: Sequence[InnerPart] = INNER

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Mapping, Tuple
+from typing import Mapping, Optional, Tuple
 
 from kvintro.arch.ptdump_text import NOT_READ, size_text
 
@@ -30,7 +30,15 @@ class Arm64Text:
 
     most_lines: Mapping[str, int] = {}
 
-    def line(self, start: int, size: int, level: str, state: str, flags: Tuple[str, ...]) -> str:
+    def line(
+        self,
+        start: int,
+        size: int,
+        level: str,
+        state: str,
+        flags: Tuple[str, ...],
+        physical: Optional[int] = None,
+    ) -> str:
         """Start, end, size, level, flags."""
         return "0x%016lx-0x%016lx   %s %s\n" % (  # noqa: UP031
             start,

@@ -110,6 +110,7 @@ class X86Architecture:
     # idt_setup_apic_and_irq_gates().
     protected_pages: Sequence[str] = ("idt_table",)
     unused_top: int = TOP_HOLE
+    vmcoreinfo_last: str = "KERNELOFFSET"
     root_symbol: str = "init_top_pgt"
     minimal_vmcoreinfo: bytes = (
         b"OSRELEASE=5.4.0\nPAGESIZE=4096\nKERNELOFFSET=0\n"

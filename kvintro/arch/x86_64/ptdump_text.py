@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Tuple
+from typing import Optional, Tuple
 
 from kvintro.arch.ptdump_text import NOT_READ, size_text
 
@@ -18,7 +18,15 @@ class X86Text:
     #: ``address_markers[]``.
     most_lines = {"ESPfix Area": 16}  # noqa: RUF012
 
-    def line(self, start: int, size: int, level: str, state: str, flags: Tuple[str, ...]) -> str:
+    def line(
+        self,
+        start: int,
+        size: int,
+        level: str,
+        state: str,
+        flags: Tuple[str, ...],
+        physical: Optional[int] = None,
+    ) -> str:
         """Start, end, size, rights, level."""
         # Hostile tables can yield half a million lines, and this is the fastest way to format one.
         return "0x%016x-0x%016x   %s %s\n" % (  # noqa: UP031

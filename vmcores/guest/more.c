@@ -1,7 +1,7 @@
 /*
- * Memory of the kinds that only arm64 has, beside guest/workload.c.
+ * More kinds of memory than guest/workload.c has, for guests of arm64 and riscv64.
  *
- *     arm64 WORKLOAD
+ *     more WORKLOAD
  *
  * Swap must be on, and pages of every size of hugetlbfs be there to be had. main() leaves when every process
  * sleeps; the processes stay.
@@ -81,23 +81,29 @@ static void folios(void)
 
 static void protected(void)
 {
-	/* bti c; ret */
-	static const uint32_t code[] = { 0xd503245f, 0xd65f03c0 };
 	char *p = map(PAGES(4), rw, anon, -1);
 
 	fill(p, PAGES(4), "exec-only");
 	mprotect(p, PAGES(4), PROT_EXEC);
 	note("exec_only", p, PAGES(4), "4 pages with content, then mprotect(PROT_EXEC)");
 
-	p = map(PAGES(2), rw, anon, -1);
-	fill(p, PAGES(2), "bti");
-	memcpy(p, code, sizeof(code));
-	if (mprotect(p, PAGES(2), PROT_READ | PROT_EXEC | PROT_BTI))
-		absent("bti");
-	else
-		note("bti", p, PAGES(2), "PROT_READ | PROT_EXEC | PROT_BTI");
+#ifdef __aarch64__
+	{
+		/* bti c; ret */
+		static const uint32_t code[] = { 0xd503245f, 0xd65f03c0 };
+
+		p = map(PAGES(2), rw, anon, -1);
+		fill(p, PAGES(2), "bti");
+		memcpy(p, code, sizeof(code));
+		if (mprotect(p, PAGES(2), PROT_READ | PROT_EXEC | PROT_BTI))
+			absent("bti");
+		else
+			note("bti", p, PAGES(2), "PROT_READ | PROT_EXEC | PROT_BTI");
+	}
+#endif
 }
 
+#ifdef __aarch64__
 /* Tag 16 bytes: the address says with what. */
 static void set_tag(char *p)
 {
@@ -120,11 +126,13 @@ static void tagged(void)
 	note("mte", p, PAGES(4), "PROT_MTE, 4 pages with content, the first 16 bytes with the tag 0xa");
 }
 
-static void at(const char *kind, uintptr_t hint, const char *what)
+#endif
+
+static void at(const char *kind, uintptr_t hint, int bits, const char *what)
 {
 	char *p = mmap((void *)hint, PAGES(4), rw, anon, -1, 0);
 
-	if (p == MAP_FAILED || (uintptr_t)p < 1ul << 48) {
+	if (p == MAP_FAILED || (uintptr_t)p < 1ul << bits) {
 		errno = ENOMEM;
 		absent(kind);
 		return;
@@ -135,9 +143,15 @@ static void at(const char *kind, uintptr_t hint, const char *what)
 
 static void high(void)
 {
-	at("above_48", 1ul << 48 | 1ul << 30, "the first above 2^48");
-	at("above_51", 1ul << 51, "at 2^51");
-	at("top", (1ul << 52) - (1ul << 20), "near the end of 52 bits");
+#ifdef __aarch64__
+	at("above_48", 1ul << 48 | 1ul << 30, 48, "the first above 2^48");
+	at("above_51", 1ul << 51, 48, "at 2^51");
+	at("top", (1ul << 52) - (1ul << 20), 48, "near the end of 52 bits");
+#else
+	at("above_38", 1ul << 46, 38, "above what sv39 has");
+	at("above_47", 1ul << 55, 47, "above what sv48 has");
+	at("top", (1ul << 56) - (1ul << 20), 47, "near the end of sv57");
+#endif
 }
 
 static size_t swapped(const char *p, size_t size)
@@ -218,7 +232,9 @@ static const struct role roles[] = {
 	{ "kv-hugetlb", hugetlb, 1 },
 	{ "kv-folios", folios, 1 },
 	{ "kv-protected", protected, 1 },
+#ifdef __aarch64__
 	{ "kv-tagged", tagged, 1 },
+#endif
 	{ "kv-high", high, 1 },
 	{ "kv-dirty", dirty, 1 },
 	/* The last: what is swapped out must not come back for anything else. */

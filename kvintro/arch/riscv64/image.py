@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""riscv64: the parts of the kernel's image (arch/riscv/kernel/vmlinux.lds.S)."""
+
+from __future__ import annotations
+
+from typing import Tuple
+
+from kvintro.arch.image import FREED_MAPPED, InnerPart, Part
+
+# In the order of addresses (arch/riscv/mm/init.c:mark_rodata_ro, kernel/setup.c:free_initmem). Before _stext is
+# the boot header.
+PARTS: Tuple[Part, ...] = (
+    Part("text", "_stext", "_etext", "r-x"),
+    Part("init", "__init_begin", "__init_end", "", FREED_MAPPED),
+    Part("rodata", "__start_rodata", "_data", "r--"),
+    Part("data", "_data", "_edata", "rw-"),
+    Part("bss", "__bss_start", "__bss_stop", "rw-"),
+)
+INNER: Tuple[InnerPart, ...] = (
+    InnerPart("entry text", "text", "__entry_text_start", "__entry_text_end"),
+    InnerPart("noinstr text", "text", "__noinstr_text_start", "__noinstr_text_end"),
+    InnerPart("init text", "init", "_sinittext", "_einittext"),
+    InnerPart("per-CPU template", "init", "__per_cpu_start", "__per_cpu_end"),
+    InnerPart("ro_after_init", "rodata", "__start_ro_after_init", "__end_ro_after_init"),
+    InnerPart("exception table", "rodata", "__start___ex_table", "__stop___ex_table"),
+    InnerPart("BTF", "rodata", "__start_BTF", "__stop_BTF"),
+)
