@@ -11,8 +11,9 @@ import drgn
 from kvintro.arch.riscv64.address_space import KERNEL_LINK_ADDR, RiscvAddressSpace, space_of
 from kvintro.arch.riscv64.entries import Dialect, RiscvEntries
 from kvintro.arch.riscv64.form import RiscvForm
+from kvintro.arch.riscv64.slots import IMAGE_ALIGN
 from kvintro.errors import Unavailable
-from kvintro.kernels import Kernel
+from kvintro.kernels import MAX_FIXMAP_SLOTS, Kernel
 from kvintro.model import ALL, Absent, AddressRange, Fact, Located, Placement, Root
 from kvintro.source.variables import KASAN_FUNCTION
 from kvintro.swap_types import special_swap_types
@@ -167,13 +168,23 @@ class RiscvFacts:
 
         :raises Unavailable: there are no types.
         """
+        size = _FIXMAP_SIZE if self.device_tree.size > _OLD_FIXMAP_SIZE else _OLD_FIXMAP_SIZE
+        return AddressRange(self.fixmap_top - size, self.fixmap_top - 1)
+
+    @cached_property
+    def device_tree(self) -> AddressRange:
+        """The fixmap's slots for the device tree, FIX_FDT to FIX_FDT_END.
+
+        :raises Unavailable: there are no types, or they are invalid.
+        """
         try:
             first, last = (int(self._kernel.prog.constant(f"FIX_FDT{end}").value_()) for end in ("", "_END"))
         except LookupError:
             raise Unavailable("its slots are an enum, which cannot be read without types") from None
-        tree = first - last + 1 << self.form.page_shift
-        size = _FIXMAP_SIZE if tree > _OLD_FIXMAP_SIZE else _OLD_FIXMAP_SIZE
-        return AddressRange(self.fixmap_top - size, self.fixmap_top - 1)
+        if not 0 <= last <= first < MAX_FIXMAP_SLOTS:
+            raise Unavailable(f"FIX_FDT is {first} and FIX_FDT_END {last}, which is invalid")
+        top, shift = self.fixmap_top, self.form.page_shift
+        return AddressRange(top - (first << shift), top - (last << shift) + self.form.page_size - 1)
 
     @cached_property
     def shadow(self) -> Optional[AddressRange]:
@@ -206,10 +217,16 @@ class RiscvFacts:
         if key == "direct_map":
             return self._direct_map()
         if key == "kernel_image":
-            start, slide = self.address_space.image.start, self.image_slide
-            found = AddressRange(start, self.image_end - 1)
-            provenance = "MODULES_END, _end"
-            return Placement(found, provenance, default_start=KERNEL_LINK_ADDR, slide=slide.value)
+            start, slide = self.address_space.image.start, self.image_slide.value
+            # create_kernel_page_table() maps it in blocks of 2M.
+            found = AddressRange(start, (self.image_end - 1 | IMAGE_ALIGN - 1))
+            return Placement(
+                *(found, "MODULES_END, _end"),
+                default_start=KERNEL_LINK_ADDR,
+                slide=slide,
+                used=found,
+                used_note="up to _end, rounded up to 2 MB",
+            )
         if key == "kasan_shadow":
             if self.shadow is None:
                 return Absent("CONFIG_KASAN is off")

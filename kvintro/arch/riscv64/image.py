@@ -11,7 +11,8 @@ from kvintro.arch.image import FREED_MAPPED, InnerPart, Part
 # the boot header.
 PARTS: Tuple[Part, ...] = (
     Part("text", "_stext", "_etext", "r-x"),
-    Part("init", "__init_begin", "__init_end", "", FREED_MAPPED),
+    Part("init text", "__init_begin", "__init_data_begin", "r--", FREED_MAPPED),
+    Part("init data", "__init_data_begin", "__init_end", "rw-", FREED_MAPPED),
     Part("rodata", "__start_rodata", "_data", "r--"),
     Part("data", "_data", "_edata", "rw-"),
     Part("bss", "__bss_start", "__bss_stop", "rw-"),
@@ -19,8 +20,7 @@ PARTS: Tuple[Part, ...] = (
 INNER: Tuple[InnerPart, ...] = (
     InnerPart("entry text", "text", "__entry_text_start", "__entry_text_end"),
     InnerPart("noinstr text", "text", "__noinstr_text_start", "__noinstr_text_end"),
-    InnerPart("init text", "init", "_sinittext", "_einittext"),
-    InnerPart("per-CPU template", "init", "__per_cpu_start", "__per_cpu_end"),
+    InnerPart("per-CPU template", "init data", "__per_cpu_start", "__per_cpu_end"),
     InnerPart("ro_after_init", "rodata", "__start_ro_after_init", "__end_ro_after_init"),
     InnerPart("exception table", "rodata", "__start___ex_table", "__stop___ex_table"),
     InnerPart("BTF", "rodata", "__start_BTF", "__stop_BTF"),

@@ -139,7 +139,15 @@ def executable_direct_map(kernel: Kernel) -> Verdict:
     place = kernel.place("direct_map").range
     low = int(part_of(kernel.arch, "checks").LOW_CODE)
     name = f"the direct map above {size_text(low)}" if low else "the direct map"
-    return _judge(kernel, {name: AddressRange(place.start + low, place.end)}, _EXECUTABLE)
+    part, ranges = AddressRange(place.start + low, place.end), kernel.kernel_ranges
+    unexplained: Unexplained = part_of(kernel.arch, "checks").unexplained
+    tally = Tally("mapped ranges")
+    found: Sequence[Finding] = broken_in(ranges, part, _EXECUTABLE)
+    if found:
+        found = unexplained(kernel, kernel.regions.direct_map, found, tally)
+    tally.findings += found
+    look(tally, name, ranges, part)
+    return tally.verdict()
 
 
 def region_rights(kernel: Kernel) -> Verdict:
