@@ -50,13 +50,15 @@ class Core:
     @property
     def arch(self) -> Architecture:
         """kvintro's object for that architecture."""
-        return by_machine({"amd64": "x86_64", "arm64": "aarch64"}[self.architecture])
+        return by_machine({"amd64": "x86_64", "arm64": "aarch64"}.get(self.architecture, self.architecture))
 
     @property
     def levels(self) -> int:
         """Levels of paging, by QEMU's options and the boot loader's, or by the kernel's own macros."""
         if self.architecture == "amd64":
             return int(self.meta["levels"])
+        if self.architecture == "riscv64":
+            return {39: 3, 48: 4, 57: 5}[self.meta["va_bits"]]
         macros = dict(line.split() for line in self.truth("layout").splitlines() if len(line.split()) == 2)
         # A level is folded at run time if the processor has fewer bits than the kernel was built for.
         return int(macros["CONFIG_PGTABLE_LEVELS"], 16) - (macros["VA_BITS"] != macros["vabits_actual"])
@@ -101,7 +103,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def _found(which: str) -> List[Path]:
-    built = ["built/*", "built-arm64/*"]
+    built = ["built/*", "built-arm64/*", "built-riscv64/*"]
     patterns = {"shipped": ["*"], "built": built, "all": ["*", *built]}[which]
     return sorted(meta.parent for pattern in patterns for meta in VMCORES.glob(f"{pattern}/meta.json"))
 

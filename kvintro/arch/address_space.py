@@ -77,6 +77,11 @@ class AddressSpace(ABC):
         """Whether drgn and libkdumpfile read these page tables correctly."""
         return True
 
+    @property
+    def told_offset(self) -> Optional[int]:
+        """Virtual minus physical address in the direct map, if drgn does not know it for this architecture."""
+        return None
+
     def other_forms(self) -> Sequence[PagingForm]:
         """Forms that the tables may have instead if VMCOREINFO is wrong."""
         return ()

@@ -52,6 +52,26 @@ def prepare(source: Source) -> None:
         state.add(window)
     state.register_if_needed()
     source.translation = state
+    if space.told_offset is not None:
+        _tell_offset(source.prog, space.told_offset)
+
+
+_OFFSET = "_linux_helper_direct_mapping_offset"
+
+
+def _tell_offset(prog: drgn.Program, offset: int) -> None:
+    """Make drgn's helpers for pages and slabs work: they ask a function that lacks this architecture."""
+    from drgn.helpers.linux import mm
+
+    original = getattr(mm, _OFFSET)
+    prog.cache[_OFFSET] = offset
+    if not hasattr(original, "by_kvintro"):
+
+        def told(asked: drgn.Program) -> int:
+            return int(asked.cache[_OFFSET] if _OFFSET in asked.cache else original(asked))
+
+        told.by_kvintro = True  # type: ignore[attr-defined]
+        setattr(mm, _OFFSET, told)
 
 
 def prepare_with_symbols(source: Source) -> None:

@@ -26,7 +26,7 @@ from tests.cores.breaks_aarch64 import ARM64
 from tests.cores.breaks_x86_64 import X86
 from tests.cores.patched import Breaks, Patched, frame_of, rows, symbol
 
-ARCHITECTURES = ("amd64", "arm64")
+ARCHITECTURES = ("amd64", "arm64", "riscv64")
 #: Of the built cores of an architecture; tests/conftest.py chooses them.
 ONE_OF_EACH_SERIES = ("arm64",)
 

@@ -35,7 +35,7 @@ from tests.volatility import Volatility
 
 #: Of the built cores; tests/conftest.py chooses them.
 ONE_OF_EACH_SERIES = ("amd64", "arm64")
-ARCHITECTURES = ("amd64", "arm64")
+ARCHITECTURES = ("amd64", "arm64", "riscv64")
 
 STEP = 1 << 20
 # makedumpfile may be built without zstd; test_a_filtered_file tests zstd.

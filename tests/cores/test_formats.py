@@ -40,7 +40,7 @@ from tests.memory_files import (
 )
 from tests.timing import allowed
 
-ARCHITECTURES = ("amd64", "arm64")
+ARCHITECTURES = ("amd64", "arm64", "riscv64")
 #: Of the built cores; tests/conftest.py chooses them.
 ONE_OF_EACH_SERIES = ("amd64", "arm64")
 

@@ -21,7 +21,7 @@ from tests.cores.showing import kallsyms, needs
 from tests.cores.test_pages_truth import words
 from tests.cores.test_show_user import pids
 
-ARCHITECTURES = ("amd64", "arm64")
+ARCHITECTURES = ("amd64", "arm64", "riscv64")
 SHIPPED_ONLY = ("arm64",)
 
 

@@ -30,7 +30,7 @@ from tests.conftest import Core
 from tests.cores.showing import needs
 from tests.timing import allowed
 
-ARCHITECTURES = ("amd64", "arm64")
+ARCHITECTURES = ("amd64", "arm64", "riscv64")
 SHIPPED_ONLY = ("arm64",)
 
 

@@ -17,7 +17,7 @@ from kvintro.reports.kaslr import kaslr
 from tests.conftest import Core
 from tests.cores.showing import kallsyms, needs, number, ptdump, registers, values
 
-ARCHITECTURES = ("amd64", "arm64")
+ARCHITECTURES = ("amd64", "arm64", "riscv64")
 SHIPPED_ONLY = ("arm64",)
 
 TB = 1 << 40

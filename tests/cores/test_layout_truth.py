@@ -17,7 +17,7 @@ from tests.conftest import Core
 from tests.cores.showing import broken_frames, fence_of, needs
 from tests.regions import REGIONS
 
-ARCHITECTURES = ("amd64", "arm64")
+ARCHITECTURES = ("amd64", "arm64", "riscv64")
 SHIPPED_ONLY = ("arm64",)
 
 PAGE = 4096

@@ -21,7 +21,7 @@ from kvintro.reports.report import full
 from tests.conftest import Core
 from tests.hostile import poisoned_report
 
-ARCHITECTURES = ("amd64", "arm64")
+ARCHITECTURES = ("amd64", "arm64", "riscv64")
 SHIPPED_ONLY = ("arm64",)
 
 # Elements that have no end tag.

@@ -29,7 +29,7 @@ from kvintro.source import Request
 from tests.conftest import Core
 from tests.cores.test_pages_truth import words
 
-ARCHITECTURES = ("amd64", "arm64")
+ARCHITECTURES = ("amd64", "arm64", "riscv64")
 SHIPPED_ONLY = ("arm64",)
 
 PFN = (1 << 55) - 1  # Documentation/admin-guide/mm/pagemap.rst

@@ -41,7 +41,7 @@ from kvintro.reports.pages import BREAKDOWNS, pages_report, parse_range
 from kvintro.source import Request
 from tests.conftest import Core
 
-ARCHITECTURES = ("amd64", "arm64")
+ARCHITECTURES = ("amd64", "arm64", "riscv64")
 SHIPPED_ONLY = ("arm64",)
 
 BUDDY, SLAB, MMAP, ANON, KSM = (1 << bit for bit in (KPF_BUDDY, KPF_SLAB, KPF_MMAP, KPF_ANON, KPF_KSM))

@@ -19,7 +19,7 @@ from kvintro.render import render_stream
 from kvintro.reports.ptdump import ptdump
 from tests.conftest import Core
 
-ARCHITECTURES = ("amd64", "arm64")
+ARCHITECTURES = ("amd64", "arm64", "riscv64")
 KERNEL_HALF = 1 << 63
 LINE = re.compile(r"0x([0-9a-f]{16})-0x([0-9a-f]{16})\s+\d+[BKMGTPE] (.*)")
 

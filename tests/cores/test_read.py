@@ -19,7 +19,7 @@ from kvintro.reports.read import raw, read
 from tests.conftest import Core
 from tests.cores.showing import needs
 
-ARCHITECTURES = ("amd64", "arm64")
+ARCHITECTURES = ("amd64", "arm64", "riscv64")
 ONE_OF_EACH_SERIES = ("amd64", "arm64")
 
 

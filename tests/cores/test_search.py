@@ -23,7 +23,7 @@ from tests.conftest import Core
 from tests.cores.conftest import Range
 from tests.cores.showing import needs
 
-ARCHITECTURES = ("amd64", "arm64")
+ARCHITECTURES = ("amd64", "arm64", "riscv64")
 ONE_OF_EACH_SERIES = ("amd64", "arm64")
 
 

@@ -14,7 +14,7 @@ from kvintro.readers.structures import has_member
 from kvintro.source import Request
 from tests.conftest import VMCORES, Core
 
-ARCHITECTURES = ("amd64", "arm64")
+ARCHITECTURES = ("amd64", "arm64", "riscv64")
 SHIPPED_ONLY = ("arm64",)
 
 

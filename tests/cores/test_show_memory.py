@@ -32,7 +32,7 @@ from tests.cores.showing import (
     ptdump_in,
 )
 
-ARCHITECTURES = ("amd64", "arm64")
+ARCHITECTURES = ("amd64", "arm64", "riscv64")
 SHIPPED_ONLY = ("arm64",)
 
 PAGE = 4096

@@ -29,7 +29,7 @@ from tests.cores.showing import (
 )
 from tests.timing import allowed
 
-ARCHITECTURES = ("amd64", "arm64")
+ARCHITECTURES = ("amd64", "arm64", "riscv64")
 SHIPPED_ONLY = ("arm64",)
 
 

@@ -24,7 +24,7 @@ from tests.conftest import Core
 from tests.cores.showing import WILD, document, fresh, needs, number, overlay, text_of
 from tests.timing import allowed
 
-ARCHITECTURES = ("amd64", "arm64")
+ARCHITECTURES = ("amd64", "arm64", "riscv64")
 SHIPPED_ONLY = ("arm64",)
 
 

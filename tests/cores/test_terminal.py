@@ -15,7 +15,7 @@ from kvintro.queries.names import region_named
 from kvintro.render import render
 from tests.captures import LINES, WIDTHS, found, text_of
 
-ARCHITECTURES = ("amd64", "arm64")
+ARCHITECTURES = ("amd64", "arm64", "riscv64")
 SHIPPED_ONLY = ("arm64",)
 
 #: The characters of a drawing, whose size depends on the width.

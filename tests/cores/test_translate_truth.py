@@ -23,7 +23,7 @@ from kvintro.reports.translate import translate, translate_stream
 from tests.conftest import Core
 from tests.cores.showing import needs
 
-ARCHITECTURES = ("amd64", "arm64")
+ARCHITECTURES = ("amd64", "arm64", "riscv64")
 # include/uapi/linux/fs.h, Documentation/admin-guide/mm/pagemap.rst
 PAGEMAP_PRESENT = 1 << 63
 PAGEMAP_SWAP = 1 << 62

@@ -63,6 +63,11 @@ class RiscvAddressSpace(AddressSpace):
         """drgn 0.3 has no walker for these page tables."""
         return False
 
+    @property
+    def told_offset(self) -> int:
+        """The same as linear_offset."""
+        return self.linear_offset
+
     def other_forms(self) -> Sequence[RiscvForm]:
         """The other modes: the kernel chooses one when it boots."""
         return tuple(form for form in map(RiscvForm.of, LEVELS) if form != self.form)

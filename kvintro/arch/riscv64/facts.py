@@ -215,7 +215,8 @@ class RiscvFacts:
     def place(self, key: str) -> Located:
         """The rules are those of ``arch/riscv/include/asm/pgtable.h`` and ``kasan.h``."""
         if key == "direct_map":
-            return self._direct_map()
+            offset, size = self.linear_offset.value, self.form.page_size
+            return self._of_nodes(self.linear_window, "VMCOREINFO PAGE_OFFSET", offset, size)
         if key == "kernel_image":
             start, slide = self.address_space.image.start, self.image_slide.value
             # create_kernel_page_table() maps it in blocks of 2M.
@@ -240,22 +241,27 @@ class RiscvFacts:
             note = f"slots 1 to {self._kernel.fixmap_slots}, and those of early boot"
             return Placement(self.fixmap, "enum fixed_addresses", note=note)
         if key == "vmemmap":
-            return Placement(self.vmemmap, "VMEMMAP_START, VMEMMAP_END")
+            base, size = self.memory_map.value, self._kernel.page_struct_size.value
+            return self._of_nodes(self.vmemmap, "VMEMMAP_START, VMEMMAP_END", base, size)
         return Placement(self.vmalloc, "VMEMMAP_END, VMALLOC_END")
 
-    def _direct_map(self) -> Placement:
+    def _of_nodes(self, whole: AddressRange, provenance: str, first: int, size: int) -> Placement:
+        """A range of which the nodes' page frames use a part.
+
+        :param first: address that belongs to page frame 0, modulo 2^64.
+        :param size: bytes for each page frame.
+        """
         used, note = None, ""
         try:
-            spans = [(first, end) for first, end in self._kernel.node_spans() if first < end]
+            spans = [span for span in self._kernel.node_spans() if span[0] < span[1]]
         except Unavailable:
             spans = []
         if spans:
-            shift, offset = self.form.page_shift, self.linear_offset.value
-            low = (min(first for first, _ in spans) << shift) + offset & ALL
-            high = (max(end for _, end in spans) << shift) - 1 + offset & ALL
-            if low in self.linear_window and high in self.linear_window and low <= high:
+            low = min(start for start, _ in spans) * size + first & ALL
+            high = max(end for _, end in spans) * size + first - 1 & ALL
+            if low in whole and high in whole and low <= high:
                 used, note = AddressRange(low, high), "from the first page frame of the nodes to the last"
-        return Placement(self.linear_window, "VMCOREINFO PAGE_OFFSET", used=used, used_note=note)
+        return Placement(whole, provenance, used=used, used_note=note)
 
     @cached_property
     def entries(self) -> RiscvEntries:

@@ -57,14 +57,14 @@ def _virtual(kernel: Kernel, actual: int) -> Randomised:
 
 
 def _why_off(kernel: Kernel) -> str:
-    words = command_line_words(kernel)
-    if words is not None and "nokaslr" in words:
-        return "nokaslr on the command line"
     try:
         if not kernel.has_symbol("kaslr_offset", code=True):
             return "CONFIG_RANDOMIZE_BASE is off"
     except Unavailable:
         pass
+    words = command_line_words(kernel)
+    if words is not None and "nokaslr" in words:
+        return "nokaslr on the command line"
     return "neither the boot loader nor the processor provided a random number, or the draw was 0"
 
 
