@@ -137,8 +137,10 @@ def mapped_from(kernel: Kernel, start: int) -> int:
 
 
 def ram(kernel: Kernel) -> int:
-    """The start of memory. Nodes may begin with memory of the firmware."""
+    """The start of memory. Nodes may begin with memory of the firmware, and on riscv64 a dump has its ROM."""
     starts = [segment.paddr for segment in kernel.source.segments if segment.memsz]
+    if kernel.arch.name == "riscv64":
+        starts = []
     return min(starts, default=kernel.node_spans()[0][0] << kernel.page_shift)
 
 

@@ -176,6 +176,9 @@ def test_fixmap_slots(core: Core, typed: Kernel) -> None:
     if core.architecture == "arm64":
         (line,) = re.findall(r"^FIXADDR_TOP (\w+)$", core.truth("layout"), re.M)
         name, top = "FIX_TEXT_POKE0", int(line, 16)
+    elif core.architecture == "riscv64":
+        (line,) = re.findall(r"^NUMBER\(VMEMMAP_START\)=(\w+)$", core.truth("vmcoreinfo-text"), re.M)
+        name, top = "FIX_TEXT_POKE0", int(line, 16) - (16 << 20)
     slot = int(typed.prog.constant(name))
     address = top - (slot << typed.page_shift)
     assert texts(typed, f"{address + 0x10:x}")[0] == f"fixmap slot {slot}: {name}"

@@ -10,6 +10,7 @@ from typing import Dict, List
 import pytest
 
 from kvintro.arch import Architecture, architectures
+from kvintro.arch.riscv64.form import PFN_SHIFT
 from kvintro.arch.x86_64 import USER
 from kvintro.kernels import Kernel
 from kvintro.model import ALL
@@ -23,6 +24,7 @@ from kvintro.reports.check import check
 from kvintro.source.elf import Segment
 from tests.conftest import Core
 from tests.cores.breaks_aarch64 import ARM64
+from tests.cores.breaks_riscv64 import RISCV64
 from tests.cores.breaks_x86_64 import X86
 from tests.cores.patched import Breaks, Patched, frame_of, rows, symbol
 
@@ -31,7 +33,7 @@ ARCHITECTURES = ("amd64", "arm64", "riscv64")
 ONE_OF_EACH_SERIES = ("arm64",)
 
 #: By the name of the architecture.
-BREAKS: Dict[str, Breaks] = {"x86-64": X86, "aarch64": ARM64}
+BREAKS: Dict[str, Breaks] = {"x86-64": X86, "aarch64": ARM64, "riscv64": RISCV64}
 RULES = sorted({rule for breaks in BREAKS.values() for rule in breaks.breaks})
 FILES = sorted({rule for breaks in BREAKS.values() for rule in breaks.files})
 
@@ -67,7 +69,7 @@ def test_a_healthy_kernel_has_no_defect(core: Core, kernel: Kernel) -> None:
     warned = {row.rule for row in findings if row.severity == "warning"}
     expected = set()
     # On arm64 the loader chooses the place of the image, so the rule has compared something.
-    if not core.meta["kaslr"] and core.architecture == "amd64":
+    if not core.meta["kaslr"] and core.architecture != "arm64":
         expected.add("kaslr")
     if not core.meta.get("pti", True):
         expected.add("pti")
@@ -77,7 +79,7 @@ def test_a_healthy_kernel_has_no_defect(core: Core, kernel: Kernel) -> None:
 def test_an_image_that_stayed_where_it_was_loaded_is_noticed(core: Core, kernel: Kernel) -> None:
     """KASLR is on, but found no other place in physical memory; /proc/iomem shows the code at 16 MB."""
     if core.architecture != "amd64":
-        pytest.skip("the kernel of arm64 does not draw a place in physical memory")
+        pytest.skip("only x86-64 draws a place in physical memory")
     code = re.search(r"^ *(\w+)-\w+ : Kernel code", core.truth("iomem"), re.M)
     assert code
     stayed = core.meta["kaslr"] and int(code[1], 16) == 16 << 20
@@ -137,7 +139,7 @@ def test_a_defect_is_a_negative_answer(kernel: Kernel) -> None:
 
 def test_a_user_bit_counts_only_if_all_levels_have_it(kernel: Kernel) -> None:
     if kernel.arch.name != "x86-64":
-        pytest.skip("tables of aarch64 take access away and give none")
+        pytest.skip("tables of other architectures give no access")
     last = kernel.walk(symbol(kernel, "init_task")).steps[-1]
     assert last.value is not None
     one_level = Patched(kernel)
@@ -154,8 +156,9 @@ def test_a_user_table_must_be_marked_as_one(kernel: Kernel) -> None:
     assert step.value is not None
     if step.level != 2:
         pytest.skip("the first page of the first process is large")
-    flags = step.value & ~(((1 << 48) - 1) & -kernel.form.page_size)
-    patched.patches[step.entry_address] = flags | frame_of(kernel, "kernel") << kernel.page_shift
+    shift = PFN_SHIFT if kernel.arch.name == "riscv64" else kernel.page_shift
+    flags = step.value & ~((1 << 48) - (1 << shift))
+    patched.patches[step.entry_address] = flags | frame_of(kernel, "kernel") << shift
     assert states(patched, "table_pages") == {"table_pages": "failed"}
 
 
@@ -172,7 +175,7 @@ def test_areas_against_each_other(kernel: Kernel, monkeypatch: pytest.MonkeyPatc
 
     longer = dataclasses.replace(mapped, end=type(mapped.end)(mapped.end + (1 << 40)))
     assert with_rows([*found, longer])["vmap_areas"] == "failed"
-    moved = dataclasses.replace(mapped, start=type(mapped.start)(kernel.linear_offset.value))
+    moved = dataclasses.replace(mapped, start=type(mapped.start)(kernel.place("direct_map").range.start))
     assert with_rows([*found, moved])["vmap_areas"] == "failed"
     without = [row for row in found if row is not mapped]
     assert with_rows(without) == {"vmap_areas": "ok", "vmap_strays": "failed"}

@@ -171,6 +171,7 @@ def test_kasan_leaves_the_memory_bases_where_they_are(
 
 def test_entropy_of_the_regions(core: Core, rows: Dict[str, Any]) -> None:
     """The three regions share the free space below cpu_entry_area, one after the other."""
+    of_x86(core)
     if rows["direct_map"]["state"] != "on":
         pytest.skip("memory is not randomised, or the kernel does not say how much it reserved")
     # These kernels have ZONE_DEVICE, so that the direct map is never made smaller: mm.rst's sizes.

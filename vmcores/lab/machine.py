@@ -66,7 +66,9 @@ class Machine:
     @property
     def kbuild(self) -> List[str]:
         """Variables for the make of a kernel."""
-        return [f"ARCH={self.kernel_arch or self.name}", f"CROSS_COMPILE={self.prefix}"] if self.foreign else []
+        return (
+            [f"ARCH={self.kernel_arch or self.name}", f"CROSS_COMPILE={self.prefix}"] if self.foreign else []
+        )
 
 
 AMD64 = Machine(

@@ -216,7 +216,15 @@ def arm64_shipped(_newest: str) -> List[Entry]:
 
 def _riscv64(name: str, series: str, bits: int, **differs: Any) -> Entry:
     return Entry(
-        **{"name": name, "series": series, "bits": bits, "arch": RISCV64.name, "memory_mb": 384, "kaslr": False, **differs}
+        **{
+            "name": name,
+            "series": series,
+            "bits": bits,
+            "arch": RISCV64.name,
+            "memory_mb": 384,
+            "kaslr": False,
+            **differs,
+        }
     )
 
 

@@ -47,7 +47,9 @@ def unexplained(
 def _pages(ranges: Ranges, where: AddressRange, page: int) -> Iterator[int]:
     """Addresses of pages that may be executed, up to a limit."""
     found = ranges.clip(where.start, where.end).masked(RIGHTS).matching(_MAY_EXECUTE, _MOST_PAGES)
-    return islice((at for start, end, _ in found for at in range(start & -page, end + 1, page)), _MOST_PAGES + 1)
+    return islice(
+        (at for start, end, _ in found for at in range(start & -page, end + 1, page)), _MOST_PAGES + 1
+    )
 
 
 def rounded(kernel: Kernel, region: Region) -> Sequence[AddressRange]:
@@ -71,5 +73,7 @@ SAID: Sequence[Said] = (
     Said("SYMBOL(init_uts_ns)", "init_uts_ns", lambda kernel: kernel.symbol("init_uts_ns")),
     Said("NUMBER(phys_ram_base)", "phys_ram_base", lambda kernel: kernel.value("phys_ram_base").value),
     Said("NUMBER(PAGE_OFFSET)", "kernel_map.page_offset", lambda kernel: kernel.value("kernel_map").value),
-    Said("NUMBER(MODULES_END)", "_start", lambda kernel: kernel.symbol("_start") & -kernel.form.page_size & ALL),
+    Said(
+        "NUMBER(MODULES_END)", "_start", lambda kernel: kernel.symbol("_start") & -kernel.form.page_size & ALL
+    ),
 )

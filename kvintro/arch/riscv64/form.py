@@ -102,8 +102,10 @@ class RiscvForm(PagingForm):
 
     def is_leaf(self, entry: Word, level: int) -> Truth:
         """Present, with at least one right. Write without read is reserved: the processor faults."""
-        return (entry & PRESENT != 0) & (entry & (READ_BIT | EXEC_BIT) != 0) & (
-            entry & (READ_BIT | WRITE_BIT) != WRITE_BIT
+        return (
+            (entry & PRESENT != 0)
+            & (entry & (READ_BIT | EXEC_BIT) != 0)
+            & (entry & (READ_BIT | WRITE_BIT) != WRITE_BIT)
         )
 
     def table_address(self, entry: Word) -> Word:
