@@ -69,6 +69,7 @@ test: $(VENV)/.test
 vmcores: $(VENV)/.installed
 	@$(BIN)/python vmcores/build.py
 	@$(BIN)/python vmcores/build.py --arch arm64
+	@$(BIN)/python vmcores/build.py --arch riscv64
 
 # atheris has wheels only for some systems; without it, its tests are skipped.
 $(VENV)/.fuzz: $(VENV)/.test

@@ -79,7 +79,7 @@ class AddressSpace(ABC):
 
     @property
     def told_offset(self) -> Optional[int]:
-        """Virtual minus physical address in the direct map, if drgn does not know it for this architecture."""
+        """Virtual minus physical address in the direct map, if drgn has to be told; otherwise None."""
         return None
 
     def other_forms(self) -> Sequence[PagingForm]:

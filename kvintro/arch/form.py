@@ -226,7 +226,7 @@ class PagingForm(ABC):
         """
 
     def flags(self, entry: Word, level: int) -> Word:
-        """The bits of an entry that a range keeps: flags, and further ones below bit 13 if it has no address."""
+        """The bits of an entry that a range keeps: :meth:`flag_bits`, and more below 13 if it has no page."""
         return entry & self.flag_bits(level)
 
     def stray_bits(self, level: int) -> int:

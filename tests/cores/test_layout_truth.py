@@ -370,8 +370,8 @@ def ptdump_sections(text: str) -> Dict[str, List[Tuple[int, int, bool]]]:
             continue
         match = re.match(r"0x([0-9a-f]+)-0x([0-9a-f]+)\s+\S+\s(.*)", line)
         if match:
-            # A mapped line has rights; an unmapped one has blanks there. F (arm64): the processor faults. V is
-            # riscv64's flag for the processor.
+            # A mapped line has rights; an unmapped one has blanks there. F (arm64): the processor faults.
+            # V: that of riscv64 does not.
             flags = set(match[3].split())
             mapped = bool(flags & {"RW", "ro", "V"}) and "F" not in flags
             current.append((int(match[1], 16), int(match[2], 16) or 1 << 64, mapped))

@@ -28,6 +28,7 @@ class ToyArchitecture:
     ram_from_zero: bool = True
     page_sizes: Sequence[int] = (1 << 14,)
     vmcoreinfo_keys: Sequence[str] = ("NUMBER(toy)",)
+    vmcoreinfo_last: str = "NUMBER(toy)"
     root_symbol: str = "swapper_pg_dir"
     unused_top: int = (1 << 64) - (1 << 14)
     image_parts: Sequence[Part] = ()

@@ -7,8 +7,9 @@ from typing import Callable, Dict, Set, Tuple
 
 import pytest
 
-from kvintro.arch import Architecture, aarch64, architectures, by_vmcoreinfo, part, x86_64
+from kvintro.arch import Architecture, aarch64, architectures, by_vmcoreinfo, part, riscv64, x86_64
 from kvintro.arch.aarch64.facts import Arm64Facts
+from kvintro.arch.riscv64.facts import RiscvFacts
 from kvintro.arch.x86_64.facts import X86Facts
 from kvintro.kernels import Facts, Kernel
 from kvintro.regions import regions_of
@@ -17,9 +18,15 @@ from tests.toy.facts import ToyFacts
 
 X86: Architecture = x86_64.ARCHITECTURE
 ARM: Architecture = aarch64.ARCHITECTURE
+RISCV: Architecture = riscv64.ARCHITECTURE
 TOY: Architecture = toy.ARCHITECTURE
-ALL = (X86, ARM, TOY)
-FACTS: Dict[str, Callable[[Kernel], Facts]] = {"x86-64": X86Facts, "aarch64": Arm64Facts, "toy": ToyFacts}
+ALL = (X86, ARM, RISCV, TOY)
+FACTS: Dict[str, Callable[[Kernel], Facts]] = {
+    "x86-64": X86Facts,
+    "aarch64": Arm64Facts,
+    "riscv64": RiscvFacts,
+    "toy": ToyFacts,
+}
 #: Regions whose place an architecture gives.
 PLACED = ("direct_map", "vmalloc", "vmemmap", "modules", "fixmap", "kernel_image", "kasan_shadow")
 
@@ -64,5 +71,6 @@ def facts_of(kernel: Kernel) -> Tuple[Facts, ...]:
     """For type checkers."""
     x86: Facts = X86Facts(kernel)
     arm: Facts = Arm64Facts(kernel)
+    riscv: Facts = RiscvFacts(kernel)
     made_up: Facts = ToyFacts(kernel)
-    return x86, arm, made_up
+    return x86, arm, riscv, made_up

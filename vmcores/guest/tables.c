@@ -14,6 +14,10 @@
  *
  * The page tables are printed by the kernel's own ptdump_walk(). The text goes to a buffer that was
  * allocated before, so that a walk does not change the tables.
+ *
+ * Debian's kernels of riscv64 do not have that function either. lab/tables.py puts the two files of the kernel's
+ * sources that have it beside this one, and they become a part of the module. Of the files above it has
+ * kernel and user.
  */
 #include <linux/efi.h>
 #include <linux/io.h>
@@ -28,22 +32,26 @@
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 #include <linux/vmalloc.h>
+
+#define TEXT_SIZE (4 << 20)
+
+static unsigned long (*lookup)(const char *name);
+
+static DEFINE_MUTEX(one_reader);
+static struct seq_file text;
+static pid_t user_pid;
+
+#ifdef CONFIG_ARM64
+
 #include <asm/fixmap.h>
 #include <asm/memory.h>
 #include <asm/ptdump.h>
 #include <asm/sysreg.h>
 
-#define TEXT_SIZE (4 << 20)
-
-static unsigned long (*lookup)(const char *name);
 static void (*walk)(struct seq_file *m, struct ptdump_info *info);
-
-static DEFINE_MUTEX(one_reader);
-static struct seq_file text;
 static unsigned long swapper;
 static struct mm_struct *made_up;	/* an address space that is a root and nothing else */
 static u64 *above_idmap;		/* a root whose first entry is idmap_pg_dir */
-static pid_t user_pid;
 
 /* The markers of ptdump_init(): a static variable of that function, so its name ends with a number. */
 static const struct addr_marker *own_markers(void)
@@ -165,21 +173,12 @@ static void walk_reserved(struct seq_file *m)
 	walk(m, &info);
 }
 
-static void walk_user(struct seq_file *m)
+static void walk_process(struct seq_file *m, struct mm_struct *mm)
 {
 	const struct addr_marker markers[] = { { 0, "user" }, { TASK_SIZE_64, "user end" }, { -1, NULL } };
-	struct ptdump_info info = { .markers = markers };
-	struct pid *pid = find_get_pid(user_pid);
-	struct task_struct *task = get_pid_task(pid, PIDTYPE_PID);
+	struct ptdump_info info = { .mm = mm, .markers = markers };
 
-	info.mm = task ? get_task_mm(task) : NULL;
-	if (info.mm) {
-		walk(m, &info);
-		mmput(info.mm);
-	}
-	if (task)
-		put_task_struct(task);
-	put_pid(pid);
+	walk(m, &info);
 }
 
 #define SHOW(name) seq_printf(m, #name " %#lx\n", (unsigned long)(name))
@@ -254,19 +253,101 @@ static void show_registers(struct seq_file *m)
 	REGISTER(id_aa64pfr1_el1);
 }
 
+static int find_own(void)
+{
+	walk = (void *)lookup("ptdump_walk");
+	made_up = kzalloc(sizeof(*made_up) + cpumask_size(), GFP_KERNEL);
+	above_idmap = (u64 *)get_zeroed_page(GFP_KERNEL);
+	if (!walk || !made_up || !above_idmap)
+		return -ENOENT;
+	init_rwsem(&made_up->mmap_lock);
+	/* Its address in the kernel image. */
+	swapper = (read_sysreg(ttbr1_el1) & GENMASK(47, 1)) + kimage_voffset;
+	return 0;
+}
+
+#else
+
+#include <linux/debugfs.h>
+#include <linux/memory_hotplug.h>
+#include <linux/pagewalk.h>
+
+static struct mm_struct *own_mm;
+static unsigned long modules_start;
+static int (*own_walk)(struct mm_struct *mm, unsigned long start, unsigned long end, const struct mm_walk_ops *ops,
+		       pgd_t *pgd, void *private);
+
+/* What these files use and the kernel does not export; lab/tables.py has changed the initial values. */
+#define init_mm (*own_mm)
+#define walk_page_range_debug own_walk
+#define walk_page_range_novma own_walk
+#define get_online_mems() do { } while (0)
+#define put_online_mems() do { } while (0)
+#undef MODULES_VADDR
+#define MODULES_VADDR modules_start
+#undef CONFIG_EFI
+#undef device_initcall
+#define device_initcall(function)
+#include "mm-ptdump.c"
+#include "arch-ptdump.c"
+
+static void walk_kernel(struct seq_file *m)
+{
+	ptdump_walk(m, &kernel_ptd_info);
+}
+
+static void walk_process(struct seq_file *m, struct mm_struct *mm)
+{
+	const struct addr_marker markers[] = { { 0, "user" }, { TASK_SIZE_64, "user end" }, { -1, NULL } };
+	struct ptd_mm_info info = { .mm = mm, .markers = markers, .end = TASK_SIZE_64 };
+
+	ptdump_walk(m, &info);
+}
+
+static int __init find_own(void)
+{
+	own_mm = (void *)lookup("init_mm");
+	own_walk = (void *)lookup("walk_page_range_debug");
+	own_walk = own_walk ? own_walk : (void *)lookup("walk_page_range_novma");
+	modules_start = PFN_ALIGN(lookup("_end")) - SZ_2G;
+	if (!own_mm || !own_walk)
+		return -ENOENT;
+	kernel_ptd_info.mm = own_mm;
+	return ptdump_init();
+}
+
+#endif
+
+static void walk_user(struct seq_file *m)
+{
+	struct pid *pid = find_get_pid(user_pid);
+	struct task_struct *task = get_pid_task(pid, PIDTYPE_PID);
+	struct mm_struct *mm = task ? get_task_mm(task) : NULL;
+
+	if (mm) {
+		walk_process(m, mm);
+		mmput(mm);
+	}
+	if (task)
+		put_task_struct(task);
+	put_pid(pid);
+}
+
 static const struct {
 	const char *name;
 	void (*write)(struct seq_file *m);
 } files[] = {
 	{ "kernel", walk_kernel },
+	{ "user", walk_user },
+#ifdef CONFIG_ARM64
 	{ "efi", walk_efi },
 	{ "efi-runtime-map", show_efi_runtime_map },
 	{ "tramp", walk_tramp },
 	{ "idmap", walk_idmap },
 	{ "reserved", walk_reserved },
-	{ "user", walk_user },
 	{ "layout", show_layout },
 	{ "registers", show_registers },
+#endif
 };
 
 /* A read from the start makes the text; a later read continues it. */
@@ -313,25 +394,29 @@ static const struct proc_ops operations = {
 
 static int __init tables_init(void)
 {
-	struct kprobe probe = { .symbol_name = "kallsyms_lookup_name" };
 	struct proc_dir_entry *directory;
-	int error = register_kprobe(&probe);
+	int error = -EINVAL;
 
+	/* Where ftrace has its place at the start of each function, a probe may have to be after that. */
+	for (unsigned int offset = 0; error && offset < 32; offset += 2) {
+		struct kprobe probe = { .symbol_name = "kallsyms_lookup_name", .offset = offset };
+
+		error = register_kprobe(&probe);
+		if (!error) {
+			lookup = (void *)probe.addr - offset;
+			unregister_kprobe(&probe);
+		}
+	}
 	if (error)
 		return error;
-	lookup = (void *)probe.addr;
-	unregister_kprobe(&probe);
-	walk = (void *)lookup("ptdump_walk");
-	made_up = kzalloc(sizeof(*made_up) + cpumask_size(), GFP_KERNEL);
-	above_idmap = (u64 *)get_zeroed_page(GFP_KERNEL);
+	error = find_own();
+	if (error)
+		return error;
 	text.size = TEXT_SIZE;
 	text.buf = vzalloc(TEXT_SIZE);
 	directory = proc_mkdir("kvintro", NULL);
-	if (!walk || !made_up || !above_idmap || !text.buf || !directory)
+	if (!text.buf || !directory)
 		return -ENOENT;
-	init_rwsem(&made_up->mmap_lock);
-	/* Its address in the kernel image. */
-	swapper = (read_sysreg(ttbr1_el1) & GENMASK(47, 1)) + kimage_voffset;
 	for (size_t i = 0; i < ARRAY_SIZE(files); i++)
 		if ((efi_enabled(EFI_MEMMAP) || strncmp(files[i].name, "efi", 3)) &&
 		    !proc_create(files[i].name, 0600, directory, &operations))

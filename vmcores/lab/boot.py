@@ -12,7 +12,7 @@ from typing import Container, Dict, Iterator, List, Optional, Set, Tuple
 
 from lab import disks, initramfs, kdump, kernel_source, qemu, tables
 from lab.common import LabError, cache_dir, fresh_dir, say
-from lab.machine import AMD64, ARM64, RISCV64, Machine
+from lab.machine import ARM64, RISCV64, Machine
 from lab.matrix import Entry
 from lab.packages import Archive, Kernel
 
@@ -115,7 +115,7 @@ def build(entry: Entry, archive: Archive, target: Path, small: bool = False) -> 
     started = time.monotonic()
     kernel = find_kernel(entry, archive)
     own: Dict[str, bytes] = {}
-    if entry.arch == ARM64.name and not entry.oracle:
+    if entry.machine.foreign and not entry.oracle:
         own["tables"] = tables.module(kernel, archive)
     boot_seconds = qemu.persistently(lambda: _build(entry, kernel, target, small, own))
     say(f"{entry.name}: {time.monotonic() - started:.0f} s (ready after {boot_seconds:.0f} s)")

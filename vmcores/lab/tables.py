@@ -6,12 +6,13 @@ the host.
 """
 
 import re
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 
 from lab.common import GUEST, LabError, cache_dir, digest, fresh_dir, lock, run, say
-from lab.machine import Machine
+from lab.machine import RISCV64, Machine
 from lab.packages import Archive, Kernel
 
 NAME = "tables"
@@ -20,6 +21,11 @@ NAME = "tables"
 KBUILD = f"obj-m := {NAME}.o\nccflags-y := -std=gnu11\nccflags-remove-y := $(CC_FLAGS_FTRACE)\n"
 #: Options that need a newer compiler than the host's, or a complete vmlinux.
 WITHOUT = ("CONFIG_CC_HAS_MIN_FUNCTION_ALIGNMENT", "CONFIG_DEBUG_INFO_BTF_MODULES")
+
+
+#: The files of the kernel's sources that become a part of the module where its binary does not have them, and
+#: what they are called there.
+OWN_FILES = {"mm/ptdump.c": "mm-ptdump.c", "arch/riscv/mm/ptdump.c": "arch-ptdump.c"}
 
 
 def module(kernel: Kernel, archive: Archive) -> bytes:
@@ -34,9 +40,28 @@ def module(kernel: Kernel, archive: Archive) -> bytes:
                 work = Path(scratch)
                 (work / f"{NAME}.c").write_bytes(source)
                 (work / "Kbuild").write_text(KBUILD)
+                if archive.machine is RISCV64:
+                    _own_files(kernel, archive, work)
                 _make(headers, work, archive.machine)
                 (work / f"{NAME}.ko").rename(target)
     return target.read_bytes()
+
+
+def _own_files(kernel: Kernel, archive: Archive, work: Path) -> None:
+    """Write the kernel's own files, without initial values that a module cannot have."""
+    series = ".".join(kernel.release.split(".")[:2])
+    target = cache_dir() / "sources" / series
+    if not target.exists():
+        say(f"fetching linux-source-{series}, some 150 MB")
+        with fresh_dir(target) as partial:
+            archive.unpack(f"linux-source-{series}", partial)
+            (packed,) = partial.glob("usr/src/linux-source-*.tar.xz")
+            names = [f"linux-source-{series}/{name}" for name in OWN_FILES]
+            run(["tar", "-xf", str(packed), "--strip-components=1", *names], cwd=partial)
+            shutil.rmtree(partial / "usr")
+    for name, here in OWN_FILES.items():
+        text = (target / name).read_text().replace("&init_mm,\n\t.markers", "NULL,\n\t.markers")
+        (work / here).write_text(text.replace('#include "internal.h"\n', ""))
 
 
 def _make(headers: Path, work: Path, machine: Machine) -> None:
@@ -56,7 +81,7 @@ def _headers(kernel: Kernel, archive: Archive) -> Path:
         with fresh_dir(target) as partial:
             for name in (f"linux-headers-{kernel.release}", f"linux-headers-{base}-common"):
                 archive.unpack(name, partial)
-            _tools(base, partial)
+            _tools(base, partial, archive)
             for path in (partial / directory / "Makefile", partial / directory / ".kernelvariables"):
                 if path.exists():
                     text = path.read_text().replace("=/usr/src/", f"={target}/usr/src/")
@@ -64,9 +89,9 @@ def _headers(kernel: Kernel, archive: Archive) -> Path:
     return target / directory
 
 
-def _tools(base: str, tree: Path) -> None:
+def _tools(base: str, tree: Path, archive: Archive) -> None:
     """Unpack the host's tools of a kernel, and see that they run."""
-    host = Archive()
+    host = Archive(beside=archive.machine) if archive.machine is RISCV64 else Archive()
     series = ".".join(base.split(".")[:2])
     names = host.matching(rf"linux-kbuild-({re.escape(base)}|{re.escape(series)})")
     if not names:
@@ -79,11 +104,12 @@ def _tools(base: str, tree: Path) -> None:
         real.replace(modpost)
         return
     # It was linked with a newer libc than this host's; an older one reads the same object files.
-    for name in host.matching(r"linux-kbuild-\d+\.\d+\.\d+\+deb\d+"):
+    usual = Archive()
+    for name in usual.matching(r"linux-kbuild-\d+\.\d+\.\d+\+deb\d+"):
         if name == names[0]:
             continue
         with tempfile.TemporaryDirectory(dir=tree) as scratch:
-            host.unpack(name, Path(scratch))
+            usual.unpack(name, Path(scratch))
             (other,) = Path(scratch).glob("usr/lib/linux-kbuild-*/scripts/mod/modpost.real-lsb-64")
             if _runs(other):
                 say(f"{names[0]} does not run here: its modpost is that of {name}")

@@ -89,7 +89,7 @@ class RiscvEntries:
             return self._page(value, level, half, "page")
         if present:
             bits = self._bits(value)
-            wrong = PRESENT if not rights else rights
+            wrong = rights or PRESENT
             return Entry(value, level, half, "reserved", flags=name_bits(bits), reserved=wrong, bits=bits)
         if half == "user":
             if form.holds_page(value, level):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The facts of a riscv64 kernel's address space, with their provenance. See :class:`kvintro.kernels.Facts`."""
+"""The facts of a riscv64 kernel's address space, see :class:`kvintro.kernels.Facts`."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from kvintro.swap_types import special_swap_types
 
 _GB = 1 << 30
 PCI_IO_SIZE = 16 << 20
-#: FIXADDR_SIZE, with the device tree's slots since ef69d2559fe9 "riscv: Move early dtb mapping into the fixmap
-#: region" (6.4), and before.
+#: FIXADDR_SIZE since ef69d2559fe9 "riscv: Move early dtb mapping into the fixmap region" (6.4), and before.
 _FIXMAP_SIZE, _OLD_FIXMAP_SIZE = 6 << 20, 2 << 20
 _KASAN_SCALE = 3  # KASAN_SHADOW_SCALE_SHIFT
 #: MODULES_LOWEST_VADDR.

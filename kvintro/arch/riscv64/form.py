@@ -113,7 +113,7 @@ class RiscvForm(PagingForm):
         return (entry & PFN_MASK) << _PAGE_SHIFT - PFN_SHIFT
 
     def page_address(self, entry: Word, level: int) -> Word:
-        """Of a Svnapot entry, the start of its range: the lowest bits of its page frame number are its size."""
+        """Of a Svnapot entry, the start of its range: its lowest page frame bits are the size."""
         found = (entry & (1 << 54) - (1 << self.shift(level) - 2)) << _PAGE_SHIFT - PFN_SHIFT
         return found - (found & (entry >> 63) * (self._napot_size - 1)) if level == 1 else found
 
@@ -127,11 +127,7 @@ class RiscvForm(PagingForm):
         return NAPOT_PAGES << _PAGE_SHIFT
 
     def holds_page(self, entry: Word, level: int) -> Truth:
-        """pte_present() and pmd_present(): an entry with PROT_NONE keeps a page.
-
-        pmd_mkinvalid() clears both bits and keeps the rights. Swap entries of huge pages may have rights, too:
-        the type is above bit 7, so they have not.
-        """
+        """pte_present() and pmd_present(): PROT_NONE, and what pmd_mkinvalid() left. No swap entry has rights."""
         kept = (entry & (PRESENT | PROT_NONE) == PROT_NONE) & (entry & LEAF != 0)
         if level == 2:
             kept = kept | (entry & (PRESENT | PROT_NONE) == 0) & (entry & LEAF != 0)
