@@ -29,7 +29,7 @@ class Machine:
     :ivar ram: the physical address where memory begins.
     :ivar flavour: Debian's name of its cloud kernel, or of its only one.
     :ivar wheels: what tags of Python's wheels call it.
-    :ivar suites: the suites that have its kernels; the second of a pair says if it is in the security archive.
+    :ivar suites: suites that have its kernels; the second of a pair says if it is in the security archive.
     :ivar signed: whether Debian signs its kernels, so that the packages have unsigned ones beside them.
     :ivar uname: what ``uname -m`` says there.
     :ivar kernel_arch: the kernel's name of it, if that is not Debian's.

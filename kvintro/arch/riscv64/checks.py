@@ -72,7 +72,6 @@ SAID: Sequence[Said] = (
     Said("SYMBOL(_stext)", "_stext", lambda kernel: kernel.symbol("_stext")),
     Said("SYMBOL(init_uts_ns)", "init_uts_ns", lambda kernel: kernel.symbol("init_uts_ns")),
     Said("NUMBER(phys_ram_base)", "phys_ram_base", lambda kernel: kernel.value("phys_ram_base").value),
-    Said("NUMBER(PAGE_OFFSET)", "kernel_map.page_offset", lambda kernel: kernel.value("kernel_map").value),
     Said(
         "NUMBER(MODULES_END)", "_start", lambda kernel: kernel.symbol("_start") & -kernel.form.page_size & ALL
     ),

@@ -127,7 +127,7 @@ class RiscvForm(PagingForm):
         return NAPOT_PAGES << _PAGE_SHIFT
 
     def holds_page(self, entry: Word, level: int) -> Truth:
-        """pte_present() and pmd_present(): PROT_NONE, and what pmd_mkinvalid() left. No swap entry has rights."""
+        """pte_present() and pmd_present(): PROT_NONE, or what pmd_mkinvalid() left. Swap has no rights."""
         kept = (entry & (PRESENT | PROT_NONE) == PROT_NONE) & (entry & LEAF != 0)
         if level == 2:
             kept = kept | (entry & (PRESENT | PROT_NONE) == 0) & (entry & LEAF != 0)

@@ -7,7 +7,7 @@ from typing import Tuple
 
 from kvintro.arch.image import FREED_MAPPED, InnerPart, Part
 
-# In the order of addresses (mm/init.c:mark_rodata_ro, kernel/setup.c:free_initmem). Before _stext is the header.
+# In the order of addresses (mm/init.c:mark_rodata_ro, kernel/setup.c:free_initmem).
 PARTS: Tuple[Part, ...] = (
     Part("text", "_stext", "_etext", "r-x"),
     Part("init text", "__init_begin", "__init_data_begin", "r--", FREED_MAPPED),
