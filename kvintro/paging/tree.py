@@ -305,10 +305,11 @@ class Tree:
         entries = self._read_table(table, level)
         if entries is None or self._is_nonsense(table, entries, level):
             return self._one(UNREADABLE | level << LEVEL_SHIFT)
-        entries = entries[first : last + 1]
         if level == 1:
             # This happens only if the whole requested range is in one table of the lowest level.
             entries = self._select(entries, 1)
+        entries = entries[first : last + 1]
+        if level == 1:
             starts = numpy.arange(len(entries), dtype=numpy.uint64) << numpy.uint64(self._form.page_shift)
             return coalesce(starts, self._keys(entries, 1, numpy.uint64(effective)))
         self._path.append(table)
@@ -561,7 +562,12 @@ class FrameTree(Tree):
         if level > 1 and level not in self._form.leaf_levels():
             return numpy.zeros_like(entries)
         wanted = numpy.uint64(self._frame & -(1 << self._form.shift(level)))
-        found = self._form.is_present(entries, level) & (self._form.page_address(entries, level) == wanted)
+        address = self._form.page_address(entries, level)
+        if level == 1:
+            # Equal entries of a range differ in their place only; rows are whole tables here.
+            place = numpy.arange(entries.shape[-1], dtype=numpy.uint64) << numpy.uint64(self._form.page_shift)
+            address = address | place & numpy.asarray(self._form.offset_mask(entries, 1), numpy.uint64)
+        found = self._form.is_present(entries, level) & (address == wanted)
         if level > 1:
             found &= ~self._form.is_table(entries, level)
         return numpy.where(found, entries, numpy.uint64(0))

@@ -300,7 +300,8 @@ def _state(kernel: Kernel, found: Walk, address: int, pfn: int) -> Optional[Tupl
     entry = kernel.entries.decode(last.value or 0, last.level, half="user")
     size = 1 << form.shift(last.level)
     if entry.kind in ("page", "protnone", "invalid") and entry.physical is not None:
-        if (entry.physical | address & (entry.page_size - 1)) >> form.page_shift != pfn:
+        within = address & form.offset_mask(entry.value, last.level)
+        if (entry.physical | within) >> form.page_shift != pfn:
             return None
         state = "mapped" if entry.kind == "page" and found.state == "mapped" else "protnone"
         return state, _rights(kernel, found) if state == "mapped" else "---", entry.page_size
