@@ -19,6 +19,7 @@ class Part(NamedTuple):
     :ivar rights: its rights once the kernel runs; empty if they do not matter.
     :ivar fate: one of :data:`KEPT`, :data:`FREED`, :data:`FREED_MAPPED`, :data:`FREED_PARTLY`,
         :data:`FREED_UNMAPPED`.
+    :ivar last_kept: whether its last page is not freed if the part ends within it.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Part(NamedTuple):
     last: str
     rights: str
     fate: str = KEPT
+    last_kept: bool = False
 
 
 class InnerPart(NamedTuple):

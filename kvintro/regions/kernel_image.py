@@ -151,7 +151,7 @@ def sections(kernel: Kernel) -> List[SectionRow]:
     rows: List[SectionRow] = []
     for part in kernel.arch.image_parts:
         freed = part.fate in (FREED, FREED_MAPPED, FREED_UNMAPPED)
-        bounds = _bounds(kernel, part.first, part.last, whole_pages=freed)
+        bounds = _bounds(kernel, part.first, part.last, whole_pages=freed, last_kept=part.last_kept)
         if bounds is None or any(row.name == part.name for row in rows):
             continue
         expected = part.rights
@@ -184,7 +184,9 @@ def _inner(kernel: Kernel, view: View) -> Iterator[SectionRow]:
         yield _row(kernel, view, name, inside, bounds, parent.expected, parent.freed, f"{first} to {last}")
 
 
-def _bounds(kernel: Kernel, first: str, last: str, *, whole_pages: bool) -> Optional[Tuple[int, int]]:
+def _bounds(
+    kernel: Kernel, first: str, last: str, *, whole_pages: bool, last_kept: bool = False
+) -> Optional[Tuple[int, int]]:
     """(start, end) from symbols, the end exclusive; None if this kernel does not have them, or the range is
     empty.
     """
@@ -196,9 +198,9 @@ def _bounds(kernel: Kernel, first: str, last: str, *, whole_pages: bool) -> Opti
         if kernel.source.symbols == "none":
             raise
         return None
-    if whole_pages:  # PFN_ALIGN() of both
+    if whole_pages:  # PFN_ALIGN() of both, or free_reserved_area()
         page = kernel.form.page_size
-        start, end = (-(-at // page) * page for at in (start, end))
+        start, end = -(-start // page) * page, (end if last_kept else end + page - 1) // page * page
     window = kernel.place(REGION).range
     if not window.start <= start < end <= window.end + 1:
         return None

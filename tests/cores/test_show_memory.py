@@ -117,12 +117,17 @@ def test_what_was_freed(core: Core, image: Any, kernel: Kernel) -> None:
         "text/rodata gap": "gap after text",
         "rodata/data gap": "gap after rodata",
     }
-    freed = {row["name"]: row["size"] >> 10 for row in image["sections"] if row["freed"]}
+    freed: Dict[str, int] = {}
+    for row in image["sections"]:
+        if row["freed"]:
+            # riscv64 has code and data of init in two parts.
+            name = "init" if row["name"].startswith("init ") else row["name"]
+            freed[name] = freed.get(name, 0) + (row["size"] >> 10)
     assert {names[what]: int(size) for what, size in said.items()} == freed
 
 
 def test_write_protected(core: Core, image: Any) -> None:
-    if core.architecture == "arm64":
+    if core.architecture != "amd64":
         pytest.skip("this kernel does not log what it protects")
     said = re.search(r"Write protecting the kernel read-only data: (\d+)k", core.truth("dmesg"))
     assert said
@@ -167,7 +172,7 @@ def direct(kernel: Kernel) -> Any:
 def test_direct_map_counts(core: Core, direct: Any, kernel: Kernel) -> None:
     """DirectMap4k, 2M and 1G are direct_pages_count; the page tables must give the same numbers."""
     needs(kernel, "direct_pages_count")
-    if core.architecture == "arm64":
+    if core.architecture != "amd64":
         pytest.skip("this kernel does not count the pages of the direct map")
     assert direct["notes"] == [] and direct["partial"] is False
     said = {

@@ -11,8 +11,9 @@ from kvintro.arch.image import FREED_MAPPED, InnerPart, Part
 PARTS: Tuple[Part, ...] = (
     Part("text", "_stext", "_etext", "r-x"),
     Part("init text", "__init_begin", "__init_data_begin", "r--", FREED_MAPPED),
-    Part("init data", "__init_data_begin", "__init_end", "rw-", FREED_MAPPED),
-    Part("rodata", "__start_rodata", "_data", "r--"),
+    Part("init data", "__init_data_begin", "__init_end", "rw-", FREED_MAPPED, last_kept=True),
+    Part("rodata", "__start_rodata", "__end_rodata", "r--"),
+    Part("gap after rodata", "__end_rodata", "_data", "r--"),
     Part("data", "_data", "_edata", "rw-"),
     Part("bss", "__bss_start", "__bss_stop", "rw-"),
 )
