@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""riscv64: bounds against VMCOREINFO's numbers, and tables of processes against the kernel's own ptdump."""
+
+from __future__ import annotations
+
+import re
+from typing import Dict
+
+import pytest
+
+from kvintro.kernels import Kernel
+from kvintro.model import ALL, AddressRange
+from kvintro.queries.roots import process_root
+from kvintro.queries.translate import Input, Translator
+from kvintro.render import render_stream
+from kvintro.reports.ptdump import ptdump
+from tests.conftest import Core
+
+ARCHITECTURES = ("riscv64",)
+
+
+@pytest.fixture(scope="module")
+def numbers(core: Core) -> Dict[str, int]:
+    """The numbers of VMCOREINFO, read from the guest's memory by QEMU."""
+    found = re.findall(r"^NUMBER\((\w+)\)=(\S+)$", core.truth("vmcoreinfo-text"), re.M)
+    return {name: int(value, 0) & ALL for name, value in found}
+
+
+def test_bounds(core: Core, kernel: Kernel, numbers: Dict[str, int]) -> None:
+    assert numbers["VA_BITS"] == core.meta["va_bits"]
+
+    def place(key: str) -> AddressRange:
+        return kernel.place(key).range
+
+    assert place("vmemmap") == AddressRange(numbers["VMEMMAP_START"], numbers["VMEMMAP_END"] - 1)
+    assert place("vmalloc") == AddressRange(numbers["VMALLOC_START"], numbers["VMALLOC_END"] - 1)
+    assert place("modules") == AddressRange(numbers["MODULES_VADDR"], numbers["MODULES_END"] - 1)
+    assert place("direct_map").start == numbers["VMALLOC_END"]
+    assert place("kernel_image").start == numbers["KERNEL_LINK_ADDR"]
+    # /sys/kernel's words: high_memory ends the direct map.
+    (high,) = re.findall(r"^high_memory \w+ 8 (\w+)$", core.truth("values"), re.M) or ("",)
+    used = kernel.place("direct_map").used
+    assert used is not None and (not high or used.end + 1 == int(high, 16))
+
+
+def test_vmemmap(core: Core, kernel: Kernel) -> None:
+    """VMCOREINFO's vmemmap is where the struct page of page frame 0 would be."""
+    (said,) = re.findall(r"^SYMBOL\(vmemmap\)=(\w+)$", core.truth("vmcoreinfo-text"), re.M)
+    first = core.ram_base >> 12
+    used = kernel.place("vmemmap").used
+    assert used is not None and used.start == int(said, 16) + first * kernel.page_struct_size.value & ALL
+
+
+def test_tables_of_processes(core: Core, kernel: Kernel) -> None:
+    """The kernel's own ptdump_walk() of each process of the workload."""
+    compared = 0
+    for path in sorted(core.truth_directory.glob("proc/*/ptdump")):
+        root = process_root(kernel, int(path.parent.name))
+        found = "".join(render_stream(ptdump(kernel, root, wanted=kernel.form.user), "text"))
+        # The heading of the end has no lines.
+        assert found == path.read_text().replace("---[ user end ]---\n", "")
+        compared += 1
+    if not compared:
+        pytest.skip(f"{core.name} was taken without ptdump of processes")
+
+
+def test_svnapot(core: Core, kernel: Kernel) -> None:
+    """A page of 64 KB of hugetlbfs; pagemap has each of its page frames."""
+    found = re.findall(r"^(\d+) \S+ hugetlb_64k ([0-9a-f]+) ", core.truth("workload"), re.M)
+    if not found or not int(found[0][1], 16):
+        pytest.skip("this kernel or processor has no Svnapot")
+    pid, start = int(found[0][0]), int(found[0][1], 16)
+    frames = {
+        int(address, 16): int(entry, 16) & (1 << 55) - 1
+        for address, entry in re.findall(rf"^{pid} (\w+) (\w+)$", core.truth("pagemap"), re.M)
+    }
+    translator = Translator(kernel, pid=pid)
+    for address in range(start, start + (64 << 10), 4096):
+        assert translator.translate(Input("", address, "virtual")).pfn == frames[address]
+    last = kernel.walk(start, process_root(kernel, pid).table).steps[-1]
+    assert kernel.entries.decode(last.value or 0, last.level, half="user").contiguous == 64 << 10
