@@ -68,6 +68,12 @@ def _free_page(k: Patched) -> None:
     k.put(at, last.value & (1 << PFN_SHIFT) - 1 | frame_of(k, "free") << PFN_SHIFT)
 
 
+def _struct_pages(k: Patched) -> int:
+    used = k.place("vmemmap").used
+    assert used is not None
+    return used.start
+
+
 def _module_text(k: Patched) -> int:
     return next(piece.start for piece in module_memory(k) if piece.kind in ("text", "core"))
 
@@ -82,7 +88,7 @@ BREAKS: Dict[str, Break] = {
     "rodata_ro": lambda k: k.change(symbol(k, "__start_rodata"), add=WRITE_BIT),
     "data_nx": lambda k: k.change(symbol(k, "init_task"), add=EXEC_BIT),
     "direct_map_nx": lambda k: k.change(_ram(k), add=EXEC_BIT),
-    "region_rights": lambda k: k.change(k.place("vmemmap").range.start, add=EXEC_BIT),
+    "region_rights": lambda k: k.change(_struct_pages(k), add=EXEC_BIT),
     "module_rights": lambda k: k.change(_module_text(k), add=WRITE_BIT),
     "user_bit": lambda k: k.change(_code(k), add=USER_BIT),
     "contents": lambda k: k.put(vmalloc_page(k), 0),

@@ -165,8 +165,8 @@ def test_what_is_said_of_each_command_is_so(core: Core, kernel: Kernel, without:
     """Each command that "works" answers completely, "partly" incompletely, and "cannot" finds nothing."""
     given: Optional[Path] = None
     if without == "symbols":
-        if core.architecture == "arm64":
-            pytest.skip("without _stext, VMCOREINFO does not describe a kernel of arm64")
+        if core.architecture != "amd64":
+            pytest.skip("without _stext, VMCOREINFO does not describe a kernel of this architecture")
         lines = kernel.prog["VMCOREINFO"].string_().decode().splitlines(keepends=True)
         given = tmp_path / "vmcoreinfo"
         given.write_text("".join(line for line in lines if "kallsyms" not in line and "(_stext)" not in line))
@@ -184,6 +184,8 @@ def test_what_is_said_of_each_command_is_so(core: Core, kernel: Kernel, without:
             assert all(found and whole for found, whole, _ in answers), (name, answers)
         elif name in ("layout", "explain") and not layout(asked).partial:
             continue  # this kernel lacks what could not be read
+        elif name == "kaslr" and core.architecture == "riscv64":
+            continue  # nothing in it needs types
         elif said == "partly":
             assert any(found for found, _, _ in answers), (name, answers)
             assert not all(whole and not_noted for _, whole, not_noted in answers), (name, answers)

@@ -15,6 +15,7 @@ from kvintro.queries.audit.rights import (
     RIGHTS,
     WRITABLE_AND_EXECUTABLE,
     alias,
+    areas_of_code,
     between,
     broken_in,
     image_part,
@@ -25,9 +26,6 @@ from kvintro.queries.audit.running import KcoreStart, start_of
 from kvintro.queries.audit.verdict import MOST, Check, Finding, Said, Tally, Verdict, not_applicable
 from kvintro.queries.modules import module_memory
 from kvintro.readers.command_line import given, options
-from kvintro.readers.damage import Damage
-from kvintro.readers.structures import need_types
-from kvintro.regions.vmalloc import Areas
 
 _ANY = ((MAPPED, MAPPED),)
 _MAY_EXECUTE = ((MAPPED | EFFECTIVE_EXEC, MAPPED | EFFECTIVE_EXEC),)
@@ -236,7 +234,7 @@ def unexplained(
     if Trait.AREAS not in region.traits:
         return findings
     try:
-        allowed = _areas_of_code(kernel, kernel.place(region).range)
+        allowed = areas_of_code(kernel, kernel.place(region).range)
     except Unavailable as error:
         tally.lacks(f"{region.name}: whether executable pages are areas of code is not known: {error.what}")
         return ()
@@ -251,26 +249,6 @@ def rounded(kernel: Kernel, region: Region) -> Sequence[AddressRange]:
     if Trait.SLOTS not in region.traits:
         return ()
     return (arm64_facts(kernel).device_tree,)
-
-
-def _areas_of_code(kernel: Kernel, where: AddressRange) -> Sequence[AddressRange]:
-    """Areas marked as having pages with changed rights; adjacent areas are merged.
-
-    :raises Unavailable: they cannot be listed.
-    """
-    need_types(kernel, "vmalloc areas")
-    damage = Damage()
-    reader = Areas(kernel, where, damage, within=where)
-    rows = sorted(reader.busy(), key=lambda row: row.start)
-    if damage:
-        raise Unavailable(damage.notes[0])
-    found: List[AddressRange] = []
-    for row in rows:
-        if int(row.start) in reader.own_rights:
-            joined = found and found[-1].end + 1 == row.start
-            start = found.pop().start if joined else int(row.start)
-            found.append(AddressRange(start, int(row.end)))
-    return found
 
 
 #: By the key of the shared rule after which they are listed.

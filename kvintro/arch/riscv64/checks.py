@@ -10,7 +10,7 @@ from kvintro.arch.riscv64.facts import riscv_facts
 from kvintro.kernels import Kernel, Region, Trait
 from kvintro.model import ALL, AddressRange, Placement
 from kvintro.paging import EFFECTIVE_EXEC, MAPPED, Ranges
-from kvintro.queries.audit.rights import RIGHTS
+from kvintro.queries.audit.rights import RIGHTS, areas_of_code
 from kvintro.queries.audit.running import KcoreStart, start_of
 from kvintro.queries.audit.verdict import MOST, Check, Finding, Said, Tally
 
@@ -28,6 +28,10 @@ def unexplained(
 
     arch/riscv/mm/pageattr.c:__set_memory gives pages of modules the same rights in the direct map, EXEC too.
     """
+    if Trait.AREAS in region.traits:
+        # BPF programs and slots of kprobes.
+        allowed = areas_of_code(kernel, kernel.place(region).range)
+        return [f for f in findings if not any(f.start in area and f.end in area for area in allowed)]
     place = riscv_facts(kernel).linear_window
     if not findings or findings[0].start not in place:
         return findings

@@ -27,7 +27,10 @@ from kvintro.paging import (
 from kvintro.queries.audit.verdict import MOST, Finding, Tally, Verdict, not_applicable
 from kvintro.queries.modules import module_memory
 from kvintro.queries.placements import own_parts
+from kvintro.readers.damage import Damage
 from kvintro.readers.mapped import ranges_of
+from kvintro.readers.structures import need_types
+from kvintro.regions.vmalloc import Areas
 from kvintro.text import size_text
 
 RIGHTS = MAPPED | EFFECTIVE_WRITE | EFFECTIVE_USER | EFFECTIVE_EXEC | UNREADABLE | OVER_LIMIT
@@ -229,3 +232,23 @@ def module_rights(kernel: Kernel) -> Verdict:
             for place in broken_in(kernel.kernel_ranges, part, rule)
         ]
     return tally.verdict(f"{len({piece.module for piece in pieces})} modules")
+
+
+def areas_of_code(kernel: Kernel, where: AddressRange) -> Sequence[AddressRange]:
+    """Areas marked as having pages with changed rights; adjacent areas are merged.
+
+    :raises Unavailable: they cannot be listed.
+    """
+    need_types(kernel, "vmalloc areas")
+    damage = Damage()
+    reader = Areas(kernel, where, damage, within=where)
+    rows = sorted(reader.busy(), key=lambda row: row.start)
+    if damage:
+        raise Unavailable(damage.notes[0])
+    found: List[AddressRange] = []
+    for row in rows:
+        if int(row.start) in reader.own_rights:
+            joined = found and found[-1].end + 1 == row.start
+            start = found.pop().start if joined else int(row.start)
+            found.append(AddressRange(start, int(row.end)))
+    return found
