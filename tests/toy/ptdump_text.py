@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Dict, Tuple
+from typing import Dict, Optional, Tuple
 
 from kvintro.arch.ptdump_text import NOT_READ
 
@@ -13,7 +13,15 @@ class ToyText:
 
     most_lines: Dict[str, int] = {"fixmap": 2}  # noqa: RUF012
 
-    def line(self, start: int, size: int, level: str, state: str, flags: Tuple[str, ...]) -> str:
+    def line(
+        self,
+        start: int,
+        size: int,
+        level: str,
+        state: str,
+        flags: Tuple[str, ...],
+        physical: Optional[int] = None,
+    ) -> str:
         """Level, place, flags."""
         shown = " ".join(flags) or "-" if state == "present" else ""
         return f"{level.upper()} {start:x}+{size:x} {NOT_READ.get(state, shown)}\n"

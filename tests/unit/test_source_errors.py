@@ -96,12 +96,12 @@ def test_a_format_that_it_is_not(complaint: Complaint, tmp_path: Path, form: str
         (b"\xfd7zXZ\0" + b"x" * 100, "is compressed with xz", "damaged"),
         (b"\x7fELF\x02\x01\x01", "ends within the ELF header", "truncated"),
         (elf_core()[:70], "ends within the program headers", "truncated"),
-        (elf_core(notes=note(), machine=243), "architecture is not supported: riscv", "x86-64"),
+        (elf_core(notes=note(), machine=258), "architecture is not supported: loongarch64", "x86-64"),
         (
             b"KDUMP   ".ljust(272, b"\0")
-            + b"riscv64".ljust(156, b"\0")
+            + b"loongarch64".ljust(156, b"\0")
             + struct.pack("<iiI", 4096, 1, 2).ljust(9000, b"\0"),
-            "architecture is not supported: riscv64",
+            "architecture is not supported: loongarch64",
             "x86-64",
         ),
         (elf_core(kind=2), "an ELF file, but not a core dump", "-s"),
@@ -351,8 +351,8 @@ def test_standard_output_that_is_full() -> None:
 
 
 def test_another_architecture_live(complaint: Complaint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
-    assert "riscv64" in complaint()[1]
+    monkeypatch.setattr(platform, "machine", lambda: "loongarch64")
+    assert "loongarch64" in complaint()[1]
 
 
 @pytest.mark.parametrize(
