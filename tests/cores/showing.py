@@ -204,6 +204,8 @@ def ptdump(core: Core, heading: str, file: str = "ptdump/kernel") -> List[Ptdump
     return lines
 
 
+#: With a physical address; of the flags, only those that are set have their letter.
+_RISCV64_LINE = re.compile(r"0x(\w+)-0x(\w+) +0x\w+ +\d+[KMGTPE] (\w+) (.*)")
 _ARM64_LINE = re.compile(r"0x(\w+)-0x(\w+) +\d+[KMGTPE] (\w+) +(.*)")
 
 
@@ -220,6 +222,14 @@ def ptdump_in(core: Core, found: Any) -> List[PtdumpLine]:
         if core.architecture == "arm64":
             match = _ARM64_LINE.match(text)
             level, flags = (match[3], match[4]) if match else ("", "")
+        elif core.architecture == "riscv64":
+            match = _RISCV64_LINE.match(text)
+            letters = match[4].split() if match else []
+            words = {"W": "RW", "U": "USR", "R": "R"}
+            flags = " ".join(
+                [words[letter] for letter in letters if letter in words] + ["NX"] * ("X" not in letters)
+            )
+            level = match[3] if match else ""
         else:
             match = _LINE.match(text)
             level, flags = (match[4], match[3]) if match else ("", "")

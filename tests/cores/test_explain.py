@@ -19,7 +19,7 @@ from kvintro.reports.layout import DAMAGED, layout
 from tests.conftest import Core
 from tests.cores.showing import needs
 
-ARCHITECTURES = ("amd64", "arm64", "riscv64")
+ARCHITECTURES = ("amd64", "arm64")
 SHIPPED_ONLY = ("arm64",)
 
 

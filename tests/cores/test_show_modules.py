@@ -132,7 +132,7 @@ def test_names_of_code_in_modules(core: Core, kernel: Kernel, modules: Any) -> N
     for line in text.splitlines():
         fields = line.split()
         # %pS leaves out labels of the assembler (include/linux/module_symbol.h:is_mapping_symbol).
-        if len(fields) == 4 and fields[1] in "tT" and not fields[2].startswith(".L"):
+        if len(fields) == 4 and fields[1] in "tT" and not fields[2].startswith((".L", "$")):
             symbols.setdefault(fields[3].strip("[]"), []).append((int(fields[0], 16), fields[2]))
     names = Names(kernel)
     checked = 0

@@ -34,7 +34,7 @@ from tests.cores.test_check_truth import of, rule_of
 from tests.cores.test_info import PROBES
 from tests.unreliable import WAYS, Unreliable
 
-ARCHITECTURES = ("amd64", "arm64", "riscv64")
+ARCHITECTURES = ("amd64", "arm64")
 #: Of the built cores; tests/conftest.py chooses them.
 ONE_OF_EACH_SERIES = ("amd64",)
 SHIPPED_ONLY = ("arm64",)
