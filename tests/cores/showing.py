@@ -226,9 +226,9 @@ def ptdump_in(core: Core, found: Any) -> List[PtdumpLine]:
             match = _RISCV64_LINE.match(text)
             letters = match[4].split() if match else []
             words = {"W": "RW", "U": "USR", "R": "R"}
-            flags = " ".join(
-                [words[letter] for letter in letters if letter in words] + ["NX"] * ("X" not in letters)
-            )
+            shown = [words[letter] for letter in letters if letter in words]
+            # Without V the processor faults: memfd_secret only takes that bit away.
+            flags = " ".join([*shown, *(["NX"] if "X" not in letters else [])]) if "V" in letters else ""
             level = match[3] if match else ""
         else:
             match = _LINE.match(text)
