@@ -286,6 +286,7 @@ static int (*own_walk)(struct mm_struct *mm, unsigned long start, unsigned long 
 #undef MODULES_VADDR
 #define MODULES_VADDR modules_start
 #undef CONFIG_EFI
+#undef debugfs_create_file
 #define debugfs_create_file(...) do { } while (0)
 #undef device_initcall
 #define device_initcall(function)

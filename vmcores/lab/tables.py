@@ -20,7 +20,10 @@ NAME = "tables"
 #: compiler may not know.
 KBUILD = f"obj-m := {NAME}.o\nccflags-y := -std=gnu11\nccflags-remove-y := $(CC_FLAGS_FTRACE)\n"
 #: Options that need a newer compiler than the host's, or a complete vmlinux.
-WITHOUT = ("CONFIG_CC_HAS_MIN_FUNCTION_ALIGNMENT", "CONFIG_DEBUG_INFO_BTF_MODULES")
+WITHOUT = (
+    *("CONFIG_CC_HAS_MIN_FUNCTION_ALIGNMENT", "CONFIG_DEBUG_INFO_BTF_MODULES"),
+    *("CONFIG_TOOLCHAIN_HAS_ZABHA", "CONFIG_TOOLCHAIN_HAS_ZACAS"),
+)
 
 
 #: The files of the kernel's sources that become a part of the module where its binary does not have them, and
