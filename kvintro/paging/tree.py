@@ -477,7 +477,8 @@ def flags_of(form: PagingForm, entries: U64, level: int) -> U64:
     """The bits of entries that a range's key has."""
     import numpy
 
-    return form.flags(entries, level) & numpy.uint64(ALL & ~_OURS)
+    flags: U64 = form.flags(entries, level) & numpy.uint64(ALL & ~_OURS)
+    return flags
 
 
 def keys_of(form: PagingForm, entries: U64, level: int, effective: "int | numpy.uint64 | U64") -> U64:

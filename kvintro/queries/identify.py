@@ -106,6 +106,9 @@ class Identifier:
         found = self.translator.translate(asked)
         address = found.virtual if found.virtual is not None else asked.value
         identities: List[Thing] = [*constants(asked.value)] if asked.form == "virtual" else []
+        if asked.removed and not asked.removed & (asked.removed - 1):
+            # A tag or a signature can be one bit, but a flipped bit is as likely.
+            identities.append(self._off_by(asked.removed.bit_length() - 1, address))
         problems: List[str] = []
         looks: Sequence[Callable[[int, Translation], Iterable[Thing]]] = (
             self._by_drgn,
@@ -511,10 +514,13 @@ class Identifier:
             near = address ^ 1 << bit
             if not self.kernel.form.is_canonical(near) or self.kernel.walk(near).physical is None:
                 continue
-            key = self.translator.places.key_at(near)
-            name = self.translator.symbol_at(near, key)
-            text = f"bit {bit} off from {near:016x}, which is mapped in {key}" + (f": {name}" if name else "")
-            yield Thing("one_bit_off", text, Address(near), None, {"bit": bit, "key": key, "symbol": name})
+            yield self._off_by(bit, near)
+
+    def _off_by(self, bit: int, near: int) -> Thing:
+        key = self.translator.places.key_at(near)
+        name = self.translator.symbol_at(near, key)
+        text = f"bit {bit} off from {near:016x}, which is mapped in {key}" + (f": {name}" if name else "")
+        return Thing("one_bit_off", text, Address(near), None, {"bit": bit, "key": key, "symbol": name})
 
     def _region(self, address: int, found: Translation) -> Iterator[Thing]:
         region = self.translator.places.at(address)

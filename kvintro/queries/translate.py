@@ -81,12 +81,16 @@ class Translation:
 
 @dataclass(frozen=True)
 class Input:
-    """An input: its text, its number, the number's kind (of :data:`FORMS`), and a note about it."""
+    """An input: its text, its number, the number's kind (of :data:`FORMS`), and a note about it.
+
+    :ivar removed: bits of the text's number that differ from ``value``: a pointer's tag or signature.
+    """
 
     text: str
     value: int
     form: str
     note: str = ""
+    removed: int = 0
 
 
 class Translator:
@@ -240,7 +244,7 @@ class Translator:
         found = self.kernel.form.plain(asked.value) if asked.form == "virtual" else None
         if found is None or self.kernel.walk(found[0], self.root.table).physical is None:
             return asked
-        return Input(asked.text, found[0], asked.form, found[1])
+        return Input(asked.text, found[0], asked.form, found[1], asked.value ^ found[0])
 
     # One answer
 

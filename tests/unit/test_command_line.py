@@ -60,7 +60,7 @@ def test_help_fits(
     assert end.value.code == 0
     text = capsys.readouterr().out
     # Examples can be typed literally, and argparse does not break an option's choices.
-    whole = re.compile(r"  (sudo \S+ -v )?kvintro.*|.* \{.*")
+    whole = re.compile(r"  (sudo \S+ -v |find .* \| )?kvintro.*|.* \{.*")
     prose = [line for line in text.split("\n") if not whole.match(line)]
     assert max(map(len, prose)) <= int(width)
     if name:

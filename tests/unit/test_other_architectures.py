@@ -207,7 +207,7 @@ def test_text_and_bug_report(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "5a000" not in out
 
 
-@pytest.mark.parametrize("command", sorted({*command_names()} - {"info"}))
+@pytest.mark.parametrize("command", sorted({*command_names()} - {"info", "survey"}))
 @pytest.mark.parametrize("kernel", [S390X, PPC64LE], ids=["s390x", "ppc64"])
 def test_every_other_command_refuses(
     tmp_path: Path,
@@ -241,7 +241,7 @@ def test_raw_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for kernel in (S390X, PPC64LE):
         path.write_bytes(kernel.memory(kernel.text()))
         assert main(["-c", str(path), "--format-in", "raw", "info"]) == 3
-        assert "so it is not from a kernel for" in capsys.readouterr().err
+        assert "is not from a kernel for" in capsys.readouterr().err
 
 
 def test_vmcoreinfo_as_an_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -249,7 +249,7 @@ def test_vmcoreinfo_as_an_option(tmp_path: Path, capsys: pytest.CaptureFixture[s
     dump.write_bytes(S390X.elf(S390X.memory(S390X.text())))
     text.write_bytes(S390X.text())
     assert main(["-c", str(dump), "--vmcoreinfo", str(text), "info"]) == 3
-    assert "so it is not from a kernel for" in capsys.readouterr().err
+    assert "is not from a kernel for" in capsys.readouterr().err
     assert main(["-c", str(dump), "--vmcoreinfo-at", "5a000", "info"]) == 0
     assert main(["-c", str(dump), "--vmcoreinfo-at", "6a000", "info"]) == 3
     assert "no VMCOREINFO at physical 0x6a000" in capsys.readouterr().err

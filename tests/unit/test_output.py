@@ -180,7 +180,7 @@ def test_every_file_that_is_read_is_declared() -> None:
             if action.metavar in names and action.dest != "output":
                 assert action.type is InputPath, action.dest
                 declared.add(action.dest)
-    assert declared == {"core", "symbols", "btf", "vmcoreinfo", "a", "b", "script"}
+    assert declared == {"core", "symbols", "btf", "vmcoreinfo", "a", "b", "script", "dumps"}
 
 
 def test_old_content_is_there_until_the_new_is_complete(dump: Path) -> None:

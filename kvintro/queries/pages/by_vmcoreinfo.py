@@ -276,15 +276,16 @@ def _zones_by_content(kernel: Kernel) -> Tuple[str, ...]:
                 return data[at : at + _LONGEST_ZONE].partition(b"\0")[0].decode("latin-1")
         return ""
 
+    word = f"{kernel.form.table_format}Q"
     strings = [start + match.start() for start, data in pieces for match in re.finditer(rb"Movable\0", data)]
-    pointers = b"|".join(re.escape(struct.pack("<Q", string)) for string in strings)
+    pointers = b"|".join(re.escape(struct.pack(word, string)) for string in strings)
     found = set()
     for _, data in pieces if strings else ():
         for match in re.finditer(pointers, data):
             # Up to three names before this one, and one after it.
             first = max(match.start() - 24, match.start() % 8)
             row = data[first : min(match.end() + 8, first + (len(data) - first) // 8 * 8)]
-            names = [name(pointer) for (pointer,) in struct.iter_unpack("<Q", row)]
+            names = [name(pointer) for (pointer,) in struct.iter_unpack(word, row)]
             if names[(match.start() - first) // 8 - 1] == "Normal":
                 found.add(tuple(zone for zone in _ZONES if zone in names))
     return found.pop() if len(found) == 1 else ()
