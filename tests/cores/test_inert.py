@@ -257,8 +257,8 @@ def test_there_is_one_way_to_a_renderer() -> None:
     """All rendering goes through kvintro.render, which makes all strings inert first."""
     allowed = {"kvintro.render", "kvintro.render.inert", "kvintro.render.values"}
     names = {"AddedFormat", "FORMATS", "added_formats", "render", "render_stream"}
-    #: Constants, and functions of a text, a number or a row; none takes a report. The JSON is that of a survey,
-    #: whose rows are made inert when they are read.
+    #: Constants, and functions of a text, a number or a row; none takes a report. The JSON is that of a
+    #: survey, whose rows are made inert when they are read.
     harmless = {
         "kvintro.render.json": {"ascii_json", "plain"},
         "kvintro.render.colors": {"region_style"},

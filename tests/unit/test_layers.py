@@ -70,6 +70,8 @@ LAZY = (
     # A renderer is loaded for its format, a source for its kind, a report's sections for the report.
     ("render", "kvintro.render"),
     *(("survey", name) for name in ("pyarrow", "pyarrow.parquet", "distributed")),
+    # A kernel has one architecture.
+    ("arch.*", "kvintro.arch.*.address_space"),
     # Only mistakes need it.
     ("text", "difflib"),
     ("source", "kvintro.source"),

@@ -8,11 +8,13 @@ kernel. The other modules may use kernels.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Mapping, Sequence, Tuple
+from typing import TYPE_CHECKING, Mapping, Sequence, Tuple
 
-from kvintro.arch.aarch64.address_space import Arm64AddressSpace, space_of
 from kvintro.arch.aarch64.image import INNER, PARTS
 from kvintro.arch.image import InnerPart, Part
+
+if TYPE_CHECKING:
+    from kvintro.arch.aarch64.address_space import Arm64AddressSpace
 
 __all__ = ("ARCHITECTURE", "Arm64Architecture")
 
@@ -46,6 +48,8 @@ class Arm64Architecture:
 
     def address_space(self, lines: Mapping[str, str]) -> Arm64AddressSpace:
         """See :meth:`kvintro.arch.Architecture.address_space`."""
+        from kvintro.arch.aarch64.address_space import space_of
+
         return space_of(lines)
 
 

@@ -8,11 +8,13 @@ modules may use kernels.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Mapping, Sequence, Tuple
+from typing import TYPE_CHECKING, Mapping, Sequence, Tuple
 
 from kvintro.arch.image import InnerPart, Part
-from kvintro.arch.riscv64.address_space import RiscvAddressSpace, space_of
 from kvintro.arch.riscv64.image import INNER, PARTS
+
+if TYPE_CHECKING:
+    from kvintro.arch.riscv64.address_space import RiscvAddressSpace
 
 __all__ = ("ARCHITECTURE", "RiscvArchitecture")
 
@@ -46,6 +48,8 @@ class RiscvArchitecture:
 
     def address_space(self, lines: Mapping[str, str]) -> RiscvAddressSpace:
         """See :meth:`kvintro.arch.Architecture.address_space`."""
+        from kvintro.arch.riscv64.address_space import space_of
+
         return space_of(lines)
 
 
