@@ -262,6 +262,29 @@ _PATIENCE = 10.0
 _CHANGING = "some data could not be read even after retries: it keeps changing, or cannot be read here"
 
 
+def _mistake(kernel: Kernel) -> str:
+    from kvintro.reports.excluded import mistake_of
+
+    return kernel.once(mistake_of)
+
+
+def _of_dump(module: Any, kernel: Kernel, args: argparse.Namespace) -> Union[Report, Stream]:
+    """The answer from a dump. If pages that it needs were excluded by mistake, it says so first."""
+    from kvintro.model import Report
+
+    try:
+        found: Union[Report, Stream] = module.run(kernel, args)
+    except Unavailable as error:
+        error.remedy = _mistake(kernel) or error.remedy
+        raise
+    if not isinstance(found, Report) or not found.partial:
+        return found
+    mistake = _mistake(kernel)
+    if not mistake or mistake in found.notes:
+        return found
+    return dataclasses.replace(found, head=(*found.head, mistake), notes=(mistake, *found.notes))
+
+
 def run_command(kernel: Optional[Kernel], args: argparse.Namespace) -> Union[Report, Stream]:
     """Run a parsed command.
 
@@ -277,9 +300,12 @@ def run_command(kernel: Optional[Kernel], args: argparse.Namespace) -> Union[Rep
             from kvintro.queries.names import pid_named
 
             args.pid = pid_named(kernel, args.pid)
-    if kernel is None or not kernel.source.live:
-        found: Union[Report, Stream] = module.run(kernel, args)
+    found: Union[Report, Stream]
+    if kernel is None:
+        found = module.run(kernel, args)
         return found
+    if not kernel.source.live:
+        return _of_dump(module, kernel, args)
     from drgn import FaultError
 
     from kvintro.model import Report

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import List, Optional
 
+from kvintro.errors import Unavailable
 from kvintro.kernels import Kernel
 from kvintro.model import Size
 from kvintro.queries.pages.excluded import (
@@ -18,6 +19,7 @@ from kvintro.queries.pages.excluded import (
     ZEROS,
     Excluded,
     Use,
+    excluded_from,
 )
 from kvintro.text import size_text
 
@@ -119,6 +121,15 @@ def no_level(found: Excluded) -> str:
     if types:
         return f"no level excludes pages of type {', '.join(types)}{said}"
     return f"struct pages are missing{said}"
+
+
+def mistake_of(kernel: Kernel) -> str:
+    """See :func:`mistake`; for commands that do not count what was excluded."""
+    try:
+        found = excluded_from(kernel)
+    except Unavailable:
+        return ""  # info says why this is not known
+    return "" if found is None else mistake(kernel, found)
 
 
 def mistake(kernel: Kernel, found: Excluded) -> str:

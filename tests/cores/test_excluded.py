@@ -231,6 +231,24 @@ def test_slab_pages_that_are_missing(
         assert lines.count(line) == 1
 
 
+def test_every_command_says_why_lists_end(
+    sample: bytes, flags: List[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a dump that lacks slab pages; a complete answer needs no explanation."""
+    path = tmp_path / "core"
+    path.write_bytes(without(sample, frames_with(flags, SLAB, 1000), 31))
+    line = "the dump lacks 1000 slab pages, which no level of makedumpfile excludes"
+    for command, place in ((["user"], 0), (["check"], 0), (["show", "modules"], 0), (["layout"], 2)):
+        assert main(["-c", str(path), *command]) == 4
+        out = capsys.readouterr().out
+        assert out.splitlines()[place].startswith(line)
+        assert out.count(line) == 1
+    assert main(["-c", str(path), "ptdump", "--pid", "165"]) == 3
+    assert f"hint: {line}" in capsys.readouterr().err
+    assert main(["-c", str(path), "translate", "init_task"]) == 0
+    assert line not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("level", "found"), [(16, 16), (31, 31), (1, 16), (64, 16)])
 def test_free_pages_that_are_missing(
     sample: bytes, flags: List[int], tmp_path: Path, level: int, found: int
