@@ -98,8 +98,9 @@ def kfence_pool(kernel: Kernel) -> Optional[KfencePool]:
         objects = _objects(kernel, start, first)
         if objects:
             return KfencePool(start, start + 2 * page * (len(objects) + 1), objects, page)
-    if not kernel.value("kfence_metadata").value:
-        # riscv64 makes room for it at boot even if it is never enabled.
+    # riscv64 makes room for the pool at boot even if it is never enabled. mm/kfence/core.c:kfence_init_pool
+    # unmaps its first page.
+    if not kernel.value("kfence_metadata").value and kernel.walk(start).physical is not None:
         return None
     raise Unavailable("the objects of KFENCE's pool cannot be found")
 
