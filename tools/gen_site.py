@@ -132,7 +132,7 @@ def index(names: List[str]) -> str:
     groups = {title: [name for name in group if name in names] for title, group in GROUPS.items()}
     listed = {name for group in groups.values() for name in group}
     groups["Commands"] = sorted(set(names) - listed)
-    text = readme[: readme.index("\n## Install")]
+    text = readme[: readme.index("\n## Install")].replace("](docs/images/", "](images/")
     for title, group in groups.items():
         rows = "\n".join(group)
         text += f"\n\n```{{toctree}}\n:caption: {title}\n:hidden:\n\n{rows}\n```"

@@ -8,7 +8,7 @@ import contextlib
 import sys
 import time
 from types import SimpleNamespace
-from typing import Any, List
+from typing import Any, Callable, List
 
 import drgn
 import pytest
@@ -34,6 +34,9 @@ class _Kernel:
     def __init__(self, source: Any) -> None:
         self.source = source
 
+    def once(self, read: Callable[[Any], Any]) -> Any:
+        return read(self)
+
     def fresh(self) -> "_Kernel":
         return _Kernel(self.source)
 
@@ -51,7 +54,8 @@ def _run(monkeypatch: pytest.MonkeyPatch, *answers: Any, live: bool = True) -> "
         return answer
 
     monkeypatch.setattr(commands, "load_command", lambda name: SimpleNamespace(run=run))
-    kernel: Any = _Kernel(SimpleNamespace(live=live, check_size=lambda: None))
+    source = SimpleNamespace(live=live, kind="core", left_out=None, check_size=lambda: None)
+    kernel: Any = _Kernel(source)
     return commands.run_command(kernel, ARGS), seen
 
 
