@@ -12,13 +12,15 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List, Set, Tuple
 
 import pytest
 
+import kvintro
 from kvintro.convert import convert
 from kvintro.kernels import Kernel
 from kvintro.opening import open_kernel
@@ -241,16 +243,31 @@ def vmcore(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tuple[Path, Pat
     directory = VMCORES / "built" / "debian-5.10-4level-kaslr"
     if not (directory / "core.elf").exists():
         pytest.skip("debian-5.10-4level-kaslr is not built (make vmcores)")
-    kernel = open_kernel(Request(core=str(directory / "core.elf")))
-    info = kernel.source.vmcoreinfo
-    stext = int(info["SYMBOL(_stext)"], 16)
-    ram = [(first, data) for first, data in _ram(directory / "core.elf") if first < 3 * GB]
-    note = kernel.prog["VMCOREINFO"].string_()
-    text_at = stext - 0xFFFFFFFF80000000 + int(info["NUMBER(phys_base)"])
     path = tmp_path_factory.mktemp("vmcore") / "vmcore"
-    path.write_bytes(kexec_elf(ram, note, kernel.value("page_offset_base").value, stext, text_at))
+    path.write_bytes(kexec_core(directory / "core.elf"))
     yield path, directory / "truth"
     path.unlink()
+
+
+def kexec_core(core: Path, entry_at: int = 0) -> bytes:
+    """QEMU's dump with the headers that /proc/vmcore has.
+
+    :param entry_at: physical address of an entry that will point to a table of zeros, among other zeros.
+    """
+    kernel = open_kernel(Request(core=str(core)))
+    info = kernel.source.vmcoreinfo
+    stext = int(info["SYMBOL(_stext)"], 16)
+    ram = [(first, bytearray(data)) for first, data in _ram(core) if first < 3 * GB]
+    if entry_at:
+        run = bytes(4 << 20)
+        zeros = next(first + data.index(run) for first, data in ram if run in data)
+        table = (zeros + len(run) // 2) & -4096
+        first, data = next(each for each in ram if each[0] <= entry_at < each[0] + len(each[1]))
+        struct.pack_into("<Q", data, entry_at - first, table | 0x63)
+    note = kernel.prog["VMCOREINFO"].string_()
+    text_at = stext - 0xFFFFFFFF80000000 + int(info["NUMBER(phys_base)"])
+    whole = [(first, bytes(data)) for first, data in ram]
+    return kexec_elf(whole, note, kernel.value("page_offset_base").value, stext, text_at)
 
 
 def made(vmcore: Path, *words: str) -> List[str]:
@@ -266,6 +283,28 @@ def made(vmcore: Path, *words: str) -> List[str]:
 
 
 SPLIT = ("--split", "--splitblock-size", "16")
+
+#: Fields of a region that say what could not be read.
+NOT_READ = {"at_least", "unreadable", "reason"}
+
+
+def without(fields: Set[str], rows: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key not in fields} for row in rows]
+
+
+def assert_only_zeros_are_absent(whole: str, others: List[str]) -> int:
+    """The number of page tables that a filtered dump lacks: each is a page of zeros in the whole dump.
+
+    vunmap() keeps a page table in which nothing is mapped any more. From an ELF file, makedumpfile leaves out
+    long runs of excluded pages (PFN_EXCLUDED: 256 or more), pages of zeros among them; in a kdump they stay.
+    """
+    complete = kvintro.open(whole)
+    absent = [row for row in kvintro.open(*others).ptdump().rows if row["state"] == "not-in-dump"]
+    for row in absent:
+        (found,) = complete.translate(row["start"]).results
+        table = found.walk[-1].entry_address & -4096
+        assert complete.read_physical(table, 4096) == bytes(4096), f"{row['start']:x}"
+    return len(absent)
 
 
 @pytest.mark.xdist_group("makedumpfile")
@@ -291,13 +330,38 @@ def test_makedumpfile(vmcore: Tuple[Path, Path], words: Tuple[str, ...], form: s
         assert (other.source.format, other.source.complete) == (form, True)
         assert ((other.source.left_out or 0) > 0) is ("31" in words)
         assert other.source.warnings == []
-        assert regions(other) == regions(whole)
+        empty = assert_only_zeros_are_absent(str(vmcore[0]), names)
+        assert empty == 0 or "ELF" in form
+        fields = NOT_READ if empty else set()
+        assert without(fields, regions(other)) == without(fields, regions(whole))
         assert list(other.kernel_ranges) == list(whole.kernel_ranges)
         tables = [pages_report(kernel).tables[:-1] for kernel in (whole, other)]
         assert [table.rows for table in tables[0]] == [table.rows for table in tables[1]]
     finally:
         for name in names:
             Path(name).unlink()
+
+
+@pytest.mark.xdist_group("makedumpfile")
+def test_a_page_table_in_which_nothing_is_mapped(vmcore: Tuple[Path, Path], tmp_path: Path) -> None:
+    """A filtered ELF file lacks a page table of zeros: what it maps is unknown there, and not nothing."""
+    core = vmcore[1].parent / "core.elf"
+    listed = kvintro.open(str(core)).ptdump(range="vmalloc").rows
+    address = [row["start"] for row in listed if (row["level"], row["state"]) == ("pte", "present")][-1]
+    (found,) = kvintro.open(str(core)).translate(address).results
+    emptied = tmp_path / "emptied"
+    emptied.write_bytes(kexec_core(core, entry_at=found.walk[-2].entry_address))
+    (name,) = made(emptied, "-E", "-d", "31", ".filtered")
+    rows = [
+        next(row for row in regions(open_kernel(Request(core=str(path)))) if row["key"] == "vmalloc")
+        for path in (emptied, name)
+    ]
+    absent = assert_only_zeros_are_absent(str(emptied), [name])
+    emptied.unlink()
+    assert absent == 1
+    assert without(NOT_READ, rows[:1]) == without(NOT_READ, rows[1:])
+    assert rows[1]["at_least"] and rows[1]["unreadable"] == absent * (2 << 20)
+    assert rows[1]["reason"] == f"page tables of {2 * absent} MB are not in this source"
 
 
 @pytest.mark.xdist_group("makedumpfile")
