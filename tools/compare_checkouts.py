@@ -33,8 +33,8 @@ FORMS = ("json", "text")
 #: Members that differ from run to run, because they contain durations.
 _TIMES = {"seconds", "rate"}
 _SHOWN = 4  # number of differences of one kind that are printed
-#: Commands that print nothing to compare: their output is a screen, or a file of gigabytes.
-_LEFT_OUT = {"shell", "browse", "convert"}
+#: Commands that print nothing to compare: their output is a screen, a file of gigabytes, or a directory.
+_LEFT_OUT = {"shell", "browse", "convert", "survey"}
 
 
 @dataclass(frozen=True)

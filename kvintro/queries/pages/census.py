@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 Progress = Callable[[int], None]
 
 _CACHE_LIMIT = 1 << 16  # slab caches; a kernel has a few hundred
+_NO_HEAD = 0xFFFFF  # instead of the number of a state
 #: A type's number is its index in this.
 TYPE_NAMES = tuple(TYPES)
 TYPE_NUMBERS = {name: number for number, name in enumerate(TYPE_NAMES)}
@@ -219,16 +220,17 @@ class Pages:
             if seen > self.page_limit:
                 counted.limited = True
                 break
+            runs = None
             if piece.state == "read":
                 every = counted.cell_pages if counted.cell_pages < piece.count else 0
                 runs = self.decoder.decode(piece.data, piece.first, every=every, online=piece.online)
                 counter.add(runs)
-                also(piece, runs)
             else:
-                also(piece, None)
                 inside = min(piece.first + piece.count, high) - max(piece.first, low)
                 counter.absent(piece.first, max(inside, 0), piece.state)
+            also(piece, runs)
             progress(piece.count)
+            del piece, runs  # before the next piece is read, see Reader
         counter.finish()
         return counted
 
@@ -254,9 +256,10 @@ class _Kinds:
         """The number of each run's combination."""
         import numpy
 
-        # Nearly all runs are not tails, so their head is 0.
         own = self.states.ids(states)
-        head = self.states.ids(heads)
+        head = numpy.full(len(own), _NO_HEAD)
+        tails = numpy.flatnonzero(heads)
+        head[tails] = self.states.ids(heads[tails])
         packed = own << 40 | head << 20 | (places & 0xFFFFF)
         groups = self.groups.ids(packed.astype(numpy.uint64))
         if len(self.groups.values) > self._known:
@@ -316,53 +319,43 @@ class _Counter:
             more = numpy.zeros(len(self._kinds.types) - len(self._counts), numpy.int64)
             self._counts = numpy.concatenate((self._counts, more))
         if len(groups):
-            sums = numpy.bincount(groups, weights=lengths)
+            weights = lengths.astype(float)
+            sums = numpy.bincount(groups, weights)
             self._counts[: len(sums)] += sums.astype(numpy.int64)
-        self._picture(starts + runs.first, lengths, self._kinds.types[groups])
-        self._slabs(runs, starts, lengths, states)
+            self._picture(starts + runs.first, weights, self._kinds.types[groups])
+        self._slabs(runs, starts, states)
 
     def _picture(
-        self, pfns: "NDArray[numpy.int64]", lengths: "NDArray[numpy.int64]", types: "NDArray[numpy.int64]"
+        self, pfns: "NDArray[numpy.int64]", lengths: "NDArray[numpy.float64]", types: "NDArray[numpy.int64]"
     ) -> None:
         import numpy
 
-        if not len(pfns):
-            return
-        cells = pfns // self._census.cell_pages
+        cells = pfns >> (self._census.cell_pages.bit_length() - 1)
         first = int(cells[0])
         width = len(TYPE_NAMES)
         index = (cells - first) * width + types
-        sums = numpy.bincount(index, weights=lengths)
-        rows = -(-len(sums) // width)
-        table = numpy.zeros(rows * width, numpy.int64)
-        table[: len(sums)] = sums
-        for i, row in enumerate(table.reshape(rows, width)):
-            if row.any():
-                known = self._census.cells.get(first + i)
-                self._census.cells[first + i] = row.copy() if known is None else known + row
+        rows = int(cells[-1]) - first + 1
+        table = numpy.bincount(index, lengths, rows * width).astype(numpy.int64).reshape(rows, width)
+        for i in numpy.flatnonzero(table.any(axis=1)).tolist():
+            known = self._census.cells.get(first + i)
+            self._census.cells[first + i] = table[i] if known is None else known + table[i]
 
-    def _slabs(
-        self,
-        runs: Runs,
-        starts: "NDArray[numpy.int64]",
-        lengths: "NDArray[numpy.int64]",
-        states: "NDArray[numpy.uint64]",
-    ) -> None:
+    def _slabs(self, runs: Runs, starts: "NDArray[numpy.int64]", states: "NDArray[numpy.uint64]") -> None:
         import numpy
 
-        is_slab = self._pages.decoder.slabs(states)
-        if not is_slab.any() or self._pages.form.slab_cache is None:
+        slabs = numpy.flatnonzero(self._pages.decoder.slabs(states))
+        if not len(slabs) or self._pages.form.slab_cache is None:
             return
+        at = starts[slabs]
         pool, _ = self._pages.fence
         if pool is not None:
             kernel = self._pages.kernel
             low = (pool.start - kernel.linear_offset.value & ALL) >> kernel.page_shift
             low -= runs.first
-            fenced = is_slab & (starts >= low) & (starts < low + pool.frames)
-            self._census.fenced += int(fenced.sum())
-            is_slab &= ~fenced
-        at = starts[is_slab]
-        found = states[is_slab]
+            others = (at < low) | (at >= low + pool.frames)
+            self._census.fenced += len(at) - int(others.sum())
+            slabs, at = slabs[others], at[others]
+        found = states[slabs]
         orders = (found & numpy.uint64(ORDER_MASK)) >> numpy.uint64(ORDER_SHIFT)
         orders[(found & numpy.uint64(self._pages.form.mask("head"))) == numpy.uint64(0)] = 0
         # A value that cannot be an order (of a damaged head) must not overflow.
@@ -371,18 +364,18 @@ class _Counter:
         pointers = distinct(caches)
         which = numpy.searchsorted(pointers, caches)
         sums = {"slabs": numpy.bincount(which), "pages": numpy.bincount(which, weights=pages)}
-        flat = runs.rows.view(numpy.uint8).reshape(len(runs.rows), runs.rows.dtype.itemsize)
-        for name, word, shift, mask in self._pages.form.slab_counts:
-            words = numpy.ascontiguousarray(flat[at, word : word + 4]).view(UINT32)[:, 0]
-            values = words >> numpy.uint32(shift) & numpy.uint32(mask)
+        words = runs.rows.view(UINT32).reshape(len(runs.rows), -1)
+        for name, offset, shift, mask in self._pages.form.slab_counts:
+            values = words[:, offset // 4][at] >> numpy.uint32(shift) & numpy.uint32(mask)
             sums[name] = numpy.bincount(which, weights=values)
+        columns = {name: column.astype(numpy.int64).tolist() for name, column in sums.items()}
         for i, pointer in enumerate(pointers.tolist()):
             if pointer not in self._census.caches and len(self._census.caches) >= _CACHE_LIMIT:
                 self._census.limited = True
                 continue
             use = self._census.caches[pointer]
-            for name, column in sums.items():
-                setattr(use, name, getattr(use, name) + int(column[i]))
+            for name, column in columns.items():
+                setattr(use, name, getattr(use, name) + column[i])
 
     def absent(self, first: int, count: int, state: str) -> None:
         """Count page frames whose struct pages cannot be read."""

@@ -127,9 +127,8 @@ class Decoder:
             raise ValueError(f"node and zone take {64 - form.zone_shift} bits of the flags")
         self.form = form
         self._rows = row_type(form)
-        # Words of a struct page that are compared as a whole, and a mask of their bytes.
-        self._words = sorted({at // 8 for at in (form.flags, form.mapping, form.page_type, form.refcount)})
-        self._said = numpy.uint64(sum(0xFF << 8 * word for word in self._words if word < 8))
+        # Words of a struct page that are compared as a whole.
+        self._whole = sorted({at // 8 for at in (form.flags, form.page_type, form.refcount)})
         self._zero = zero
         self._huge_zero = huge_zero
         self._peek = peek
@@ -167,39 +166,30 @@ class Decoder:
         u = numpy.uint64
         rows = self.rows(data)
         n = len(rows)
-        change = self._changes(rows)
-        raw, known, tails = self._candidates(rows, change)
-
-        def cuts() -> "Tuple[I64, I64, U64]":
-            starts = numpy.flatnonzero(change)
-            starts, lengths = starts[:-1], numpy.diff(starts)
-            if len(known) == n:
-                return starts, lengths, known[starts]
-            return starts, lengths, known[numpy.searchsorted(raw, starts, side="right") - 1]
-
+        change, own = self._own_states(rows)
+        begins = change.copy()
+        starts = numpy.flatnonzero(change)
+        starts, lengths = starts[:-1], numpy.diff(starts)
+        singles = self._singles(own) & (lengths > 1)
+        change[expand(starts[singles], lengths[singles])] = True
+        is_free = self._is_type(own, "buddy")
+        free = expand(starts[is_free], lengths[is_free])
+        orders = self._orders(rows, free)
+        ends = free + (numpy.int64(1) << orders)
+        change[ends[ends < n]] = True
         if every:
             change[0:n:every] = True
         zeros = [at - first for at in (self._zero, self._huge_zero) if at is not None and 0 <= at - first < n]
         for zero in zeros:
             change[zero : zero + 2] = True
-        starts, lengths, states = cuts()
-        singles = self._singles(states)
-        if (lengths[singles] > 1).any():
-            change[expand(starts[singles], lengths[singles])] = True
-            starts, lengths, states = cuts()
-        free = starts[self._is_type(states, "buddy")]
-        # An impossible order counts as order 0.
-        orders = rows["private"][free]
-        orders = numpy.where(orders < u(32), orders, u(0))
-        ends = free + (numpy.int64(1) << orders.astype(numpy.int64))
-        inner = ends[ends < n]
-        if not change[inner].all():
-            change[inner] = True
-            starts, lengths, states = cuts()
+        starts = numpy.flatnonzero(change)
+        starts, lengths = starts[:-1], numpy.diff(starts)
+        states = own[numpy.cumsum(begins[starts]) - 1]
+        tails = bool((own & u(TAIL)).any())
         places = (states >> u(self.form.zone_shift)).astype(numpy.int64)
         states &= u(~self._top & (1 << 64) - 1)
         if len(free):
-            self._mark_free(starts, states, free, orders, ends)
+            self._mark_free(starts, states, orders, ends)
         self._mark_poisoned(rows, starts, states, places)
         for zero in zeros:
             states[numpy.searchsorted(starts, zero)] |= u(ZERO)
@@ -217,34 +207,39 @@ class Decoder:
             states[offline], heads[offline], places[offline] = OFFLINE, 0, -1
         return Runs(first, starts, lengths, states, heads, head_pfns, places, rows)
 
-    def _candidates(self, rows: Any, change: "NDArray[numpy.bool_]") -> "Tuple[I64, U64, bool]":
-        """Return pages that may begin a run, their states, and whether any is the tail of a large page.
+    def _own_states(self, rows: Any) -> "Tuple[NDArray[numpy.bool_], U64]":
+        """Find where the pages' own states change.
 
-        :param change: from :meth:`_changes`; differences that do not change the state are removed.
+        :return: whether each page's state differs from that of the page before, True at both ends; and the
+            state from each such page on.
         """
         import numpy
 
-        u = numpy.uint64
-        n = len(rows)
-        raw = numpy.flatnonzero(change[:n])
-        if len(raw) * 4 > n:
-            raw = numpy.arange(n)
-        known = self._pack(rows if len(raw) == n else rows[raw])
-        tails = bool((known & u(TAIL)).any())
-        same = known[1:] == known[:-1]
-        if tails:
-            compound = rows["compound"][raw]
-            same &= (compound[1:] == compound[:-1]) | ((known[1:] & u(TAIL)) == u(0))
-        if len(known) == n:
-            change[1:n] &= ~same
-        else:
-            change[raw[1:][same]] = False
-        return raw, known, tails
+        words = rows.view(numpy.uint64).reshape(len(rows), -1)
+        change = self._changes(words)
+        at = numpy.flatnonzero(change[:-1])
+        own = self._pack(words, at)
+        keep = numpy.ones(len(at), bool)
+        numpy.not_equal(own[1:], own[:-1], out=keep[1:])
+        tail = numpy.flatnonzero(own & numpy.uint64(TAIL))
+        if len(tail):
+            compound = words[:, self.form.compound // 8]
+            tail = tail[1:] if tail[0] == 0 else tail
+            keep[tail] |= compound[at[tail]] != compound[at[tail - 1]]
+        change[at] = keep
+        return change, own[keep]
 
-    def _mark_free(self, starts: I64, states: U64, free: I64, orders: U64, ends: I64) -> None:
+    def _orders(self, rows: Any, free: I64) -> I64:
+        """The orders of free blocks. An impossible order counts as order 0."""
+        import numpy
+
+        orders = rows["private"][free]
+        orders[orders >= numpy.uint64(32)] = 0
+        return orders.astype(numpy.int64)  # type: ignore[no-any-return]
+
+    def _mark_free(self, starts: I64, states: U64, orders: I64, ends: I64) -> None:
         """Add the state of free blocks.
 
-        :param free: first pages of free blocks.
         :param orders: orders of those blocks.
         :param ends: pages after those blocks.
         """
@@ -252,8 +247,8 @@ class Decoder:
 
         u = numpy.uint64
         is_free = self._is_type(states, "buddy")
-        states[is_free] |= orders << u(ORDER_SHIFT)
-        before = numpy.searchsorted(free, starts, side="right") - 1
+        states[is_free] |= orders.astype(u) << u(ORDER_SHIFT)
+        before = numpy.cumsum(is_free) - 1
         # mm/page_alloc.c:is_free_buddy_page: page frames without references within a free block.
         inside = (before >= 0) & (starts < ends[before]) & ((states & u(UNREFERENCED)) != u(0)) & ~is_free
         states[inside] |= u(IN_FREE_BLOCK)
@@ -262,7 +257,8 @@ class Decoder:
         """Mark pages whose struct page was never initialised, which has all bits set."""
         import numpy
 
-        poisoned = rows["flags"][starts] == numpy.uint64((1 << 64) - 1)
+        poisoned = numpy.flatnonzero(places == self._top >> self.form.zone_shift)
+        poisoned = poisoned[rows["flags"][starts[poisoned]] == numpy.uint64((1 << 64) - 1)]
         states[poisoned] = numpy.uint64(NOT_INITIALISED)
         places[poisoned] = -1
 
@@ -275,56 +271,71 @@ class Decoder:
             device = (places >= 0) & (zones == self.form.zones.index("Device"))
             states[device] |= numpy.uint64(DEVICE)
 
-    def _changes(self, rows: Any) -> "NDArray[numpy.bool_]":
-        """Mark pages that differ from the page before in anything that a state holds; True at both ends.
+    def _changes(self, words: U64) -> "NDArray[numpy.bool_]":
+        """Mark pages that may differ from the page before in what a state holds; True at both ends.
 
-        Only this is done for every single page. It compares whole blocks word by word, because numpy takes as
-        long to pick words out of a structure of 64 bytes as to read all of them.
+        Only this is done for every single page. A struct page usually takes a cache line, so the time depends
+        on the number of columns that are read more than on what is done with them.
         """
         import numpy
 
-        u = numpy.uint64
-        n = len(rows)
-        change = numpy.empty(n + 1, bool)
-        change[0] = change[n] = True
-        inner = change[1:n]
-        width = self.form.size // 8
-        words = rows.view(u)
-        differ = (words[width:] != words[:-width]).reshape(-1, width)
-        if width == 8:
-            marks = differ.view(u)[:, 0]
-            marks &= self._said
-            numpy.not_equal(marks, u(0), out=inner)
-        else:
-            numpy.any(differ[:, self._words], axis=1, out=inner)
-        # The rest of that word matters only in tails. In other pages it links lists.
-        tail = rows["compound_low"] & numpy.uint8(1)
+        u1 = numpy.uint8
+        change = numpy.empty(len(words) + 1, bool)
+        change[0] = change[-1] = True
+        inner = change[1:-1]
+        inner[:] = False
+        for column in self._whole:
+            inner |= words[1:, column] != words[:-1, column]
+        # Of the mapping, only the low bits matter, and whether there is one. In busy memory, neighbours often
+        # belong to different processes or files, but are alike in everything else.
+        mapping = words[:, self.form.mapping // 8].copy()
+        kind = mapping.astype(u1)
+        kind &= u1(3)
+        kind |= (mapping != 0).view(u1) * u1(4)
+        inner |= kind[1:] != kind[:-1]
+        # Tails hold where their head is. In other pages that word links lists.
+        tail = words.view(u1)[:, self.form.compound] & u1(1)
         if tail.any():
+            compound = words[:, self.form.compound // 8]
             inner |= tail[1:] != tail[:-1]
-            heads = rows["compound"]
-            inner |= (heads[1:] != heads[:-1]) & tail[1:].view(bool)
+            inner |= (compound[1:] != compound[:-1]) & tail[1:].view(bool)
         return change
 
-    def _pack(self, rows: Any) -> U64:
-        """The part of each state that is the page's own, with node and zone still in the top bits."""
+    def _pack(self, words: U64, at: I64) -> U64:
+        """The part of pages' states that is their own, with node and zone still in the top bits.
+
+        :param at: which pages.
+        """
         import numpy
 
-        state: U64 = rows["flags"] & self._keep
-        bits = rows["compound_low"] & numpy.uint8(1)
-        bits |= (rows["refcount"] == 0).view(numpy.uint8) << 1
-        kinds = self._kinds[rows["page_type_top"]]
-        bits |= (rows["page_type_top"] < 0x80).view(numpy.uint8) << 2
-        bits |= (rows["mapping_low"] & numpy.uint8(3)) << 3
-        bits |= (rows["mapping"] != 0).view(numpy.uint8) << 5
-        if self.form.types.inverted:
-            shift = numpy.uint32(self.form.types.shift)
-            kinds &= (~rows["page_type"] >> shift).astype(numpy.uint8)
+        form, u1 = self.form, numpy.uint8
+
+        def word(offset: int) -> U64:
+            return words[:, offset // 8][at]
+
+        def part(values: U64, offset: int, kind: Any) -> Any:
+            """A member of each word."""
+            size = numpy.dtype(kind).itemsize
+            return values.view(kind)[offset % 8 // size :: 8 // size]
+
+        state: U64 = word(form.flags) & self._keep
+        types, mapping = word(form.page_type), word(form.mapping)
+        counts = types if form.refcount // 8 == form.page_type // 8 else word(form.refcount)
+        bits = part(word(form.compound), form.compound, u1) & u1(1)
+        bits |= (part(counts, form.refcount, INT32) == 0).view(u1) << 1
+        top = part(types, form.page_type + 3, u1)
+        kinds = self._kinds[top]
+        bits |= (top < 0x80).view(u1) << 2
+        bits |= (part(mapping, form.mapping, u1) & u1(3)) << 3
+        bits |= (mapping != 0).view(u1) << 5
+        if form.types.inverted:
+            shift = numpy.uint32(form.types.shift)
+            kinds &= (~part(types, form.page_type, UINT32) >> shift).astype(u1)
             kinds &= self._type_bits
         high = bits.astype(numpy.uint16)
         high <<= 8
         high |= kinds
-        words = state.view(numpy.uint16).reshape(-1, 4)
-        words[:, 2] |= high
+        state.view(numpy.uint16)[2::4] |= high
         return state
 
     def _is_type(self, states: U64, name: str) -> "NDArray[numpy.bool_]":
@@ -374,16 +385,15 @@ class Decoder:
         where = starts[at]
         whole = where + 1 < len(rows)
         at, where = at[whole], where[whole]
-        flat = rows.view(numpy.uint8).reshape(len(rows), form.size)
 
-        def second(offset: int, size: int) -> "NDArray[numpy.uint8]":
-            return flat[where + offset // form.size, offset % form.size : offset % form.size + size]  # type: ignore[no-any-return]
+        def second(offset: int, kind: Any) -> Any:
+            size = numpy.dtype(kind).itemsize
+            return rows.view(kind)[(where * form.size + offset) // size]
 
-        order = second(form.large_order, 1)[:, 0].astype(u) & u(0x3F)
+        order = second(form.large_order, numpy.uint8).astype(u) & u(0x3F)
         extra = order << u(ORDER_SHIFT)
         if form.large_mapcount is not None:
-            count = numpy.ascontiguousarray(second(form.large_mapcount, 4)).view(INT32)[:, 0]
-            extra |= (count >= 0).astype(u) * u(LARGE_MAPPED)
+            extra |= (second(form.large_mapcount, INT32) >= 0).astype(u) * u(LARGE_MAPPED)
         flags = rows["flags"][where + 1]
         if form.large_hugetlb:
             extra |= ((flags & u(form.large_hugetlb)) != u(0)).astype(u) * u(HUGETLB)
@@ -391,7 +401,7 @@ class Decoder:
             extra |= ((flags & u(form.large_rmappable)) != u(0)).astype(u) * u(RMAPPABLE)
         if form.large_dtor is not None:
             offset, value = form.large_dtor
-            extra |= (second(offset, 1)[:, 0] == value).astype(u) * u(HUGETLB)
+            extra |= (second(offset, numpy.uint8) == value).astype(u) * u(HUGETLB)
         states[at] |= extra
 
     def _fake_heads(self, rows: Any, first: int, starts: I64, states: U64) -> I64:
@@ -407,14 +417,12 @@ class Decoder:
         if form.compound_masks:
             return numpy.zeros(0, numpy.int64)
         mark = u(form.mask("head"))
-        own = u(form.base) + (starts + first).astype(u) * u(form.size)
-        found = ((states & (mark | u(TAIL | NOT_INITIALISED))) == mark) & (
-            own & u(form.page_size - 1) == u(0)
-        )
-        found &= starts + 1 < len(rows)
-        at = numpy.flatnonzero(found)
+        at = numpy.flatnonzero((states & (mark | u(TAIL | NOT_INITIALISED))) == mark)
+        own = u(form.base) + (starts[at] + first).astype(u) * u(form.size)
+        maybe = (own & u(form.page_size - 1) == u(0)) & (starts[at] + 1 < len(rows))
+        at, own = at[maybe], own[maybe]
         links = rows["compound"][starts[at] + 1]
-        fakes: I64 = at[((links & u(1)) != u(0)) & (links - u(1) < own[at])]
+        fakes: I64 = at[((links & u(1)) != u(0)) & (links - u(1) < own)]
         return fakes
 
     def _tails(

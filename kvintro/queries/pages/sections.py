@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, FrozenSet, Iterator, List, Set, Tuple
+from typing import TYPE_CHECKING, FrozenSet, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
 
 from kvintro.arch.data import UINT64
 from kvintro.errors import NotInDump, Unavailable
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _HAS_MEM_MAP_BIT, _IS_ONLINE_BIT, _IS_EARLY_BIT = 1, 2, 3
 _MAX_SECTIONS = 1 << 25  # MAX_PHYSMEM_BITS - SECTION_SIZE_BITS with 5 levels
 _BATCH = 32  # sections whose addresses are translated together
+_TOGETHER = 1 << 16  # page frames whose struct pages are read together: 4 MB on most kernels
 
 
 @dataclass(frozen=True)
@@ -206,6 +207,19 @@ class Piece:
     online: bool = True
 
 
+def _neighbours(ranges: Iterable[Tuple[int, int]], offline: FrozenSet[int]) -> List[List[Tuple[int, int]]]:
+    """Join ranges without page frames between them, unless only one of them is online."""
+    groups: List[List[Tuple[int, int]]] = []
+    for low, high in ranges:
+        known = groups[-1] if groups else []
+        alike = known and known[-1][1] == low and (known[0][0] in offline) == (low in offline)
+        if alike and high - known[0][0] <= _TOGETHER:
+            known.append((low, high))
+        else:
+            groups.append([(low, high)])
+    return groups
+
+
 class Reader:
     """Reads struct pages through the page tables of the vmemmap."""
 
@@ -216,13 +230,14 @@ class Reader:
         self._shift, self._page = kernel.page_shift, kernel.form.page_size
 
     def pieces(self, sections: Sections) -> Iterator[Piece]:
-        """All struct pages of the sections, in order."""
+        """All struct pages of the sections, in order; those of neighbouring sections in one piece."""
         for i in range(0, len(sections.ranges), _BATCH):
             batch = sections.ranges[i : i + _BATCH]
             offline = [(low, high) for low, high in batch if low in sections.offline]
-            for piece in self._batch(batch):
+            for piece in self._batch(_neighbours(batch, sections.offline)):
                 online = not any(low <= piece.first < high for low, high in offline)
                 yield piece if online else dataclasses.replace(piece, online=False)
+                del piece  # see _batch()
 
     def read(self, pfn: int, count: int) -> "bytes | None":
         """Read the struct pages of a few page frames; None if they cannot be read."""
@@ -234,17 +249,18 @@ class Reader:
                 return None if physical is None else self._kernel.read_physical(physical, size)
             except NotInDump:
                 return None
-        for piece in self._batch([(pfn, pfn + count)]):
+        for piece in self._batch([[(pfn, pfn + count)]]):
             return piece.data if piece.state == "read" and piece.count == count else None
         return None
 
-    def _batch(self, ranges: "Tuple[Tuple[int, int], ...] | List[Tuple[int, int]]") -> Iterator[Piece]:
+    def _batch(self, groups: Sequence[Sequence[Tuple[int, int]]]) -> Iterator[Piece]:
+        """Struct pages of ranges; those of neighbours in a group at once if their memory is in one piece."""
         import numpy
 
         form = self._form
         spans = []
-        for low, high in ranges:
-            start, end = form.address(low), form.address(high)
+        for ranges in groups:
+            start, end = form.address(ranges[0][0]), form.address(ranges[-1][1])
             first = start & ~(self._page - 1)
             spans.append((start, end, first, (end - first + self._page - 1) >> self._shift))
         addresses = numpy.concatenate(
@@ -255,35 +271,34 @@ class Reader:
         )
         result = self._bulk.translate(addresses)
         at = 0
-        for (low, high), (start, end, first, count) in zip(ranges, spans):
-            part = slice(at, at + count)
+        for ranges, (start, end, first, count) in zip(groups, spans):
+            physical, states = result.physical[at : at + count], result.states[at : at + count]
             at += count
-            yield from self._one(
-                low, high, start - first, end - first, result.physical[part], result.states[part]
-            )
+            low, high = ranges[0][0], ranges[-1][1]
+            data = self._whole(physical, states, start - first, end - start)
+            if data is not None:
+                piece = Piece(low, high - low, "read", data)
+                del data
+                yield piece
+                # The next piece takes the memory of this one, which is in the processor's cache.
+                del piece
+            elif len(ranges) > 1:
+                yield from self._batch([[one] for one in ranges])
+            else:
+                yield from self._split(low, high, start - first, self._pages(physical, states))
 
-    def _one(
-        self,
-        low: int,
-        high: int,
-        start: int,
-        end: int,
-        physical: "NDArray[numpy.uint64]",
-        states: "NDArray[numpy.uint8]",
-    ) -> Iterator[Piece]:
-        """Read one range of page frames, whose struct pages are bytes ``start`` to ``end`` of some pages."""
+    def _whole(
+        self, physical: "NDArray[numpy.uint64]", states: "NDArray[numpy.uint8]", start: int, size: int
+    ) -> Optional[bytes]:
+        """Read bytes of some pages, from ``start`` of the first one; None if they are in several pieces."""
         import numpy
 
-        if bool((states == MAPPED).all()):
-            steps = numpy.diff(physical)
-            if bool((steps == numpy.uint64(self._page)).all()):
-                try:
-                    data = self._kernel.read_physical(int(physical[0]) + start, end - start)
-                    yield Piece(low, high - low, "read", data)
-                    return
-                except NotInDump:
-                    pass
-        yield from self._split(low, high, start, self._pages(physical, states))
+        if not (states == MAPPED).all() or (numpy.diff(physical) != numpy.uint64(self._page)).any():
+            return None
+        try:
+            return self._kernel.read_physical(int(physical[0]) + start, size)
+        except NotInDump:
+            return None
 
     def _pages(
         self, physical: "NDArray[numpy.uint64]", states: "NDArray[numpy.uint8]"
