@@ -117,7 +117,7 @@ def find_broken(read: ReadPhysical, form: PagingForm, root: int, window: Window,
             if levels.setdefault(table, level) == level:
                 entries, why = _examine(read, form, window, table, level, base)
             if why is None:
-                below += _below(form, window, entries, level, base)
+                below += _below(form, window, entries, level, base) if entries else []
             elif len(broken) < _MOST:
                 start, end = _bounds(form, window, level, base)
                 broken.append(BrokenTable(window.name, start, end, level, table, why))
@@ -131,13 +131,18 @@ def find_broken(read: ReadPhysical, form: PagingForm, root: int, window: Window,
 def _examine(
     read: ReadPhysical, form: PagingForm, window: Window, table: int, level: int, base: int
 ) -> Tuple[Sequence[int], Optional[str]]:
-    """A table's entries, and why they cannot be used; None if no problem was found."""
+    """A table's entries, and why they cannot be used; None if no problem was found.
+
+    The entries are left out if it is plain that none of them points to a table.
+    """
     try:
         entries = entries_of(form, read(table, form.table_size(level)))
     except NotInDump:
         return (), MISSING
     if _looks_sound(form, window, entries, level, base):
         return entries, None
+    if _is_regular(form, window, entries, level, base):
+        return (), None
     return entries, judge(form, window, entries, level, base)
 
 
@@ -165,6 +170,26 @@ def _looks_sound(form: PagingForm, window: Window, entries: Sequence[int], level
         if not form.is_leaf(entry, level) or form.page_address(entry, level) != start + index * page:
             return False
     return True
+
+
+def _is_regular(form: PagingForm, window: Window, entries: Sequence[int], level: int, base: int) -> bool:
+    """Whether a whole table maps large pages one after the other, with equal flags.
+
+    Most tables of a large machine's direct map are so, and one comparison takes less time than a look at each
+    entry: if the first and the last entry agree with the rule, so do those between them.
+    """
+    first, last = _span(form, window, level, base)
+    if level == 1 or last - first < form.entries(level) - 1:
+        return False
+    page, entry = 1 << form.shift(level), entries[0]
+    return (
+        entries[last] - entry == last * page
+        and form.is_leaf(entry, level)
+        and form.is_leaf(entries[last], level)
+        and _fits(form, window, entry, level, base)
+        and _fits(form, window, entries[last], level, base + last * page)
+        and entries == tuple(range(entry, entry + len(entries) * page, page))
+    )
 
 
 def _below(

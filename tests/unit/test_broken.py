@@ -59,6 +59,29 @@ def test_sound_tables(levels: int, large: bool) -> None:
     assert found == Judged((), levels - 1 if large else levels - 1 + 4, 0)
 
 
+@pytest.mark.parametrize("change", ["nothing", "split", "few", "most", "flags", "swapped"])
+def test_a_whole_table_of_large_pages(change: str) -> None:
+    memory, base = Memory(4), BASES[4]
+    for at in range(512):
+        memory.map(base + (at << 21), at << 21, 2)
+    window = Window("direct map", base, base + (1 << 30) - 1, base, "page_offset_base", 1 << 30)
+    table = table_at(memory, base, 2)
+    if change == "split":
+        memory.entry(table + 8 * 7, 0)
+        for at in range(7 << 21, 8 << 21, PAGE):
+            memory.map(base + at, at)
+    elif change in ("few", "most"):
+        for at in range(1, 200 if change == "few" else 400):
+            memory.entry(table + 8 * at, 0xE3 | (at ^ 1) << 21)
+    elif change == "flags":
+        memory.entry(table + 8 * 300, 0xC3 | 300 << 21)
+    elif change == "swapped":
+        memory.entry(table + 8 * 511, 0xE3 | 5 << 21)
+    found = judged(memory, window)
+    assert [one.why for one in found.broken] == ([OVERWRITTEN] if change == "most" else [])
+    assert found.looked == (4 if change == "split" else 3)
+
+
 @pytest.mark.parametrize("levels", [4, 5])
 @pytest.mark.parametrize("level", [1, 2, 3, 4])
 @pytest.mark.parametrize("how", [ZERO, MISSING, OVERWRITTEN, CYCLE])

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, FrozenSet, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
+from typing import TYPE_CHECKING, FrozenSet, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from kvintro.arch.data import UINT64
 from kvintro.errors import NotInDump, Unavailable
@@ -207,17 +207,23 @@ class Piece:
     online: bool = True
 
 
-def _neighbours(ranges: Iterable[Tuple[int, int]], offline: FrozenSet[int]) -> List[List[Tuple[int, int]]]:
-    """Join ranges without page frames between them, unless only one of them is online."""
-    groups: List[List[Tuple[int, int]]] = []
-    for low, high in ranges:
-        known = groups[-1] if groups else []
-        alike = known and known[-1][1] == low and (known[0][0] in offline) == (low in offline)
-        if alike and high - known[0][0] <= _TOGETHER:
-            known.append((low, high))
-        else:
-            groups.append([(low, high)])
-    return groups
+class _Part(NamedTuple):
+    """The struct pages of a range of page frames.
+
+    :ivar start: offset of the first one in the first page.
+    :ivar size: bytes of all.
+    :ivar physical: addresses of the pages.
+    :ivar states: as :meth:`kvintro.paging.bulk.Bulk.translate` returns them.
+    :ivar at: physical address of the first one if the pages are in one piece, else None.
+    """
+
+    low: int
+    high: int
+    start: int
+    size: int
+    physical: "NDArray[numpy.uint64]"
+    states: "NDArray[numpy.uint8]"
+    at: Optional[int]
 
 
 class Reader:
@@ -230,14 +236,14 @@ class Reader:
         self._shift, self._page = kernel.page_shift, kernel.form.page_size
 
     def pieces(self, sections: Sections) -> Iterator[Piece]:
-        """All struct pages of the sections, in order; those of neighbouring sections in one piece."""
+        """All struct pages of the sections, in order; those of neighbours that are in one piece together."""
         for i in range(0, len(sections.ranges), _BATCH):
             batch = sections.ranges[i : i + _BATCH]
             offline = [(low, high) for low, high in batch if low in sections.offline]
-            for piece in self._batch(_neighbours(batch, sections.offline)):
+            for piece in self._batch(batch, sections.offline):
                 online = not any(low <= piece.first < high for low, high in offline)
                 yield piece if online else dataclasses.replace(piece, online=False)
-                del piece  # see _batch()
+                del piece  # see _together()
 
     def read(self, pfn: int, count: int) -> "bytes | None":
         """Read the struct pages of a few page frames; None if they cannot be read."""
@@ -249,18 +255,36 @@ class Reader:
                 return None if physical is None else self._kernel.read_physical(physical, size)
             except NotInDump:
                 return None
-        for piece in self._batch([[(pfn, pfn + count)]]):
+        for piece in self._batch([(pfn, pfn + count)]):
             return piece.data if piece.state == "read" and piece.count == count else None
         return None
 
-    def _batch(self, groups: Sequence[Sequence[Tuple[int, int]]]) -> Iterator[Piece]:
-        """Struct pages of ranges; those of neighbours in a group at once if their memory is in one piece."""
+    def _batch(
+        self, ranges: Sequence[Tuple[int, int]], offline: FrozenSet[int] = frozenset()
+    ) -> Iterator[Piece]:
+        """The struct pages of some ranges.
+
+        :param offline: first page frames of ranges that are not online.
+        """
+        together: List[_Part] = []
+        for part in self._parts(ranges):
+            if together:
+                first, last = together[0], together[-1]
+                follows = last.at is not None and part.at == last.at + last.size and part.low == last.high
+                alike = (first.low in offline) == (part.low in offline)
+                if not (follows and alike and part.high - first.low <= _TOGETHER):
+                    yield from self._together(together)
+                    together = []
+            together.append(part)
+        yield from self._together(together)
+
+    def _parts(self, ranges: Sequence[Tuple[int, int]]) -> Iterator[_Part]:
         import numpy
 
         form = self._form
         spans = []
-        for ranges in groups:
-            start, end = form.address(ranges[0][0]), form.address(ranges[-1][1])
+        for low, high in ranges:
+            start, end = form.address(low), form.address(high)
             first = start & ~(self._page - 1)
             spans.append((start, end, first, (end - first + self._page - 1) >> self._shift))
         addresses = numpy.concatenate(
@@ -271,34 +295,33 @@ class Reader:
         )
         result = self._bulk.translate(addresses)
         at = 0
-        for ranges, (start, end, first, count) in zip(groups, spans):
+        for (low, high), (start, end, first, count) in zip(ranges, spans):
             physical, states = result.physical[at : at + count], result.states[at : at + count]
             at += count
-            low, high = ranges[0][0], ranges[-1][1]
-            data = self._whole(physical, states, start - first, end - start)
-            if data is not None:
-                piece = Piece(low, high - low, "read", data)
+            whole = (states == MAPPED).all() and (numpy.diff(physical) == numpy.uint64(self._page)).all()
+            where = int(physical[0]) + start - first if whole else None
+            yield _Part(low, high, start - first, end - start, physical, states, where)
+
+    def _together(self, parts: Sequence[_Part]) -> Iterator[Piece]:
+        """Struct pages that follow each other in memory, at once if all of them are available."""
+        first, last = parts[0], parts[-1]
+        if first.at is not None:
+            try:
+                data = self._kernel.read_physical(first.at, sum(part.size for part in parts))
+                piece = Piece(first.low, last.high - first.low, "read", data)
+            except NotInDump:
+                if len(parts) > 1:
+                    for part in parts:
+                        yield from self._together([part])
+                    return
+            else:
                 del data
                 yield piece
                 # The next piece takes the memory of this one, which is in the processor's cache.
                 del piece
-            elif len(ranges) > 1:
-                yield from self._batch([[one] for one in ranges])
-            else:
-                yield from self._split(low, high, start - first, self._pages(physical, states))
-
-    def _whole(
-        self, physical: "NDArray[numpy.uint64]", states: "NDArray[numpy.uint8]", start: int, size: int
-    ) -> Optional[bytes]:
-        """Read bytes of some pages, from ``start`` of the first one; None if they are in several pieces."""
-        import numpy
-
-        if not (states == MAPPED).all() or (numpy.diff(physical) != numpy.uint64(self._page)).any():
-            return None
-        try:
-            return self._kernel.read_physical(int(physical[0]) + start, size)
-        except NotInDump:
-            return None
+                return
+        pages = self._pages(first.physical, first.states)
+        yield from self._split(first.low, first.high, first.start, pages)
 
     def _pages(
         self, physical: "NDArray[numpy.uint64]", states: "NDArray[numpy.uint8]"
