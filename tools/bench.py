@@ -37,6 +37,8 @@ from kvintro.source.elf import read_headers  # noqa: E402
 from tests import hypervisors, saved_guests  # noqa: E402
 
 CORE = "debian-6.12-4level-kaslr"
+#: A core whose direct map has space for 16 TB.
+WIDE = "debian-6.12-5level-nokaslr"
 LARGE = "large"
 BUSY = "busy"
 #: Cores of the benchmark alone, of guests with 8 GB.
@@ -337,8 +339,15 @@ def bench_busy(runs: int) -> bool:
     return subprocess.run([*script, "--runs", str(runs)], cwd=ROOT, check=False).returncode != 0
 
 
-#: Separate scripts, each for a core of 8 GB.
-SCRIPTS = {"pages": bench_pages, "tables": bench_tables, "busy": bench_busy}
+def bench_growth(runs: int) -> bool:
+    """Measure how times grow with processes, vmalloc areas and memory."""
+    script = [sys.executable, str(ROOT / "tools" / "bench_growth.py"), str(core(WIDE))]
+    sys.stdout.flush()
+    return subprocess.run([*script, "--runs", str(runs)], cwd=ROOT, check=False).returncode != 0
+
+
+#: Separate scripts, for dumps that are large or made large.
+SCRIPTS = {"pages": bench_pages, "tables": bench_tables, "busy": bench_busy, "growth": bench_growth}
 
 
 def main() -> int:

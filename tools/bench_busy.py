@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Measure commands and the census on the dump of a busy guest, in processor time, and how times grow.
+"""Measure commands and the census on the dump of a busy guest, in processor time.
 
     tools/bench_busy.py CORE [--runs N] [--kdumps]
 
@@ -22,12 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Callable, Iterator, List, NamedTuple, Tuple
 
-import numpy
-
-from kvintro.arch.x86_64 import ALL, ARCHITECTURE
 from kvintro.opening import open_kernel
-from kvintro.paging import Tree
-from kvintro.paging.forest import MOST_ROOTS, grow
 from kvintro.queries.pages.census import Pages
 from kvintro.queries.pages.jobs import census_in_jobs
 from kvintro.source import Request
@@ -150,73 +145,6 @@ def kdumps(core: Path) -> Iterator[Tuple[str, Path]]:
     vmcore.unlink(missing_ok=True)
 
 
-def processes(count: int) -> float:
-    """Seconds for the user halves of some processes, each with 20 tables, made by a function."""
-    form = ARCHITECTURE.form(4, ALL)
-    tables = 16
-    leaf = numpy.arange(512, dtype="u8") * numpy.uint64(0x5000) | numpy.uint64(0x67)
-    leaf[::4] = 0
-
-    def table(number: int) -> bytes:
-        """The table in a page frame: each process has 32 page frames, of which the first is its root."""
-        process, place = divmod(number, 32)
-        entries = numpy.zeros(512, "u8")
-        if place < 3:
-            entries[0] = (process * 32 + place + 1) << 12 | 0x67
-        elif place == 3:
-            entries[::32] = (
-                numpy.arange(tables, dtype="u8") + numpy.uint64(process * 32 + 4)
-            ) << numpy.uint64(12) | numpy.uint64(0x67)
-        else:
-            entries = leaf
-        return entries.tobytes()
-
-    def read(address: int, size: int) -> bytes:
-        return b"".join(table((address >> 12) + i) for i in range(size >> 12))
-
-    def walk() -> None:
-        for low in range(0, count, MOST_ROOTS):
-            roots = [process * 32 << 12 for process in range(low, min(low + MOST_ROOTS, count))]
-            forest = grow(read, form, roots)
-            assert forest is not None
-            forest.ranges()
-            for _ in forest.pages():
-                pass
-
-    return cpu(walk)
-
-
-def direct_map(terabytes: int) -> float:
-    """Seconds for the direct map of a large machine, in 2M pages; a function makes the tables."""
-    form = ARCHITECTURE.form(4, ALL)
-    start, root, upper, lower = 0xFFFF888000000000, 0, 1 << 30, 1 << 40
-    first = start >> 39 & 511
-
-    def read(address: int, size: int) -> bytes:
-        index = numpy.arange(size >> 3, dtype="u8")
-        if address >= lower:
-            index += numpy.uint64((address - lower) >> 3)
-            return bytes(index << numpy.uint64(21) | numpy.uint64(0x80000000000000E3))
-        if address >= upper:
-            index += numpy.uint64((address - upper) >> 3)
-            return bytes((index << numpy.uint64(12)) + numpy.uint64(lower) | numpy.uint64(0x63))
-        entries = numpy.zeros(512, "u8")
-        used = numpy.arange(2 * terabytes, dtype="u8")
-        entries[first : first + 2 * terabytes] = (used << numpy.uint64(12)) + numpy.uint64(upper | 0x63)
-        return entries.tobytes()
-
-    return cpu(lambda: Tree(read, form, root).ranges(start, start + (terabytes << 40) - 1))
-
-
-def growth() -> None:
-    """Print how times grow."""
-    print("growth, processor time of synthetic tables")
-    for count in (100, 1_000, 10_000):
-        print(f"  user halves of {count:6} processes {processes(count):7.3f} s")
-    for terabytes in (1, 4, 16):
-        print(f"  direct map of {terabytes:2} TB in 2M pages {direct_map(terabytes):7.3f} s")
-
-
 def main() -> int:
     """Print all figures; return 1 if a goal was missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -229,7 +157,6 @@ def main() -> int:
     missed |= census(options.core, options.runs, "ELF", 1.6)
     for name, path in kdumps(options.core) if options.kdumps else ():
         missed |= census(path, options.runs, name, 1.15)
-    growth()
     return int(missed)
 
 

@@ -18,11 +18,11 @@ import shutil
 import struct
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Sequence, Tuple
 
 import numpy
-from bench_busy import cost, cpu
 from numpy.typing import NDArray
 
 from kvintro.kernels import Kernel
@@ -34,6 +34,10 @@ from kvintro.readers.structures import offset_of, pointer_at, size_of
 from kvintro.regions.vmalloc import REGION as VMALLOC
 from kvintro.source import Request
 from kvintro.source.elf import read_headers
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tools.bench_busy import cost, cpu
 
 U64 = NDArray[numpy.uint64]
 PAGE, ADDRESS = 4096, 0xFFFFFFFFFF000
@@ -293,7 +297,8 @@ def add_areas(larger: Larger, count: int) -> None:
     start = where.start + (where.end + 1 - where.start >> 1) & -(1 << 39)
     number = numpy.arange(count, dtype="u8")
     starts = u(start) + number * u(each)
-    frames = u(0x1000) + numpy.arange(count * pages, dtype="u8") % u(0x4000)
+    # Of the memory that is added, because a free page would be a defect.
+    frames = u(larger.start // PAGE) + numpy.arange(count * pages, dtype="u8") % u((1 << 30) // PAGE)
     entries = numpy.zeros((count, 4), "u8")
     entries[:, :pages] = (frames << u(12) | u(DATA)).reshape(-1, pages)
     larger.map(start, entries.reshape(-1), 1)
@@ -345,11 +350,18 @@ def add_memory(larger: Larger, terabytes: int) -> None:
     larger.describe(terabytes << 40, 2, words.tobytes())
 
 
+def make(core: Path, add: Callable[[Larger, int], None], size: int, path: Path) -> None:
+    """Make a larger core."""
+    larger = Larger(core)
+    add(larger, size)
+    larger.save(path)
+
+
 def rate(path: Path) -> float:
     """Million page frames a second, of the census of the last eighth of the memory."""
     pages = Pages(open_kernel(Request(core=str(path))))
     high = pages.sections.end
-    seconds: float = cpu(lambda: pages.census(high - high // 8, high))
+    seconds = cpu(lambda: pages.census(high - high // 8, high))
     return high / 8 / seconds / 1e6
 
 
@@ -359,27 +371,17 @@ def measure(
     """Print the processor time and peak memory of commands on cores of some sizes."""
     print(f"{add.__name__.replace('_', ' ')}: medians of {runs} runs, processor time and peak memory")
     for size in sizes:
-        larger = Larger(core)
-        add(larger, size)
-        with tempfile.TemporaryDirectory() as directory:
+        # Other processes make and count, because the peak memory of this one would count for the commands.
+        with tempfile.TemporaryDirectory() as directory, ProcessPoolExecutor(1) as pool:
             path = Path(directory, "core")
-            larger.save(path)
-            del larger
+            pool.submit(make, core, add, size, path).result()
+            start = [sys.executable, "-m", "kvintro", "-c", str(path), "--format", "json"]
             for words in commands:
-                command = [
-                    sys.executable,
-                    "-m",
-                    "kvintro",
-                    "-c",
-                    str(path),
-                    "--format",
-                    "json",
-                    *words.split(),
-                ]
-                found = cost(command, runs)
-                print(f"  {size:7,}  {words:14} {found.seconds:7.2f} s {found.megabytes:5.0f} MB", flush=True)
+                one = cost([*start, *words.split()], runs)
+                print(f"  {size:7,}  {words:14} {one.seconds:7.2f} s {one.megabytes:5.0f} MB", flush=True)
             if add is add_memory:
-                print(f"  {size:7,}  census {rate(path):.1f} million page frames a second", flush=True)
+                found = pool.submit(rate, path).result()
+                print(f"  {size:7,}  census         {found:7.1f} million page frames a second", flush=True)
 
 
 def main() -> int:
