@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Measure how the processor time of commands grows with processes, vmalloc areas and memory.
 
-    tools/bench_growth.py CORE [--runs N] [processes] [areas] [memory]
+    tools/bench_growth.py CORE [processes] [areas] [memory] [--runs N]
 
 CORE is the dump of a small guest on x86-64 without KASLR, whose direct map has space for 16 TB:
 debian-6.12-5level-nokaslr of the lab. Larger dumps of up to a gigabyte are made of it in a temporary
