@@ -40,8 +40,14 @@ _RAM_VERSION = 4
 _ZERO, _MEM_SIZE, _PAGE, _EOS, _CONTINUE, _XBZRLE = 0x02, 0x04, 0x08, 0x10, 0x20, 0x40
 _HOOK, _COMPRESSED, _MULTIFD_FLUSH = 0x80, 0x100, 0x200
 _FLAGS = PAGE - 1
+_SHIFT = 12
+_WORD = struct.Struct(">Q")
+_KINDS = (_PAGE, _ZERO, _XBZRLE, _COMPRESSED)
+_CONTINUED = frozenset(kind | _CONTINUE for kind in _KINDS)
 _XBZRLE_ENCODING = 1
 _MAX_PACKED = PAGE + 64  # zlib's compressBound() of a page, and more
+_RECORD = 4 + _MAX_PACKED + 8  # a page, with its size, and the next word
+_RUN = 64  # number of pages of one kind after which many are read at a time
 _MAX_BLOCKS = 4096
 _MAX_RAM = 1 << 44  # bytes; page numbers have 32 bits
 _MAX_SUBSECTIONS = 64
@@ -113,13 +119,18 @@ CUT = "the file ends"
 
 
 class _Cursor:
-    """Reads content from an offset on."""
+    """Reads content from an offset on, into one buffer.
+
+    A new buffer for each part would cost as much as reading: the system clears its memory.
+
+    :ivar data: bytes of the content; valid until the next part is read.
+    :ivar i: index of the next byte in ``data``.
+    """
 
     def __init__(self, content: Content, at: int) -> None:
         self._content = content
-        self._base = at
-        self.data = b""
-        self.i = 0
+        self._buffer = memoryview(bytearray(_CHUNK))
+        self.go(at)
 
     @property
     def at(self) -> int:
@@ -128,7 +139,7 @@ class _Cursor:
 
     def go(self, at: int) -> None:
         """Continue at an offset."""
-        self._base, self.data, self.i = at, b"", 0
+        self._base, self.data, self.i = at, self._buffer[:0], 0
 
     def skip(self, count: int) -> None:
         """Skip ``count`` bytes.
@@ -140,23 +151,25 @@ class _Cursor:
             raise _Ended(CUT)
 
     def need(self, count: int) -> None:
-        """Make sure that ``data`` has ``count`` bytes at ``i``.
+        """Make sure that ``data`` has ``count`` bytes at ``i``; no more than :data:`_CHUNK`.
 
         :raises _Ended: the content ends before.
         """
-        if self.i + count <= len(self.data):
-            return
-        self._base += self.i
-        self.i = 0
-        self.data = self._content.at(self._base, max(_CHUNK, count))
-        if len(self.data) < count:
+        self.fill(count)
+        if self.i + count > len(self.data):
             raise _Ended(CUT)
+
+    def fill(self, count: int) -> None:
+        """Make sure that ``data`` has ``count`` bytes at ``i``, or as many as the content has there."""
+        if self.i + count > len(self.data):
+            self.go(self.at)
+            self.data = self._buffer[: self._content.read_into(self._buffer, self._base)]
 
     def take(self, count: int) -> bytes:
         """The next ``count`` bytes."""
         self.need(count)
         self.i += count
-        return self.data[self.i - count : self.i]
+        return bytes(self.data[self.i - count : self.i])
 
     def number(self, size: int) -> int:
         """The next number, of ``size`` bytes."""
@@ -171,23 +184,24 @@ class Index:
     """An index of pages: their numbers in ascending order, each with a kind and a place.
 
     A page whose last copy is a delta has several entries: the page, then its deltas in order.
+
+    :ivar new_keys: pages to add: their numbers.
+    :ivar new_places: kinds and places of the same pages.
     """
 
     def __init__(self) -> None:
         import numpy
 
         self._numpy = numpy
-        self._new_keys, self._new_places = array("I"), array("Q")
+        self.new_keys, self.new_places = array("I"), array("Q")
         self._parts: List[Tuple[NDArray[numpy.uint32], NDArray[numpy.uint64]]] = []
         self._waiting = 0
         self.keys: NDArray[numpy.uint32] = numpy.zeros(0, numpy.uint32)
         self.places: NDArray[numpy.uint64] = numpy.zeros(0, numpy.uint64)
 
-    def add(self, key: int, kind: int, place: int) -> None:
-        """Add a page."""
-        self._new_keys.append(key)
-        self._new_places.append(kind << _KIND | place)
-        if len(self._new_keys) >= _COMPACT:
+    def bound(self) -> None:
+        """Settle if there are many added pages."""
+        if self._waiting + len(self.new_keys) >= _COMPACT:
             self.settle()
 
     def add_run(self, keys: NDArray[numpy.uint32], places: NDArray[numpy.uint64]) -> None:
@@ -195,15 +209,14 @@ class Index:
         self._flush()
         self._parts.append((keys, places))
         self._waiting += len(keys)
-        if self._waiting >= _COMPACT:
-            self.settle()
+        self.bound()
 
     def _flush(self) -> None:
-        if self._new_keys:
-            keys = self._numpy.array(self._new_keys, self._numpy.uint32)
-            self._parts.append((keys, self._numpy.array(self._new_places, self._numpy.uint64)))
+        if self.new_keys:
+            keys = self._numpy.array(self.new_keys, self._numpy.uint32)
+            self._parts.append((keys, self._numpy.array(self.new_places, self._numpy.uint64)))
             self._waiting += len(keys)
-            self._new_keys, self._new_places = array("I"), array("Q")
+            self.new_keys, self.new_places = array("I"), array("Q")
 
     def settle(self) -> None:
         """Sort the added entries, and drop those superseded by a later copy."""
@@ -352,53 +365,81 @@ class _Reader:
             if flags == _MULTIFD_FLUSH:
                 self.stream.multifd = True
                 continue
-            kind = flags & ~_CONTINUE
-            if kind not in (_PAGE, _ZERO, _XBZRLE, _COMPRESSED):
+            if flags & ~_CONTINUE not in _KINDS:
                 raise _Ended(f"a record of RAM has the unknown flags {flags:#x}")
             if not flags & _CONTINUE:
-                name = cursor.name()
-                self._block = self._blocks.get(name)
+                self._block = self._blocks.get(cursor.name())
             block = self._block
             if block is None or offset >= block.size:
                 raise _Ended("a page is outside all blocks of RAM")
-            self._page(kind, block.first + offset // PAGE)
-            if kind in (_PAGE, _ZERO):
-                self._run(kind, block)
+            self._pages(word, block)
 
-    def _page(self, kind: int, key: int) -> None:
+    def _pages(self, word: int, block: Block) -> None:
+        """Read a page whose word was read, and the pages of the same block that follow in the buffer.
+
+        There may be millions, so there are no calls for plain and filled pages.
+        """
+        cursor, unpack = self._cursor, _WORD.unpack_from
+        cursor.fill(_RECORD)
+        data, i, size = cursor.data, cursor.i, self._content.size
+        base, last = cursor.at - i, len(cursor.data) - _RECORD
+        key, place = self.index.new_keys.append, self.index.new_places.append
+        first, flags, same = block.first, word & _FLAGS, 0
+        while True:
+            kind = flags & ~_CONTINUE
+            if kind == _PAGE:
+                at = base + i
+                i += PAGE
+            elif kind == _ZERO and i < len(data):
+                at = _FILL << _KIND | data[i]
+                i += 1
+            else:
+                cursor.i = i
+                at = self._packed(kind)
+                i = cursor.i
+            if base + i > size:
+                raise _Ended(CUT)
+            key(first + (word >> _SHIFT))
+            place(at)
+            if i > last or same == _RUN:
+                break
+            (word,) = unpack(data, i)
+            before, flags = flags, word & _FLAGS
+            if flags not in _CONTINUED or word >= block.size:
+                break
+            i += 8
+            same = same + 1 if flags == before else 0
+        cursor.i = i
+        if same == _RUN and kind in (_PAGE, _ZERO):
+            self._run(kind, block)
+        self.index.bound()
+
+    def _packed(self, kind: int) -> int:
+        """Read a page that is packed or a delta; returns its entry in the index."""
         cursor = self._cursor
-        if kind == _ZERO:
-            self.index.add(key, _FILL, cursor.number(1))
-            return
-        if kind == _PAGE:
-            at = cursor.at
-            cursor.skip(PAGE)
-            self.index.add(key, _PLAIN, at)
-            return
+        if kind == _ZERO:  # the byte that fills it is missing
+            raise _Ended(CUT)
         if kind == _XBZRLE:
             if cursor.number(1) != _XBZRLE_ENCODING:
                 raise _Ended("a page is encoded in an unknown way")
-            at = cursor.at
+            at = cursor.at | _DELTA << _KIND
             length, most = cursor.number(2), PAGE
         else:
-            at = cursor.at
+            at = cursor.at | _ZLIB << _KIND
             length, most = cursor.number(4), _MAX_PACKED
         if not 0 < length <= most:
             raise _Ended("the size of a page is invalid")
         cursor.skip(length)
-        self.index.add(key, _DELTA if kind == _XBZRLE else _ZLIB, at)
+        return at
 
     def _run(self, kind: int, block: Block) -> None:
         """Read consecutive pages of one kind, many at a time, as far as they are in the buffer."""
         cursor = self._cursor
         step = 8 + (PAGE if kind == _PAGE else 1)
-        mark = bytes([kind | _CONTINUE])
-        window = 8
+        window = 4 * _RUN
         while True:
             count = min(window, (len(cursor.data) - cursor.i) // step)
-            if count < 4 or cursor.data[cursor.i + 7 : cursor.i + 8] != mark:
-                return
-            if self._part_of_run(kind, block, step, count) < count:
+            if count <= 0 or self._part_of_run(kind, block, step, count) < count:
                 return
             window *= 4
 
