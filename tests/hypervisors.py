@@ -81,6 +81,31 @@ def vmware_state(
     return head + table + body
 
 
+#: struct QEMUCPUState (QEMU's target/i386/arch_dump.c), from ``rax`` on; VMware's names.
+_REGISTERS = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp", *(f"r{n}" for n in range(8, 16)))
+#: Its segments in VMware's numbers (crash's vmware_vmss.h).
+_SEGMENTS = (1, 3, 0, 4, 5, 2, 6, 7)
+
+
+def vmware_cpus(states: Sequence[bytes]) -> bytes:
+    """VMware's group ``cpu``, from the note that QEMU writes for each CPU."""
+    tags = number("cpu:numVCPUs", len(states))
+    for cpu, state in enumerate(states):
+        values = struct.unpack_from("<18Q", state, 8)
+        for name, value in zip((*_REGISTERS, "rip"), values):
+            tags += number(name, value, cpu, size=8)
+        tags += number("eflags", values[17], cpu)
+        at = 8 + 8 * len(values)
+        parts = [struct.unpack_from("<I12xQ", state, at + 24 * index) for index in range(10)]
+        for segment, (selector, base) in zip(_SEGMENTS, parts):
+            tags += number("S", selector, cpu, segment) + number("S.base64", base, cpu, segment, size=8)
+        _, base = parts[9]
+        tags += number("IDTR", base & 0xFFFFFFFF, cpu, 1) + number("IDTR", base >> 32, cpu, 2)
+        for index, value in enumerate(struct.unpack_from("<5Q", state, at + 240)):
+            tags += number("CR64", value, cpu, index, size=8)
+    return tags + b"\0\0"
+
+
 def debug_guest(version: int, pages: int, holes: Sequence[Tuple[int, int]], cpus: int = 1) -> bytes:
     """VMware's debug.guest; holes as first page and number of pages."""
     at, form = {1: (21, "<QIII4I"), 6: (23, "<QQII4Q"), 7: (16, "<QQII4Q")}.get(version, (22, "<QQII4Q"))

@@ -194,11 +194,6 @@ def refused(command: List[str]) -> List[str]:
     return ["sh", "-c", f"{shlex.join(command)} 2>/dev/null; test $? -eq 3"]
 
 
-def both(one: List[str], other: List[str]) -> List[str]:
-    """A command that runs two commands, one after the other."""
-    return ["sh", "-c", f"{shlex.join(one)} && {shlex.join(other)}"]
-
-
 CASES: Tuple[Case, ...] = (
     Case(
         "layout",
@@ -239,10 +234,18 @@ CASES: Tuple[Case, ...] = (
     Case(
         "stream",
         "kvintro layout of a QEMU stream of 2 GB",
-        "dd of the same to /dev/null, then kvintro layout of the memory as a raw file",
+        "dd of the same to /dev/null",
         lambda stack: kvintro(saved(stack), "layout"),
-        lambda stack: both(reading(saved(stack)), kvintro(raw(stack, 2, kernel=True), "layout")),
-        goal=1.5,
+        lambda stack: reading(saved(stack)),
+        cpu_goal=1.5,
+        large=True,
+    ),
+    Case(
+        "stream-raw",
+        "kvintro layout of a QEMU stream of 2 GB",
+        "kvintro layout of the same memory as a raw file, which needs no index",
+        lambda stack: kvintro(saved(stack), "layout"),
+        lambda stack: kvintro(raw(stack, 2, kernel=True), "layout"),
         large=True,
     ),
     Case(

@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Set, Tuple
 
+import drgn
 import pytest
 
 import kvintro
@@ -52,6 +53,18 @@ def lab() -> Tuple[Any, Any, Any, Any]:
     return modules[0], modules[1], modules[2].Archive, modules[3].Entry
 
 
+#: Files that `kvintro convert` makes of a running QEMU, and its options.
+CONVERTED = {"converted-elf": ("--to", "elf"), "converted-kdump": ("--to", "kdump")}
+
+
+def converted(monitor: Path, directory: Path) -> Dict[str, Path]:
+    """What kvintro makes of the guest."""
+    command = [sys.executable, "-m", "kvintro", "--qemu", str(monitor), "convert"]
+    for name, options in CONVERTED.items():
+        subprocess.run([*command, "-o", str(directory / name), *options], check=True, cwd=ROOT)
+    return {name: directory / name for name in CONVERTED}
+
+
 def dumped(directory: Path, series: str, memory_mb: int, device: bool, *only: str) -> Dict[str, Path]:
     """Boot a guest and dump it."""
     if shutil.which("qemu-system-x86_64") is None:
@@ -59,7 +72,9 @@ def dumped(directory: Path, series: str, memory_mb: int, device: bool, *only: st
     boot, formats, archive, entry = lab()
     guest = entry("formats", series, memory_mb=memory_mb)
     kernel = boot.find_kernel(guest, archive())
-    found: Dict[str, Path] = formats.dump_all(guest, kernel, directory, device=device, only=only or None)
+    found: Dict[str, Path] = formats.dump_all(
+        guest, kernel, directory, device=device, only=only or None, meanwhile=None if only else converted
+    )
     return found
 
 
@@ -103,7 +118,7 @@ def _ram(elf: Path) -> List[Tuple[int, bytes]]:
 
 def test_every_file_is_of_the_same_kernel(guest: Dict[str, Path]) -> None:
     kernels = {name: open_kernel(Request(core=str(path))) for name, path in guest.items()}
-    assert set(kernels) >= {"elf", "kdump-zlib", "pmemsave", "backend", "lime", "elf-no-note"}
+    assert set(kernels) >= {"elf", "kdump-zlib", "pmemsave", "backend", "lime", "elf-no-note", *CONVERTED}
     expected = regions(kernels["elf"])
     assert {row["state"] for row in expected} <= {"present", "absent"}
     lines = kernels["elf"].source.vmcoreinfo
@@ -115,14 +130,27 @@ def test_every_file_is_of_the_same_kernel(guest: Dict[str, Path]) -> None:
 
 
 def test_where_vmcoreinfo_comes_from(guest: Dict[str, Path]) -> None:
-    """Only QEMU's own formats have the note, and only with the device."""
+    """QEMU's own formats have the note only with the device; converted files always have it."""
     with guest["elf"].open("rb") as file:
         device = read_headers(file).note("VMCOREINFO") is not None
     for name, path in guest.items():
         origin = open_kernel(Request(core=str(path))).source.vmcoreinfo_origin
-        noted = device and (name == "elf" or name.startswith("kdump"))
+        noted = name in CONVERTED or (device and (name == "elf" or name.startswith("kdump")))
         assert ("note" in origin) is noted, name
         assert ("found in memory at physical 0x" in origin) is not noted, name
+
+
+def test_a_converted_guest_is_the_dumped_one(guest: Dict[str, Path]) -> None:
+    """By drgn, each page of RAM is that of QEMU's dump of the same pause."""
+    ram = [(first, data) for first, data in _ram(guest["elf"]) if first < 3 * GB]
+    assert sum(len(data) for _, data in ram) == 256 << 20
+    for name in CONVERTED:
+        prog = drgn.Program()
+        prog.set_core_dump(guest[name])
+        for first, data in ram:
+            for at in range(0, len(data), 1 << 20):
+                part = data[at : at + (1 << 20)]
+                assert prog.read(first + at, len(part), True) == part, f"{name}: {first + at:x}"
 
 
 @pytest.mark.parametrize("memory_mb", [4096])

@@ -12,7 +12,7 @@ import random
 import re
 import sys
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import pytest
 
@@ -28,7 +28,7 @@ CACHE = Path(
 Answer = Tuple[List[int], Optional[int]]
 
 
-def _crash(vmlinux: Path, core: Path, commands: List[str]) -> str:
+def _crash(vmlinux: Path, core: Path, commands: List[str], **more: Any) -> str:
     if os.geteuid() != 0 or not (CACHE / "crash/usr/bin/crash").exists():
         pytest.skip("there is no crash in the lab's cache (tools/bench.py gets it, as root)")
     sys.path.insert(0, str(ROOT / "vmcores"))
@@ -36,7 +36,7 @@ def _crash(vmlinux: Path, core: Path, commands: List[str]) -> str:
         from lab import rootfs
     finally:
         sys.path.pop(0)
-    return str(rootfs.crash(vmlinux, core, commands))
+    return str(rootfs.crash(vmlinux, core, commands, **more))
 
 
 def _answers(text: str) -> Dict[int, Answer]:

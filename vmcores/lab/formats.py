@@ -4,29 +4,44 @@ import dataclasses
 import re
 import tempfile
 from pathlib import Path
-from typing import Container, Dict, List, Optional, Sequence, Tuple
+from typing import Callable, Container, Dict, List, Optional, Sequence, Tuple
 
 from lab import boot, initramfs, qemu, rootfs
 from lab.common import LabError, need, run, until
 from lab.matrix import Entry
 from lab.packages import Kernel
 
+#: Dumps a guest by its monitor into a directory; the files by their names.
+Meanwhile = Callable[[Path, Path], Dict[str, Path]]
+
 
 def dump_all(
-    entry: Entry, kernel: Kernel, target: Path, *, device: bool, only: Optional[Container[str]] = None
+    entry: Entry,
+    kernel: Kernel,
+    target: Path,
+    *,
+    device: bool,
+    only: Optional[Container[str]] = None,
+    meanwhile: Optional[Meanwhile] = None,
 ) -> Dict[str, Path]:
     """Boot an entry and dump it, stopped, in all formats.
 
     :param device: whether the guest has the vmcoreinfo device, by which dumps get their note.
     :param only: names of those that are wanted.
+    :param meanwhile: dumps the stopped guest, too.
     :return: files in ``target``, by QEMU's names of the formats; and ``pmemsave``, the guest's physical
         addresses from 0 to the end of its memory; and ``backend``, the file that was the guest's memory.
     """
-    return qemu.persistently(lambda: _dump_all(entry, kernel, target, device, only))
+    return qemu.persistently(lambda: _dump_all(entry, kernel, target, device, only, meanwhile))
 
 
 def _dump_all(
-    entry: Entry, kernel: Kernel, target: Path, device: bool, only: Optional[Container[str]]
+    entry: Entry,
+    kernel: Kernel,
+    target: Path,
+    device: bool,
+    only: Optional[Container[str]],
+    meanwhile: Optional[Meanwhile],
 ) -> Dict[str, Path]:
     target.mkdir(parents=True, exist_ok=True)
     found: Dict[str, Path] = {}
@@ -38,7 +53,7 @@ def _dump_all(
             del options[at - 1 : at + 1]
         size = entry.memory_mb << 20
         options += ["-object", f"memory-backend-file,id=ram,size={size},mem-path=backend,share=on"]
-        options += ["-machine", "pc,memory-backend=ram"]
+        options += ["-machine", "pc,memory-backend=ram", "-qmp", "unix:second,server=on,wait=off"]
         with qemu.Qemu(work, options) as guest:
             guest.wait_for(boot.READY, boot.BOOT_TIMEOUT)
             guest.stop_idle()
@@ -51,6 +66,8 @@ def _dump_all(
                 end = 0x100000000 + size - _low(size) if size > _low(size) else size
                 guest.command("pmemsave", {"val": 0, "size": end, "filename": "pmemsave"}, timeout=600)
                 found["pmemsave"] = work / "pmemsave"
+            if meanwhile is not None:
+                found.update(meanwhile(work / "second", work))
         # The guest was stopped before it ended, so its memory is as it was.
         found["backend"] = work / "backend"
         for name, path in found.items():

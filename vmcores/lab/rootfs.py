@@ -6,7 +6,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import List, Sequence
+from typing import List, Optional, Sequence
 
 from lab.common import LabError, cache_dir, digest, fresh_dir, lock, need, run, say
 from lab.machine import AMD64, Machine
@@ -130,14 +130,27 @@ def crash_tree() -> Path:
     return target
 
 
-def crash(vmlinux: Path, core: Path, commands: List[str], timeout: float = 600) -> str:
-    """What crash prints for some commands on a dump."""
+def crash(
+    vmlinux: Path,
+    core: Path,
+    commands: List[str],
+    timeout: float = 600,
+    *,
+    beside: Sequence[Path] = (),
+    written: Optional[Path] = None,
+) -> str:
+    """What crash prints for some commands on a dump.
+
+    :param beside: other files that belong to the dump; crash finds them by their names.
+    :param written: a directory for the files that the commands write, by names without a directory.
+    """
     if os.geteuid() != 0:
         raise LabError("crash runs in a chroot, which needs root")
     tree = crash_tree()
     with tempfile.TemporaryDirectory(dir=tree / "work") as scratch:
         work = Path(scratch)
-        for name, path in (("vmlinux", vmlinux), ("core", core)):
+        inputs = {"vmlinux": vmlinux, core.name: core, **{path.name: path for path in beside}}
+        for name, path in inputs.items():
             if not path.is_file():
                 raise LabError(f"there is no file {path}")
             try:
@@ -146,6 +159,9 @@ def crash(vmlinux: Path, core: Path, commands: List[str], timeout: float = 600) 
             except OSError:
                 shutil.copy(path, work / name)
         (work / "commands").write_text("".join(f"{command}\n" for command in [*commands, "quit"]))
-        inside = f"/work/{work.name}"
-        command = ["chroot", str(tree), "crash", "-s", f"{inside}/vmlinux", f"{inside}/core"]
-        return run([*command, "-i", f"{inside}/commands"], timeout=timeout)
+        script = f'cd /work/{work.name} && exec crash -s vmlinux "$0" -i commands'
+        said = run(["chroot", str(tree), "sh", "-c", script, core.name], timeout=timeout)
+        for path in work.iterdir():
+            if written is not None and path.name not in (*inputs, "commands"):
+                shutil.move(str(path), str(written / path.name))
+        return said
