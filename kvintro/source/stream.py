@@ -274,7 +274,9 @@ class _Reader:
         cursor, stream = self._cursor, self.stream
         try:
             if cursor.take(4) != MAGIC:
-                raise NotADump("there is no migration stream of QEMU where it should be")
+                raise NotADump(
+                    "there is no migration stream of QEMU where it should be", "copy it again whole"
+                )
             version = cursor.number(4)
             if version != _VERSION:
                 raise NotADump(

@@ -57,8 +57,13 @@ def read_header(content: Content, path: str) -> Header:
             break
     else:
         raise NotADump(f"{path}: libvirt's header has an unknown version", "copy it again whole")
-    if length > _MAX_XML or number >= len(_FORMATS):
-        raise NotADump(f"{path}: invalid libvirt header", "copy it again whole")
+    if length > _MAX_XML:
+        raise NotADump(f"{path}: invalid libvirt header", COPY_AGAIN)
+    if number >= len(_FORMATS):
+        raise NotADump(
+            f"{path}: libvirt's header has the unknown format {number}",
+            "load it with virsh restore --paused FILE, then virsh dump --memory-only DOMAIN FILE",
+        )
     found = _NAME.search(content.at(_HEADER_SIZE, length))
     name = found[1].decode("utf-8", "replace") if found is not None else None
     return Header(_HEADER_SIZE + length, _FORMATS[number], name, head.startswith(UNFINISHED))
