@@ -124,6 +124,24 @@ def test_the_index_is_compacted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert content(dump.layouts[0]) == {n * PAGE: data for n, data in memory["pc.ram"].items()}
 
 
+@pytest.mark.parametrize("chunk", [4200, 9001, 1 << 16])
+def test_records_at_any_place_in_the_buffer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    """Single pages and runs, which are read in different ways, begin and end anywhere in the buffer."""
+    monkeypatch.setattr("kvintro.source.stream._CHUNK", chunk)
+    monkeypatch.setattr("kvintro.source.stream._RUN", 2)
+    records, memory = guest(12, rounds=5)
+    pages = memory["pc.ram"]
+    for kind, first in ((PLAIN, 3), (ZERO, 20), (PLAIN, 34)):
+        for index in range(first, first + 14):
+            pages[index] = bytes([index]) * PAGE
+            records.append(("pc.ram", index, kind, b"", pages[index]))
+    dump = opened(tmp_path, stream(BLOCKS, records))
+    assert (dump.complete, dump.left_out) == (True, 0)
+    assert content(dump.layouts[0]) == {n * PAGE: data for n, data in pages.items()}
+
+
 def test_cut_at_any_byte(tmp_path: Path) -> None:
     """Every page that is read is a content that the guest had at some time, and never zeros instead."""
     records, _ = guest(3)
