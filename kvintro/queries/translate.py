@@ -240,9 +240,12 @@ class Translator:
         return "physical" if value >> self.kernel.facts.max_physmem_bits.value == 0 else "virtual"
 
     def plain(self, asked: Input) -> Input:
-        """Remove a pointer's tag or signature, if its page is mapped then."""
+        """Remove a pointer's tag or signature, if its page has an entry then (also of swapped-out memory)."""
         found = self.kernel.form.plain(asked.value) if asked.form == "virtual" else None
-        if found is None or self.kernel.walk(found[0], self.root.table).physical is None:
+        if found is None:
+            return asked
+        steps = self.kernel.walk(found[0], self.root.table).steps
+        if not steps or not steps[-1].value:
             return asked
         return Input(asked.text, found[0], asked.form, found[1], asked.value ^ found[0])
 
