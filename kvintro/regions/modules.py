@@ -47,6 +47,8 @@ _MAX_MODULES = 4 << 10
 _MAX_SECTIONS = 1 << 16  # -ffunction-sections makes thousands
 _LIVE, _COMING, _GOING, _UNFORMED = range(4)  # enum module_state
 _STATES = {_LIVE: "Live", _COMING: "Loading", _GOING: "Unloading"}
+#: kernel/panic.c:taint_flags, those of modules. Bits never change their meaning.
+_TAINTS = tuple(zip((0, 1, 10, 12, 13, 15, 16, 17, 18), "PFCOEKXTN"))
 # With CONFIG_STRICT_MODULE_RWX, which x86 always has, once kernel/module/strict_rwx.c has run.
 _RIGHTS = {
     "text": "r-x",
@@ -376,8 +378,8 @@ def section_addresses(kernel: Kernel, module: drgn.Object) -> Iterator[Tuple[str
         yield text_at(kernel, number(entry.attr, "name"), 256), number(entry, "private")
 
 
-def _taint_letters(kernel: Kernel) -> List[Tuple[int, str]]:
-    """(bit, letter) of the taints of modules; empty if they cannot be read."""
+def _taint_letters(kernel: Kernel) -> Sequence[Tuple[int, str]]:
+    """(bit, letter) of the taints of modules; those of 6.12 if they cannot be read."""
     try:
         array = kernel.prog.type("struct taint_flag")
         base = kernel.symbol("taint_flags")
@@ -390,7 +392,7 @@ def _taint_letters(kernel: Kernel) -> List[Tuple[int, str]]:
             base = kernel.symbol("taint_flags")
             count = min(size // int(array.size or 1), 32)
         except (LookupError, Unavailable):
-            return []
+            return _TAINTS
     out = []
     for bit in range(count):
         try:
