@@ -32,7 +32,8 @@ from kvintro.arch.aarch64.form import (
     VALID,
     Arm64Form,
 )
-from kvintro.arch.aarch64.places import PLACES
+from kvintro.arch.aarch64.nameless import feature_register
+from kvintro.arch.aarch64.places import PLACES, image_end
 from kvintro.arch.aarch64.slots import IMAGE_ALIGN, OLD_MODULES_SIZE
 from kvintro.arch.aarch64.space import Space, with_vmalloc_end, with_vmemmap
 from kvintro.errors import KvintroError, Unavailable
@@ -340,12 +341,17 @@ class Arm64Facts:
     @cached_property
     def physical_bits(self) -> Optional[int]:
         """Bits of the processor's physical addresses (ID_AA64MMFR0_EL1.PARange); None if unknown."""
+        kernel = self._kernel
         try:
-            address = self._kernel.symbol("boot_cpu_data")
-            data = drgn.Object(self._kernel.prog, "struct cpuinfo_arm64", address=address)
+            data = drgn.Object(kernel.prog, "struct cpuinfo_arm64", address=kernel.symbol("boot_cpu_data"))
             return _PARANGE.get(int(data.reg_id_aa64mmfr0) & 15)
         except (LookupError, TypeError, KvintroError, drgn.FaultError):
+            pass
+        try:
+            found = feature_register(kernel, "ID_AA64MMFR0_EL1", image_end(kernel, self)[0] + 1)
+        except KvintroError:
             return None
+        return None if found is None else _PARANGE.get(found & 15)
 
     @cached_property
     def isolation(self) -> Fact[bool]:

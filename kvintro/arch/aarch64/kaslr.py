@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Callable, Mapping, Optional, Sequence
 
 from kvintro.arch.aarch64.facts import arm64_facts
-from kvintro.arch.aarch64.places import module_base, ram
+from kvintro.arch.aarch64.nameless import word_read_by
+from kvintro.arch.aarch64.places import image_end, module_base, ram
 from kvintro.arch.aarch64.slots import (
     DIRECT_REACH,
     IMAGE_ALIGN,
@@ -83,7 +84,7 @@ def _physical(kernel: Kernel) -> Randomised:
     if actual % IMAGE_ALIGN:
         return _by_firmware(kernel, key, what, actual)
     try:
-        by_efi = kernel.value("efi").value & ALL
+        by_efi = _booted_by_efi(kernel)
     except Unavailable as error:
         return not_known(key, what, error.what, actual=actual)
     if by_efi:
@@ -91,6 +92,18 @@ def _physical(kernel: Kernel) -> Randomised:
         return not_known(key, what, reason, actual=actual)
     reason = "the boot loader chose it: only the EFI stub chooses at random"
     return not_drawn(key, what, reason, actual=actual, provenance=provenance)
+
+
+def _booted_by_efi(kernel: Kernel) -> bool:
+    """Whether EFI booted the kernel: ``efi.runtime``, or bit 0 (EFI_BOOT) of ``efi.flags``.
+
+    :raises Unavailable: the variable cannot be found.
+    """
+    if kernel.code_only and kernel.find_symbol("efi") is None:
+        found = word_read_by(kernel, "efi_poweroff_required")
+        if found is not None and found[1] >> 32 == 0:
+            return bool(found[1] & 1)
+    return kernel.value("efi").value != 0
 
 
 def _by_firmware(kernel: Kernel, key: str, what: str, actual: int) -> Randomised:
@@ -174,11 +187,13 @@ def _modules(kernel: Kernel) -> Sequence[Randomised]:
     if not facts.kaslr.value:
         at = None if base is None else base.value
         return (not_drawn(key, what, _why_off(kernel), actual=at, provenance=name),)
-    if base is None and kernel.code_only:
-        return (not_known(key, what, kernel.nameless("module_alloc_base").what),)
-    end = kernel.find_symbol("_end")
-    if base is None or end is None:
-        return (not_known(key, what, kernel.nameless("module_plt_base" if base is None else "_end").what),)
+    if base is None:
+        missing = "module_alloc_base" if kernel.code_only else "module_plt_base"
+        return (not_known(key, what, kernel.nameless(missing).what),)
+    try:
+        end = image_end(kernel, facts)[0] + 1
+    except Unavailable as error:
+        return (not_known(key, what, error.what, actual=base.value),)
     actual = base.value
     if name == "module_alloc_base":
         if actual >= kernel.symbol("_etext") - DIRECT_REACH:

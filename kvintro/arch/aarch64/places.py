@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Callable, Mapping, Optional, Protocol, Tuple
 
 from kvintro.arch.aarch64.form import Arm64Form
+from kvintro.arch.aarch64.nameless import word_read_by
 from kvintro.arch.aarch64.space import Space
 from kvintro.errors import Unavailable
 from kvintro.kernels import Kernel
@@ -122,7 +123,7 @@ def kernel_image(kernel: Kernel, facts: Bounds) -> Located:
     """
     slide = facts.image_slide
     start = facts.image_place + slide.value & ALL
-    end, provenance = _image_end(kernel, facts)
+    end, provenance = image_end(kernel, facts)
     note = ""
     if kernel.walk(start).physical != start - facts.image_offset.value & ALL:
         start, note = (
@@ -139,7 +140,7 @@ def kernel_image(kernel: Kernel, facts: Bounds) -> Located:
     )
 
 
-def _image_end(kernel: Kernel, facts: Bounds) -> Tuple[int, str]:
+def image_end(kernel: Kernel, facts: Bounds) -> Tuple[int, str]:
     """Last address of the image, and its provenance."""
     start = kernel.number("SYMBOL(_stext)").value
     end = kernel.find_symbol("_end")
@@ -179,13 +180,17 @@ def modules(kernel: Kernel, facts: Bounds) -> Located:
 
 
 def module_base(kernel: Kernel) -> Optional[Fact[int]]:
-    """The variable that the memory of modules starts at; None if no such variable has a name or a value."""
+    """The variable that the memory of modules starts at; None if none is found or has a value."""
     for name in ("module_direct_base", "module_plt_base", "module_alloc_base"):
         if kernel.find_symbol(name) is not None:
             value = kernel.value(name).value
             if value:
                 return Fact(value, name)
-    return None
+    # Since 6.5, module_alloc() reads other variables.
+    if not kernel.code_only or kernel.find_symbol("module_init_limits") is not None:
+        return None
+    found = word_read_by(kernel, "module_alloc")
+    return None if found is None or not found[1] else Fact(found[1], "module_alloc_base")
 
 
 def _window_start(kernel: Kernel, facts: Bounds, image: int) -> Tuple[int, str, str]:
@@ -196,7 +201,7 @@ def _window_start(kernel: Kernel, facts: Bounds, image: int) -> Tuple[int, str, 
         return base.value, base.provenance, note
     if not kernel.code_only:
         raise Unavailable("this kernel has none of the symbols module_plt_base, module_alloc_base")
-    end, _ = _image_end(kernel, facts)
+    end, _ = image_end(kernel, facts)
     start = max(end + 1 - _MODULE_REACH, facts.vmalloc.start)
     return start, "2 GB before _end", "modules are somewhere in it: module_alloc_base cannot be found"
 
