@@ -31,7 +31,7 @@ from kvintro.readers.kfence import KfencePool, cache_name, known_pool
 from kvintro.readers.processes import find_process, mm_of, processes
 from kvintro.readers.structures import offset_of, type_of
 from kvintro.readers.vmas import Vma, vmas_of
-from kvintro.regions.vmalloc import bare_areas
+from kvintro.regions.vmalloc import AreaRow, Areas, bare_areas
 from kvintro.regions.vmemmap import REGION as VMEMMAP
 
 # Exceptions of helpers for memory that is damaged, missing or has an unknown layout.
@@ -271,9 +271,26 @@ class Identifier:
         from drgn.helpers.linux.mm import find_vmap_area
 
         with contextlib.suppress(Unavailable, *_TROUBLE), self._budget.bounded():
-            area = find_vmap_area(self.kernel.prog, address)
+            try:
+                area = find_vmap_area(self.kernel.prog, address)
+            except LookupError:
+                # The tree has no name, but VMCOREINFO may have the list.
+                yield from self._listed_area(address)
+                return
             if area and area.vm:
                 yield _vmap(IdentifiedVmap(address, area, area.vm.read_()))
+
+    @cached_property
+    def _listed_areas(self) -> Sequence[AreaRow]:
+        place = self.kernel.locate("vmalloc")
+        return list(Areas(self.kernel, place.range, Damage()).busy()) if isinstance(place, Placement) else []
+
+    def _listed_area(self, address: int) -> Iterator[Thing]:
+        for row in self._listed_areas:
+            if row.start <= address <= row.end:
+                text = f"vmap: {row.start:#x}-{row.end + 1:#x} caller {row.caller}"
+                details = {"caller": None, "offset": address - row.start}
+                yield Thing("vmap_area", text, row.start, row.size, details)
 
     def _bare_area(self, address: int, found: Translation) -> Iterator[Thing]:
         """Bounds of the vmalloc area, for sources without types."""

@@ -186,6 +186,7 @@ def test_fixmap_slots(core: Core, typed: Kernel) -> None:
 
 def test_freed_init_is_not_taken_for_its_symbol(typed: Kernel) -> None:
     needs(typed, "__init_begin")
+    needs(typed, "__init_end")
     (row,) = identify(typed, ["__init_begin+0x10"]).tables[0].rows
     if typed.isolation.value:
         assert (row.state, row.physical) == ("unmapped", None)
