@@ -16,6 +16,7 @@ import pytest
 from kvintro.arch.aarch64 import ARCHITECTURE, space
 from kvintro.arch.aarch64.entries import SWAP_5_19, SWAP_6_11, SWAP_OLD, Dialect, SwapFormat, decode
 from kvintro.arch.aarch64.form import INVALID_NG, OLD_MEMORY_TYPES, Arm64Form
+from kvintro.arch.aarch64.nameless import addresses_read
 from kvintro.arch.aarch64.slots import image_window, linear_slots, module_window, old_module_window
 from kvintro.arch.rights import EXEC, READ, USER, USER_EXEC, WRITE
 from kvintro.arch.swap import SpecialSwapTypes
@@ -434,3 +435,21 @@ def test_every_region_is_explained() -> None:
         region = next((r for r in regions_of(ARCHITECTURE) if r.key == key), None)
         text = explanation(key, ARCHITECTURE) if region is None else explanation_of(region, ARCHITECTURE)
         assert text is not None and text.purpose, key
+
+
+def test_variables_that_code_reads() -> None:
+    """GNU as made the words, and objdump printed the addresses of ADRP: 7fffc000 and 92346000."""
+    words = (
+        0xF0FFFFC1,  # adrp x1, . - 0x5000
+        0x91004021,  # add x1, x1, #0x10
+        0x39402023,  # ldrb w3, [x1, #8]
+        0xF9408022,  # ldr x2, [x1, #256]
+        0xB0091A24,  # adrp x4, . + 0x12345000
+        0xF947D084,  # ldr x4, [x4, #4000]
+        0xF9400485,  # ldr x5, [x4, #8]
+        0xD65F03C0,  # ret
+        0xB0000006,  # adrp x6, . + 0x1000
+        0xF94000C6,  # ldr x6, [x6]
+    )
+    code = b"".join(word.to_bytes(4, "little") for word in words)
+    assert list(addresses_read(0x8000_1000, code)) == [0x7FFF_C110, 0x9234_6FA0]

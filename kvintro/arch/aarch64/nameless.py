@@ -29,7 +29,7 @@ def word_read_by(kernel: Kernel, function: str) -> Optional[Tuple[int, int]]:
     """
     try:
         code = kernel.read(start := kernel.symbol(function), 4 * _LONGEST)
-        found = set(_addresses_read(start, code))
+        found = set(addresses_read(start, code))
         if len(found) != 1:
             return None
         address = found.pop()
@@ -38,7 +38,7 @@ def word_read_by(kernel: Kernel, function: str) -> Optional[Tuple[int, int]]:
         return None
 
 
-def _addresses_read(start: int, code: bytes) -> Iterator[int]:
+def addresses_read(start: int, code: bytes) -> Iterator[int]:
     """Addresses from which code loads eight bytes, if they are made by ADRP, with or without ADD."""
     known: Dict[int, int] = {}
     for at, (word,) in enumerate(struct.iter_unpack("<I", code)):
