@@ -352,7 +352,8 @@ class Facts(Protocol):
 
         Keys are those of the regions in :mod:`kvintro.regions` that each architecture places by its own
         rules: ``direct_map``, ``vmalloc``, ``vmemmap``, ``modules``, ``fixmap``, ``kernel_image``,
-        ``kasan_shadow``. A region within another has that one's key as ``parent``.
+        ``kasan_shadow``, and ``pci_io`` if it has that region. A region within another has that one's key as
+        ``parent``.
         """
 
 

@@ -92,6 +92,7 @@ ALLOWED: Dict[Tuple[str, str], str] = {
     ("text.py", "<< 12"): "how many texts are kept",
     ("arch/rights.py", "*"): "its USER is a right, not x86-64's bit",
     ("queries/constants.py", "*"): "MAX_ERRNO and ERESTARTSYS, the same on every architecture",
+    ("arch/entry.py", '"DIRTY"'): "a bit of migration entries, the same on every architecture",
     ("arch/form.py", "number 4096"): "the smallest page that any architecture has",
     ("arch/form.py", '"<u8"'): "the form's own byte order decides",
     ("arch/form.py", '">u8"'): "the form's own byte order decides",

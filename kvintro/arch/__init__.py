@@ -8,7 +8,8 @@ have fixed names. docs/architecture.md says what each contains and what it may i
   :class:`~kvintro.arch.entry.EntryFormat`, which decodes entries, and ``of_any``; ``ptdump_text``: the format
   of a line of the kernel's ptdump, as ``TEXT``, see :class:`~kvintro.arch.ptdump_text.PtdumpText`; ``slots``:
   the places that KASLR chooses from. Pure arithmetic.
-* ``address_space``: the :class:`~kvintro.arch.address_space.AddressSpace` that VMCOREINFO describes.
+* ``address_space``: ``space_of``, which makes the :class:`~kvintro.arch.address_space.AddressSpace` that
+  VMCOREINFO describes.
 * ``facts``: facts of a kernel's address space, as ``FACTS``, see :class:`kvintro.kernels.Facts`.
 * ``ptdump``: what the kernel's ptdump shows of a tree, as ``DUMP``, see :class:`kvintro.queries.ptdump.Dump`.
 * ``roots``, if needed: page-table roots that only it has, as ``ROOTS``, see :mod:`kvintro.queries.roots`.
@@ -22,93 +23,72 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
+from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Mapping, Optional, Protocol, Sequence, Tuple
+from typing import Any, Mapping, Optional, Sequence, Tuple
 
 from kvintro.arch.address_space import AddressSpace
 from kvintro.arch.entry import EntryFormat
+from kvintro.arch.form import SMALLEST_PAGE
 from kvintro.arch.image import InnerPart, Part
 from kvintro.arch.others import elf_machine_name
 from kvintro.arch.ptdump_text import PtdumpText
 from kvintro.errors import WrongArchitecture
+from kvintro.model import ALL
 
 
-class Architecture(Protocol):
-    """Interface of ``ARCHITECTURE`` in the package of an architecture."""
+@dataclass(frozen=True, eq=False)
+class Architecture:
+    """``ARCHITECTURE`` in the package of an architecture.
 
-    @property
-    def name(self) -> str:
-        """Its name for display and for JSON's ``arch``."""
+    :ivar name: its name for display and for JSON's ``arch``.
+    :ivar package: full name of its package.
+    :ivar drgn_name: name of drgn's ``Architecture``.
+    :ivar elf_machine: ``e_machine`` of its ELF files.
+    :ivar machine: ``utsname.machine`` of its kernels.
+    :ivar qemu_machine: its name in the headers of kdumps that QEMU writes.
+    :ivar vmcoreinfo_keys: keys of VMCOREINFO that only its kernels have.
+    :ivar vmcoreinfo_last: the key that its kernels write last. A text without it was cut off.
+    :ivar minimal_vmcoreinfo: the minimum for drgn and libkdumpfile to read physical memory.
+    :ivar image_parts: the main parts of the kernel's image, in the order of addresses.
+    :ivar image_inner: parts of the main parts.
+    :ivar ram_from_zero: whether all its machines have RAM at physical address 0.
+    :ivar page_sizes: possible sizes of the smallest page of its kernels, in bytes.
+    :ivar root_symbol: the kernel's root table in symbol tables; in VMCOREINFO it is always
+        ``swapper_pg_dir``.
+    :ivar protected_pages: variables of one page each that are read-only although they are among writable
+        ones.
+    :ivar unused_top: start of the last addresses, where nothing is mapped. Error pointers (MAX_ERRNO) and
+        poison values are here.
+    :ivar marked_variables: variables recognised by their content: a regular expression, and the offset where
+        it matches.
+    """
 
-    @property
-    def package(self) -> str:
-        """Full name of its package."""
-
-    @property
-    def drgn_name(self) -> str:
-        """Name of drgn's ``Architecture``."""
-
-    @property
-    def elf_machine(self) -> int:
-        """``e_machine`` of its ELF files."""
-
-    @property
-    def machine(self) -> str:
-        """``utsname.machine`` of its kernels."""
-
-    @property
-    def ram_from_zero(self) -> bool:
-        """Whether all its machines have RAM at physical address 0."""
-
-    @property
-    def page_sizes(self) -> Sequence[int]:
-        """Possible sizes of the smallest page of its kernels, in bytes."""
-
-    @property
-    def qemu_machine(self) -> str:
-        """Its name in the headers of kdumps that QEMU writes."""
-
-    @property
-    def vmcoreinfo_keys(self) -> Sequence[str]:
-        """Keys of VMCOREINFO that only its kernels have."""
-
-    @property
-    def vmcoreinfo_last(self) -> str:
-        """The key that its kernels write last. A text without it was cut off."""
-
-    @property
-    def root_symbol(self) -> str:
-        """The kernel's root table in symbol tables; in VMCOREINFO it is always ``swapper_pg_dir``."""
-
-    @property
-    def image_parts(self) -> Sequence[Part]:
-        """The main parts of the kernel's image, in the order of addresses."""
-
-    @property
-    def image_inner(self) -> Sequence[InnerPart]:
-        """Parts of the main parts."""
-
-    @property
-    def protected_pages(self) -> Sequence[str]:
-        """Variables of one page each that are read-only although they are among writable ones."""
-
-    @property
-    def unused_top(self) -> int:
-        """Start of the last addresses, where nothing is mapped. Error pointers and poison values are here."""
-
-    @property
-    def marked_variables(self) -> Mapping[str, Tuple[bytes, int]]:
-        """Variables recognised by their content: a regular expression, and the offset where it matches."""
-
-    @property
-    def minimal_vmcoreinfo(self) -> bytes:
-        """The minimum for drgn and libkdumpfile to read physical memory."""
+    name: str
+    package: str
+    drgn_name: str
+    elf_machine: int
+    machine: str
+    qemu_machine: str
+    vmcoreinfo_keys: Sequence[str]
+    vmcoreinfo_last: str
+    minimal_vmcoreinfo: bytes
+    image_parts: Sequence[Part]
+    image_inner: Sequence[InnerPart]
+    ram_from_zero: bool = False
+    page_sizes: Sequence[int] = (SMALLEST_PAGE,)
+    root_symbol: str = "swapper_pg_dir"
+    protected_pages: Sequence[str] = ()
+    unused_top: int = ALL + 1 - SMALLEST_PAGE
+    marked_variables: Mapping[str, Tuple[bytes, int]] = field(default_factory=dict)
 
     def address_space(self, lines: Mapping[str, str]) -> AddressSpace:
         """The address space that the lines of VMCOREINFO describe.
 
         :raises ValueError: a number is malformed or impossible. The text says which: "its KEY is ...".
         """
+        found: AddressSpace = part(self, "address_space").space_of(lines)
+        return found
 
 
 def architectures() -> Sequence[Architecture]:

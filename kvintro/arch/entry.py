@@ -8,10 +8,17 @@ The ``entries`` module of an architecture has an :class:`EntryFormat`, which dec
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Mapping, NamedTuple, Optional, Protocol, Sequence, Tuple
+from typing import Generic, Mapping, NamedTuple, Optional, Protocol, Sequence, Tuple, TypeVar
 
 from kvintro.arch.form import PagingForm
-from kvintro.arch.swap import Swap
+from kvintro.arch.swap import (
+    MOST_SPECIAL,
+    SWP_TYPE_BITS,
+    SpecialSwapTypes,
+    Swap,
+    SwapFields,
+    marker_names,
+)
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,80 @@ class UserRange(NamedTuple):
     markers: Optional[Tuple[str, ...]] = ()
 
 
+def swapped(
+    value: int,
+    level: int,
+    half: str,
+    swap: SwapFields,
+    form: PagingForm,
+    types: Optional[SpecialSwapTypes],
+    physical_bits: Optional[int],
+) -> Entry:
+    """Decode an entry that keeps a swap entry.
+
+    :param swap: the fields of the swap entry, whose place depends on the architecture.
+    :param types: special swap types; None if unknown.
+    :param physical_bits: MAX_PHYSMEM_BITS; None if unknown.
+    """
+    number, offset, bits, inverted = swap
+    flags = [bits[bit] for bit in sorted(bits)]
+    kind: Optional[str] = None
+    if types is not None:
+        kind = types.names.get(number, "swap")
+    elif number < (1 << SWP_TYPE_BITS) - MOST_SPECIAL:
+        # Below the special types there are only swap files.
+        kind = "swap"
+    markers: Tuple[str, ...] = ()
+    pfn: Optional[int] = None
+    if kind == "marker" and types is not None:
+        markers = marker_names(offset, types.markers)
+    elif kind not in (None, "swap") and physical_bits is not None:
+        pfn_bits = physical_bits - form.page_shift
+        pfn = offset & (1 << pfn_bits) - 1
+        if kind is not None and kind.startswith("migration"):
+            # include/linux/swapops.h: SWP_MIG_YOUNG_BIT, SWP_MIG_DIRTY_BIT.
+            flags += [name for i, name in enumerate(("YOUNG", "DIRTY")) if offset >> pfn_bits + i & 1]
+    return Entry(
+        *(value, level, half, "swap", None if pfn is None else pfn << form.page_shift, 0, tuple(flags), bits),
+        swap=Swap(number, kind, offset, pfn, tuple(flags), markers),
+        inverted=inverted,
+    )
+
+
+def mapping(
+    value: int,
+    level: int,
+    half: str,
+    kind: str,
+    form: PagingForm,
+    bits: Mapping[int, str],
+    source: str,
+    contiguous: int = 0,
+) -> Entry:
+    """Decode an entry that has a page.
+
+    :param bits: name of each bit that is set.
+    :param source: the part of the entry that selects the memory type, for display.
+    """
+    return Entry(
+        *(value, level, half, kind, form.page_address(value, level), 1 << form.shift(level)),
+        *(name_bits(bits), bits),
+        memory_type=form.memory_type(value, level),
+        memory_source=source,
+        contiguous=contiguous,
+    )
+
+
+def pointing(
+    value: int, level: int, half: str, kind: str, physical: Optional[int], bits: Mapping[int, str]
+) -> Entry:
+    """Decode an entry that maps no page.
+
+    :param bits: name of each bit that is set.
+    """
+    return Entry(value, level, half, kind, physical, 0, name_bits(bits), bits)
+
+
 class EntryFormat(Protocol):
     """Decodes the entries of one kernel."""
 
@@ -93,6 +174,23 @@ class EntryFormat(Protocol):
 
         :param key: has the flags of the entries in their original places, see :mod:`kvintro.paging.tree`.
         """
+
+
+Form = TypeVar("Form", bound=PagingForm)
+Build = TypeVar("Build")
+
+
+class Decoder(Generic[Form, Build]):
+    """What an architecture's :class:`EntryFormat` is made of.
+
+    :ivar dialect: properties of the kernel's build.
+    :ivar notes: remarks for the reader of decoded entries.
+    """
+
+    def __init__(self, form: Form, dialect: Build, notes: Sequence[str] = ()) -> None:
+        self.form = form
+        self.dialect = dialect
+        self.notes = notes
 
 
 def name_bits(bits: Mapping[int, str]) -> Tuple[str, ...]:

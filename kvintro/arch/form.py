@@ -56,9 +56,12 @@ class PagingForm(ABC):
     def page_shift(self) -> int:
         """log2 of the smallest page's size."""
 
-    @abstractmethod
     def index_bits(self, level: int) -> int:
-        """log2 of the number of entries in a table at ``level``. The root may be smaller or larger."""
+        """log2 of the number of entries in a table at ``level``: a table fills a page.
+
+        The root may be smaller or larger.
+        """
+        return self.page_shift - 3
 
     @abstractmethod
     def leaf_levels(self) -> Sequence[int]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Tuple
 
 #: What happens to a part after boot: it stays; its memory and its mapping are freed to the allocator; it is
 #: freed and stays mapped as it was; it is freed in part; it is freed and unmapped.
@@ -40,3 +40,13 @@ class InnerPart(NamedTuple):
     inside: str
     first: str
     last: str
+
+
+#: Parts that have the same symbols on every architecture (include/asm-generic/vmlinux.lds.h).
+COMMON_INNER: Tuple[InnerPart, ...] = (
+    InnerPart("entry text", "text", "__entry_text_start", "__entry_text_end"),
+    InnerPart("noinstr text", "text", "__noinstr_text_start", "__noinstr_text_end"),
+    InnerPart("ro_after_init", "rodata", "__start_ro_after_init", "__end_ro_after_init"),
+    InnerPart("exception table", "rodata", "__start___ex_table", "__stop___ex_table"),
+    InnerPart("BTF", "rodata", "__start_BTF", "__stop_BTF"),
+)

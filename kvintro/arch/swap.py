@@ -8,7 +8,7 @@ Mirrors ``include/linux/swap.h`` and ``include/linux/swapops.h``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import List, Mapping, Optional, Tuple
+from typing import List, Mapping, NamedTuple, Optional, Tuple
 
 #: MAX_SWAPFILES_SHIFT: bits of a swap type.
 SWP_TYPE_BITS = 5
@@ -117,6 +117,20 @@ _GENERATIONS = (
     # marker" (6.13) gave a meaning to the third bit
     (2, False, 3),
 )
+
+
+class SwapFields(NamedTuple):
+    """What an entry keeps for the swap code.
+
+    :ivar type: number of the swap file, or of a special type.
+    :ivar bits: names of the entry's other bits that are set, by bit number.
+    :ivar inverted: whether the offset was stored inverted.
+    """
+
+    type: int
+    offset: int
+    bits: Mapping[int, str]
+    inverted: bool = False
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,9 @@ class Dump(ABC):
     #: Maximum number of headings that one call of ``note_page()`` prints. A heading without lines of its own
     #: is joined with the next one's name by "; ".
     most_headings = 1
+    #: Flags of an entry that distinguish lines. The rights of all levels together are not among them, unless
+    #: a subclass has another :meth:`noted`.
+    compared = 0
 
     def __init__(self, kernel: Kernel, root: Root) -> None:
         self.kernel = kernel
@@ -81,7 +84,6 @@ class Dump(ABC):
     def find_headings(self) -> None:
         """Fill ``headings`` and ``missing``. The first heading is where the walk begins."""
 
-    @abstractmethod
     def noted(self, ranges: Iterable[Tuple[int, int, int]]) -> Iterator[Tuple[int, int, int]]:
         """Return the calls of ``note_page()``.
 
@@ -90,6 +92,8 @@ class Dump(ABC):
         :return: the same ranges, whose keys keep only the bits that distinguish lines, including the level,
             OVER_LIMIT and UNREADABLE. Ranges without a call are left out.
         """
+        compared = self.compared | LEVEL_MASK | OVER_LIMIT | UNREADABLE
+        return ((start, end, key & compared) for start, end, key in ranges)
 
     @abstractmethod
     def shown(self, key: int) -> Shown:
@@ -135,6 +139,10 @@ class Dump(ABC):
         except Unavailable as error:
             self.missing.append(f"{name}: {error.what}")
             return False
+
+    def head(self, place: AddressRange, name: str, start: str = "start", end: str = "end") -> None:
+        """Add headings where a range starts, and after it."""
+        self.headings += [(place.start, f"{name} {start}"), (place.end + 1, f"{name} {end}")]
 
     def head_region(self, key: str, name: str) -> Optional[AddressRange]:
         """Add a heading where a region starts, and return the region's place."""

@@ -124,10 +124,13 @@ def kaslr_enabled(kernel: Kernel) -> Tuple[bool, str]:
     return found.value, found.provenance
 
 
-def why_off(kernel: Kernel) -> str:
-    """Why a kernel with KASLR did not use it."""
+def why_off(kernel: Kernel, otherwise: str = "switched off when it booted") -> str:
+    """Why a kernel with KASLR did not use it.
+
+    :param otherwise: the reason if the command line does not say so.
+    """
     words = command_line_words(kernel) or []
-    return "nokaslr on the command line" if "nokaslr" in words else "switched off when it booted"
+    return "nokaslr on the command line" if "nokaslr" in words else otherwise
 
 
 def bases_are_fixed(kernel: Kernel) -> bool:

@@ -5,13 +5,18 @@ from __future__ import annotations
 
 from typing import Dict, Optional, Tuple
 
-from kvintro.arch.ptdump_text import NOT_READ
+from kvintro.arch.ptdump_text import NOT_READ, PtdumpText
 
 
-class ToyText:
+class ToyText(PtdumpText):
     """See :class:`kvintro.arch.ptdump_text.PtdumpText`."""
 
     most_lines: Dict[str, int] = {"fixmap": 2}  # noqa: RUF012
+
+    def entry(self, level: str, state: str, flags: Tuple[str, ...]) -> str:
+        """Flags."""
+        shown = " ".join(flags) or "-" if state == "present" else ""
+        return NOT_READ.get(state, shown)
 
     def line(
         self,
@@ -23,8 +28,7 @@ class ToyText:
         physical: Optional[int] = None,
     ) -> str:
         """Level, place, flags."""
-        shown = " ".join(flags) or "-" if state == "present" else ""
-        return f"{level.upper()} {start:x}+{size:x} {NOT_READ.get(state, shown)}\n"
+        return f"{level.upper()} {start:x}+{size:x} {self.entry(level, state, flags)}\n"
 
 
 TEXT = ToyText()

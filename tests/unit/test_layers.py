@@ -23,7 +23,10 @@ LAYERS = (
     ("arch",),
     ("paging",),
     ("source", "types", "installation"),
-    ("kernels", "swap_types", "arch.*.facts", "arch.*.places", "arch.*.nameless", "arch.*.zero_page"),
+    (
+        *("kernels", "swap_types", "arch.facts"),
+        *("arch.*.facts", "arch.*.places", "arch.*.nameless", "arch.*.zero_page"),
+    ),
     ("readers", "arch.*.boot_params", "arch.*.kaslr"),
     ("regions", "arch.*.regions"),
     ("opening",),

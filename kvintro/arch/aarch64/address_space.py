@@ -13,13 +13,11 @@ from typing import Mapping, Optional, Sequence, Tuple
 from kvintro.arch.aarch64.form import Arm64Form
 from kvintro.arch.aarch64.space import with_vmalloc_end
 from kvintro.arch.address_space import (
-    DIRECT_MAP,
-    IMAGE,
-    MEMORY_MAP,
-    AddressSpace,
+    ANY_BASE,
+    ToldAddressSpace,
     Variable,
-    Window,
     number,
+    optional_number,
     symbol_in,
 )
 from kvintro.model import ALL, AddressRange
@@ -27,24 +25,16 @@ from kvintro.model import ALL, AddressRange
 _MAX_IMAGE = 1 << 30
 #: Maximum distance of modules from the image (arch/arm64/mm/init.c:module_init_limits).
 _MODULE_REACH = 2 << 30
-#: Argument of :class:`int` for numbers that are printed with their base.
-_ANY_BASE = 0
 
 
 @dataclass(frozen=True)
-class Arm64AddressSpace(AddressSpace):
+class Arm64AddressSpace(ToldAddressSpace):
     """See :class:`kvintro.arch.address_space.AddressSpace`.
 
-    :ivar constant: from _stext to the root table: text and read-only data, which stay mapped. The init memory
-        that follows is unmapped once the kernel has booted.
-    :ivar memstart: PHYS_OFFSET modulo 2^64; None if unknown.
-    :ivar memory_map: VMEMMAP_START and sizeof(struct page); None if unknown.
+    The init memory that follows the constant part of the image is unmapped once the kernel has booted.
     """
 
     form: Arm64Form
-    constant: AddressRange
-    memstart: Optional[int]
-    memory_map: Optional[Tuple[int, int]]
 
     @property
     def modules(self) -> AddressRange:
@@ -52,36 +42,9 @@ class Arm64AddressSpace(AddressSpace):
         start = max(self.image.start - _MODULE_REACH, self.form.linear_end)
         return AddressRange(start, min(self.image.end + _MODULE_REACH, ALL))
 
-    def windows(self, memory: Optional[AddressRange]) -> Sequence[Window]:
-        """The image's constant part."""
-        part = self.constant
-        memory_end = None if memory is None else memory.end + 1
-        return (Window(IMAGE, part.start, part.end, self.image_offset, self.image_by, memory_end),)
-
-    def more_windows(self, variable: Variable, memory: Optional[AddressRange]) -> Sequence[Window]:
-        """The direct map and the memory map, from the start to the end of RAM."""
-        memory = memory or self._memory(variable)
-        if self.memstart is None or memory is None:
-            return ()
-        offset = self.form.page_offset - self.memstart & ALL
-        start, end = memory.start + offset & ALL, memory.end + offset & ALL
-        if not start < end or start not in self.form.linear_map or end not in self.form.linear_map:
-            return ()
-        found = [Window(DIRECT_MAP, start, end, offset, "PHYS_OFFSET", memory.end + 1)]
-        if self.memory_map is not None:
-            base, size = self.memory_map
-            frames = ((at - self.form.page_offset) // self.form.page_size for at in (start, end))
-            low, high = (base + frame * size for frame in frames)
-            if low < high + size <= ALL:
-                found.append(Window(MEMORY_MAP, low, high + size - 1, memory_end=memory.end + 1))
-        return found
-
-    def _memory(self, variable: Variable) -> Optional[AddressRange]:
-        """Physical addresses of RAM (arch/arm64/mm/init.c:bootmem_init)."""
-        first, end = variable("min_low_pfn"), variable("max_pfn")
-        if first is None or end is None or not first < end <= 1 << self.physical_bits - self.form.page_shift:
-            return None
-        return AddressRange(first << self.form.page_shift, (end << self.form.page_shift) - 1)
+    def first_struct(self, variable: Variable, offset: int) -> int:
+        """PHYS_OFFSET."""
+        return self.form.page_offset - offset & ALL
 
     def other_forms(self) -> Sequence[Arm64Form]:
         """The other number of address bits, as a kernel for 52 bits also runs on processors with fewer."""
@@ -98,10 +61,11 @@ def space_of(lines: Mapping[str, str]) -> Arm64AddressSpace:
     :raises ValueError: a number is malformed or impossible.
     """
     form = _form(lines)
-    offset = number(lines, "NUMBER(kimage_voffset)", None, _ANY_BASE) & ALL
+    offset = number(lines, "NUMBER(kimage_voffset)", None, ANY_BASE) & ALL
     image = _image(lines, form)
     root = symbol_in(lines, "swapper_pg_dir", image)
     bits = number(lines, "NUMBER(MAX_PHYSMEM_BITS)", 52)
+    memstart = optional_number(lines, "NUMBER(PHYS_OFFSET)")
     if not 32 <= bits <= 52:
         raise ValueError("its MAX_PHYSMEM_BITS is not one that a kernel has")
     return Arm64AddressSpace(
@@ -112,7 +76,9 @@ def space_of(lines: Mapping[str, str]) -> Arm64AddressSpace:
         image_by="kimage_voffset",
         physical_bits=bits,
         constant=_constant(lines, form, root),
-        memstart=_optional(lines, "NUMBER(PHYS_OFFSET)"),
+        linear=form.linear_map,
+        linear_offset=None if memstart is None else form.page_offset - memstart & ALL,
+        linear_by="PHYS_OFFSET",
         memory_map=_memory_map(lines, form),
     )
 
@@ -124,17 +90,9 @@ def _constant(lines: Mapping[str, str], form: Arm64Form, root: int) -> AddressRa
     return AddressRange(start, root)
 
 
-def _optional(lines: Mapping[str, str], key: str) -> Optional[int]:
-    """A number modulo 2^64; None if it is missing or malformed."""
-    try:
-        return number(lines, key, None, _ANY_BASE) & ALL
-    except ValueError:
-        return None
-
-
 def _memory_map(lines: Mapping[str, str], form: Arm64Form) -> Optional[Tuple[int, int]]:
     """VMEMMAP_START and sizeof(struct page); None if VMCOREINFO does not have the end of vmalloc."""
-    end, size = _optional(lines, "NUMBER(VMALLOC_END)"), _optional(lines, "SIZE(page)")
+    end, size = optional_number(lines, "NUMBER(VMALLOC_END)"), optional_number(lines, "SIZE(page)")
     if end is None or not size or size > form.page_size:
         return None
     space = with_vmalloc_end(form, size, end)
@@ -143,9 +101,9 @@ def _memory_map(lines: Mapping[str, str], form: Arm64Form) -> Optional[Tuple[int
 
 def _form(lines: Mapping[str, str]) -> Arm64Form:
     size = number(lines, "PAGESIZE")
-    built = number(lines, "NUMBER(VA_BITS)", None, _ANY_BASE)
+    built = number(lines, "NUMBER(VA_BITS)", None, ANY_BASE)
     if "NUMBER(TCR_EL1_T1SZ)" in lines or built > 48:
-        actual = 64 - number(lines, "NUMBER(TCR_EL1_T1SZ)", None, _ANY_BASE)
+        actual = 64 - number(lines, "NUMBER(TCR_EL1_T1SZ)", None, ANY_BASE)
     else:
         # This exists since 5.9: bbdbc11804ff "arm64/crash_core: Export TCR_EL1.T1SZ in vmcoreinfo".
         actual = built
@@ -155,7 +113,7 @@ def _form(lines: Mapping[str, str]) -> Arm64Form:
         form = Arm64Form.of(size.bit_length() - 1, built, actual)
     except ValueError:
         raise ValueError("its VA_BITS and TCR_EL1_T1SZ are not those of a kernel") from None
-    return replace(form, signed=bool(_optional(lines, "NUMBER(KERNELPACMASK)")))
+    return replace(form, signed=bool(optional_number(lines, "NUMBER(KERNELPACMASK)")))
 
 
 def _image(lines: Mapping[str, str], form: Arm64Form) -> AddressRange:
@@ -166,7 +124,7 @@ def _image(lines: Mapping[str, str], form: Arm64Form) -> AddressRange:
         raise ValueError("its _stext is not in a kernel's image")
     start = stext & -form.page_size
     if "NUMBER(MODULES_END)" in lines:
-        start = (number(lines, "NUMBER(MODULES_END)", None, _ANY_BASE) + offset) & ALL
+        start = (number(lines, "NUMBER(MODULES_END)", None, ANY_BASE) + offset) & ALL
         if not 0 <= stext - start < 2 << 20:
             raise ValueError("its KERNELOFFSET is not one that a kernel has")
     return AddressRange(start, min(start + _MAX_IMAGE - 1, ALL))

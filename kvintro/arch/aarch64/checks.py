@@ -278,9 +278,6 @@ KCORE: Sequence[KcoreStart] = (
 
 #: Values that the kernel recorded for dumps at boot, and also has in variables.
 SAID: Sequence[Said] = (
-    Said("SYMBOL(swapper_pg_dir)", "swapper_pg_dir", lambda kernel: kernel.symbol("swapper_pg_dir")),
-    Said("SYMBOL(_stext)", "_stext", lambda kernel: kernel.symbol("_stext")),
-    Said("SYMBOL(init_uts_ns)", "init_uts_ns", lambda kernel: kernel.symbol("init_uts_ns")),
     Said(
         "KERNELOFFSET",
         "_text minus KIMAGE_VADDR",

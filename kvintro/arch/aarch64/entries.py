@@ -6,8 +6,8 @@ Mirrors ``arch/arm64/include/asm/pgtable-hwdef.h``, ``pgtable-prot.h`` and ``pgt
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Dict, Mapping, Optional, Sequence, Tuple
+from dataclasses import dataclass, field, replace
+from typing import Dict, Mapping, Optional, Tuple
 
 from kvintro.arch.aarch64.form import (
     AF,
@@ -31,8 +31,8 @@ from kvintro.arch.aarch64.form import (
     VALID,
     Arm64Form,
 )
-from kvintro.arch.entry import Entry, UserRange, name_bits
-from kvintro.arch.swap import MOST_SPECIAL, SWP_TYPE_BITS, SpecialSwapTypes, Swap, marker_names
+from kvintro.arch.entry import Decoder, Entry, UserRange, mapping, pointing, swapped
+from kvintro.arch.swap import SWP_TYPE_BITS, SpecialSwapTypes, SwapFields, marker_names
 from kvintro.model import ALL
 
 #: Remark on entries of tables that do not restrict user mode.
@@ -97,17 +97,8 @@ class Dialect:
     keys: bool = False
 
 
-class Arm64Entries:
-    """See :class:`kvintro.arch.entry.EntryFormat`.
-
-    :param dialect: properties of the kernel's build.
-    :param notes: remarks for the reader of decoded entries.
-    """
-
-    def __init__(self, form: Arm64Form, dialect: Dialect, notes: Sequence[str] = ()) -> None:
-        self.form = form
-        self.dialect = dialect
-        self.notes = notes
+class Arm64Entries(Decoder[Arm64Form, Dialect]):
+    """See :class:`kvintro.arch.entry.EntryFormat`."""
 
     def of_range(self, key: int, level: int) -> UserRange:
         """A range keeps SPECIAL and the swap type; of a swap entry's offset it keeps only bits below 12."""
@@ -182,16 +173,8 @@ def decode(
             return _page(value, level, form, half, dialect, "page")
         if level > 1 and form.is_table(value, level):
             bits = {mask.bit_length() - 1: name for mask, name in _TABLE_FLAGS.items() if value & mask}
-            return Entry(
-                value,
-                level,
-                half,
-                "table",
-                form.table_address(value),
-                half_note=half_note,
-                flags=name_bits(bits),
-                bits=bits,
-            )
+            table = pointing(value, level, half, "table", form.table_address(value), bits)
+            return replace(table, half_note=half_note)
         bits = {0: "VALID"}
         return Entry(value, level, half, "reserved", flags=("VALID",), reserved=VALID, bits=bits)
     if half == "user":
@@ -204,34 +187,15 @@ def decode(
             return _swapped(value, level, form, half, dialect)
     # set_memory_valid(), KFENCE and debug_pagealloc clear VALID and keep the rest.
     bits = _bits(value, level, form, half, dialect)
-    return Entry(
-        value,
-        level,
-        half,
-        "not-present",
-        form.page_address(value, level),
-        flags=name_bits(bits),
-        bits=bits,
-    )
+    return pointing(value, level, half, "not-present", form.page_address(value, level), bits)
 
 
 def _page(value: int, level: int, form: Arm64Form, half: str, dialect: Dialect, kind: str) -> Entry:
     bits = _bits(value, level, form, half, dialect)
-    size = 1 << form.shift(level)
-    return Entry(
-        value,
-        level,
-        half,
-        kind,
-        form.page_address(value, level),
-        size,
-        name_bits(bits),
-        pkey=value >> POE_SHIFT & 7 if dialect.keys and half == "user" else None,
-        memory_type=form.memory_type(value, level),
-        memory_source=f"AttrIndx {value >> ATTR_INDEX_SHIFT & 7}",
-        contiguous=form.contiguous(level) * size if value & CONT and level < 3 else 0,
-        bits=bits,
-    )
+    source = f"AttrIndx {value >> ATTR_INDEX_SHIFT & 7}"
+    contiguous = form.contiguous(level) << form.shift(level) if value & CONT and level < 3 else 0
+    found = mapping(value, level, half, kind, form, bits, source, contiguous)
+    return replace(found, pkey=value >> POE_SHIFT & 7) if dialect.keys and half == "user" else found
 
 
 def _swapped(value: int, level: int, form: Arm64Form, half: str, dialect: Dialect) -> Entry:
@@ -242,25 +206,8 @@ def _swapped(value: int, level: int, form: Arm64Form, half: str, dialect: Dialec
     number = value >> where.type_shift & (1 << SWP_TYPE_BITS) - 1
     offset = value >> where.offset_shift & (1 << where.offset_bits) - 1
     bits = {mask.bit_length() - 1: name for mask, name in where.flags.items() if value & mask}
-    flags = [bits[bit] for bit in sorted(bits)]
-    kind: Optional[str] = None
-    if dialect.swap_types is not None:
-        kind = dialect.swap_types.names.get(number, "swap")
-    elif number < (1 << SWP_TYPE_BITS) - MOST_SPECIAL:
-        kind = "swap"
-    markers: Tuple[str, ...] = ()
-    pfn: Optional[int] = None
-    if kind == "marker" and dialect.swap_types is not None:
-        markers = marker_names(offset, dialect.swap_types.markers)
-    elif kind not in (None, "swap") and dialect.physical_bits is not None:
-        pfn_bits = dialect.physical_bits - form.page_shift
-        pfn = offset & (1 << pfn_bits) - 1
-        if kind is not None and kind.startswith("migration"):
-            # include/linux/swapops.h: SWP_MIG_YOUNG_BIT, SWP_MIG_DIRTY_BIT.
-            flags += [name for i, name in enumerate(("YOUNG", "DIRTY")) if offset >> pfn_bits + i & 1]
-    swap = Swap(number, kind, offset, pfn, tuple(flags), markers)
-    physical = None if pfn is None else pfn << form.page_shift
-    return Entry(value, level, half, "swap", physical, 0, tuple(flags), swap=swap, bits=bits)
+    fields = SwapFields(number, offset, bits)
+    return swapped(value, level, half, fields, form, dialect.swap_types, dialect.physical_bits)
 
 
 def _bits(value: int, level: int, form: Arm64Form, half: str, dialect: Dialect) -> Dict[int, str]:

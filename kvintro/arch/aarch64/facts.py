@@ -9,11 +9,11 @@ from __future__ import annotations
 import struct
 from dataclasses import replace
 from functools import cached_property
-from typing import Dict, Optional, Sequence, Tuple, Union
+from typing import Dict, Optional, Sequence
 
 import drgn
 
-from kvintro.arch.aarch64.address_space import Arm64AddressSpace, space_of
+from kvintro.arch.aarch64.address_space import Arm64AddressSpace
 from kvintro.arch.aarch64.entries import (
     SWAP_5_19,
     SWAP_6_11,
@@ -36,16 +36,16 @@ from kvintro.arch.aarch64.nameless import feature_register
 from kvintro.arch.aarch64.places import PLACES, image_end
 from kvintro.arch.aarch64.slots import IMAGE_ALIGN, OLD_MODULES_SIZE
 from kvintro.arch.aarch64.space import Space, with_vmalloc_end, with_vmemmap
+from kvintro.arch.facts import KASAN_SCALE, ToldFacts
 from kvintro.errors import KvintroError, Unavailable
-from kvintro.kernels import MAX_FIXMAP_SLOTS, Kernel
-from kvintro.model import ALL, Absent, AddressRange, Fact, Located, Root
+from kvintro.kernels import Kernel
+from kvintro.model import ALL, AddressRange, Fact, Located
 from kvintro.paging import walk
 from kvintro.source.variables import KASAN_FUNCTION
 from kvintro.swap_types import special_swap_types
 
 #: reserved_pg_dir and tramp_pg_dir are the pages before swapper_pg_dir (arch/arm64/kernel/vmlinux.lds.S).
 _TRAMP_BEFORE = 2
-_KASAN_SCALE = 3  # KASAN_SHADOW_SCALE_SHIFT of CONFIG_KASAN_GENERIC
 #: ID_AA64MMFR0_EL1.PARange (DDI 0487).
 _PARANGE = {0: 32, 1: 36, 2: 40, 3: 42, 4: 44, 5: 48, 6: 52, 7: 56}
 _SECTION_FLAGS = 0x3F
@@ -54,24 +54,8 @@ _KASAN_TAGS_FUNCTION = "__hwasan_tag_memory"
 _CODE_LOOKED_AT = 512  # instructions of __cpu_setup to examine
 
 
-class Arm64Facts:
+class Arm64Facts(ToldFacts[Arm64AddressSpace]):
     """See :class:`kvintro.kernels.Facts`. Each fact is read once, on first use."""
-
-    root_name = "swapper_pg_dir"
-
-    def __init__(self, kernel: Kernel) -> None:
-        self._kernel = kernel
-
-    @cached_property
-    def address_space(self) -> Arm64AddressSpace:
-        """The address space that VMCOREINFO describes.
-
-        :raises Unavailable: no kernel can have such an address space.
-        """
-        try:
-            return space_of(self._kernel.source.vmcoreinfo)
-        except ValueError as error:
-            raise Unavailable(f"VMCOREINFO does not describe a kernel of aarch64: {error}") from None
 
     @cached_property
     def form(self) -> Arm64Form:
@@ -83,27 +67,6 @@ class Arm64Facts:
         """Levels of paging in use."""
         return Fact(self.address_space.form.levels, "VMCOREINFO TCR_EL1_T1SZ")
 
-    @cached_property
-    def root(self) -> Fact[int]:
-        """Physical address of the kernel's own root table."""
-        return Fact(self.address_space.root, "VMCOREINFO swapper_pg_dir")
-
-    def firmware_root(self) -> Union[Root, Absent]:
-        """efi_mm's root, which is in TTBR0_EL1 while the services run (arch/arm64/include/asm/efi.h)."""
-        kernel = self._kernel
-        if not kernel.has_symbol("efi_mm"):
-            return Absent("CONFIG_EFI is off")
-        try:
-            offset = drgn.offsetof(kernel.prog.type("struct mm_struct"), "pgd")
-        except LookupError:
-            raise Unavailable(
-                "efi_mm cannot be read without types", "give -s VMLINUX or --btf FILE"
-            ) from None
-        pgd = self._word(kernel.symbol("efi_mm") + offset)
-        if not pgd:
-            return Absent("the kernel was not booted by EFI")
-        return Root(pgd - self.linear_offset.value & ALL, "efi_mm")
-
     def user_root(self, table: int) -> Optional[int]:
         """tramp_pg_dir, which translates the kernel's addresses while user mode runs; None without KPTI.
 
@@ -114,11 +77,6 @@ class Arm64Facts:
     @property
     def _tramp(self) -> int:
         return self.root.value - _TRAMP_BEFORE * self.form.page_size
-
-    @cached_property
-    def image_offset(self) -> Fact[int]:
-        """kimage_voffset."""
-        return Fact(self.address_space.image_offset, "VMCOREINFO kimage_voffset")
 
     @cached_property
     def image_slide(self) -> Fact[int]:
@@ -151,11 +109,6 @@ class Arm64Facts:
     def linear_window(self) -> AddressRange:
         """The lower half of the kernel's addresses; RAM may be anywhere in it."""
         return self.form.linear_map
-
-    @cached_property
-    def section_size_bits(self) -> Fact[int]:
-        """SECTION_SIZE_BITS: 27 with pages of 4K and 16K, 29 with 64K, since 5.12; 30 before."""
-        return self._kernel.number("NUMBER(SECTION_SIZE_BITS)")
 
     @cached_property
     def space(self) -> Space:
@@ -196,12 +149,9 @@ class Arm64Facts:
             raise Unavailable(f"invalid size of struct mem_section: {size} bytes")
         per_root = self.form.page_size // size
         roots = kernel.number("SYMBOL(mem_section)").value
-        root = self._word(roots + 8 * (number // per_root))
+        root = self.word(roots + 8 * (number // per_root))
         offset = kernel.number("OFFSET(mem_section.section_mem_map)").value
-        return self._word(root + number % per_root * size + offset) & ~_SECTION_FLAGS
-
-    def _word(self, address: int) -> int:
-        return int.from_bytes(self._kernel.read(address & ALL, 8), "little")
+        return self.word(root + number % per_root * size + offset) & ~_SECTION_FLAGS
 
     @cached_property
     def image_place(self) -> int:
@@ -216,13 +166,10 @@ class Arm64Facts:
         :raises Unavailable: VMCOREINFO does not say.
         """
         try:
-            start, end = (
-                self._kernel.number(f"NUMBER(MODULES_{name})").value & ALL for name in ("VADDR", "END")
-            )
+            return self.bounds("MODULES_VADDR", "MODULES_END")
         except Unavailable:
             # Kernels without these lines have MODULES_VSIZE of 128M.
-            start, end = self.image_place - OLD_MODULES_SIZE, self.image_place
-        return AddressRange(start, end - 1)
+            return AddressRange(self.image_place - OLD_MODULES_SIZE, self.image_place - 1)
 
     @cached_property
     def bpf(self) -> Optional[AddressRange]:
@@ -249,7 +196,7 @@ class Arm64Facts:
         :raises Unavailable: it is unknown whether the kernel has KASAN.
         """
         # KASAN_SHADOW_OFFSET is chosen so that the shadow ends where the linear map would end (Kconfig).
-        for function, scale in ((KASAN_FUNCTION, _KASAN_SCALE), (_KASAN_TAGS_FUNCTION, 4)):
+        for function, scale in ((KASAN_FUNCTION, KASAN_SCALE), (_KASAN_TAGS_FUNCTION, 4)):
             if self._kernel.has_symbol(function, code=True):
                 end = self.form.linear_end
                 return AddressRange(end - (1 << self.form.address_bits - scale), end - 1)
@@ -268,35 +215,9 @@ class Arm64Facts:
         :param whole: start at FIXADDR_TOT_START instead, which includes the slots of early boot.
         :raises Unavailable: there are no types, or they are invalid.
         """
-        slots = self._all_slots if whole else self._kernel.fixmap_slots
+        slots = self.slot("__end_of_fixed_addresses") if whole else self._kernel.fixmap_slots
         top = self.space.fixaddr_top
         return AddressRange(top - (slots << self.form.page_shift), top - 1)
-
-    @property
-    def _all_slots(self) -> int:
-        try:
-            slots = int(self._kernel.prog.constant("__end_of_fixed_addresses").value_())
-        except LookupError:
-            raise Unavailable("its slots are an enum, which cannot be read without types") from None
-        if not 0 < slots < MAX_FIXMAP_SLOTS:
-            raise Unavailable(f"enum fixed_addresses has {slots} slots, which is invalid")
-        return slots
-
-    @cached_property
-    def device_tree(self) -> AddressRange:
-        """The fixmap's slots for the device tree, FIX_FDT to FIX_FDT_END.
-
-        :raises Unavailable: there are no types, or they are invalid.
-        """
-        names = ("FIX_FDT", "FIX_FDT_END")
-        try:
-            first, last = (int(self._kernel.prog.constant(name).value_()) for name in names)
-        except LookupError:
-            raise Unavailable("its slots are an enum, which cannot be read without types") from None
-        if not 0 <= last <= first < MAX_FIXMAP_SLOTS:
-            raise Unavailable(f"FIX_FDT is {first} and FIX_FDT_END {last}, which is invalid")
-        top, shift = self.fixmap_top, self.form.page_shift
-        return AddressRange(top - (first << shift), top - (last << shift) + self.form.page_size - 1)
 
     @property
     def image(self) -> AddressRange:
@@ -328,11 +249,7 @@ class Arm64Facts:
     @property
     def kasan_shadow_offset(self) -> int:
         """KASAN_SHADOW_OFFSET, which puts the shadow of the last address at KASAN_SHADOW_END - 1."""
-        return self.form.linear_end - (1 << 64 - _KASAN_SCALE) & ALL
-
-    def initrd(self) -> Sequence[Tuple[int, int]]:
-        """Empty: the initrd's memory is freed once it was unpacked, and its place is not recorded."""
-        return ()
+        return self.form.linear_end - (1 << 64 - KASAN_SCALE) & ALL
 
     def place(self, key: str) -> Located:
         """See :mod:`kvintro.arch.aarch64.places`."""

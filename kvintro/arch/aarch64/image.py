@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Tuple
 
-from kvintro.arch.image import FREED_UNMAPPED, InnerPart, Part
+from kvintro.arch.image import COMMON_INNER, FREED_UNMAPPED, InnerPart, Part
 
 # In the order of addresses (arch/arm64/mm/mmu.c:mark_rodata_ro, init.c:free_initmem). Before _stext is the
 # boot header, which older kernels do not map.
@@ -18,11 +18,7 @@ PARTS: Tuple[Part, ...] = (
     Part("bss", "__bss_start", "__bss_stop", "rw-"),
 )
 INNER: Tuple[InnerPart, ...] = (
-    InnerPart("entry text", "text", "__entry_text_start", "__entry_text_end"),
-    InnerPart("noinstr text", "text", "__noinstr_text_start", "__noinstr_text_end"),
-    InnerPart("ro_after_init", "rodata", "__start_ro_after_init", "__end_ro_after_init"),
-    InnerPart("exception table", "rodata", "__start___ex_table", "__stop___ex_table"),
-    InnerPart("BTF", "rodata", "__start_BTF", "__stop_BTF"),
+    *COMMON_INNER,
     InnerPart("init text", "init", "_sinittext", "_einittext"),
     InnerPart("per-CPU template", "init", "__per_cpu_start", "__per_cpu_end"),
 )

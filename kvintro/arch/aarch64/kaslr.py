@@ -6,11 +6,11 @@ The arithmetic is in :mod:`kvintro.arch.aarch64.slots`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Callable, Mapping, Optional, Sequence
+from typing import TYPE_CHECKING, Callable, Mapping, Sequence
 
 from kvintro.arch.aarch64.facts import arm64_facts
 from kvintro.arch.aarch64.nameless import word_read_by
-from kvintro.arch.aarch64.places import image_end, module_base, ram
+from kvintro.arch.aarch64.places import image_end, module_base
 from kvintro.arch.aarch64.slots import (
     DIRECT_REACH,
     IMAGE_ALIGN,
@@ -22,10 +22,10 @@ from kvintro.arch.aarch64.slots import (
     old_module_window,
     physical_align,
 )
+from kvintro.arch.facts import ram
 from kvintro.errors import Unavailable
 from kvintro.model import ALL, Randomised
-from kvintro.readers.command_line import command_line_words
-from kvintro.readers.randomness import NO_PLACE, drawn, not_drawn, not_known
+from kvintro.readers.randomness import NO_PLACE, drawn, not_drawn, not_known, why_off
 from kvintro.text import size_text
 
 if TYPE_CHECKING:
@@ -128,10 +128,10 @@ def _by_firmware(kernel: Kernel, key: str, what: str, actual: int) -> Randomised
 
 
 def _why_off(kernel: Kernel) -> str:
-    words: Optional[Sequence[str]] = command_line_words(kernel)
-    if words is not None and "nokaslr" in words:
-        return "nokaslr on the command line"
-    return "neither the boot loader nor the processor provided a random number, or KASLR was switched off"
+    return why_off(
+        kernel,
+        "neither the boot loader nor the processor provided a random number, or KASLR was switched off",
+    )
 
 
 def _linear(kernel: Kernel) -> Sequence[Randomised]:

@@ -11,6 +11,7 @@ from typing import Callable, Mapping, Optional, Protocol, Tuple
 from kvintro.arch.aarch64.form import Arm64Form
 from kvintro.arch.aarch64.nameless import word_read_by
 from kvintro.arch.aarch64.space import Space
+from kvintro.arch.facts import no_modules, of_nodes, shadow_place
 from kvintro.errors import Unavailable
 from kvintro.kernels import Kernel
 from kvintro.model import ALL, Absent, AddressRange, Fact, Located, Placement, Unknown
@@ -67,26 +68,7 @@ def direct_map(kernel: Kernel, facts: Bounds) -> Located:
     """PAGE_OFFSET to PAGE_END - 1. The range never moves; KASLR may randomise where RAM begins in it."""
     end = facts.linear_end
     found = AddressRange(facts.form.linear_map.start, end.value - 1)
-    used, note = None, ""
-    span = ram(kernel)
-    if span is not None:
-        offset = facts.linear_offset.value
-        low, high = (address + offset & ALL for address in (span[0], span[1] - 1))
-        if low in found and high in found and low <= high:
-            used, note = AddressRange(low, high), "from the first page frame of the nodes to the last"
-    return Placement(found, end.provenance, used=used, used_note=note)
-
-
-def ram(kernel: Kernel) -> Optional[Tuple[int, int]]:
-    """Physical addresses of the nodes' first page frame and of the end of their last; None if unknown."""
-    try:
-        spans = [(first, end) for first, end in kernel.node_spans() if first < end]
-    except Unavailable:
-        return None
-    if not spans:
-        return None
-    shift = kernel.page_shift
-    return min(first for first, _ in spans) << shift, max(end for _, end in spans) << shift
+    return of_nodes(kernel, found, end.provenance, facts.linear_offset.value, facts.form.page_size)
 
 
 def vmalloc(kernel: Kernel, facts: Bounds) -> Located:
@@ -96,24 +78,13 @@ def vmalloc(kernel: Kernel, facts: Bounds) -> Located:
 
 def vmemmap(kernel: Kernel, facts: Bounds) -> Located:
     """VMEMMAP_START to VMEMMAP_END - 1; on a processor with fewer bits, the part that it uses."""
-    found = facts.space.vmemmap
-    used, note = None, ""
-    span = ram(kernel)
-    if span is not None:
-        size, shift = kernel.page_struct_size.value, kernel.page_shift
-        base = facts.memory_map.value
-        low, high = base + (span[0] >> shift) * size & ALL, base + (span[1] >> shift) * size - 1 & ALL
-        if low in found and high in found and low <= high:
-            used, note = AddressRange(low, high), "of the first page frame of the nodes to the last"
-    return Placement(found, "constant", used=used, used_note=note)
+    base, size = facts.memory_map.value, kernel.page_struct_size.value
+    return of_nodes(kernel, facts.space.vmemmap, "constant", base, size)
 
 
 def kasan_shadow(kernel: Kernel, facts: Bounds) -> Located:
     """KASAN_SHADOW_START to KASAN_SHADOW_END - 1."""
-    shadow = facts.shadow
-    if shadow is None:
-        return Absent("CONFIG_KASAN is off, or it needs no shadow")
-    return Placement(shadow, "constant", note="maps mostly one shared page of zeros")
+    return shadow_place(facts.shadow)
 
 
 def kernel_image(kernel: Kernel, facts: Bounds) -> Located:
@@ -164,8 +135,9 @@ def modules(kernel: Kernel, facts: Bounds) -> Located:
     arch/arm64/mm/init.c:module_init_limits (before 6.5 ``kernel/kaslr.c:kaslr_init``). Memory is allocated
     from the beginning of the window, so the region is the part of the window below the image.
     """
-    if kernel.source.symbols != "none" and not kernel.has_symbol("__module_address", code=True):
-        return Absent("CONFIG_MODULES is off")
+    absent = no_modules(kernel)
+    if absent is not None:
+        return absent
     if not facts.kaslr.value:
         return Placement(facts.modules, "MODULES_VADDR, MODULES_END")
     image = facts.image_place + facts.image_slide.value & ALL
@@ -220,6 +192,11 @@ def fixmap(kernel: Kernel, facts: Bounds) -> Located:
     return Placement(found, "enum fixed_addresses", note=f"slots 1 to {kernel.fixmap_slots}")
 
 
+def pci_io(kernel: Kernel, facts: Bounds) -> Located:
+    """PCI_IO_START to PCI_IO_END - 1."""
+    return Placement(facts.space.pci_io, "constant")
+
+
 PLACES: Mapping[str, Callable[[Kernel, Bounds], Located]] = {
     "direct_map": direct_map,
     "vmalloc": vmalloc,
@@ -229,4 +206,5 @@ PLACES: Mapping[str, Callable[[Kernel, Bounds], Located]] = {
     "modules": modules,
     "modules_without_kaslr": modules_without_kaslr,
     "fixmap": fixmap,
+    "pci_io": pci_io,
 }

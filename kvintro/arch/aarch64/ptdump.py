@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from functools import cached_property
-from typing import Iterable, Iterator, Sequence, Tuple
+from typing import Sequence, Tuple
 
 from kvintro.arch.aarch64.facts import arm64_facts
 from kvintro.arch.aarch64.form import (
@@ -32,9 +32,6 @@ from kvintro.paging import (
     EFFECTIVE_EXEC,
     EFFECTIVE_USER,
     EFFECTIVE_WRITE,
-    LEVEL_MASK,
-    OVER_LIMIT,
-    UNREADABLE,
 )
 from kvintro.queries.ptdump import Dump, Shown
 
@@ -42,7 +39,6 @@ _ATTRIBUTES = 7 << ATTR_INDEX_SHIFT
 _EFFECTIVE = EFFECTIVE_WRITE | EFFECTIVE_USER | EFFECTIVE_EXEC
 #: All masks of ``pte_bits[]``.
 _SHOWN = VALID | TABLE_BIT | USER_BIT | RDONLY | PXN | SHARED | AF | NG | CONT | UXN | GP | _ATTRIBUTES
-_COMPARED = _SHOWN | LEVEL_MASK | OVER_LIMIT | UNREADABLE
 _FLAGS = (
     *((USER_BIT, USER_BIT, "USR"), (RDONLY, RDONLY, "ro"), (PXN, PXN, "NX"), (SHARED, SHARED, "SHD")),
     *((AF, AF, "AF"), (NG, NG, "NG"), (CONT, CONT, "CON"), (UXN, UXN, "UXN"), (GP, GP, "GP")),
@@ -67,6 +63,7 @@ class Arm64Dump(Dump):
     """See :class:`kvintro.queries.ptdump.Dump`."""
 
     most_headings = 2
+    compared = _SHOWN
 
     def find_headings(self) -> None:
         """``address_markers[]``."""
@@ -75,7 +72,7 @@ class Arm64Dump(Dump):
             if self.root.owner == "efi_mm":
                 # efi_page_tables: DEFAULT_MAP_WINDOW_64
                 end = 1 << arm64_facts(kernel).form.least_bits
-                found += [(0, "UEFI runtime start"), (end, "UEFI runtime end")]
+                self.head(AddressRange(0, end - 1), "UEFI runtime")
             else:
                 found.append((0, self.root.owner if self.root.table in kernel.forms else "user"))
             return
@@ -90,25 +87,17 @@ class Arm64Dump(Dump):
         first = form.upper.start if space.from_actual else facts.form.page_offset
         found += [(first, "Linear Mapping start"), (facts.linear_end.value, "Linear Mapping end")]
         if facts.shadow is not None:
-            found.append((facts.shadow.start, "Kasan shadow start"))
-            found.append((facts.shadow.end + 1, "Kasan shadow end"))
+            self.head(facts.shadow, "Kasan shadow")
         if facts.bpf is not None:
-            found += [(facts.bpf.start, "BPF start"), (facts.bpf.end + 1, "BPF end")]
-        found += [
-            (facts.modules.start, "Modules start"),
-            (facts.modules.end + 1, "Modules end"),
-            (facts.vmalloc.start, "vmalloc() area"),
-            (facts.vmalloc.end + 1, "vmalloc() end"),
-            (space.vmemmap.start, "vmemmap start"),
-            (space.vmemmap.end + 1, "vmemmap end"),
-            (space.pci_io.start, "PCI I/O start"),
-            (space.pci_io.end + 1, "PCI I/O end"),
-        ]
+            self.head(facts.bpf, "BPF")
+        self.head(facts.modules, "Modules")
+        self.head(facts.vmalloc, "vmalloc()", "area")
+        self.head(space.vmemmap, "vmemmap")
+        self.head(space.pci_io, "PCI I/O")
         try:
             # 414c109bdf49 "arm64: mm: always map fixmap at page granularity" also moved this heading.
             whole = facts.device_tree.size < _DEVICE_TREE_BLOCKS
-            found.append((facts.fixmap(whole=whole).start, "Fixmap start"))
-            found.append((space.fixaddr_top, "Fixmap end"))
+            self.head(facts.fixmap(whole=whole), "Fixmap")
         except Unavailable as error:
             self.missing.append(f"Fixmap: {error.what}")
         found.sort(key=lambda heading: heading[0])
@@ -129,12 +118,6 @@ class Arm64Dump(Dump):
         if self._is_kernels:
             return (self.kernel.form.kernel,)
         return (self.kernel.form_at(self.root.table).user,)
-
-    def noted(self, ranges: Iterable[Tuple[int, int, int]]) -> Iterator[Tuple[int, int, int]]:
-        """Reduce keys to the level and the bits that are shown, which decide where a new line begins."""
-        for start, end, key in ranges:
-            # The rights of all levels together depend on the tables above, which ptdump ignores.
-            yield start, end, key & _COMPARED
 
     def shown(self, key: int) -> Shown:
         """See :meth:`kvintro.queries.ptdump.Dump.shown`."""

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Mapping, Optional, Tuple
+from typing import Tuple
 
-from kvintro.arch.ptdump_text import NOT_READ, size_text
+from kvintro.arch.ptdump_text import NOT_READ, PtdumpText, size_text
+from kvintro.model import ALL
 
 #: Text printed for each flag of ``pte_bits[]``, in order: if the flag is set, and if it is not.
 _CELLS = (
@@ -22,35 +23,18 @@ _CELLS = (
     ("UXN", "UXN", "   "),
     ("GP", "GP", "  "),
 )
-_LAST = (1 << 64) - 1
 
 
-class Arm64Text:
+class Arm64Text(PtdumpText):
     """See :class:`kvintro.arch.ptdump_text.PtdumpText`."""
 
-    most_lines: Mapping[str, int] = {}
+    def size(self, size: int) -> str:
+        """Its unit is at least K, as the kernel counts in kilobytes."""
+        return size_text(size) if size & ALL else f"{1 << 4:9d}E"
 
-    def line(
-        self,
-        start: int,
-        size: int,
-        level: str,
-        state: str,
-        flags: Tuple[str, ...],
-        physical: Optional[int] = None,
-    ) -> str:
-        """Start, end, size, level, flags."""
-        return "0x%016lx-0x%016lx   %s %s\n" % (  # noqa: UP031
-            start,
-            start + size & _LAST,
-            _size(size),
-            _entry(level, state, flags),
-        )
-
-
-def _size(size: int) -> str:
-    """A size; its unit is at least K, as the kernel counts in kilobytes."""
-    return size_text(size) if size & _LAST else f"{1 << 4:9d}E"
+    def entry(self, level: str, state: str, flags: Tuple[str, ...]) -> str:
+        """Level and flags."""
+        return _entry(level, state, flags)
 
 
 @lru_cache(maxsize=1 << 12)

@@ -63,18 +63,9 @@ def rounded(kernel: Kernel, region: Region) -> Sequence[AddressRange]:
 
 
 #: Where segments of /proc/kcore start (fs/proc/kcore.c): ``_text``, VMALLOC_START, MODULES_VADDR.
-KCORE: Sequence[KcoreStart] = (
-    ("vmalloc", start_of("vmalloc")),
-    ("modules", lambda kernel: riscv_facts(kernel).modules.start),
-    ("kernel_image", lambda kernel: kernel.text.value),
-)
-
-
+KCORE: Sequence[KcoreStart] = tuple((key, start_of(key)) for key in ("vmalloc", "modules", "kernel_image"))
 #: Values that the kernel recorded for dumps at boot, and also has in variables.
 SAID: Sequence[Said] = (
-    Said("SYMBOL(swapper_pg_dir)", "swapper_pg_dir", lambda kernel: kernel.symbol("swapper_pg_dir")),
-    Said("SYMBOL(_stext)", "_stext", lambda kernel: kernel.symbol("_stext")),
-    Said("SYMBOL(init_uts_ns)", "init_uts_ns", lambda kernel: kernel.symbol("init_uts_ns")),
     Said("NUMBER(phys_ram_base)", "phys_ram_base", lambda kernel: kernel.value("phys_ram_base").value),
     Said(
         "NUMBER(MODULES_END)", "_start", lambda kernel: kernel.symbol("_start") & -kernel.form.page_size & ALL

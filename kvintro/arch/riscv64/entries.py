@@ -6,17 +6,18 @@ Mirrors ``arch/riscv/include/asm/pgtable-bits.h``, ``pgtable-64.h`` and ``pgtabl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Dict, Optional, Sequence, Tuple
+from dataclasses import dataclass, replace
+from typing import Dict, Optional
 
-from kvintro.arch.entry import Entry, UserRange, name_bits
+from kvintro.arch.entry import Decoder, Entry, UserRange, mapping, pointing, swapped
 from kvintro.arch.riscv64.form import (
     ACCESSED,
     LEAF,
     LEVELS,
     MEMORY_TYPE_SHIFT,
     NAPOT,
-    NAPOT_PAGES,
+    NAPOT_SIZE,
+    PHYSICAL_BITS,
     PRESENT,
     PROT_NONE,
     SPECIAL,
@@ -24,7 +25,7 @@ from kvintro.arch.riscv64.form import (
     USER_BIT,
     RiscvForm,
 )
-from kvintro.arch.swap import MOST_SPECIAL, SWP_TYPE_BITS, SpecialSwapTypes, Swap, marker_names
+from kvintro.arch.swap import SWP_TYPE_BITS, SpecialSwapTypes, SwapFields
 from kvintro.model import ALL
 
 _NAMES = ("PRESENT", "READ", "WRITE", "EXEC", "USER", "GLOBAL", "ACCESSED", "DIRTY", "SPECIAL")
@@ -39,26 +40,15 @@ class Dialect:
     """Differences between builds of the kernel in the meaning of an entry.
 
     :ivar swap_types: special swap types; None if unknown.
-    :ivar physical_bits: MAX_PHYSMEM_BITS; None if unknown.
     :ivar devmap: whether bit 9 of a page means DEVMAP (6.12).
     """
 
     swap_types: Optional[SpecialSwapTypes] = None
-    physical_bits: Optional[int] = None
     devmap: bool = False
 
 
-class RiscvEntries:
-    """See :class:`kvintro.arch.entry.EntryFormat`.
-
-    :param dialect: properties of the kernel's build.
-    :param notes: remarks for the reader of decoded entries.
-    """
-
-    def __init__(self, form: RiscvForm, dialect: Dialect, notes: Sequence[str] = ()) -> None:
-        self.form = form
-        self.dialect = dialect
-        self.notes = notes
+class RiscvEntries(Decoder[RiscvForm, Dialect]):
+    """See :class:`kvintro.arch.entry.EntryFormat`."""
 
     def of_range(self, key: int, level: int) -> UserRange:
         """A range keeps SPECIAL and the swap type, and no bits of an offset."""
@@ -77,71 +67,31 @@ class RiscvEntries:
             # The kernel's pages have no USER, and only user mode's entries are swapped out.
             half = "user" if value & USER_BIT or not present else "kernel"
             note = _EITHER if present and not rights else ""
+        bits = self._bits(value)
         if value == 0:
             return Entry(value, level, half, "empty")
         if level > 1 and form.is_table(value, level):
-            bits = self._bits(value)
-            physical = form.table_address(value)
-            return Entry(
-                value, level, half, "table", physical, flags=name_bits(bits), bits=bits, half_note=note
-            )
+            table = pointing(value, level, half, "table", form.table_address(value), bits)
+            return replace(table, half_note=note)
         if form.is_leaf(value, level):
             return self._page(value, level, half, "page")
         if present:
-            bits = self._bits(value)
-            wrong = rights or PRESENT
-            return Entry(value, level, half, "reserved", flags=name_bits(bits), reserved=wrong, bits=bits)
+            return replace(pointing(value, level, half, "reserved", None, bits), reserved=rights or PRESENT)
         if half == "user":
             if form.holds_page(value, level):
                 return self._page(value, level, half, "protnone" if value & PROT_NONE else "invalid")
             if level <= 2 and not rights:
-                return self._swapped(value, level, half)
+                types = self.dialect.swap_types
+                number, offset = value >> SWAP_TYPE_SHIFT & (1 << SWP_TYPE_BITS) - 1, value >> _OFFSET_SHIFT
+                fields = SwapFields(number, offset, {6: "SWP_EXCLUSIVE"} if value & SWP_EXCLUSIVE else {})
+                return swapped(value, level, half, fields, form, types, PHYSICAL_BITS)
         # set_memory_valid(), KFENCE and debug_pagealloc clear PRESENT and keep the rest.
-        bits = self._bits(value)
-        physical = form.page_address(value, level)
-        return Entry(value, level, half, "not-present", physical, flags=name_bits(bits), bits=bits)
+        return pointing(value, level, half, "not-present", form.page_address(value, level), bits)
 
     def _page(self, value: int, level: int, half: str, kind: str) -> Entry:
-        bits, form = self._bits(value), self.form
-        size = 1 << form.shift(level)
-        return Entry(
-            value,
-            level,
-            half,
-            kind,
-            form.page_address(value, level),
-            size,
-            name_bits(bits),
-            memory_type=form.memory_type(value, level),
-            memory_source=f"Svpbmt {value >> MEMORY_TYPE_SHIFT & 3}",
-            contiguous=NAPOT_PAGES * size if value & NAPOT and level == 1 else 0,
-            bits=bits,
-        )
-
-    def _swapped(self, value: int, level: int, half: str) -> Entry:
-        types, form = self.dialect.swap_types, self.form
-        number = value >> SWAP_TYPE_SHIFT & (1 << SWP_TYPE_BITS) - 1
-        offset = value >> _OFFSET_SHIFT
-        bits = {6: "SWP_EXCLUSIVE"} if value & SWP_EXCLUSIVE else {}
-        flags = [*bits.values()]
-        kind: Optional[str] = None
-        if types is not None:
-            kind = types.names.get(number, "swap")
-        elif number < (1 << SWP_TYPE_BITS) - MOST_SPECIAL:
-            kind = "swap"
-        markers: Tuple[str, ...] = ()
-        pfn: Optional[int] = None
-        if kind == "marker" and types is not None:
-            markers = marker_names(offset, types.markers)
-        elif kind not in (None, "swap") and self.dialect.physical_bits is not None:
-            pfn_bits = self.dialect.physical_bits - form.page_shift
-            pfn = offset & (1 << pfn_bits) - 1
-            if kind is not None and kind.startswith("migration"):
-                # include/linux/swapops.h: SWP_MIG_YOUNG_BIT, SWP_MIG_DIRTY_BIT.
-                flags += [name for i, name in enumerate(("YOUNG", "DIRTY")) if offset >> pfn_bits + i & 1]
-        swap = Swap(number, kind, offset, pfn, tuple(flags), markers)
-        physical = None if pfn is None else pfn << form.page_shift
-        return Entry(value, level, half, "swap", physical, 0, tuple(flags), swap=swap, bits=bits)
+        source = f"Svpbmt {value >> MEMORY_TYPE_SHIFT & 3}"
+        contiguous = NAPOT_SIZE if value & NAPOT and level == 1 else 0
+        return mapping(value, level, half, kind, self.form, self._bits(value), source, contiguous)
 
     def _bits(self, value: int) -> Dict[int, str]:
         """Name of each bit that is set, except those of the address."""

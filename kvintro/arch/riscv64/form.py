@@ -35,12 +35,11 @@ SWAP_TYPE_SHIFT = 7
 SWAP_TYPE = 31 << SWAP_TYPE_SHIFT
 MEMORY_TYPE_SHIFT = 61
 MEMORY_TYPES = ("PMA", "NC", "IO", "MT 3")
-#: Pages of a Svnapot range (64 KB), the only size that the specification has.
-NAPOT_PAGES = 16
-
-#: log2 of the number of entries in a table.
-_INDEX_BITS = 9
+#: Bytes of a Svnapot range, the only size that the specification has.
+NAPOT_SIZE = 64 << 10
 _PAGE_SHIFT = 12
+#: MAX_PHYSMEM_BITS.
+PHYSICAL_BITS = 56
 #: Levels of sv39, sv48 and sv57.
 LEVELS = {39: 3, 48: 4, 57: 5}
 
@@ -48,6 +47,8 @@ LEVELS = {39: 3, 48: 4, 57: 5}
 @dataclass(frozen=True)
 class RiscvForm(PagingForm):
     """See :class:`kvintro.arch.form.PagingForm`."""
+
+    page_shift = _PAGE_SHIFT
 
     @classmethod
     def of(cls, bits: int) -> RiscvForm:
@@ -59,15 +60,6 @@ class RiscvForm(PagingForm):
             raise ValueError(f"riscv64 has no page tables for {bits} bits")
         return cls(LEVELS[bits])
 
-    @property
-    def page_shift(self) -> int:
-        """Always 12."""
-        return _PAGE_SHIFT
-
-    def index_bits(self, level: int) -> int:
-        """All tables have 512 entries."""
-        return _INDEX_BITS
-
     def leaf_levels(self) -> Sequence[int]:
         """Each level may map a page, the root's entries too."""
         return tuple(range(2, self.levels + 1))
@@ -75,7 +67,7 @@ class RiscvForm(PagingForm):
     @property
     def bits(self) -> int:
         """VA_BITS: 39, 48 or 57."""
-        return _PAGE_SHIFT + _INDEX_BITS * self.levels
+        return self.shift(self.levels + 1)
 
     @property
     def text(self) -> str:
@@ -86,11 +78,6 @@ class RiscvForm(PagingForm):
     def half_bits(self) -> int:
         """The root translates both halves."""
         return self.bits - 1
-
-    @property
-    def linear_size(self) -> int:
-        """KERN_VIRT_SIZE: bytes that the direct map can have."""
-        return 1 << self.bits - 2
 
     def is_present(self, entry: Word, level: int) -> Truth:
         """_PAGE_PRESENT."""
@@ -115,16 +102,12 @@ class RiscvForm(PagingForm):
     def page_address(self, entry: Word, level: int) -> Word:
         """Of a Svnapot entry, the start of its range: its lowest page frame bits are the size."""
         found = (entry & (1 << 54) - (1 << self.shift(level) - 2)) << _PAGE_SHIFT - PFN_SHIFT
-        return found - (found & (entry >> 63) * (self._napot_size - 1)) if level == 1 else found
+        return found - (found & (entry >> 63) * (NAPOT_SIZE - 1)) if level == 1 else found
 
     def offset_mask(self, entry: Word, level: int) -> Word:
         """More than a page for a Svnapot entry: all entries of a range are equal."""
         mask = super().offset_mask(entry, level)
-        return mask | (entry >> 63) * (self._napot_size - 1) if level == 1 else mask
-
-    @property
-    def _napot_size(self) -> int:
-        return NAPOT_PAGES << _PAGE_SHIFT
+        return mask | (entry >> 63) * (NAPOT_SIZE - 1) if level == 1 else mask
 
     def holds_page(self, entry: Word, level: int) -> Truth:
         """pte_present() and pmd_present(): PROT_NONE, or what pmd_mkinvalid() left. Swap has no rights."""
@@ -168,5 +151,5 @@ class RiscvForm(PagingForm):
         return {39: 0xFFFFFFD600000000, 48: 0xFFFFAF8000000000, 57: 0xFF60000000000000}[self.bits]
 
     def linear_map(self, start: int) -> AddressRange:
-        """The direct map from PAGE_OFFSET on."""
-        return AddressRange(start, start + self.linear_size - 1)
+        """The direct map from PAGE_OFFSET on. It can have KERN_VIRT_SIZE."""
+        return AddressRange(start, start + (1 << self.bits - 2) - 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Tuple
 
-from kvintro.arch.image import FREED_MAPPED, InnerPart, Part
+from kvintro.arch.image import COMMON_INNER, FREED_MAPPED, InnerPart, Part
 
 # In the order of addresses (mm/init.c:mark_rodata_ro, kernel/setup.c:free_initmem).
 PARTS: Tuple[Part, ...] = (
@@ -18,10 +18,6 @@ PARTS: Tuple[Part, ...] = (
     Part("bss", "__bss_start", "__bss_stop", "rw-"),
 )
 INNER: Tuple[InnerPart, ...] = (
-    InnerPart("entry text", "text", "__entry_text_start", "__entry_text_end"),
-    InnerPart("noinstr text", "text", "__noinstr_text_start", "__noinstr_text_end"),
+    *COMMON_INNER,
     InnerPart("per-CPU template", "init data", "__per_cpu_start", "__per_cpu_end"),
-    InnerPart("ro_after_init", "rodata", "__start_ro_after_init", "__end_ro_after_init"),
-    InnerPart("exception table", "rodata", "__start___ex_table", "__stop___ex_table"),
-    InnerPart("BTF", "rodata", "__start_BTF", "__stop_BTF"),
 )

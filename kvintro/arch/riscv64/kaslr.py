@@ -10,8 +10,7 @@ from kvintro.arch.riscv64.facts import riscv_facts
 from kvintro.arch.riscv64.slots import IMAGE_ALIGN, image_slots
 from kvintro.errors import Unavailable
 from kvintro.model import ALL, Randomised
-from kvintro.readers.command_line import command_line_words
-from kvintro.readers.randomness import NO_PLACE, drawn, not_drawn, not_known
+from kvintro.readers.randomness import NO_PLACE, drawn, not_drawn, not_known, why_off
 
 if TYPE_CHECKING:
     from kvintro.kernels import Kernel
@@ -53,6 +52,7 @@ def _virtual(kernel: Kernel, actual: int) -> Randomised:
         provenance=slide.provenance,
         computed="1 GB, less the image",
         note="" if slide.value % IMAGE_ALIGN == 0 and slide.value // IMAGE_ALIGN < slots else NO_PLACE,
+        place=slide.value // IMAGE_ALIGN,
     )
 
 
@@ -62,10 +62,7 @@ def _why_off(kernel: Kernel) -> str:
             return "CONFIG_RANDOMIZE_BASE is off"
     except Unavailable:
         pass
-    words = command_line_words(kernel)
-    if words is not None and "nokaslr" in words:
-        return "nokaslr on the command line"
-    return "neither the boot loader nor the processor provided a random number, or the draw was 0"
+    return why_off(kernel, "the boot loader and the processor provided no random number, or the draw was 0")
 
 
 DRAWS: Mapping[str, Callable[[Kernel], Sequence[Randomised]]] = {"kernel_image": _image}

@@ -7,69 +7,57 @@ Follows ``arch/riscv/mm/ptdump.c`` exactly, so that the text can be compared wit
 
 from __future__ import annotations
 
-from typing import Iterable, Iterator, Optional, Sequence, Tuple
+from typing import Optional, Sequence
 
 from kvintro.arch.riscv64.facts import riscv_facts
 from kvintro.arch.riscv64.form import EXEC_BIT, MEMORY_TYPE_SHIFT, NAPOT, PRESENT, SPECIAL, WRITE_BIT
 from kvintro.errors import Unavailable
 from kvintro.model import AddressRange
-from kvintro.paging import LEVEL_MASK, OVER_LIMIT, UNREADABLE
 from kvintro.queries.ptdump import Dump, Line, Shown
 
 #: The bits of ``pte_bits[]``: those below 10, the memory type and N.
 _TYPE = 3 << MEMORY_TYPE_SHIFT
 _SHOWN = (1 << 10) - 1 | _TYPE | NAPOT
-_COMPARED = _SHOWN | LEVEL_MASK | OVER_LIMIT | UNREADABLE
 _TYPES = ("", "MT(NC)", "MT(IO)", "MT(??)")
 _SOFT_SHIFT = SPECIAL.bit_length() - 1
-_EFI_RUNTIME_END, _EFI_WALK_END = 1 << 30, 2 << 30
+_EFI_RUNTIME, _EFI_WALK = AddressRange(0, (1 << 30) - 1), AddressRange(0, (2 << 30) - 1)
 
 
 class RiscvDump(Dump):
     """See :class:`kvintro.queries.ptdump.Dump`."""
 
     most_headings = 16
+    compared = _SHOWN
 
     def find_headings(self) -> None:
         """``address_markers[]``."""
         kernel, found = self.kernel, self.headings
         if self.root.owner == "efi_mm":
-            found += [(0, "UEFI runtime start"), (_EFI_RUNTIME_END, "UEFI runtime end")]
+            self.head(_EFI_RUNTIME, "UEFI runtime")
             return
         facts = riscv_facts(kernel)
         if self.root.table != kernel.root.value:
             found.append((0, "user"))
         try:
-            found.append((facts.fixmap.start, "Fixmap start"))
+            self.head(facts.fixmap, "Fixmap")
         except Unavailable as error:
             self.missing.append(f"Fixmap start: {error.what}")
-        found += [
-            (facts.fixmap_top, "Fixmap end"),
-            (facts.pci_io.start, "PCI I/O start"),
-            (facts.pci_io.end + 1, "PCI I/O end"),
-            (facts.vmemmap.start, "vmemmap start"),
-            (facts.vmemmap.end + 1, "vmemmap end"),
-            (facts.vmalloc.start, "vmalloc() area"),
-            (facts.vmalloc.end + 1, "vmalloc() end"),
-            (facts.linear_window.start, "Linear mapping"),
-        ]
+            found.append((facts.fixmap_top, "Fixmap end"))
+        self.head(facts.pci_io, "PCI I/O")
+        self.head(facts.vmemmap, "vmemmap")
+        self.head(facts.vmalloc, "vmalloc()", "area")
+        found.append((facts.linear_window.start, "Linear mapping"))
         if facts.shadow is not None:
-            found.append((facts.shadow.start, "Kasan shadow start"))
-            found.append((facts.shadow.end + 1, "Kasan shadow end"))
+            self.head(facts.shadow, "Kasan shadow")
         found.append((facts.modules.start, "Modules/BPF mapping"))
         found.append((facts.address_space.image.start, "Kernel mapping"))
 
     def parts(self) -> Sequence[AddressRange]:
         """The kernel's file begins at KERN_VIRT_START."""
         if self.root.owner == "efi_mm":
-            return (AddressRange(0, _EFI_WALK_END - 1),)
+            return (_EFI_WALK,)
         form = self.kernel.form
         return (form.kernel,) if self.root.table == self.kernel.root.value else (form.user, form.kernel)
-
-    def noted(self, ranges: Iterable[Tuple[int, int, int]]) -> Iterator[Tuple[int, int, int]]:
-        """Reduce keys to the level and the bits that are shown."""
-        for start, end, key in ranges:
-            yield start, end, key & _COMPARED
 
     def shown(self, key: int) -> Shown:
         """See :meth:`kvintro.queries.ptdump.Dump.shown`."""

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from typing import Mapping, Optional, Tuple
+from typing import Tuple
 
-from kvintro.arch.ptdump_text import NOT_READ, size_text
+from kvintro.arch.ptdump_text import NOT_READ, PtdumpText
 
 #: Text printed for each flag of ``pte_bits[]``, in order: names of the flag, and the text without it.
 _CELLS = (
@@ -14,30 +14,19 @@ _CELLS = (
     (("RSW(1)", "RSW(2)", "RSW(3)"), "  ..  "),
     *(((name,), ".") for name in "DAGUXWRV"),
 )
-_LAST = (1 << 64) - 1
 
 
-class RiscvText:
+class RiscvText(PtdumpText):
     """See :class:`kvintro.arch.ptdump_text.PtdumpText`."""
 
-    most_lines: Mapping[str, int] = {}
+    has_physical = True
 
-    def line(
-        self,
-        start: int,
-        size: int,
-        level: str,
-        state: str,
-        flags: Tuple[str, ...],
-        physical: Optional[int] = None,
-    ) -> str:
-        """Start, end, physical address, size, level, flags; nothing for what is not mapped."""
+    def entry(self, level: str, state: str, flags: Tuple[str, ...]) -> str:
+        """Level and flags; nothing for what is not mapped."""
         if state not in NOT_READ and not flags:
             return ""
         cells = [next((name for name in names if name in flags), missing) for names, missing in _CELLS]
-        text = NOT_READ.get(state) or " ".join(cells)
-        where = f"0x{start:016x}-0x{start + size & _LAST:016x}"
-        return f"{where}    0x{physical or 0:016x} {size_text(size)} {level.upper()} {text}\n"
+        return f"{level.upper()} {NOT_READ.get(state) or ' '.join(cells)}"
 
 
 TEXT = RiscvText()

@@ -7,11 +7,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Mapping, Sequence, Tuple
-
-from kvintro.arch.image import InnerPart, Part
-from kvintro.arch.x86_64.address_space import X86AddressSpace, space_of
+from kvintro.arch import Architecture
 from kvintro.arch.x86_64.form import (
     ACCESSED,
     CPU_ENTRY_AREA_BASE,
@@ -92,39 +88,8 @@ __all__ = (
 )
 
 
-@dataclass(frozen=True)
-class X86Architecture:
-    """See :class:`kvintro.arch.Architecture`."""
-
-    name: str = "x86-64"
-    package: str = __name__
-    drgn_name: str = "X86_64"
-    elf_machine: int = 62
-    machine: str = "x86_64"
-    ram_from_zero: bool = True
-    page_sizes: Sequence[int] = (PAGE_SIZE,)
-    qemu_machine: str = ""
-    vmcoreinfo_keys: Sequence[str] = ("NUMBER(phys_base)",)
-    image_parts: Sequence[Part] = PARTS
-    image_inner: Sequence[InnerPart] = INNER
-    # idt_setup_apic_and_irq_gates().
-    protected_pages: Sequence[str] = ("idt_table",)
-    unused_top: int = TOP_HOLE
-    vmcoreinfo_last: str = "KERNELOFFSET"
-    root_symbol: str = "init_top_pgt"
-    minimal_vmcoreinfo: bytes = (
-        b"OSRELEASE=5.4.0\nPAGESIZE=4096\nKERNELOFFSET=0\n"
-        b"NUMBER(pgtable_l5_enabled)=0\nSYMBOL(swapper_pg_dir)=ffffffff81000000\n"
-    )
-
-    @property
-    def marked_variables(self) -> Mapping[str, Tuple[bytes, int]]:
-        """boot_params: hdr has the marks of a boot sector and of Linux (Documentation/arch/x86/boot.rst)."""
-        return {"boot_params": (rb"\x55\xaa..HdrS", 0x1FE)}
-
-    def address_space(self, lines: Mapping[str, str]) -> X86AddressSpace:
-        """See :func:`kvintro.arch.x86_64.address_space.space_of`."""
-        return space_of(lines)
+class X86Architecture(Architecture):
+    """Adds what is known about all kernels of x86-64."""
 
     def form(self, levels: int, physical_mask: int) -> X86Form:
         """The form with 4 or 5 levels; ``physical_mask`` selects the address bits of entries."""
@@ -133,4 +98,26 @@ class X86Architecture:
         return X86Form(levels, physical_mask)
 
 
-ARCHITECTURE = X86Architecture()
+ARCHITECTURE = X86Architecture(
+    name="x86-64",
+    package=__name__,
+    drgn_name="X86_64",
+    elf_machine=62,
+    machine="x86_64",
+    qemu_machine="",
+    vmcoreinfo_keys=("NUMBER(phys_base)",),
+    vmcoreinfo_last="KERNELOFFSET",
+    minimal_vmcoreinfo=(
+        b"OSRELEASE=5.4.0\nPAGESIZE=4096\nKERNELOFFSET=0\n"
+        b"NUMBER(pgtable_l5_enabled)=0\nSYMBOL(swapper_pg_dir)=ffffffff81000000\n"
+    ),
+    image_parts=PARTS,
+    image_inner=INNER,
+    ram_from_zero=True,
+    root_symbol="init_top_pgt",
+    # idt_setup_apic_and_irq_gates().
+    protected_pages=("idt_table",),
+    unused_top=TOP_HOLE,
+    # hdr has the marks of a boot sector and of Linux (Documentation/arch/x86/boot.rst).
+    marked_variables={"boot_params": (rb"\x55\xaa..HdrS", 0x1FE)},
+)

@@ -298,9 +298,6 @@ def _variable(name: str, size: int = 8) -> Callable[[Kernel], int]:
 
 #: Values that the kernel recorded for dumps at boot, and also has in variables.
 SAID: Sequence[Said] = (
-    Said("SYMBOL(swapper_pg_dir)", "init_top_pgt", lambda kernel: kernel.symbol("init_top_pgt")),
-    Said("SYMBOL(_stext)", "_stext", lambda kernel: kernel.symbol("_stext")),
-    Said("SYMBOL(init_uts_ns)", "init_uts_ns", lambda kernel: kernel.symbol("init_uts_ns")),
     Said("KERNELOFFSET", "_text minus its default", lambda kernel: kernel.symbol("_text") - DEFAULT_TEXT),
     Said("NUMBER(phys_base)", "phys_base", _variable("phys_base")),
     Said("NUMBER(pgtable_l5_enabled)", "__pgtable_l5_enabled", _variable("__pgtable_l5_enabled", 4), 1),

@@ -8,10 +8,10 @@ Mirrors ``arch/x86/include/asm/pgtable_types.h``, ``pgtable_64.h`` (swap entries
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, Optional, Sequence, Tuple
+from typing import Dict, Optional
 
-from kvintro.arch.entry import Entry, UserRange, name_bits
-from kvintro.arch.swap import MOST_SPECIAL, SWP_TYPE_BITS, SpecialSwapTypes, Swap, marker_names
+from kvintro.arch.entry import Decoder, Entry, UserRange, name_bits, swapped
+from kvintro.arch.swap import SWP_TYPE_BITS, SpecialSwapTypes, SwapFields, marker_names
 from kvintro.arch.x86_64.form import (
     ACCESSED,
     DIRTY,
@@ -67,17 +67,8 @@ class Dialect:
     uffd: str = "UFFD_WP"
 
 
-class X86Entries:
-    """See :class:`kvintro.arch.entry.EntryFormat`.
-
-    :param dialect: properties of the kernel's build.
-    :param notes: remarks for the reader of decoded entries.
-    """
-
-    def __init__(self, form: X86Form, dialect: Dialect, notes: Sequence[str] = ()) -> None:
-        self.form = form
-        self.dialect = dialect
-        self.notes = notes
+class X86Entries(Decoder[X86Form, Dialect]):
+    """See :class:`kvintro.arch.entry.EntryFormat`."""
 
     def decode(self, value: int, level: int, *, half: Optional[str] = None) -> Entry:
         """See :func:`decode`."""
@@ -197,26 +188,8 @@ def _swapped(value: int, level: int, form: X86Form, half: str, dialect: Dialect)
     for bit in (*range(4, SWP_OFFSET_FIRST_BIT),):
         if value >> bit & 1:
             bits[bit] = f"bit {bit}"
-    flags = list(bits.values())
-    kind: Optional[str] = None
-    pfn: Optional[int] = None
-    if dialect.swap_types is not None:
-        kind = dialect.swap_types.names.get(kind_number, "swap")
-    elif kind_number < (1 << SWP_TYPE_BITS) - MOST_SPECIAL:
-        # Below the special types there are only swap files.
-        kind = "swap"
-    markers: Tuple[str, ...] = ()
-    if kind == "marker" and dialect.swap_types is not None:
-        markers = marker_names(offset, dialect.swap_types.markers)
-    elif kind is not None and kind != "swap":
-        pfn_bits = form.max_physmem_bits - PAGE_SHIFT
-        pfn = offset & (1 << pfn_bits) - 1
-        if kind.startswith("migration"):
-            # include/linux/swapops.h: SWP_MIG_YOUNG_BIT, SWP_MIG_DIRTY_BIT.
-            flags += [n for i, n in enumerate(("YOUNG", "DIRTY")) if offset >> pfn_bits + i & 1]
-    swap = Swap(kind_number, kind, offset, pfn, tuple(flags), markers)
-    physical = None if pfn is None else pfn << PAGE_SHIFT
-    return Entry(value, level, half, "swap", physical, 0, tuple(flags), swap=swap, bits=bits, inverted=True)
+    fields = SwapFields(kind_number, offset, bits, inverted=True)
+    return swapped(value, level, half, fields, form, dialect.swap_types, form.max_physmem_bits)
 
 
 def _bits(

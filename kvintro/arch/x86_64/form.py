@@ -80,10 +80,6 @@ class X86Form(PagingForm):
         """Bits of an entry that hold a physical address (PTE_PFN_MASK)."""
         return self.physical_mask & ~(PAGE_SIZE - 1) & ((1 << 52) - 1)
 
-    def index_bits(self, level: int) -> int:
-        """512 entries at each level."""
-        return 9
-
     def shift(self, level: int) -> int:
         """log2 of the bytes that one entry at ``level`` spans: 12, 21, 30, 39, 48."""
         return PAGE_SHIFT + 9 * (level - 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Tuple
 
-from kvintro.arch.image import FREED, FREED_MAPPED, FREED_PARTLY, InnerPart, Part
+from kvintro.arch.image import COMMON_INNER, FREED, FREED_MAPPED, FREED_PARTLY, InnerPart, Part
 
 # In the order of addresses (arch/x86/mm/init_64.c:mark_rodata_ro, init.c:free_initmem). Gaps between
 # consecutive parts are alignment, or belong to the preceding part.
@@ -30,11 +30,7 @@ PARTS: Tuple[Part, ...] = (
     Part("brk", "__brk_base", "_brk_end", "rw-"),
 )
 INNER: Tuple[InnerPart, ...] = (
-    InnerPart("entry text", "text", "__entry_text_start", "__entry_text_end"),
-    InnerPart("noinstr text", "text", "__noinstr_text_start", "__noinstr_text_end"),
-    InnerPart("ro_after_init", "rodata", "__start_ro_after_init", "__end_ro_after_init"),
-    InnerPart("exception table", "rodata", "__start___ex_table", "__stop___ex_table"),
-    InnerPart("BTF", "rodata", "__start_BTF", "__stop_BTF"),
+    *COMMON_INNER,
     InnerPart("init text", "init", "_sinittext", "_einittext"),
     InnerPart("per-CPU template", "init", "__per_cpu_start", "__per_cpu_end"),
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Callable, Mapping, Tuple
 
+from kvintro.arch.facts import no_modules
 from kvintro.arch.x86_64.form import (
     CPU_ENTRY_AREA_BASE,
     DEFAULT_TEXT,
@@ -229,8 +230,9 @@ def _image_end(kernel: Kernel) -> Fact[int]:
 
 def modules(kernel: Kernel) -> Located:
     """``MODULES_VADDR .. MODULES_END``: between the image's window and the fixmap."""
-    if kernel.source.symbols != "none" and not kernel.has_symbol("__module_address", code=True):
-        return Absent("CONFIG_MODULES is off")
+    absent = no_modules(kernel)
+    if absent is not None:
+        return absent
     window = _window(kernel)
     start = START_KERNEL_MAP + window.value
     end = MODULES_END

@@ -4,37 +4,22 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Optional, Tuple
+from typing import Tuple
 
-from kvintro.arch.ptdump_text import NOT_READ, size_text
+from kvintro.arch.ptdump_text import NOT_READ, PtdumpText
 
 _CELLS = ("USR", "RW", "PWT", "PCD", "PSE", "PAT", "GLB")
-_LAST = (1 << 64) - 1
 
 
-class X86Text:
+class X86Text(PtdumpText):
     """See :class:`kvintro.arch.ptdump_text.PtdumpText`."""
 
     #: ``address_markers[]``.
     most_lines = {"ESPfix Area": 16}  # noqa: RUF012
 
-    def line(
-        self,
-        start: int,
-        size: int,
-        level: str,
-        state: str,
-        flags: Tuple[str, ...],
-        physical: Optional[int] = None,
-    ) -> str:
-        """Start, end, size, rights, level."""
-        # Hostile tables can yield half a million lines, and this is the fastest way to format one.
-        return "0x%016x-0x%016x   %s %s\n" % (  # noqa: UP031
-            start,
-            start + size & _LAST,
-            size_text(size),
-            _rights(level, state, flags),
-        )
+    def entry(self, level: str, state: str, flags: Tuple[str, ...]) -> str:
+        """Rights and level."""
+        return _rights(level, state, flags)
 
 
 @lru_cache(maxsize=1 << 12)

@@ -98,11 +98,20 @@ def _bounds(found: Placement) -> str:
     return f"{found.range.start:016x}-{found.range.end:016x} by {found.provenance}"
 
 
+#: Symbols that VMCOREINFO has on every architecture, beside the root table.
+_SAID = (
+    Said("SYMBOL(_stext)", "_stext", lambda kernel: kernel.symbol("_stext")),
+    Said("SYMBOL(init_uts_ns)", "init_uts_ns", lambda kernel: kernel.symbol("init_uts_ns")),
+)
+
+
 def vmcoreinfo(kernel: Kernel) -> Verdict:
     """Compare with VMCOREINFO, written at boot, and with the segments of a dump that has addresses."""
     said: Sequence[Said] = part_of(kernel.arch, "checks").SAID
+    root = kernel.facts.root_name
+    first = (Said("SYMBOL(swapper_pg_dir)", root, lambda kernel: kernel.symbol(root)), *_SAID)
     tally = Tally()
-    for key, name, read, mask in said:
+    for key, name, read, mask in (*first, *said):
         if key not in kernel.source.vmcoreinfo:
             continue  # only the kernel's memory has it
         try:

@@ -1,28 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The region for I/O ports of PCI, which are mapped because aarch64 has no instructions for them."""
+"""The region for I/O ports of PCI."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-from kvintro.arch.aarch64.facts import arm64_facts
-from kvintro.model import Located, Placement
-from kvintro.regions import Region
-
-if TYPE_CHECKING:
-    from kvintro.kernels import Kernel
-
-
-class PciIo(Region):
-    """PCI_IO_START to PCI_IO_END - 1."""
-
-    key = "pci_io"
-    row = 9
-    name = "PCI I/O ports"
-    macro = "PCI_IO_START"
-
-    def locate(self, kernel: Kernel) -> Located:
-        return Placement(arm64_facts(kernel).space.pci_io, "constant")
-
+from kvintro.regions.pci_io import PciIo
 
 REGION = PciIo()
