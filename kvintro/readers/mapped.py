@@ -11,6 +11,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
+from kvintro.model import AddressRange
 from kvintro.paging import (
     EFFECTIVE_EXEC,
     EFFECTIVE_READ,
@@ -148,6 +149,14 @@ class View:
             if following >= start:
                 yield max(self._starts[index], start), min(following, end), self._keys[index]
             index += 1
+
+    def page_at(self, address: int) -> AddressRange:
+        """The page that maps an address; the address alone if none does."""
+        for _, _, key in self.parts(address, address):
+            if key & MAPPED:
+                size = 1 << self._kind(key)[0]
+                return AddressRange(address & -size, address | size - 1)
+        return AddressRange(address, address)
 
     def stretch(self, start: int, end: int) -> Stretch:
         """Sum up what is mapped between two inclusive addresses."""

@@ -144,7 +144,7 @@ class Vmemmap(Region):
         view = View.of(kernel, found.range.start, found.range.end)
         rows = merged(_sections(kernel, form, view, base, page, zones, damage), _alike, _join)
         whole_mapping = view.stretch(found.range.start, found.range.end)
-        covered = sum(row.mapped for row in rows)
+        covered = _covered(view, rows)
         # The struct pages of a huge page's tails are all alike and are mapped read-only to one page
         # (mm/hugetlb_vmemmap.c).
         shared = sum(
@@ -199,6 +199,17 @@ def _join(low: SectionRow, high: SectionRow) -> SectionRow:
         mapped=Size(low.mapped + high.mapped),
         pages={n: low.pages.get(n, 0) + high.pages.get(n, 0) for n in {**low.pages, **high.pages}},
     )
+
+
+def _covered(view: View, rows: Sequence[SectionRow]) -> int:
+    """Bytes mapped for sections. A large page may begin or end beyond the struct pages that it maps."""
+    covered, reach = 0, -1
+    for row in sorted(rows, key=lambda row: row.start):
+        start, end = view.page_at(row.start).start, view.page_at(row.end).end
+        if max(start, reach + 1) <= end:
+            covered += view.stretch(max(start, reach + 1), end).mapped
+        reach = max(reach, end)
+    return covered
 
 
 def _sections(

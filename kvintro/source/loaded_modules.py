@@ -29,6 +29,8 @@ _MAX_BYTES = 512 << 20  # of all modules' symbols and types together
 _PAGE = SMALLEST_PAGE
 _SYMBOL = struct.Struct("<IBBHQQ")  # Elf64_Sym
 _STT_SECTION, _STT_FILE = 3, 4
+#: Names that assemblers give to places in code, not to functions (include/linux/module_symbol.h).
+_MARKS = (".L", "L0", "$")
 # Errors from reading structures whose types and contents may be arbitrary.
 _TROUBLE = (LookupError, AttributeError, TypeError, drgn.ObjectAbsentError, KvintroError, *READ_ERRORS)
 
@@ -43,6 +45,7 @@ class Module:
         self._symtab = symtab
         self._strtab = strtab
         self._symbols: Optional[List[KallsymsSymbol]] = None
+        self._sorted: List[KallsymsSymbol] = []
         self._addresses: Optional[List[int]] = None
 
     def __contains__(self, address: int) -> bool:
@@ -68,12 +71,12 @@ class Module:
 
     def by_address(self, address: int) -> Optional[KallsymsSymbol]:
         """The symbol that an address belongs to; None if it belongs to none."""
-        symbols = self.symbols()
         if self._addresses is None:
-            symbols.sort(key=lambda symbol: symbol.address)
-            self._addresses = [symbol.address for symbol in symbols]
+            named = (symbol for symbol in self.symbols() if not symbol.name.startswith(_MARKS))
+            self._sorted = sorted(named, key=lambda symbol: symbol.address)
+            self._addresses = [symbol.address for symbol in self._sorted]
         index = bisect_right(self._addresses, address)
-        for symbol in symbols[max(index - _MAX_OVERLAP, 0) : index][::-1]:
+        for symbol in self._sorted[max(index - _MAX_OVERLAP, 0) : index][::-1]:
             if symbol.address <= address < symbol.address + max(symbol.size, 1):
                 return symbol
         return None

@@ -19,7 +19,7 @@ _MAX_NOTES = 64 << 10
 _MAX_REGIONS = 4000
 _NOMAP = 4  # MEMBLOCK_NOMAP
 _ONE_PIECE = (
-    "it is not known whether this file's RAM is in one piece, because its kernel has no symbol memblock: "
+    "it is not known whether this file's RAM is in one piece, because its kernel does not keep memblock: "
     "memory after a gap may be at other addresses; take the dump as LiME or ELF, which contain addresses"
 )
 
@@ -39,7 +39,8 @@ def check_end(source: Source) -> None:
         return
     last = max(segment.paddr + segment.filesz for segment in source.segments)
     try:
-        end = source.prog.read_u64(address) << space.form.page_shift
+        # Page tables may be in the missing part, so the variable is read at its physical address.
+        end = source.prog.read_u64(space.physical(address), True) << space.form.page_shift
     except READ_ERRORS:
         # The image itself may extend beyond the end of the file, with this variable in the missing part.
         end = space.physical(address) + 8
@@ -83,8 +84,10 @@ def _ram(source: Source) -> List[Tuple[int, int]]:
     arm64 and others keep memblock (include/linux/memblock.h) after boot (CONFIG_ARCH_KEEP_MEMBLOCK). It
     includes firmware's flash, and some RAM that firmware keeps, as memory that is not mapped.
     """
-    address = source.kallsyms.lookup("memblock") if source.kallsyms is not None else None
-    if address is None:
+    lookup = source.kallsyms.lookup if source.kallsyms is not None else lambda name: None
+    address, start, end = (lookup(name) for name in ("memblock", "__init_begin", "__init_end"))
+    # Without CONFIG_ARCH_KEEP_MEMBLOCK its memory is freed, and may be anything now.
+    if address is None or (start is not None and end is not None and start <= address < end):
         return []
     ram: List[Tuple[int, int]] = []
     try:

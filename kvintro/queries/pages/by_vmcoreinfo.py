@@ -46,7 +46,7 @@ _ZONEREF = 16  # include/linux/mmzone.h: a pointer and an int
 _MOST_NODES_SHIFT = 10  # largest CONFIG_NODES_SHIFT of any architecture
 _LONGEST_ZONE = 8  # "Movable"
 _MOST_OF_IMAGE = 64 << 20  # bytes of a mapped part that are looked at
-_TEXT_PAGES = 512  # pages of the kernel's text that are checked for PG_reserved
+_TEXT_PAGES = 512  # pages of the kernel's text that are checked for PG_reserved, at most
 _TOLD = (
     *(KPF_LRU, KPF_SLAB, KPF_BUDDY, KPF_ANON, KPF_SWAPCACHE, KPF_SWAPBACKED, KPF_COMPOUND_HEAD),
     *(KPF_COMPOUND_TAIL, KPF_HUGE, KPF_HWPOISON, KPF_KSM, KPF_OFFLINE, KPF_ZERO_PAGE, KPF_PRIVATE),
@@ -311,11 +311,15 @@ def _reserved(kernel: Kernel, base: int, size: int, width: int, private: int) ->
     """
     at = offset_of(kernel, "struct page", "flags")
     first = (kernel.text.value - kernel.image_offset.value & ALL) >> kernel.page_shift
-    data = kernel.read(base + first * size & ALL, _TEXT_PAGES * size)
+    # What follows the text may have been freed.
+    end = kernel.find_symbol("_etext")
+    text = _TEXT_PAGES if end is None else (end - kernel.text.value & ALL) >> kernel.page_shift
+    pages = min(text, _TEXT_PAGES)
+    data = kernel.read(base + first * size & ALL, pages * size)
     mask = (1 << width) - 1
     found: List[int] = [
         int.from_bytes(data[page * size + at : page * size + at + 8], "little") & mask
-        for page in range(_TEXT_PAGES)
+        for page in range(pages)
     ]
     if set(found) != {1 << private - 1}:
         raise Unavailable("the struct pages of the kernel's text do not show the flag")
