@@ -63,7 +63,10 @@ def rounded(kernel: Kernel, region: Region) -> Sequence[AddressRange]:
 
 
 #: Where segments of /proc/kcore start (fs/proc/kcore.c): ``_text``, VMALLOC_START, MODULES_VADDR.
-KCORE: Sequence[KcoreStart] = tuple((key, start_of(key)) for key in ("vmalloc", "modules", "kernel_image"))
+KCORE: Sequence[KcoreStart] = (
+    *((key, start_of(key)) for key in ("vmalloc", "modules")),
+    ("kernel_image", lambda kernel: kernel.text.value),
+)
 #: Values that the kernel recorded for dumps at boot, and also has in variables.
 SAID: Sequence[Said] = (
     Said("NUMBER(phys_ram_base)", "phys_ram_base", lambda kernel: kernel.value("phys_ram_base").value),
