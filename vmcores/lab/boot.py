@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Container, Dict, Iterator, List, Optional, Set, Tuple
 
 from lab import disks, initramfs, kdump, kernel_source, qemu, tables
-from lab.common import LabError, cache_dir, fresh_dir, say
+from lab.common import LabError, cache_dir, fresh_dir, run, say
 from lab.machine import ARM64, RISCV64, Machine
 from lab.matrix import Entry
 from lab.packages import Archive, Kernel
@@ -37,6 +37,8 @@ BROKEN_PAGES = 2
 #: Files with something of every page.
 GZIPPED = ("kpageflags", "kpagecount", "kpagecgroup", "page_owner")
 PAGE = 4096
+#: Always the same one, so that a row has the same layout whenever it is built.
+KASLR_SEED = ("6b76696e", "74726f31")
 #: Symbols that a sampled kallsyms keeps in any case, and how many others.
 LANDMARKS = (
     *("_text", "_stext", "_etext", "_sdata", "_edata", "_end", "__bss_start", "__bss_stop"),
@@ -45,7 +47,7 @@ LANDMARKS = (
     *("level1_fixmap_pgt", "page_offset_base", "vmalloc_base", "vmemmap_base", "phys_base"),
     *("physical_mask", "high_memory", "max_pfn", "efi_mm", "init_mm", "init_task", "espfix_stack"),
     *("vsyscall_mode", "physmem_end", "direct_map_physmem_end", "pgdir_shift", "mem_section"),
-    *("swapper_pg_dir", "reserved_pg_dir", "tramp_pg_dir", "idmap_pg_dir", "init_pg_dir"),
+    *("_start", "swapper_pg_dir", "reserved_pg_dir", "tramp_pg_dir", "idmap_pg_dir", "init_pg_dir"),
     *("memstart_addr", "kimage_voffset", "vectors", "tramp_vectors", "arm64_use_ng_mappings"),
 )
 SAMPLED_SYMBOLS = 600
@@ -78,7 +80,7 @@ def guest_options(entry: Entry) -> List[str]:
     options = ["-cpu", entry.cpu, "-smp", "2", "-m", str(entry.memory_mb)]
     options += ["-kernel", "kernel", "-append", entry.cmdline]
     if entry.arch == RISCV64.name:
-        return [*options, "-machine", "virt"]
+        return [*options, "-machine", "virt", *(["-dtb", "device-tree"] if entry.kaslr else [])]
     options += ["-device", "vmcoreinfo"]
     if entry.arch == ARM64.name:
         # The emulator has memory tags for the one CPU that knows of them.
@@ -98,6 +100,14 @@ def guest_options(entry: Entry) -> List[str]:
             options += ["-device", f"pc-dimm,id=dimm-{name},memdev={name}"]
         options += ["-device", "virtio-balloon-pci"]
     return options + (["-bios", "firmware"] if entry.efi else [])
+
+
+def _give_seed(entry: Entry, work: Path) -> None:
+    """Write QEMU's own device tree, with the random number for KASLR that this QEMU does not put there."""
+    machine = ["-machine", f"virt,dumpdtb={work / 'device-tree'}"]
+    cpu = ["-cpu", entry.cpu, "-smp", "2", "-m", str(entry.memory_mb), "-nodefaults", "-display", "none"]
+    run([entry.machine.qemu, *machine, *cpu])
+    run(["fdtput", "-t", "x", str(work / "device-tree"), "/chosen", "kaslr-seed", *KASLR_SEED])
 
 
 def _disks(entry: Entry) -> List[str]:
@@ -129,6 +139,8 @@ def _build(entry: Entry, kernel: Kernel, target: Path, small: bool, own: Dict[st
         if entry.efi:
             (work / "firmware").symlink_to(firmware(entry.machine))
         (work / "initramfs").write_bytes(_ramdisk(entry, kernel, work, own))
+        if entry.arch == RISCV64.name and entry.kaslr:
+            _give_seed(entry, work)
         options = [*guest_options(entry), *_disks(entry), "-initrd", "initramfs"]
         with qemu.Qemu(work, options, entry.machine) as guest:
             if entry.rare:
@@ -206,7 +218,9 @@ def _of_architecture(entry: Entry) -> Dict[str, object]:
     if entry.arch == ARM64.name:
         return {"cpu": entry.cpu, "flavour": entry.flavour or entry.machine.flavour, "rng": entry.rng}
     if entry.arch == RISCV64.name:
-        return {"cpu": entry.cpu, "flavour": entry.flavour or entry.machine.flavour, "va_bits": entry.bits}
+        seed = {"kaslr_seed": "".join(KASLR_SEED)} if entry.kaslr else {}
+        flavour = entry.flavour or entry.machine.flavour
+        return {"cpu": entry.cpu, "flavour": flavour, "va_bits": entry.bits, **seed}
     return {"levels": entry.levels, "pti": entry.pti}
 
 

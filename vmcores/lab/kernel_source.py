@@ -20,9 +20,9 @@ from lab.common import (
     run,
     say,
 )
+from lab.machine import AMD64, Machine
 from lab.packages import Archive, Kernel
 
-FRAGMENT = HERE / "oracle.config"
 BUILD_TIMEOUT = 3 * 3600.0
 
 
@@ -51,19 +51,21 @@ VARIANTS: Dict[str, Variant] = {
 def oracle(series: str, archive: Archive, variant: str = "") -> Kernel:
     """The oracle kernel of a series. Builds it, and its variants, if the cache does not have them.
 
-    $CACHE/oracle/VERSION-HASH/ holds bzImage, vmlinux with DWARF, config and modules; HASH is that of
-    the configuration, so a change of oracle.config makes another kernel.
+    $CACHE/oracle/VERSION-HASH/ holds the image, vmlinux with DWARF, config and modules; HASH is that of
+    the configuration, so a change of it makes another kernel.
     """
+    machine = archive.machine
     with lock("oracle"):
-        if _known(series, variant) is None:
-            missing = [name for name in VARIANTS if _known(series, name) is None]
+        if _known(series, variant, machine) is None:
+            names = VARIANTS if machine is AMD64 else (variant,)
+            missing = [name for name in names if _known(series, name, machine) is None]
             _build(f"linux-source-{series}", missing, archive)
-        target = _known(series, variant)
+        target = _known(series, variant, machine)
         assert target is not None
     package, version, release = (target / "package").read_text().split()
     return Kernel(
         release=release,
-        image=target / "bzImage",
+        image=target / Path(machine.image).name,
         modules=target / "modules",
         config=target / "config",
         package=package,
@@ -72,22 +74,22 @@ def oracle(series: str, archive: Archive, variant: str = "") -> Kernel:
     )
 
 
-def fragment(variant: str) -> str:
+def fragment(variant: str, machine: Machine = AMD64) -> str:
     """The lines of configuration that a variant is made from."""
-    lines = FRAGMENT.read_text().splitlines()
+    lines = (HERE / machine.configuration).read_text().splitlines()
     for old, new in VARIANTS[variant].lines.items():
         lines[lines.index(old)] = new
     return "".join(f"{line}\n" for line in lines)
 
 
-def _key(variant: str) -> str:
-    return digest(fragment(variant).encode())
+def _key(variant: str, machine: Machine) -> str:
+    return digest(fragment(variant, machine).encode())
 
 
-def _known(series: str, variant: str) -> Optional[Path]:
+def _known(series: str, variant: str, machine: Machine) -> Optional[Path]:
     # A kernel that is there is good enough even when the archive has a newer one meanwhile:
     # the recipe must not rebuild for every point release.
-    found = (cache_dir() / "oracle").glob(f"{series}.*-{_key(variant)}")
+    found = (cache_dir() / "oracle").glob(f"{series}.*-{_key(variant, machine)}")
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
@@ -108,24 +110,25 @@ def _build(name: str, variants: Sequence[str], archive: Archive) -> None:
     output = work / "build"
     output.mkdir()
     upstream = package.version.split("-")[0]
+    machine = archive.machine
     for variant in variants:
         started = time.monotonic()
         what = f"the oracle kernel{variant and f' ({variant})'}"
-        configure(source, output, fragment(variant))
+        configure(source, output, fragment(variant, machine), machine)
         if variant != variants[0]:
-            _spare(source, output, VARIANTS[variant])
+            _spare(source, output, VARIANTS[variant], machine)
         say(f"building {what}: some minutes")
-        release = _make(source, output, area / "build.log")
-        with fresh_dir(area / f"{upstream}-{_key(variant)}") as partial:
-            _keep(output, partial)
+        release = _make(source, output, area / "build.log", machine)
+        with fresh_dir(area / f"{upstream}-{_key(variant, machine)}") as partial:
+            _keep(output, partial, machine)
             (partial / "package").write_text(f"{package.name} {package.version} {release}\n")
         say(f"{what} took {time.monotonic() - started:.0f} s")
     shutil.rmtree(work)
 
 
-def _spare(source: Path, output: Path, variant: Variant) -> None:
+def _spare(source: Path, output: Path, variant: Variant, machine: Machine) -> None:
     """See to it that only what is other code in a variant is compiled again."""
-    run(["make", "-s", f"O={output}", "syncconfig"], cwd=source)
+    run(["make", "-s", f"O={output}", *machine.kbuild, "syncconfig"], cwd=source)
     for line in variant.lines:
         # By the age of such a file make knows that everything that mentions the option is out of date.
         option = output / "include" / "config" / line.split("=")[0].replace("CONFIG_", "", 1)
@@ -136,35 +139,45 @@ def _spare(source: Path, output: Path, variant: Variant) -> None:
         (output / name).with_suffix(".o").unlink(missing_ok=True)
 
 
-def _make(source: Path, output: Path, log: Path) -> str:
+def _make(source: Path, output: Path, log: Path, machine: Machine) -> str:
     """Build what is configured; returns the release."""
     jobs = (os.cpu_count() or 1) + 1
-    make = ["make", f"O={output}", f"-j{jobs}", "KBUILD_BUILD_USER=kvintro", "KBUILD_BUILD_HOST=lab"]
-    run([*make, "bzImage", "modules"], cwd=source, log=log, timeout=BUILD_TIMEOUT)
-    return run(["make", "-s", f"O={output}", "kernelrelease"], cwd=source).strip()
+    make = ["make", f"O={output}", *machine.kbuild]
+    names = [f"-j{jobs}", "KBUILD_BUILD_USER=kvintro", "KBUILD_BUILD_HOST=lab"]
+    goals = [Path(machine.image).name, "modules"]
+    run([*make, *names, *goals], cwd=source, log=log, timeout=BUILD_TIMEOUT)
+    return run([*make, "-s", "kernelrelease"], cwd=source).strip()
 
 
-def _keep(output: Path, target: Path) -> None:
+def _keep(output: Path, target: Path, machine: Machine) -> None:
     """Copy what guests and tests need."""
-    shutil.copy(output / "arch" / "x86" / "boot" / "bzImage", target / "bzImage")
+    shutil.copy(output / machine.image, target)
     shutil.copy(output / "vmlinux", target / "vmlinux")
     shutil.copy(output / ".config", target / "config")
     (target / "modules").mkdir()
     for module in output.rglob("*.ko"):
         # Without DWARF, which insmod would read and drop; .BTF stays.
-        run(["strip", "--strip-debug", "-o", str(target / "modules" / module.name), str(module)])
+        run(
+            [
+                f"{machine.prefix}strip",
+                "--strip-debug",
+                "-o",
+                str(target / "modules" / module.name),
+                str(module),
+            ]
+        )
 
 
-def configure(source: Path, output: Path, wanted: str) -> None:
+def configure(source: Path, output: Path, wanted: str, machine: Machine) -> None:
     """Write build/.config from nothing but those lines, and see that every one of them stuck."""
     path = output.parent / "fragment.config"
     path.write_text(wanted)
     env = {"KCONFIG_ALLCONFIG": str(path)}
     for goal in ("allnoconfig", "olddefconfig"):
-        run(["make", "-s", f"O={output}", goal], cwd=source, env=env)
+        run(["make", "-s", f"O={output}", *machine.kbuild, goal], cwd=source, env=env)
     lost = missing_options(wanted, (output / ".config").read_text())
     if lost:
-        raise LabError(f"the kernel's configuration dropped what oracle.config asks for: {lost}")
+        raise LabError(f"the kernel's configuration dropped what {machine.configuration} asks for: {lost}")
 
 
 def missing_options(fragment: str, config: str) -> List[str]:

@@ -33,6 +33,8 @@ class Machine:
     :ivar signed: whether Debian signs its kernels, so that the packages have unsigned ones beside them.
     :ivar uname: what ``uname -m`` says there.
     :ivar kernel_arch: the kernel's name of it, if that is not Debian's.
+    :ivar configuration: the file with the oracle kernel's configuration.
+    :ivar image: the file that the kernel's build makes to be booted.
     """
 
     name: str
@@ -51,6 +53,8 @@ class Machine:
     signed: bool = True
     uname: str = ""
     kernel_arch: str = ""
+    configuration: str = "oracle.config"
+    image: str = "arch/x86/boot/bzImage"
 
     @property
     def foreign(self) -> bool:
@@ -124,6 +128,7 @@ RISCV64 = Machine(
     tools={
         "qemu-system-riscv64": "qemu-system-misc opensbi",
         "riscv64-linux-gnu-gcc": "gcc-riscv64-linux-gnu libc6-dev-riscv64-cross",
+        "fdtput": "device-tree-compiler",
         "make": "make",
         "dpkg": "dpkg",
     },
@@ -138,6 +143,8 @@ RISCV64 = Machine(
     signed=False,
     uname="riscv64",
     kernel_arch="riscv",
+    configuration="oracle-riscv64.config",
+    image="arch/riscv/boot/Image",
 )
 
 MACHINES: Dict[str, Machine] = {machine.name: machine for machine in (AMD64, ARM64, RISCV64)}

@@ -229,8 +229,13 @@ def _riscv64(name: str, series: str, bits: int, **differs: Any) -> Entry:
 
 
 def riscv64_entries(newest: str) -> List[Entry]:
-    """The rows of riscv64. Debian's kernels have no KASLR there."""
+    """The rows of riscv64. Debian's kernels have no KASLR there, so the oracle has it."""
     old = [_riscv64(f"riscv64-{ORACLE_SERIES}-sv{bits}", ORACLE_SERIES, bits) for bits in (39, 48, 57)]
+    oracle = f"riscv64-oracle-{ORACLE_SERIES}"
+    old += [
+        _riscv64(f"{oracle}-kaslr", ORACLE_SERIES, 57, oracle=True, kaslr=True),
+        _riscv64(f"{oracle}-nokaslr", ORACLE_SERIES, 48, oracle=True),
+    ]
     # Newer kernels believe QEMU's device tree, which says that the processor has sv48 at most.
     return [*old, *(_riscv64(f"riscv64-{newest}-sv{bits}", newest, bits) for bits in (39, 48))]
 
@@ -241,8 +246,9 @@ def riscv64_few(_newest: str) -> List[Entry]:
 
 
 def riscv64_shipped(_newest: str) -> List[Entry]:
-    """None."""
-    return []
+    """The core for the repository: the mode that most processors have, and KASLR."""
+    small = {"oracle": True, "kaslr": True, "memory_mb": 96}
+    return [_riscv64(f"riscv64-{ORACLE_SERIES}", ORACLE_SERIES, 39, **small)]
 
 
 #: For each architecture: all rows, those for CI, those for the repository.
