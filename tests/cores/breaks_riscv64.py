@@ -24,7 +24,7 @@ def _linear(k: Kernel, physical: int) -> int:
 
 def _ram(k: Kernel) -> int:
     """An address of ordinary memory in the direct map."""
-    return mapped_from(k, _linear(k, ram(k) + (160 << 20)))
+    return mapped_from(k, _linear(k, ram(k) + (64 << 20)))
 
 
 def _text_alias(k: Patched) -> None:

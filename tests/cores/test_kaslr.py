@@ -104,6 +104,24 @@ def test_the_image_of_arm64(core: Core, rows: Dict[str, Any]) -> None:
         assert virtual["slots"] == -(-whole // 2 // (2 << 20))
 
 
+def test_the_image_of_riscv64(core: Core, rows: Dict[str, Any]) -> None:
+    """The number that the device tree had, modulo the number of slots, is the slot (mm/init.c:setup_vm)."""
+    if core.architecture != "riscv64":
+        pytest.skip("test_the_image is for x86-64")
+    virtual, physical = rows["image_virtual"], rows["image_physical"]
+    assert number(virtual["actual"]) == kallsyms(core, "_start")["_start"]
+    code = re.search(r"^ *(\w+)-\w+ : Kernel image", core.truth("iomem"), re.M)
+    before = kallsyms(core, "_text")["_text"] - number(virtual["actual"])
+    assert code and number(physical["actual"]) + before == int(code[1], 16)
+    assert (physical["state"], physical["slots"]) == ("off", 1)
+    if not core.meta["kaslr"]:
+        assert (virtual["state"], virtual["displacement"], virtual["bits"]) == ("off", 0, 0)
+        assert core.meta["oracle"] is ("nokaslr" in virtual["note"])
+        return
+    assert (virtual["state"], virtual["granularity"]) == ("on", 2 << 20)
+    assert int(core.meta["kaslr_seed"], 16) % virtual["slots"] * (2 << 20) == virtual["displacement"]
+
+
 def test_the_image_fits_into_its_slots(core: Core, rows: Dict[str, Any]) -> None:
     """1 + (1 GB - 16 MB - image) / 2 MB, with an image at least as large as its symbols span."""
     row = rows["image_virtual"]

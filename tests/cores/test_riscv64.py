@@ -15,6 +15,7 @@ from kvintro.queries.translate import Input, Translator
 from kvintro.render import render_stream
 from kvintro.reports.ptdump import ptdump
 from tests.conftest import Core
+from tests.cores.showing import kallsyms
 
 ARCHITECTURES = ("riscv64",)
 
@@ -36,7 +37,8 @@ def test_bounds(core: Core, kernel: Kernel, numbers: Dict[str, int]) -> None:
     assert place("vmalloc") == AddressRange(numbers["VMALLOC_START"], numbers["VMALLOC_END"] - 1)
     assert place("modules") == AddressRange(numbers["MODULES_VADDR"], numbers["MODULES_END"] - 1)
     assert place("direct_map").start == numbers["VMALLOC_END"]
-    assert place("kernel_image").start == numbers["KERNEL_LINK_ADDR"]
+    assert place("kernel_image").start == kallsyms(core, "_start")["_start"]
+    assert (place("kernel_image").start == numbers["KERNEL_LINK_ADDR"]) is not core.meta["kaslr"]
     # /sys/kernel's words: high_memory ends the direct map.
     (high,) = re.findall(r"^high_memory \w+ 8 (\w+)$", core.truth("values"), re.M) or ("",)
     used = kernel.place("direct_map").used
