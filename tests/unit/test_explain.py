@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given as generate
 from hypothesis import strategies as st
 
+from kvintro.arch import Architecture, architectures
 from kvintro.arch.x86_64 import ARCHITECTURE
 from kvintro.commands import load_command
 from kvintro.errors import UsageError
 from kvintro.parser import parse
 from kvintro.readers.command_line import given, split_options
 from kvintro.regions import regions_of
-from kvintro.regions.explained import RELEASES, explanation, explanation_of
+from kvintro.regions.explained import RELEASES, explanation, explanation_of, introduction
 from kvintro.render import render
 from kvintro.reports.explain import explain, paragraphs
 from tests.synthetic import Memory, kernel_of, vmcoreinfo
@@ -55,6 +56,17 @@ def test_statements_name_their_sources(key: str) -> None:
             assert re.match(r"commit [0-9a-f]{12} \S+.* \S", where) or re.match(
                 r"[\w/.-]+/[\w.-]+:\S", where
             ), where
+
+
+@pytest.mark.parametrize("arch", architectures(), ids=lambda arch: arch.name)
+def test_every_architecture_has_its_own_texts(arch: Architecture) -> None:
+    assert introduction(arch)
+    for region in regions_of(arch):
+        text = explanation_of(region, arch)
+        assert text is not None, region.key
+        assert not text.definitions or text.sources, region.key
+    # What only x86-64 has is in no other introduction.
+    assert ("LDT" in introduction(arch)) is (arch is ARCHITECTURE)
 
 
 def test_what_was_wrong_stays_right() -> None:

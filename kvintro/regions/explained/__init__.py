@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Optional, Tuple
 
 if TYPE_CHECKING:
     from kvintro.arch import Architecture
@@ -117,6 +117,12 @@ def boot(name: str, what: str) -> Definition:
     return Definition("boot", name, what)
 
 
+def introduction(arch: Architecture) -> str:
+    """``INTRODUCTION`` of an architecture: what to know before the texts; empty if it has none."""
+    module = _module(f"{arch.package}.regions.explained")
+    return str(getattr(module, "INTRODUCTION", ""))
+
+
 def explanation(key: str, arch: Architecture) -> Optional[Explanation]:
     """The text in the file named after the key: the architecture's own, or else the one here."""
     return _text(f"{arch.package}.regions", key) or _text("kvintro.regions", key)
@@ -129,12 +135,16 @@ def explanation_of(region: Region, arch: Architecture) -> Optional[Explanation]:
 
 
 def _text(package: str, key: str) -> Optional[Explanation]:
-    name = f"{package}.explained.{key}"
+    module = _module(f"{package}.explained.{key}")
+    return module.EXPLAIN if isinstance(getattr(module, "EXPLAIN", None), Explanation) else None
+
+
+def _module(name: str) -> Any:
+    """A module, or None if there is none of that name."""
     try:
-        module = importlib.import_module(name)
+        return importlib.import_module(name)
     except ModuleNotFoundError as error:
         # The missing module is the file, or a package above it.
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise
         return None
-    return module.EXPLAIN if isinstance(module.EXPLAIN, Explanation) else None
