@@ -30,7 +30,7 @@ from kvintro.queries.translate import Input, Translator
 from kvintro.text import size_text
 
 _SHOWN = 64  # maximum number of bytes shown of a match
-_LESS_SPECIFIC = ("memory_area", "freed_init", "region")  # than the use of the page
+_LESS_SPECIFIC = ("memory_area", "init_section", "freed_init", "region")  # than the use of the page
 
 
 @dataclass(frozen=True)
