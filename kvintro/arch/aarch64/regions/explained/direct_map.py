@@ -2,6 +2,7 @@
 """What to know about aarch64's linear map."""
 
 from kvintro.regions.explained import Explanation, boot, config, macro, source, variable
+from kvintro.regions.explained.shared import LINEAR_USERS
 
 EXPLAIN = Explanation(
     also=("linear mapping", "physmap", "lowmem", "logical addresses", "page_offset", "direct_mapping"),
@@ -9,11 +10,7 @@ EXPLAIN = Explanation(
     Maps all of RAM at a constant offset, so that the kernel can use any page without mapping it first. The
     kernel's documentation calls it the linear map. It is the lower half of the kernel's addresses.
     """,
-    users="""
-    Nearly everything. kmalloc, the slab caches and alloc_pages return memory that the kernel uses at its
-    address here; this includes page tables, the page cache and per-CPU data. The pages of processes are
-    also mapped here, in addition to their addresses in user space.
-    """,
+    users=LINEAR_USERS,
     definitions=(
         macro("PAGE_OFFSET", "-2^VA_BITS; the range begins higher if the processor has fewer bits"),
         macro("PAGE_END", "the end: -2^(VA_BITS_MIN - 1), or where KASAN's shadow starts"),

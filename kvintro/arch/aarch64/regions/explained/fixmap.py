@@ -2,14 +2,11 @@
 """What to know about aarch64's fixmap."""
 
 from kvintro.regions.explained import Explanation, config, macro, source
+from kvintro.regions.explained.shared import SLOTS
 
 EXPLAIN = Explanation(
     also=("fixaddr", "fix-mapped", "fixmap range"),
-    purpose="""
-    Provides virtual addresses that are fixed when the kernel is compiled. Each slot is one page with a
-    number, and gets its memory at run time. Code uses slots when it runs before there is an allocator, or
-    when it cannot wait for one.
-    """,
+    purpose=SLOTS,
     users="""
     The device tree (FIX_FDT), early consoles, patching of code (FIX_TEXT_POKE0), ACPI's error reports
     (GHES), and with KPTI the code that enters the kernel from user mode. During boot early_ioremap() and

@@ -2,13 +2,11 @@
 """What to know about aarch64's virtual memory map."""
 
 from kvintro.regions.explained import Explanation, macro, source
+from kvintro.regions.explained.shared import PAGES
 
 EXPLAIN = Explanation(
     also=("struct page", "mem_map", "memmap", "page structures"),
-    purpose="""
-    An array with one struct page for each page frame. It is mapped only where there is memory, so it can be
-    as large as the address space requires.
-    """,
+    purpose=PAGES,
     users="The memory manager. Every page of RAM has an entry here, which says how the page is used.",
     definitions=(
         macro("VMEMMAP_START", "the start of the range that the build reserves"),

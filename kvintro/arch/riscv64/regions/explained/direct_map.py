@@ -2,6 +2,7 @@
 """What to know about riscv64's direct map."""
 
 from kvintro.regions.explained import Explanation, boot, macro, source, variable
+from kvintro.regions.explained.shared import LINEAR_USERS
 
 EXPLAIN = Explanation(
     also=("linear mapping", "physmap", "lowmem", "logical addresses", "page_offset", "direct_mapping"),
@@ -9,11 +10,7 @@ EXPLAIN = Explanation(
     Maps all of RAM at a constant offset, so that the kernel can use any page without mapping it first. A
     quarter of the addresses of the mode is reserved for it.
     """,
-    users="""
-    Nearly everything. kmalloc, the slab caches and alloc_pages return memory that the kernel uses at its
-    address here; this includes page tables, the page cache and per-CPU data. The pages of processes are
-    also mapped here, in addition to their addresses in user space.
-    """,
+    users=LINEAR_USERS,
     definitions=(
         macro("PAGE_OFFSET", "the start, which is also VMALLOC_END"),
         macro("KERN_VIRT_SIZE", "the size: 128 GB, 64 TB or 32 PB"),

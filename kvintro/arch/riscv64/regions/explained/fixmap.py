@@ -2,14 +2,11 @@
 """What to know about riscv64's fixmap."""
 
 from kvintro.regions.explained import Explanation, macro, source
+from kvintro.regions.explained.shared import SLOTS
 
 EXPLAIN = Explanation(
     also=("fixaddr", "fix-mapped", "fixmap range"),
-    purpose="""
-    Provides virtual addresses that are fixed when the kernel is compiled. Each slot is one page with a
-    number, and gets its memory at run time. Code uses slots when it runs before there is an allocator, or
-    when it cannot wait for one.
-    """,
+    purpose=SLOTS,
     users="""
     The device tree (FIX_FDT), which has 4 MB of slots; page tables that are made early (FIX_PTE to FIX_P4D);
     patching of code (FIX_TEXT_POKE0); early consoles, and early_ioremap() during boot.

@@ -2,6 +2,7 @@
 """What to know about the direct map."""
 
 from kvintro.regions.explained import Explanation, boot, config, macro, source, variable
+from kvintro.regions.explained.shared import LINEAR_USERS
 
 EXPLAIN = Explanation(
     also=(
@@ -17,11 +18,7 @@ EXPLAIN = Explanation(
     Maps all of RAM at a constant offset, so that the kernel can use any page without mapping it first. An
     address here is the physical address plus that offset; it is called a kernel logical address.
     """,
-    users="""
-    Nearly everything. kmalloc, the slab caches and alloc_pages return memory that the kernel uses at its
-    address here; this includes page tables, the page cache and per-CPU data. The pages of processes are
-    also mapped here, in addition to their addresses in user space.
-    """,
+    users=LINEAR_USERS,
     definitions=(
         macro("PAGE_OFFSET", "the start, which is page_offset_base; __pa() and __va() convert"),
         macro("__PAGE_OFFSET_BASE_L4", "the default start with four levels; _L5 with five"),

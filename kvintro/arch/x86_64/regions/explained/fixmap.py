@@ -2,14 +2,11 @@
 """What to know about the fixmap."""
 
 from kvintro.regions.explained import Explanation, boot, config, macro, source
+from kvintro.regions.explained.shared import SLOTS
 
 EXPLAIN = Explanation(
     also=("fixaddr", "fix-mapped", "fixmap range"),
-    purpose="""
-    Provides virtual addresses that are fixed when the kernel is compiled. Each slot is one page with a
-    number, and gets its memory at run time. Code uses slots when it runs before there is an allocator, or
-    when it cannot wait for one.
-    """,
+    purpose=SLOTS,
     users="""
     The registers of the local APIC and the I/O APICs, ACPI's error reports (GHES) and early consoles. During
     boot early_ioremap() uses the slots below the permanent ones. On kernels with
