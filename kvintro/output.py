@@ -9,7 +9,6 @@ import errno
 import fcntl
 import io
 import os
-import secrets
 import signal
 import stat
 import sys
@@ -324,7 +323,7 @@ def _place(path: str, descriptor: int) -> str:
 
 
 def _private_name() -> str:
-    return f".kvintro-{secrets.token_hex(8)}"
+    return f".kvintro-{os.urandom(8).hex()}"
 
 
 def _opened(path: str) -> Tuple[bool, Optional[int]]:

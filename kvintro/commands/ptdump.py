@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING
 
 from kvintro.commands import process
 
@@ -59,17 +59,16 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Stream:
         raise UsageError(
             f"the page tables {args.root} do not belong to a process", f"omit --pid or --root {args.root}"
         )
-    return ptdump(kernel, root, wanted=_range(kernel, args.range), only_wx=args.wx)
+    wanted = None if args.range is None else _range(kernel, args.range)
+    return ptdump(kernel, root, wanted=wanted, only_wx=args.wx)
 
 
-def _range(kernel: Kernel, text: Optional[str]) -> Optional[AddressRange]:
+def _range(kernel: Kernel, text: str) -> AddressRange:
     from kvintro.errors import UsageError
     from kvintro.model import AddressRange, NoRange, Placement
     from kvintro.queries.names import region_key
     from kvintro.queries.placements import HOLE
 
-    if text is None:
-        return None
     key = region_key(kernel.regions, kernel.arch, text)
     if key is not None and key != HOLE:
         found = kernel.locate(key)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import signal
 import stat
 import sys
@@ -154,7 +153,7 @@ class Target:
 
 
 def _private_name() -> str:
-    return f".kvintro-{secrets.token_hex(8)}"
+    return f".kvintro-{os.urandom(8).hex()}"
 
 
 def check_target(path: str, force: bool) -> Optional[os.stat_result]:

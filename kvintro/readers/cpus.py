@@ -21,8 +21,6 @@ def possible_cpus(kernel: Kernel) -> List[int]:
 
     :raises Unavailable: the source does not contain them.
     """
-    from drgn.helpers.linux.cpumask import for_each_possible_cpu
-
     # The helper does not check the number of CPUs.
     if kernel.has_symbol("nr_cpu_ids"):
         count = kernel.value("nr_cpu_ids", 4).value
@@ -33,6 +31,8 @@ def possible_cpus(kernel: Kernel) -> List[int]:
             # One bit per CPU: no types are needed.
             bits = int.from_bytes(kernel.read(mask, -(-count // 64) * 8), "little")
             return [cpu for cpu in range(count) if bits >> cpu & 1]
+    from drgn.helpers.linux.cpumask import for_each_possible_cpu
+
     try:
         found = [int(cpu) for cpu in for_each_possible_cpu(kernel.prog)]
     except TROUBLE as error:

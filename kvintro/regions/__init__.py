@@ -151,7 +151,11 @@ def _modules(package: str) -> Tuple[Any, ...]:
         if error.name != package:
             raise
         return ()
-    return tuple(importlib.import_module(f"{package}.{info.name}") for info in pkgutil.iter_modules(path))
+    return tuple(
+        importlib.import_module(f"{package}.{info.name}")
+        for info in pkgutil.iter_modules(path)
+        if not info.ispkg
+    )
 
 
 class AddedRegion(Protocol):

@@ -8,7 +8,6 @@ a week are removed, and all files together take at most a quarter of their file 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import stat
 import time
@@ -29,6 +28,8 @@ class Cache:
 
     def entry(self, descriptor: int, form: str) -> Entry:
         """The entry for the unpacked content of a file. If the file changes, it gets another entry."""
+        import hashlib
+
         found = os.fstat(descriptor)
         key = f"{found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns} {form}"
         return Entry(self, hashlib.sha256(key.encode()).hexdigest()[:32])

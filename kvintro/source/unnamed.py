@@ -14,7 +14,6 @@ from itertools import chain
 from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
 import drgn
-from drgn.helpers.linux.mm import virt_to_phys
 
 from kvintro.arch import by_vmcoreinfo
 from kvintro.arch.data import UINT64
@@ -106,6 +105,8 @@ class Unnamed:
         drgn does so once, from the variable saved_command_line, which points into the direct map. So does the
         pointer that VMCOREINFO calls mem_section, which takes the place of that variable for this purpose.
         """
+        from drgn.helpers.linux.mm import virt_to_phys
+
         prog, pointer = self._prog, self._symbols.get("mem_section", 0)
         if not pointer >> 63 or self._in_image(pointer):
             return

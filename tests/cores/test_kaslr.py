@@ -6,6 +6,9 @@ from __future__ import annotations
 import json
 import math
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any, Dict
 
 import pytest
@@ -218,3 +221,17 @@ def test_nothing_is_left_unsaid(core: Core, document: Any) -> None:
         if row["state"] == "on":
             assert row["provenance"] and row["computed"]
     assert document["partial"] is any(row["state"] == "unknown" for row in document["bases"])
+
+
+def test_a_command_loads_no_slow_library_in_vain() -> None:
+    """drgn's helpers and hashlib each take as long to load as most of kvintro."""
+    core = Path(__file__).resolve().parents[2] / "vmcores/debian-6.12/core.kdump"
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "kvintro", "-c", str(core), "kaslr"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "kvintro.reports.kaslr" in loaded
+    assert not loaded & {"drgn.helpers.linux", "hashlib", "kvintro.regions.explained"}

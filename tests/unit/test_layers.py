@@ -53,7 +53,7 @@ LAYERS = (
 # needs.
 LAZY = (
     # Libraries that are slow to import, and optional ones.
-    *(("*", name) for name in ("numpy", "tqdm", "ctypes", "unicodedata", "pwd", "drgn")),
+    *(("*", name) for name in ("numpy", "tqdm", "ctypes", "unicodedata", "pwd", "drgn", "hashlib")),
     ("entry_points", "importlib.metadata"),
     ("convert", "zstandard"),
     ("source", "tarfile"),
