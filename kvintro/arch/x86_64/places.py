@@ -7,7 +7,7 @@ The rules are those of ``arch/x86/include/asm/pgtable_64_types.h``, ``page_64_ty
 
 from __future__ import annotations
 
-from typing import Callable, Mapping, Tuple
+from typing import Callable, Mapping, Optional, Tuple
 
 from kvintro.arch.facts import no_modules
 from kvintro.arch.x86_64.form import (
@@ -47,16 +47,10 @@ def direct_map(kernel: Kernel) -> Located:
     base = kernel.linear_offset
     default = _form(kernel).page_offset_base
     end, source, open_ended = _reserved_end(kernel, base.value, base.value - default)
-    used, note = None, ""
-    try:
-        frames = kernel.max_pfn
-        last = base.value + (frames.value << PAGE_SHIFT) - 1
-        if base.value <= last <= end:
-            used, note = AddressRange(base.value, last), f"up to {frames.provenance}"
-    except Unavailable:
-        pass
+    found = AddressRange(base.value, end)
+    used, note = _used(kernel, found, PAGE_SIZE)
     return Placement(
-        AddressRange(base.value, end),
+        found,
         f"{base.provenance}, {source}",
         default_start=default,
         slide=base.value - default,
@@ -64,6 +58,21 @@ def direct_map(kernel: Kernel) -> Located:
         used_note=note,
         open_ended=open_ended,
     )
+
+
+def _used(kernel: Kernel, where: AddressRange, each: int) -> Tuple[Optional[AddressRange], str]:
+    """The part of a region that the page frames of RAM use, and where their number was read from.
+
+    :param each: bytes of the region for each page frame.
+    """
+    try:
+        frames = kernel.max_pfn
+    except Unavailable:
+        return None, ""
+    last = where.start + frames.value * each - 1
+    if last not in where:
+        return None, ""
+    return AddressRange(where.start, last), f"up to {frames.provenance}"
 
 
 def _reserved_end(kernel: Kernel, base: int, slide: int) -> Tuple[int, str, bool]:
@@ -144,16 +153,10 @@ def vmemmap(kernel: Kernel) -> Located:
     if direct.slide and base.value + reserved > CPU_ENTRY_AREA_BASE > base.value:
         # The size reserved for the direct map may be inexact, but the next region is known.
         reserved, size = CPU_ENTRY_AREA_BASE - base.value, "up to cpu_entry_area"
-    used, note = None, ""
-    try:
-        frames = kernel.max_pfn
-        last = base.value + frames.value * page - 1
-        if base.value <= last < base.value + reserved:
-            used, note = AddressRange(base.value, last), f"up to {frames.provenance}"
-    except Unavailable:
-        pass
+    found = AddressRange(base.value, base.value + reserved - 1)
+    used, note = _used(kernel, found, page)
     return Placement(
-        AddressRange(base.value, base.value + reserved - 1),
+        found,
         f"{base.provenance}, {size}",
         default_start=default,
         slide=base.value - default,
