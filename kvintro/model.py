@@ -18,6 +18,7 @@ from typing import (
     Iterable,
     Iterator,
     Mapping,
+    NamedTuple,
     Optional,
     Protocol,
     Sequence,
@@ -266,8 +267,7 @@ class Root:
     owner: str
 
 
-@dataclass(frozen=True)
-class Linear:
+class Linear(NamedTuple):
     """A rule that translates a region without page tables: physical = virtual - offset, modulo 2^64.
 
     It says where the kernel puts things, not what is mapped: the page tables are authoritative.
@@ -281,8 +281,7 @@ class Linear:
     whole: bool = True
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(NamedTuple):
     """The part of a region's contents that is wanted. A region may ignore this and return more.
 
     :ivar within: addresses of interest.
@@ -393,8 +392,7 @@ class Section:
     problem: str = ""
 
 
-@dataclass(frozen=True)
-class StreamField:
+class StreamField(NamedTuple):
     """One value of each result of a :class:`Stream`.
 
     :ivar width: width of its column in text; negative for left-aligned.

@@ -7,8 +7,7 @@ architectures kvintro knows only the names.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Callable, Dict, Mapping, Optional, Sequence, Tuple
+from typing import Callable, Dict, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 #: By ``e_machine``: names of architectures in messages (include/uapi/linux/elf-em.h).
 _ELF_MACHINES: Dict[int, str] = {
@@ -19,8 +18,7 @@ _ELF_MACHINES: Dict[int, str] = {
 }
 
 
-@dataclass(frozen=True)
-class OtherArchitecture:
+class OtherArchitecture(NamedTuple):
     """An architecture of which ``info`` shows dumps.
 
     :ivar name: its name, whatever the byte order.

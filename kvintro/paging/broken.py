@@ -12,7 +12,6 @@ whole check.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from kvintro.arch.address_space import Window
@@ -28,8 +27,7 @@ _SAMPLES = 8  # entries of a table that are checked first
 _MOST = 1 << 12  # broken tables reported
 
 
-@dataclass(frozen=True)
-class BrokenTable:
+class BrokenTable(NamedTuple):
     """A page table that cannot be used.
 
     :ivar window: name of the window that it belongs to.

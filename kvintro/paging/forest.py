@@ -9,8 +9,7 @@ limits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Collection, Iterator, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Collection, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from kvintro.arch.form import PagingForm
 from kvintro.arch.rights import ALL_RIGHTS
@@ -30,8 +29,7 @@ _MOST_TABLES = 4000  # per level: 16 MB of 4K tables
 _PAGES_AT_ONCE = 1 << 20
 
 
-@dataclass(frozen=True)
-class Level:
+class Level(NamedTuple):
     """The tables of one level, by root, those of a root in order of address.
 
     :ivar tables: physical addresses.

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Callable, List, Optional, Tuple
+from typing import Callable, List, NamedTuple, Optional, Tuple
 
 from kvintro.arch.form import ENTRY_SIZE, PagingForm
 from kvintro.errors import NotInDump
@@ -13,8 +12,7 @@ from kvintro.errors import NotInDump
 ReadPhysical = Callable[[int, int], bytes]
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """One entry that a walk reads.
 
     :ivar level: 1 for tables of the smallest pages, ``levels`` for the root.
@@ -27,8 +25,7 @@ class Step:
     value: Optional[int]
 
 
-@dataclass(frozen=True)
-class Walk:
+class Walk(NamedTuple):
     """The translation of one virtual address.
 
     :ivar state: ``mapped``, ``unmapped`` (an entry is not present, or the processor faults on it),

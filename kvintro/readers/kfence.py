@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Dict, Optional, Tuple
+from typing import TYPE_CHECKING, Dict, NamedTuple, Optional, Tuple
 
 from kvintro.errors import Unavailable
 from kvintro.readers.structures import TROUBLE, number, offset_of, size_of, struct_at, text_at, type_of
@@ -21,8 +21,7 @@ _STATES = {
 }
 
 
-@dataclass(frozen=True)
-class KfenceObject:
+class KfenceObject(NamedTuple):
     """The object in a page of the pool.
 
     :ivar number: number as in /sys/kernel/debug/kfence/objects.

@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, List, Optional, Tuple
+from typing import TYPE_CHECKING, List, NamedTuple, Optional, Tuple
 
 from kvintro.errors import Unavailable
 from kvintro.model import ALL
@@ -21,8 +20,7 @@ _MAX_DEPTH = 32
 SYSTEM_RAM = "System RAM"
 
 
-@dataclass(frozen=True)
-class Resource:
+class Resource(NamedTuple):
     """A line of /proc/iomem: inclusive physical addresses, a name, and the depth in the tree."""
 
     start: int

@@ -3,8 +3,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Callable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+)
 
 import drgn
 
@@ -38,8 +48,7 @@ SHARED_TABLES = "page tables of a process also belong to another process, and ar
 OwnRoot = Tuple[str, int]
 
 
-@dataclass(frozen=True)
-class Process:
+class Process(NamedTuple):
     """A thread group leader.
 
     :ivar mm: address of its ``struct mm_struct``, 0 for kernel threads and exited processes.

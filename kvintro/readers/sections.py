@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Optional, Tuple
+from typing import TYPE_CHECKING, NamedTuple, Optional, Tuple
 
 from kvintro.errors import Unavailable
 from kvintro.model import ALL
@@ -16,8 +15,7 @@ if TYPE_CHECKING:
 SUBSECTION_SHIFT = 21  # include/linux/mmzone.h
 
 
-@dataclass(frozen=True)
-class SectionForm:
+class SectionForm(NamedTuple):
     """Layout of ``struct mem_section`` and ``struct mem_section_usage``.
 
     :ivar size: size of a ``struct mem_section`` in bytes.

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Dict, Iterator, List, Optional, Set, Tuple
+from typing import TYPE_CHECKING, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 import drgn
 
@@ -37,8 +36,7 @@ _HAS_VSYSCALL = 2  # arch/x86/include/asm/mmu.h: MM_CONTEXT_HAS_VSYSCALL as a ma
 _MINOR_BITS = 20
 
 
-@dataclass(frozen=True)
-class Vma:
+class Vma(NamedTuple):
     """A memory area; ``end`` is inclusive.
 
     :ivar flags: ``vm_flags``.

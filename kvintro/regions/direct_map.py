@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Dict, Iterator, List, Mapping, Optional, Tuple
+from typing import TYPE_CHECKING, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 from kvintro.errors import Unavailable
 from kvintro.kernels import Trait
@@ -234,8 +234,7 @@ def _join(low: RunRow, high: RunRow) -> RunRow:
     return replace(low, end=high.end, size=Size(high.end - low.start + 1), resources=names)
 
 
-@dataclass(frozen=True)
-class _Hole:
+class _Hole(NamedTuple):
     start: int
     end: int
     kept: bool

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Dict, Mapping, Set
+from typing import TYPE_CHECKING, Dict, Mapping, NamedTuple, Set
 
 from kvintro.errors import Unavailable
 from kvintro.model import Placement
@@ -15,8 +14,7 @@ if TYPE_CHECKING:
     from kvintro.kernels import Kernel
 
 
-@dataclass(frozen=True)
-class KernelCount:
+class KernelCount(NamedTuple):
     """The content of ``direct_pages_count[]``, and its difference from the page tables.
 
     :ivar counts: by page size; empty if they cannot be read.

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Dict, Iterator, List, Mapping, Optional, Tuple
+from typing import TYPE_CHECKING, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 from kvintro.errors import Unavailable
 from kvintro.kernels import Trait
@@ -191,8 +191,7 @@ def _meaning(value: Optional[int], meanings: Mapping[int, str]) -> str:
     return meanings.get(value, "nothing known")
 
 
-@dataclass(frozen=True)
-class _Early:
+class _Early(NamedTuple):
     """The shared tables and page (arch/x86/mm/kasan_init_64.c).
 
     :ivar tables: physical address by the level of the entries that point to it.

@@ -9,8 +9,7 @@ on a logarithmic one.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, List, Mapping, Optional, Protocol, Sequence, Tuple, cast
+from typing import TYPE_CHECKING, List, Mapping, NamedTuple, Optional, Protocol, Sequence, Tuple, cast
 
 from kvintro.model import Address, Displacement, Size
 
@@ -71,8 +70,7 @@ class Placed(Protocol):
     def note(self) -> str: ...
 
 
-@dataclass(frozen=True)
-class Bar:
+class Bar(NamedTuple):
     """One region on a linear scale.
 
     :ivar default: position without KASLR: (start, end) as fractions of the scale, from 0 to 1.
@@ -87,8 +85,7 @@ class Bar:
     slide: int
 
 
-@dataclass(frozen=True)
-class Space:
+class Space(NamedTuple):
     """A range of addresses in which KASLR moves regions, on a linear scale.
 
     :ivar start: first address.

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from kvintro.model import Column, Table
 from kvintro.render.values import field_of, value_text
@@ -137,8 +137,7 @@ def table_text(columns: Sequence[Column], lines: Sequence[Line], *, color: bool,
     return out
 
 
-@dataclass(frozen=True)
-class _Shape:
+class _Shape(NamedTuple):
     """The visible columns of a table, and their widths.
 
     :ivar below: whether the last column may be too narrow for some cells, which then go below their row.

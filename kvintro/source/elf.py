@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import struct
-from dataclasses import dataclass
 from typing import BinaryIO, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
 from kvintro.arch.others import elf_machine_name
@@ -57,8 +56,7 @@ class Segment(NamedTuple):
     memsz: int
 
 
-@dataclass(frozen=True)
-class ElfHeaders:
+class ElfHeaders(NamedTuple):
     """Headers of a 64-bit ELF file.
 
     :ivar order: its byte order, as a character for :mod:`struct`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Dict, Iterator, List, Optional, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import drgn
 from drgn import FindObjectFlags, ProgramFlags
@@ -36,8 +36,7 @@ _ASKED_TO_BE = ("vmemmap_populate",)
 _NO_BTF = "give the kernel's BTF with --btf FILE, or its vmlinux with -s"
 
 
-@dataclass(frozen=True)
-class Missing:
+class Missing(NamedTuple):
     """Why something is missing, and a remedy."""
 
     reason: str

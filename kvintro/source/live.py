@@ -7,7 +7,6 @@ import errno
 import os
 import platform
 import stat
-from dataclasses import replace
 from typing import BinaryIO, Tuple
 
 import drgn
@@ -94,7 +93,7 @@ def _compared(file: BinaryIO, headers: ElfHeaders, wanted: Wanted, search: Searc
 
     :raises WrongVmcoreinfo: it is not this kernel's.
     """
-    memory = MemoryFile(FileContent(file), extents_of(replace(headers, segments=_ram(headers))))
+    memory = MemoryFile(FileContent(file), extents_of(headers._replace(segments=_ram(headers))))
     found = MemorySearch(
         [memory],
         watch=search,

@@ -18,8 +18,7 @@ import socket
 import struct
 import subprocess
 import sys
-from dataclasses import dataclass
-from typing import BinaryIO, Dict, List, Optional, Tuple
+from typing import BinaryIO, Dict, List, NamedTuple, Optional, Tuple
 
 import drgn
 
@@ -54,8 +53,7 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
 """
 
 
-@dataclass(frozen=True)
-class Invoker:
+class Invoker(NamedTuple):
     """The user who became root to run this."""
 
     uid: int

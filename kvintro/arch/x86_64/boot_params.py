@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import re
 import struct
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, List, NamedTuple, Optional, Sequence, Tuple
 
 from kvintro.arch.x86_64 import slots as kaslr_slots
 from kvintro.arch.x86_64.form import DEFAULT_TEXT, START_KERNEL_MAP
@@ -80,8 +79,7 @@ def boot_ram(kernel: Kernel) -> List[Tuple[int, int]]:
     return [(start, start + size) for start, size, kind in _E820_ENTRY.iter_unpack(data) if kind == _RAM]
 
 
-@dataclass(frozen=True)
-class Unpacking:
+class Unpacking(NamedTuple):
     """Physical memory as the unpacker saw it when it chose a place for the image.
 
     :ivar load: where the image stays if no other place is found: ``output`` of ``choose_random_location``.

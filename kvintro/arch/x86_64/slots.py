@@ -7,8 +7,7 @@ Mirrors ``arch/x86/boot/compressed/kaslr.c`` (the image) and ``arch/x86/mm/kaslr
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import List, Sequence, Tuple
+from typing import List, NamedTuple, Sequence, Tuple
 
 from kvintro.arch.x86_64.form import CPU_ENTRY_AREA_BASE, PAGE_SIZE, PUD_SHIFT, X86Form
 
@@ -80,8 +79,7 @@ def module_slots(align: int) -> int:
     return len({-(-pages * PAGE_SIZE // align) for pages in range(1, MODULE_SLOTS + 1)})
 
 
-@dataclass(frozen=True)
-class Draw:
+class Draw(NamedTuple):
     """How the base of a region was chosen.
 
     :ivar earliest: its lowest possible base, given the regions before it.
