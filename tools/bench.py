@@ -310,7 +310,7 @@ def bench_pages(runs: int) -> bool:
         ("drgn", "drgn for_each_page, reading the flags", 70),
         ("crash", "crash kmem -p, output thrown away", 10),
         ("pass", "reading the same bytes and summing them", 1 / 5),
-        ("reading", "reading the same bytes, without a look at them", None),
+        ("reading", "reading the same bytes without examining them", None),
     ):
         ratio = rates["census"] / rates[name]
         verdict = ""

@@ -49,14 +49,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=_positive,
         default=600,
         metavar="SECONDS",
-        help="give up a dump after this time (default: 600)",
+        help="stop reading a dump after this time (default: 600)",
     )
     parser.add_argument(
         "--memory",
         type=_megabytes,
         default=2048,
         metavar="MB",
-        help="give up a dump that needs more memory than this (default: 2048)",
+        help="stop reading a dump that needs more memory than this (default: 2048)",
     )
     parser.add_argument(
         "--scheduler",

@@ -474,7 +474,7 @@ class Tree:
 
 
 def flags_of(form: PagingForm, entries: U64, level: int) -> U64:
-    """The bits of entries that a range's key has."""
+    """The bits of the entries that become part of a range's key."""
     import numpy
 
     flags: U64 = form.flags(entries, level) & numpy.uint64(ALL & ~_OURS)

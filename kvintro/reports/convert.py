@@ -69,7 +69,7 @@ def convert_report(
     notes = list(kernel.source.warnings)
     if done.unreadable:
         notes.append(
-            f"{done.unreadable} pages should be in the source and could not be read; the file marks them "
+            f"{done.unreadable} pages should be in the source but could not be read; the file marks them "
             "as excluded"
         )
     if kernel.source.live:

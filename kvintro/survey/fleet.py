@@ -53,7 +53,7 @@ class Limits:
 
 
 class Progress(Protocol):
-    """What is shown while dumps are read."""
+    """Shows how many dumps were read."""
 
     def did(self, count: int = 1) -> None:
         """Add to the number of dumps that are done."""

@@ -22,7 +22,7 @@ from kvintro.reports.check import CheckRow, FindingRow
 from kvintro.reports.layout import RegionRow
 from kvintro.reports.pages import TypeRow
 
-#: Raised whenever the questions or the tables change: older answers are then not used again.
+#: Increase this when the questions or the tables change, so that older answers are not reused.
 VERSION = 1
 WHOLE, PARTLY, FAILED = "whole", "partly", "failed"
 

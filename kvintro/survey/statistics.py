@@ -34,7 +34,7 @@ def evenness(parts: Sequence[Tuple[float, float]]) -> Tuple[float, float]:
 
 
 def ks_p_value(n: int, distance: float) -> float:
-    """The probability that n values of the even distribution are this far from it, or farther."""
+    """The probability that n values drawn from a uniform distribution deviate from it at least this much."""
     if distance <= 0.5 / n:
         return 1.0
     if distance >= 1:

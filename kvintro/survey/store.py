@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The answers that a survey already has: a file for each dump, under the SHA-256 of the dump.
 
-A dump that was moved or copied is not asked again; one that was replaced is. A file appears when it is whole.
+A dump that was moved or copied is not read again; one that was replaced is read again. A file appears only
+once it is complete.
 """
 
 from __future__ import annotations

@@ -70,8 +70,8 @@ def tables(kernel: Kernel) -> Verdict:
     """Everything that a walk uses as a table was allocated as one (include/linux/mm.h:pagetable_*_ctor).
 
     Tables of the lowest level of user memory have always been marked. Those above, and the kernel's, are not
-    marked in every version, but they must not have another type. At the level above the lowest, either all
-    tables are marked or none (5.4).
+    marked in every version, but they must not have another type. At the second lowest level, either all
+    tables are marked or none is (5.4).
     """
     judge = _Tables(kernel)
     judge.below(kernel.kernel_root.owner, kernel.root.value, user=False)
