@@ -11,10 +11,11 @@ import signal
 import sys
 import threading
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Callable, ClassVar, Dict, Iterable, List, Optional, Sequence, Tuple
 
 from rich.segment import Segment
+from rich.style import Style
 from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 from textual import events
@@ -22,11 +23,13 @@ from textual.app import App, ComposeResult, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.color import Color
 from textual.containers import Horizontal, Vertical
+from textual.css.query import NoMatches
 from textual.filter import LineFilter
 from textual.message import Message
 from textual.screen import Screen
 from textual.timer import Timer
 from textual.widgets import Footer, Static
+from textual.worker import WorkerFailed
 
 from kvintro.browse import dialogs, places
 from kvintro.browse.left import LeftView, MapView, PhysicalView, ProcessView
@@ -118,6 +121,22 @@ class Ascii(LineFilter):
         return Segment(text, segment.style, segment.control)
 
 
+class Colorless(LineFilter):
+    """Draws without colours. Textual's own filter sends greys."""
+
+    def apply(self, segments: List[Segment], background: Color) -> List[Segment]:
+        """Remove the colours of segments."""
+        return [
+            Segment(text, None if style is None else _colorless(style), control)
+            for text, style, control in segments
+        ]
+
+
+@lru_cache(maxsize=1024)
+def _colorless(style: Style) -> Style:
+    return style.without_color
+
+
 class Answered(Message):
     """The worker has an answer.
 
@@ -157,6 +176,9 @@ class Browser(App[int]):
     .small Listing { overflow-x: hidden; }
     .alone #left { width: 100%; max-width: 100%; }
     .hidden { display: none; }
+    .here #title:nocolor, .here #tabs:nocolor { text-style: underline; }
+    OptionList:nocolor > .option-list--option-highlighted { text-style: bold underline; }
+    Input:nocolor > .input--cursor { text-style: reverse; }
     """
     BINDINGS: ClassVar[List[BindingType]] = [
         Binding("g", "goto", "Go"),
@@ -237,7 +259,7 @@ class Browser(App[int]):
 
     def get_line_filters(self) -> Sequence[LineFilter]:
         """Filters for every line of the screen."""
-        filters = super().get_line_filters()
+        filters = [Colorless()] if self.no_color else super().get_line_filters()
         return [*filters, Ascii()] if self._ascii else filters
 
     def on_mount(self) -> None:
@@ -265,6 +287,11 @@ class Browser(App[int]):
         last.daemon = True
         last.start()
         self.exit(return_code=code)
+
+    def _handle_exception(self, error: Exception) -> None:
+        """Go on if the command palette was closed while Textual filled its list."""
+        if not (isinstance(error, WorkerFailed) and isinstance(error.error, NoMatches)):
+            super()._handle_exception(error)
 
     def _fatal_error(self) -> None:
         """End without a traceback on the screen; ``start`` raises the exception again."""

@@ -218,8 +218,8 @@ class Listing(ScrollView, can_focus=True):
         if under:
             name = "listing--cursor" if self.has_focus else "listing--blurred"
             base += self.get_component_rich_style(name, partial=True)
-            if self.has_focus and self._few_colors:
-                base += Style(reverse=True)
+            if self._few_colors:
+                base += Style(reverse=True) if self.has_focus else Style(underline=True)
         if number in self._changed:
             base += self.get_component_rich_style("listing--changed", partial=True)
         chosen = self._part if under and self._items[self._cursor][0] == number else -1

@@ -41,6 +41,8 @@ def start(kernel: Kernel, args: argparse.Namespace) -> int:
     from kvintro.browse.app import Browser, is_light
     from kvintro.browse.session import Session
 
+    if not os.environ.get("NO_COLOR"):
+        os.environ.pop("NO_COLOR", None)  # Textual asks only whether it is set
     session = Session(kernel, source_words(args))
     ascii_only = not takes_unicode(sys.stdout)
     app = Browser(session, light=is_light(), ascii_only=ascii_only, begin=args.place or "")

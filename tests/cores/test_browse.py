@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import pty
@@ -11,15 +12,18 @@ import re
 import select
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import termios
 import threading
+import time
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, List
 
 import pytest
 from drgn.helpers.linux.pid import for_each_task
+from textual.command import CommandList
 
 from kvintro.browse.session import Session
 from kvintro.browse.stretches import Stretch
@@ -231,6 +235,21 @@ def test_the_palette_finds_a_question(sample: Kernel) -> None:
         await go.until(lambda: go.place.title == ":ptdump --wx")
         await settled(go.app, go._pilot)
         assert "none" in go.detail
+
+    browse(sample, walk)
+
+
+def test_the_palette_may_close_while_it_is_filled(sample: Kernel) -> None:
+    """Textual then does not find the palette's list."""
+
+    async def walk(go: Driver) -> None:
+        await go.tap("ctrl+p")
+        await go.app.screen.query(CommandList).remove()
+        await go.tap("w")
+        await go.tap("escape")
+        await go.until(lambda: len(go.app.screen_stack) == 1)
+        await go.press("down")
+        assert go.app.map.cursor == 1
 
     browse(sample, walk)
 
@@ -492,6 +511,84 @@ def test_without_a_terminal_one_line_says_so(capsys: pytest.CaptureFixture[str])
     assert "needs a terminal" in capsys.readouterr().err
 
 
+class Terminal:
+    """``kvintro browse`` in a pseudo-terminal of 80 by 24.
+
+    :ivar written: everything that it has written.
+    """
+
+    def __init__(self, core: str, *, before: str = "", **environment: str) -> None:
+        program = f"import sys; {before}from kvintro.cli import main; sys.exit(main())"
+        words = [sys.executable, "-c", program, "-c", core, "browse"]
+        self._master, self._slave = pty.openpty()
+        fcntl.ioctl(self._slave, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+        self.modes = self.current_modes
+        everything = {**os.environ, "TERM": "xterm-256color", **environment}
+        self.process = subprocess.Popen(
+            words, stdin=self._slave, stdout=self._slave, stderr=self._slave, env=everything
+        )
+        self.written = b""
+
+    @property
+    def current_modes(self) -> List[Any]:
+        """The terminal's modes."""
+        return termios.tcgetattr(self._slave)
+
+    def read(self, until: bytes = b"") -> None:
+        """Read until it writes something, or ends."""
+        begin, limit = len(self.written), time.monotonic() + 120
+        while not until or until not in self.written[begin:]:
+            assert time.monotonic() < limit, (until, self.written[-1000:])
+            ended = self.process.poll() is not None
+            while select.select([self._master], [], [], 0.1)[0]:
+                self.written += os.read(self._master, 1 << 16)
+            if ended:
+                return
+
+    def press(self, keys: bytes) -> None:
+        """Press keys."""
+        os.write(self._master, keys)
+
+    def end(self) -> int:
+        """Read everything, and return the exit status."""
+        self.read()
+        return self.process.wait(timeout=60)
+
+    def close(self) -> None:
+        """Close the terminal."""
+        os.close(self._master)
+        os.close(self._slave)
+
+
+def test_no_color_means_no_colour() -> None:
+    """No colour is sent, not even a grey or the default one. The cursor is reversed."""
+    terminal = Terminal(str(VMCORES / "debian-6.12/core.kdump"), NO_COLOR="1", COLORTERM="truecolor")
+    # Each view, dialog and pane, and then what appears in it.
+    for keys, shown in (
+        (b"", b"vmalloc"),
+        (b"p", b"reserved"),
+        (b"u", b"kv-memory"),
+        (b"g", b"go to"),
+        (b"init_task\r", b"swapper/0"),
+        (b"4", b"ASCII"),
+        (b"\x1bOP", b"zoom into the map"),
+        (b"x", b"Keys"),
+        (b"c", b"copied"),
+        (b"x", b"Keys"),
+        (b"\x10", b"Copy the address"),
+    ):
+        terminal.press(keys)
+        terminal.read(shown)
+    terminal.process.send_signal(signal.SIGTERM)
+    assert terminal.end() == 128 + signal.SIGTERM
+    terminal.close()
+    codes = {
+        int(n or 0) for code in re.findall(rb"\x1b\[([\d;:]*)m", terminal.written) for n in code.split(b";")
+    }
+    assert 7 in codes and codes <= set(range(10)), codes
+    assert not re.search(rb"\x1b\](4|1\d);", terminal.written)
+
+
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -503,45 +600,25 @@ ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 def test_the_terminal_is_left_as_it_was(end: Any, code: int, tmp_path: Path) -> None:
     """After it ends by its key, a signal, a crash, or because the mapped dump was cut (SIGBUS)."""
     crash = "import kvintro.browse.app as a; a.Browser._show_left = lambda *x: 1 / 0; "
-    crash = crash if end == "crash" else ""
-    dump = shutil.copy(VMCORES / "debian-6.12/core.kdump", tmp_path) if end == "cut" else ""
-    program = f"import sys; {crash}from kvintro.cli import main; sys.exit(main())"
-    core = dump or str(VMCORES / "debian-6.12/core.kdump")
-    words = [sys.executable, "-c", program, "-c", core, "browse"]
-    master, slave = pty.openpty()
-    termios.tcsetwinsize(slave, (24, 80)) if hasattr(termios, "tcsetwinsize") else None
-    before = termios.tcgetattr(slave)
-    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"}
-    process = subprocess.Popen(words, stdin=slave, stdout=slave, stderr=slave, env=environment)
-    written = b""
-    for part in _written(master, process):
-        written += part
-        if end not in (None, "crash") and b"vmalloc" in written:
-            if dump:
-                os.truncate(dump, 8192)
-            if isinstance(end, signal.Signals):
-                process.send_signal(end)
-            else:
-                os.write(master, b"p" if dump else end)
-            end = None
-    assert process.wait(timeout=60) == code
-    assert termios.tcgetattr(slave) == before
+    core = str(VMCORES / "debian-6.12/core.kdump")
+    dump = shutil.copy(core, tmp_path) if end == "cut" else ""
+    terminal = Terminal(dump or core, before=crash if end == "crash" else "")
+    if end != "crash":
+        terminal.read(b"vmalloc")
+        if dump:
+            os.truncate(dump, 8192)
+        if isinstance(end, signal.Signals):
+            terminal.process.send_signal(end)
+        else:
+            terminal.press(b"p" if dump else end)
+    assert terminal.end() == code
+    assert terminal.current_modes == terminal.modes
+    terminal.close()
+    written = terminal.written
     assert written.rfind(b"\x1b[?1049l") > written.rfind(b"\x1b[?1049h") >= 0
     assert written.rfind(b"\x1b[?25h") > written.rfind(b"\x1b[?25l")
     if dump:
         assert b"was truncated while it was read" in written
-    if crash:
+    if end == "crash":
         assert b"kvintro: internal error: ZeroDivisionError" in written
         assert b"Traceback" not in written
-    os.close(master)
-    os.close(slave)
-
-
-def _written(master: int, process: "subprocess.Popen[bytes]") -> Iterator[bytes]:
-    """Everything that a process writes to its terminal until it ends."""
-    while True:
-        ended = process.poll() is not None
-        while select.select([master], [], [], 0.1)[0]:
-            yield os.read(master, 1 << 16)
-        if ended:
-            return
