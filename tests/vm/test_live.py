@@ -21,6 +21,7 @@ from kvintro.source.guest import Guest
 from kvintro.source.guest import ram as guest_ram
 from kvintro.source.privileges import peer_pid
 from kvintro.source.qmp import Monitor, connect
+from tests.browsing import Driver, browse
 from tests.vm.guests import EARLIER, ENTRIES, QUIET, needs_lab, run
 
 _SEGMENTS = """
@@ -134,6 +135,8 @@ def test_from_outside(entry: Any, device: bool) -> None:
                 guest.wait_for(boot.READY, boot.BOOT_TIMEOUT)
                 _look_from_outside(work)
                 _choose_from_outside(work, device)
+                if device:
+                    _browse_from_outside(guest, str(work / "second"))
 
     # A guest that dies during boot is booted again, because this does not depend on kvintro; a wrong answer
     # is not retried.
@@ -181,6 +184,43 @@ def _read_both_ways(address: str, lines: Dict[str, str]) -> None:
     assert [memory.direct for memory in both] == [True, False]
     # Its beginning is never patched, while its end may be at any moment.
     assert both[0].read(code, 256) == both[1].read(code, 256) != bytes(256)
+
+
+def _browse_from_outside(guest: Any, address: str) -> None:
+    """The browser marks what the guest changed, with QEMU's value, and nothing while it is stopped."""
+    gc.collect()
+    kernel = open_kernel(Request(qemu=address))
+    physical = kernel.walk(kernel.symbol("jiffies_64")).physical
+
+    def jiffies() -> str:
+        word: str = guest.monitor(f"xp /1gx {physical:#x}").split()[-1]
+        return word[2:]
+
+    async def walk(go: Driver) -> None:
+        await go.goto("jiffies_64")
+        await go.press("4")
+        guest.command("stop")
+        await go.press("r")
+        before = jiffies()
+        assert before in go.detail
+        await go.press("r")
+        assert not go.app.detail.changed and "nothing changed" in go.head
+        guest.command("cont")
+        while jiffies() == before:
+            pass
+        guest.command("stop")
+        await go.press("r")
+        assert any(jiffies() in line.text for line in go.app.detail.changed), go.detail
+        assert before not in go.detail
+        guest.command("cont")
+        await go.tap("a")
+        after = go.detail
+        await go.until(lambda: go.detail != after and bool(go.app.detail.changed))
+        await go.tap("a")
+        await go.press("u")
+        assert "kv-memory" in go.map
+
+    browse(kernel, walk)
 
 
 def _earlier_note() -> str:
