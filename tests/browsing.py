@@ -1,11 +1,20 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Drives ``kvintro browse`` by its keys, without a terminal."""
+"""Drives ``kvintro browse`` by its keys, with and without a terminal."""
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import os
+import pty
+import re
+import select
+import struct
+import subprocess
+import sys
+import termios
 import time
-from typing import Any, Awaitable, Callable
+from typing import Any, Awaitable, Callable, List
 
 from textual.pilot import Pilot
 
@@ -118,3 +127,59 @@ def browse(kernel: Kernel, walk: Callable[[Driver], Awaitable[None]], **options:
             await walk(Driver(app, pilot))
 
     asyncio.run(run())
+
+
+class Terminal:
+    """``kvintro browse`` in a pseudo-terminal of 80 by 24.
+
+    :ivar written: everything that it has written.
+    """
+
+    def __init__(self, core: str, *, before: str = "", **environment: str) -> None:
+        program = f"import sys; {before}from kvintro.cli import main; sys.exit(main())"
+        words = [sys.executable, "-c", program, "-c", core, "browse"]
+        self._master, self._slave = pty.openpty()
+        fcntl.ioctl(self._slave, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+        self.modes = self.current_modes
+        everything = {**os.environ, "TERM": "xterm-256color", **environment}
+        self.process = subprocess.Popen(
+            words, stdin=self._slave, stdout=self._slave, stderr=self._slave, env=everything
+        )
+        self.written = b""
+
+    @property
+    def current_modes(self) -> List[Any]:
+        """The terminal's modes."""
+        return termios.tcgetattr(self._slave)
+
+    def read(self, until: bytes = b"") -> None:
+        """Read until it writes what a regular expression matches, or ends."""
+        begin, limit = len(self.written), time.monotonic() + 120
+        while not until or not re.search(until, self.written[begin:]):
+            assert time.monotonic() < limit, (until, self.written[-1000:])
+            ended = self.process.poll() is not None
+            if select.select([self._master], [], [], 0.1)[0]:
+                self.written += os.read(self._master, 1 << 16)
+            elif ended:
+                return
+
+    def drain(self, seconds: float) -> None:
+        """Read what it writes in this time."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if select.select([self._master], [], [], left)[0]:
+                self.written += os.read(self._master, 1 << 16)
+
+    def press(self, keys: bytes) -> None:
+        """Press keys."""
+        os.write(self._master, keys)
+
+    def end(self) -> int:
+        """Read everything, and return the exit status."""
+        self.read()
+        return self.process.wait(timeout=60)
+
+    def close(self) -> None:
+        """Close the terminal."""
+        os.close(self._master)
+        os.close(self._slave)

@@ -4,22 +4,16 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
 import os
-import pty
 import re
-import select
 import shutil
 import signal
-import struct
 import subprocess
 import sys
-import termios
 import threading
-import time
 from pathlib import Path
-from typing import Any, List
+from typing import Any
 
 import pytest
 from drgn.helpers.linux.pid import for_each_task
@@ -33,7 +27,7 @@ from kvintro.kernels import Kernel
 from kvintro.model import Report
 from kvintro.opening import open_kernel
 from kvintro.source import Request
-from tests.browsing import Driver, browse, settled
+from tests.browsing import Driver, Terminal, browse, settled
 from tests.conftest import VMCORES, Core
 from tests.hostile import assert_inert, poisoned
 from tests.unreliable import Unreliable
@@ -511,55 +505,6 @@ def test_without_a_terminal_one_line_says_so(capsys: pytest.CaptureFixture[str])
     assert "needs a terminal" in capsys.readouterr().err
 
 
-class Terminal:
-    """``kvintro browse`` in a pseudo-terminal of 80 by 24.
-
-    :ivar written: everything that it has written.
-    """
-
-    def __init__(self, core: str, *, before: str = "", **environment: str) -> None:
-        program = f"import sys; {before}from kvintro.cli import main; sys.exit(main())"
-        words = [sys.executable, "-c", program, "-c", core, "browse"]
-        self._master, self._slave = pty.openpty()
-        fcntl.ioctl(self._slave, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
-        self.modes = self.current_modes
-        everything = {**os.environ, "TERM": "xterm-256color", **environment}
-        self.process = subprocess.Popen(
-            words, stdin=self._slave, stdout=self._slave, stderr=self._slave, env=everything
-        )
-        self.written = b""
-
-    @property
-    def current_modes(self) -> List[Any]:
-        """The terminal's modes."""
-        return termios.tcgetattr(self._slave)
-
-    def read(self, until: bytes = b"") -> None:
-        """Read until it writes something, or ends."""
-        begin, limit = len(self.written), time.monotonic() + 120
-        while not until or until not in self.written[begin:]:
-            assert time.monotonic() < limit, (until, self.written[-1000:])
-            ended = self.process.poll() is not None
-            while select.select([self._master], [], [], 0.1)[0]:
-                self.written += os.read(self._master, 1 << 16)
-            if ended:
-                return
-
-    def press(self, keys: bytes) -> None:
-        """Press keys."""
-        os.write(self._master, keys)
-
-    def end(self) -> int:
-        """Read everything, and return the exit status."""
-        self.read()
-        return self.process.wait(timeout=60)
-
-    def close(self) -> None:
-        """Close the terminal."""
-        os.close(self._master)
-        os.close(self._slave)
-
-
 def test_no_color_means_no_colour() -> None:
     """No colour is sent, not even a grey or the default one. The cursor is reversed."""
     terminal = Terminal(str(VMCORES / "debian-6.12/core.kdump"), NO_COLOR="1", COLORTERM="truecolor")
@@ -601,7 +546,7 @@ def test_the_terminal_is_left_as_it_was(end: Any, code: int, tmp_path: Path) -> 
     """After it ends by its key, a signal, a crash, or because the mapped dump was cut (SIGBUS)."""
     crash = "import kvintro.browse.app as a; a.Browser._show_left = lambda *x: 1 / 0; "
     core = str(VMCORES / "debian-6.12/core.kdump")
-    dump = shutil.copy(core, tmp_path) if end == "cut" else ""
+    dump = str(shutil.copy(core, tmp_path)) if end == "cut" else ""
     terminal = Terminal(dump or core, before=crash if end == "crash" else "")
     if end != "crash":
         terminal.read(b"vmalloc")
