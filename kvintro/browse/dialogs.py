@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, List, Optional, Sequence
+from typing import ClassVar, List, Optional, Sequence, TypeVar
 
 from rich.text import Text
 from textual.app import ComposeResult
@@ -13,8 +13,25 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
+Result = TypeVar("Result")
 
-class Ask(ModalScreen[Optional[str]]):
+
+class Dialog(ModalScreen[Optional[Result]]):
+    """A dialog. Escape closes it."""
+
+    BINDINGS: ClassVar[List[BindingType]] = [Binding("escape", "close", "Cancel")]
+
+    def close(self, result: Optional[Result]) -> None:
+        """Close it. It may get more keys after that, which would close the screen below it, too."""
+        if self in self.app.screen_stack:
+            self.dismiss(result)
+
+    def action_close(self) -> None:
+        """Close it without a result."""
+        self.close(None)
+
+
+class Ask(Dialog[str]):
     """One line of input at the bottom. Escape cancels it."""
 
     DEFAULT_CSS = """
@@ -23,7 +40,6 @@ class Ask(ModalScreen[Optional[str]]):
     Ask Static { color: $text-muted; height: auto; padding: 0 1; }
     Ask Input, Ask Input:focus { border: none; height: 1; padding: 0 1; background: $boost; }
     """
-    BINDINGS: ClassVar[List[BindingType]] = [Binding("escape", "dismiss(None)", "Cancel")]
 
     def __init__(self, title: str, value: str = "") -> None:
         super().__init__()
@@ -42,10 +58,10 @@ class Ask(ModalScreen[Optional[str]]):
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Enter."""
-        self.dismiss(event.value)
+        self.close(event.value)
 
 
-class Choose(ModalScreen[Optional[int]]):
+class Choose(Dialog[int]):
     """A list. Returns the number of the chosen line."""
 
     DEFAULT_CSS = """
@@ -56,7 +72,6 @@ class Choose(ModalScreen[Optional[int]]):
     Choose OptionList, Choose OptionList:focus { width: auto; min-width: 28; height: auto; max-height: 20;
         border: none; }
     """
-    BINDINGS: ClassVar[List[BindingType]] = [Binding("escape", "dismiss(None)", "Cancel")]
 
     def __init__(self, title: str, lines: Sequence[str]) -> None:
         super().__init__()
@@ -75,10 +90,10 @@ class Choose(ModalScreen[Optional[int]]):
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         """Enter."""
-        self.dismiss(event.option_index)
+        self.close(event.option_index)
 
 
-class Message(ModalScreen[None]):
+class Message(Dialog[None]):
     """A text to read. Any key closes it."""
 
     DEFAULT_CSS = """
@@ -97,8 +112,8 @@ class Message(ModalScreen[None]):
 
     def on_key(self) -> None:
         """Any key."""
-        self.dismiss(None)
+        self.close(None)
 
     def on_click(self) -> None:
         """A click."""
-        self.dismiss(None)
+        self.close(None)

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from drgn.helpers.linux.pid import for_each_task
+from textual import events
 from textual.command import CommandList
 
 from kvintro.browse.session import Session
@@ -241,6 +242,20 @@ def test_the_palette_may_close_while_it_is_filled(sample: Kernel) -> None:
         await go.app.screen.query(CommandList).remove()
         await go.tap("w")
         await go.tap("escape")
+        await go.until(lambda: len(go.app.screen_stack) == 1)
+        await go.press("down")
+        assert go.app.map.cursor == 1
+
+    browse(sample, walk)
+
+
+def test_keys_that_follow_each_other_quickly(sample: Kernel) -> None:
+    """A key that arrives while a dialog closes does not close what is below it."""
+
+    async def walk(go: Driver) -> None:
+        await go.tap("f1")
+        for _ in range(2):
+            go.app.screen.post_message(events.Key("x", None))
         await go.until(lambda: len(go.app.screen_stack) == 1)
         await go.press("down")
         assert go.app.map.cursor == 1
