@@ -54,7 +54,7 @@ class Ask(Dialog[str]):
 
     def on_mount(self) -> None:
         """Focus the line."""
-        self.query_one(Input).focus()
+        self.set_focus(self.query_one(Input))
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Enter."""
@@ -86,7 +86,7 @@ class Choose(Dialog[int]):
 
     def on_mount(self) -> None:
         """Focus the list."""
-        self.query_one(OptionList).focus()
+        self.set_focus(self.query_one(OptionList))
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         """Enter."""
