@@ -35,6 +35,7 @@ from kvintro.model import (
     Report,
     Size,
     Table,
+    Unknown,
 )
 from kvintro.queries.pages.excluded import excluded_from
 from kvintro.queries.placements import only_image_moved
@@ -42,6 +43,7 @@ from kvintro.readers import times
 from kvintro.readers.command_line import command_line
 from kvintro.readers.randomness import bases_are_fixed
 from kvintro.reports.excluded import by_type, mistake, no_level
+from kvintro.reports.kaslr import kaslr
 from kvintro.source import OtherDump, Source
 from kvintro.source.elf import Segment
 from kvintro.source.vmcoreinfo import Kernels, Search, identity_of, in_silence
@@ -127,6 +129,8 @@ _NO_SYMBOLS = "there are no symbols"
 _NO_TYPES = "there are no types"
 _ZERO_PAGES = "zero pages cannot be distinguished from other pages"
 _RESERVED = "the reserved end of the direct map"
+#: What kernels may lack that do not name their variables, and what code and page tables may tell instead.
+_PLACES, _BASES = "places of regions", "randomised bases"
 #: Kinds of memory that must be readable before a command counts as working.
 _TABLES, _DATA, _FRAMES = "page tables", "data", "struct pages"
 _NO_TABLES = "the kernel's page tables cannot be read"
@@ -139,7 +143,7 @@ _CUT_OFF = "memory missing from the truncated file is shown as not in the dump"
 LACKS: Dict[str, Sequence[Lack]] = {
     "aliases": (
         Lack("symbols", "partly", "in the kernel half only addresses that the page tables map"),
-        Lack("variables", "partly", "none in regions whose place is not known"),
+        Lack(_PLACES, "partly", "none in regions whose place is not known"),
         Lack("types", "partly", "no processes"),
     ),
     "browse": (
@@ -174,7 +178,7 @@ LACKS: Dict[str, Sequence[Lack]] = {
     "info": (),
     "kaslr": (
         Lack("symbols", "partly", "the image's displacement only"),
-        Lack("variables", "partly", "the number of possible places is not known for all bases"),
+        Lack(_BASES, "partly", "the number of possible places is not known for all bases"),
         Lack("types", "partly", "random places inside the regions need types"),
         Lack(
             _RESERVED, "partly", "this kernel does not keep the number of possible places of its memory bases"
@@ -182,7 +186,7 @@ LACKS: Dict[str, Sequence[Lack]] = {
     ),
     "layout": (
         Lack("symbols", "partly", "bounds that are variables are not known"),
-        Lack("variables", "partly", "bounds that are variables, and firmware mappings, are not known"),
+        Lack(_PLACES, "partly", "bounds that are variables, and firmware mappings, are not known"),
         Lack("types", "partly", "the bounds of the fixmap and the mappings of processes are not known"),
     ),
     "page": (
@@ -570,6 +574,9 @@ def commands(kernel: Kernel) -> List[CommandRow]:
         "symbols": source.symbols != "none",
         # Without CONFIG_KALLSYMS_ALL variables have no names.
         "variables": not kernel.code_only,
+        _PLACES: not kernel.code_only
+        or not any(isinstance(kernel.locate(region), Unknown) for region in kernel.regions),
+        _BASES: not kernel.code_only or not kaslr(kernel).partial,
         "types": source.types != "none",
         # Kernels before 6.12, and stable ones before its backport, forgot it (readers/randomness.py).
         **_readable(kernel),
