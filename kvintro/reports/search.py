@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import islice
-from typing import List, Optional, Sequence, Tuple, TypedDict
+from typing import AbstractSet, List, Optional, Sequence, Tuple, TypedDict
 
 from kvintro.errors import UsageError
 from kvintro.kernels import Kernel
@@ -31,6 +31,9 @@ from kvintro.text import size_text
 
 _SHOWN = 64  # maximum number of bytes shown of a match
 _LESS_SPECIFIC = ("memory_area", "init_section", "freed_init", "region")  # than the use of the page
+_NAMES = ("symbol", "alias")  # of the image
+#: Types of pages of the image that the kernel has not freed. Memory that it has freed keeps its names.
+_NOT_FREED = ("reserved", "kernel_or_reserved", "zero", "hwpoison", "broken", "not_in_dump", "uninitialised")
 
 
 @dataclass(frozen=True)
@@ -219,7 +222,7 @@ class Describer:
         things = list(found.identities)
         use = None if where.physical is None else self._pages.of(where.physical)
         # Kinds are in order, and what a page holds now says more than where it is and what it was.
-        if use is not None and all(thing.kind in _LESS_SPECIFIC for thing in things):
+        if use is not None and self._says_more(use, where.region, {thing.kind for thing in things}):
             at = next((n for n, thing in enumerate(things) if thing.kind != "memory_area"), len(things))
             things.insert(at, use)
         data, order = match.data, self._space.kernel.form.byte_order
@@ -232,3 +235,9 @@ class Describer:
             ascii_text(data[:_SHOWN]),
             tuple(things),
         )
+
+    def _says_more(self, use: Thing, region: Optional[str], kinds: AbstractSet[str]) -> bool:
+        """Whether the use of a page says more than everything else that is known about an address."""
+        in_image = region == self._space.kernel.regions.kernel_image.key or "alias" in kinds
+        freed = in_image and use.details["type"] not in _NOT_FREED
+        return kinds <= {*_LESS_SPECIFIC, *(_NAMES if freed else ())}
