@@ -27,7 +27,7 @@ help:
 	@echo "make lint          run ruff"
 	@echo "make types         run mypy"
 	@echo "make test-pythons  run fast tests on the oldest and the newest Python of this machine"
-	@echo "make coverage      run make test and report which lines it ran"
+	@echo "make coverage      run make test and report which lines it ran; fail if they are too few"
 	@echo "make site          make the documentation site in build/site"
 	@echo "make zipapp        make one file, build/kvintro.pyz, for hosts with drgn and numpy but without pip"
 	@echo "make release       check that a release can be made, and make its files in dist/"

@@ -130,7 +130,7 @@ PROBES: Dict[str, Sequence[str]] = {
     "pte": ("8000000000000067",),
     "read": ("--phys RAM100000", "init_task --type task_struct", "jiffies_64 --size 8"),
     "report": ("",),
-    "search": ("--string GNU --in modules --limit 2", "--string GNU --in direct_map --limit 2"),
+    "search": ("--string GNU --in modules --limit 2",),
     "show": ("vmalloc", "modules", "fixmap", "direct_map", "kernel_image"),
     "translate": ("RAM100000", "ffffffffff5ff000", "init_task", "jiffies_64", "--pid 1 400000"),
     "user": ("1", "--all"),
