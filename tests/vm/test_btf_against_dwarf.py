@@ -31,7 +31,22 @@ CACHE = Path(
     os.environ.get("KVINTRO_CACHE")
     or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvintro"
 )
-VMLINUX = sorted([*CACHE.glob("dbg/*/vmlinux"), *CACHE.glob("oracle/*/vmlinux")])
+EM_X86_64 = 62
+
+
+def _is_x86(path: Path) -> bool:
+    """If this ELF file's machine is x86-64.
+
+    The lab also compiles kernels of other architectures. The data in their vmlinux cannot be read without
+    a dump: arm64's is linked as a PIE, and its pointers are zeros until the kernel relocates itself.
+    """
+    with path.open("rb") as file:
+        return int.from_bytes(file.read(20)[18:], "little") == EM_X86_64
+
+
+VMLINUX = sorted(
+    path for kind in ("dbg", "oracle") for path in CACHE.glob(f"{kind}/*/vmlinux") if _is_x86(path)
+)
 
 
 def _tool() -> ModuleType:
