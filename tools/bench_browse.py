@@ -53,6 +53,8 @@ def measure(core: str, keys: int, *, census: bool) -> List[float]:
         terminal.press(_UP if number % 2 else _DOWN)
         terminal.read(_ROW)
         times.append(time.perf_counter() - started)
+        if terminal.process.poll() is not None:
+            sys.exit(terminal.written.decode(errors="backslashreplace").strip())
     terminal.press(b"q")
     terminal.end()
     terminal.close()
