@@ -7,6 +7,7 @@ cores: ``shipped`` are those in the repository, ``built`` those that ``make vmco
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -59,9 +60,42 @@ class Core:
             return int(self.meta["levels"])
         if self.architecture == "riscv64":
             return {39: 3, 48: 4, 57: 5}[self.meta["va_bits"]]
-        macros = dict(line.split() for line in self.truth("layout").splitlines() if len(line.split()) == 2)
-        # A level is folded at run time if the processor has fewer bits than the kernel was built for.
-        return int(macros["CONFIG_PGTABLE_LEVELS"], 16) - (macros["VA_BITS"] != macros["vabits_actual"])
+        # A level is folded at run time if the processor has fewer bits than the kernel was built for, except
+        # with pages of 64 KB (arch/arm64/include/asm/assembler.h:offset_ttbr1).
+        return self.macros["CONFIG_PGTABLE_LEVELS"] - (self.has_fewer_bits and self.page_size < 1 << 16)
+
+    @property
+    def has_fewer_bits(self) -> bool:
+        """Whether an arm64 kernel runs on a processor that translates fewer bits than it was built for."""
+        return self.architecture == "arm64" and self.macros["VA_BITS"] != self.macros["vabits_actual"]
+
+    @property
+    def macros(self) -> Dict[str, int]:
+        """The kernel's macros by name, where a module in the guest printed them."""
+        lines = (line.split() for line in self.truth("layout").splitlines())
+        return {fields[0]: int(fields[1], 16) for fields in lines if len(fields) == 2}
+
+    @property
+    def page_size(self) -> int:
+        """PAGE_SIZE, by the kernel's own macro where an architecture has several."""
+        return self.macros["PAGE_SIZE"] if self.architecture == "arm64" else 4096
+
+    @property
+    def huge_size(self) -> int:
+        """PMD_SIZE: the bytes that a table of pages maps."""
+        return self.page_size * (self.page_size // 8)
+
+    @property
+    def huge_name(self) -> str:
+        """The same as reports print it."""
+        return f"{self.huge_size >> 20}M"
+
+    @property
+    def config(self) -> Dict[str, str]:
+        """The kernel's configuration, without CONFIG_; skips the test if this core does not have it."""
+        packed = self.truth_directory / "config.gz"
+        text = gzip.decompress(packed.read_bytes()).decode() if packed.exists() else self.truth("config")
+        return dict(re.findall(r"^CONFIG_(\w+)=(.*)$", text, re.M))
 
     @property
     def isolation(self) -> bool:

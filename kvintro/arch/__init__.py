@@ -49,7 +49,7 @@ class Architecture:
     :ivar qemu_machine: its name in the headers of kdumps that QEMU writes.
     :ivar vmcoreinfo_keys: keys of VMCOREINFO that only its kernels have.
     :ivar vmcoreinfo_last: the key that its kernels write last. A text without it was cut off.
-    :ivar minimal_vmcoreinfo: the minimum for drgn and libkdumpfile to read physical memory.
+    :ivar minimal_lines: lines of VMCOREINFO, see :meth:`minimal_vmcoreinfo`.
     :ivar image_parts: the main parts of the kernel's image, in the order of addresses.
     :ivar image_inner: parts of the main parts.
     :ivar ram_from_zero: whether all its machines have RAM at physical address 0.
@@ -72,7 +72,7 @@ class Architecture:
     qemu_machine: str
     vmcoreinfo_keys: Sequence[str]
     vmcoreinfo_last: str
-    minimal_vmcoreinfo: bytes
+    minimal_lines: bytes
     image_parts: Sequence[Part]
     image_inner: Sequence[InnerPart]
     ram_from_zero: bool = False
@@ -81,6 +81,10 @@ class Architecture:
     protected_pages: Sequence[str] = ()
     unused_top: int = ALL + 1 - SMALLEST_PAGE
     marked_variables: Mapping[str, Tuple[bytes, int]] = field(default_factory=dict)
+
+    def minimal_vmcoreinfo(self, page_size: int) -> bytes:
+        """The minimum for drgn and libkdumpfile to read physical memory."""
+        return b"PAGESIZE=%d\n" % page_size + self.minimal_lines
 
     def address_space(self, lines: Mapping[str, str]) -> AddressSpace:
         """The address space that the lines of VMCOREINFO describe.

@@ -76,8 +76,13 @@ class AddressSpace(ABC):
 
     @property
     def drgn_walks(self) -> bool:
-        """Whether drgn and libkdumpfile read these page tables correctly."""
+        """Whether drgn reads these page tables correctly."""
         return True
+
+    @property
+    def libkdumpfile_walks(self) -> bool:
+        """Whether libkdumpfile does. drgn leaves the page tables of a kdump to it."""
+        return self.drgn_walks
 
     @property
     def told_offset(self) -> Optional[int]:

@@ -3,8 +3,9 @@
 
 drgn and libkdumpfile walk page tables themselves, and on ordinary kernels nothing is faster. They fail on
 kernels that use an address bit of the entries for memory encryption (AMD's C-bit, the shared bit of TDX and
-of Hyper-V's vTOM), and if a table is missing from the dump or overwritten. In these cases our own translator
-is registered with the program as a memory segment. Symbols, types and drgn's helpers then all use it.
+of Hyper-V's vTOM), on forms of page tables that they do not know, and if a table is missing from the dump or
+overwritten. In these cases our own translator is registered with the program as a memory segment. Symbols,
+types and drgn's helpers then all use it.
 
 Below a broken table, only windows with a rule can be read, such as the image and the direct map. A table that
 is usable is authoritative: addresses that it does not map are not read.
@@ -120,7 +121,9 @@ class _State:
 
     def register_if_needed(self) -> None:
         """Register a translator, if drgn's own reads would fail."""
-        if self.space.drgn_walks and not self.broken:
+        kdump = "kdump" in self.source.format
+        walks = self.space.libkdumpfile_walks if kdump else self.space.drgn_walks
+        if walks and not self.broken:
             return
         if self._translator is None:
             self._translator = Translator(

@@ -583,6 +583,8 @@ class MemorySearch:
                 _NO_TEXT_REMEDY,
             )
         where = what if self.whole else f"the first {self.looked_at >> 20} MB of {what}"
+        if not self.looked_at:
+            where = f"{what}, none of which could be read"
         raise NotADump(f"no VMCOREINFO was found in {where}, so the kernel is not known", _NO_TEXT_REMEDY)
 
     def _pieces(self) -> Iterator[Piece]:

@@ -145,9 +145,8 @@ def ram(kernel: Kernel) -> int:
 
 
 def frame_of(kernel: Kernel, kind: str) -> int:
-    """A page frame of a type, not among the first 4 MB."""
+    """A page frame of a type, not among the first 1,024."""
     types = FrameTypes(Pages(kernel))
-    shift = kernel.page_shift
-    first = ram(kernel) >> shift
-    frames = numpy.arange(first + (4 << 20 >> shift), first + (96 << 20 >> shift), dtype=numpy.uint64)
+    first = ram(kernel) >> kernel.page_shift
+    frames = numpy.arange(first + (1 << 10), first + (24 << 10), dtype=numpy.uint64)
     return int(frames[types.numbers(frames) == TYPE_NUMBERS[kind]][0])

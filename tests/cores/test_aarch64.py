@@ -39,8 +39,7 @@ PAGEMAP_PRESENT, PAGEMAP_SWAP, PAGEMAP_PFN = 1 << 63, 1 << 62, (1 << 55) - 1
 @pytest.fixture(scope="module")
 def macros(core: Core) -> Dict[str, int]:
     """The kernel's macros by name."""
-    lines = (line.split() for line in core.truth("layout").splitlines())
-    return {fields[0]: int(fields[1], 16) for fields in lines if len(fields) == 2}
+    return core.macros
 
 
 @pytest.fixture(scope="module")
@@ -82,12 +81,15 @@ def test_bounds(kernel: Kernel, macros: Dict[str, int]) -> None:
     assert kernel.image_offset.value == macros["kimage_voffset"]
 
 
-def test_root_and_memory_types(kernel: Kernel, registers: Dict[str, int]) -> None:
+def test_root_and_memory_types(core: Core, kernel: Kernel, registers: Dict[str, int]) -> None:
     """In kernel mode, TTBR1_EL1 has swapper_pg_dir, and MAIR_EL1 the value from __cpu_setup."""
     facts = arm64_facts(kernel)
     ttbr = registers["ttbr1_el1"]
     table = (ttbr & (1 << 48) - (1 << 6)) & ~0x3C | (ttbr & 0x3C) << 46
-    assert table == kernel.root.value
+    # With 64K pages, a processor with fewer bits than the kernel uses only the end of that table.
+    skipped = table % core.page_size
+    assert table - skipped == kernel.root.value
+    assert bool(skipped) is (core.page_size == 1 << 16 and facts.form.built_bits != facts.form.address_bits)
     assert 64 - (registers["tcr_el1"] >> 16 & 63) == facts.form.address_bits
     mair = registers["mair_el1"]
     # DDI 0487, MAIR_EL1: 0 nGnRnE, 4 nGnRE, 0xc GRE, 0x44 non-cacheable, 0xbb write-through, 0xff and 0xf0
@@ -101,9 +103,10 @@ def test_root_and_memory_types(kernel: Kernel, registers: Dict[str, int]) -> Non
 
 def test_zones_without_types(core: Core, kernel: Kernel) -> None:
     """VMCOREINFO alone gives the same bits of node and zone as the kernel's types."""
+    names = list(dict.fromkeys(re.findall(r"^Node \d+, zone +(\w+)", core.truth("zoneinfo"), re.M)))
     typed, bare = page_format(kernel), page_format(open_kernel(Request(core=str(core.path), types="none")))
     for one in (typed, bare):
-        assert one.zones[:3] == ("DMA", "DMA32", "Normal")
+        assert list(one.zones) == names
     assert (bare.zone_shift, bare.zone_bits, bare.zones) == (typed.zone_shift, typed.zone_bits, typed.zones)
 
 

@@ -59,8 +59,8 @@ def placed(rows: Any) -> Any:
     return [{key: value for key, value in row.items() if key != "provenance"} for row in rows]
 
 
-def test_drgn_reads_all_of_it(written: Path, kernel: Kernel, memory: List[Range]) -> None:
-    """drgn reads every page, also by virtual address."""
+def test_drgn_reads_all_of_it(core: Core, written: Path, kernel: Kernel, memory: List[Range]) -> None:
+    """drgn reads every page, also by virtual address, except where libkdumpfile does not know the tables."""
     prog = drgn.Program()
     prog.set_core_dump(written)
     assert prog["VMCOREINFO"].string_() == kernel.prog["VMCOREINFO"].string_()
@@ -68,6 +68,10 @@ def test_drgn_reads_all_of_it(written: Path, kernel: Kernel, memory: List[Range]
         for at in range(0, len(data), STEP):
             part = data[at : at + STEP]
             assert prog.read(first + at, len(part), True) == part, f"{first + at:x}"
+    if core.has_fewer_bits and core.page_size == 1 << 16 and "kdump" in written.name:
+        with pytest.raises(drgn.FaultError):
+            prog.read(kernel.text.value, STEP)
+        return
     assert prog.read(kernel.text.value, STEP) == kernel.read(kernel.text.value, STEP)
 
 

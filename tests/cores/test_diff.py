@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import itertools
 import json
-import re
 from pathlib import Path
 from typing import Any, Dict, List, Sequence, Set
 
@@ -35,11 +33,7 @@ def side(core: Core) -> Side:
 
 def configuration(core: Core) -> Set[str]:
     """Options that are on in the kernel's configuration."""
-    if core.has_truth("config.gz"):
-        text = gzip.decompress((core.truth_directory / "config.gz").read_bytes()).decode()
-    else:
-        text = core.truth("config")
-    return set(re.findall(r"^(CONFIG_\w+)=y", text, re.M))
+    return {f"CONFIG_{name}" for name, value in core.config.items() if value == "y"}
 
 
 def kinds(report: Report) -> Dict[str, List[str]]:

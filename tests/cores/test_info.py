@@ -157,7 +157,7 @@ def _page_of_a_process(core: Core) -> str:
     """Physical address (hex) of the first page in /proc/PID/pagemap, which processes map."""
     entries = (int(line.split()[2], 16) for line in core.truth("pagemap").splitlines())
     frame = next(entry for entry in entries if entry >> 63) & (1 << 55) - 1
-    return f"{frame << 12:x}"
+    return f"{frame * core.page_size:x}"
 
 
 @pytest.mark.parametrize("without", ["nothing", "types", "symbols"])

@@ -40,6 +40,7 @@ class Truth:
     """What processes reported about their own memory."""
 
     def __init__(self, core: Core) -> None:
+        self.page_size = core.page_size
         self.entries: Dict[Tuple[int, int], int] = {}
         for line in core.truth("pagemap").splitlines():
             pid, address, entry = line.split()
@@ -60,7 +61,7 @@ class Truth:
         out = []
         for pid, comm, name, start, end in self.workload:
             if name == kind:
-                for address in range(start, end, 4096):
+                for address in range(start, end, self.page_size):
                     entry = self.entries.get((pid, address), 0)
                     if entry & PRESENT:
                         out.append((pid, comm, address, entry & PFN))
@@ -142,7 +143,7 @@ def test_looking_through_all_page_tables_finds_the_same(
             assert said(walked[pfn]) == said(traced[pfn])
 
 
-def test_workload(truth: Truth, lookup: PageLookup, traced: Dict[int, UserMappings]) -> None:
+def test_workload(core: Core, truth: Truth, lookup: PageLookup, traced: Dict[int, UserMappings]) -> None:
     """Each kind of memory has its type, its rights and its sharers."""
     expected = {
         # kind: (types, way, rights of the owner or of a sharer, state)
@@ -172,7 +173,7 @@ def test_workload(truth: Truth, lookup: PageLookup, traced: Dict[int, UserMappin
             assert own.area_start is not None and own.area_end is not None
             assert own.area_start <= address <= own.area_end
             if kind == "hugetlb":
-                assert own.page_size == 2 << 20
+                assert own.page_size == core.huge_size
             if kind == "secret":
                 assert lookup.direct_address(pfn) is None
                 file = lookup.file(page)
@@ -204,13 +205,13 @@ def test_huge_pages_are_mapped_whole_or_in_parts(
     meminfo = core.truth("meminfo")
     if not re.search(r"^AnonHugePages: +[1-9]", meminfo, re.M):
         pytest.skip(f"the guest of {core.name} had no transparent huge pages")
-    for kind, page_size in (("thp", 2 << 20), ("thp_split", 1 << 12)):
+    for kind, page_size in (("thp", core.huge_size), ("thp_split", core.page_size)):
         if kind not in {name for _, _, name, _, _ in truth.workload}:
             pytest.skip(f"{core.name} was taken with a workload that had no {kind}")
         pages = truth.of(kind)
-        assert len(pages) == 512
+        assert len(pages) == core.huge_size // core.page_size
         pid, _, start, first = pages[0]
-        assert _smaps(core, pid, start)["AnonHugePages"] == (2048 if page_size > 4096 else 0)
+        assert _smaps(core, pid, start)["AnonHugePages"] == (page_size >> 10 if kind == "thp" else 0)
         for index, (_, _, address, pfn) in enumerate(pages):
             page = lookup.state(pfn)
             assert pfn == first + index and page.head_pfn == first
@@ -336,11 +337,11 @@ def test_swapped_pages_lie_in_the_swap_cache_at_the_entries_of_pagemap(
     if not cached:
         pytest.skip(f"the guest of {core.name} has nothing in its swap cache")
     (held,) = re.findall(r"^SwapCached: +(\d+) kB", core.truth("meminfo"), re.M)
-    assert len(cached) * 4 == int(held)
+    assert len(cached) * core.page_size >> 10 == int(held)
     named = {"swapped": 64, "swapped_partly": 12, "swapped_shared": 32}
     seen: Counter[str] = Counter()
     for pid, _, kind, start, end in truth.workload:
-        for address in range(start, end, 4096) if kind in named else ():
+        for address in range(start, end, core.page_size) if kind in named else ():
             entry = truth.entries[pid, address]
             if not entry & SWAPPED:
                 continue
@@ -348,9 +349,9 @@ def test_swapped_pages_lie_in_the_swap_cache_at_the_entries_of_pagemap(
             seen[kind] += 1
             # The content that the workload wrote, which does not depend on struct pages.
             text = f"kvintro {kind.replace('_', '-')} {address:016x}".encode()
-            assert kernel.read_physical(page.pfn << 12, len(text)) == text
+            assert kernel.read_physical(page.pfn * core.page_size, len(text)) == text
             assert lookup.kind(page) == "anon" and page.mapcount == 0
-            assert page.offset == address >> 12
+            assert page.offset == address // core.page_size
             assert not ReverseMap(kernel).mappings(page).found
             asked = page_report(kernel, [f"{address:x}"], pid=pid).tables[0].rows[0]
             assert asked.state == "unmapped"
@@ -358,9 +359,9 @@ def test_swapped_pages_lie_in_the_swap_cache_at_the_entries_of_pagemap(
     assert seen == named
     # For shared memory, the file's tree has the entries, and pagemap shows nothing.
     shared = [(start, end) for _, _, kind, start, end in truth.workload if kind == "swapped_memfd"]
-    places = {address for start, end in shared for address in range(start, end, 4096)}
+    places = {address for start, end in shared for address in range(start, end, core.page_size)}
     for page in cached.values():
-        text = kernel.read_physical(page.pfn << 12, 64)
+        text = kernel.read_physical(page.pfn * core.page_size, 64)
         if b"swapped-memfd" in text:
             assert lookup.kind(page) == "swapcache"
             places.remove(int(text.split()[2].rstrip(b"\0"), 16))
@@ -393,7 +394,7 @@ def test_files_are_those_of_maps(core: Core, truth: Truth, lookup: PageLookup) -
             if len(fields) < 6 or not fields[5].startswith("/"):
                 continue
             start, end = (int(text, 16) for text in fields[0].split("-"))
-            for address in range(start, min(end, start + 64 * 4096), 4096):
+            for address in range(start, min(end, start + 64 * core.page_size), core.page_size):
                 entry = truth.entries.get((pid, address), 0)
                 if not entry & PRESENT or not entry & FILE:
                     continue
@@ -404,7 +405,7 @@ def test_files_are_those_of_maps(core: Core, truth: Truth, lookup: PageLookup) -
                 assert file.device == fields[3]
                 name = fields[5].replace(" (deleted)", "").lstrip("/")
                 assert file.path is not None and file.path.lstrip("/") == name
-                assert (page.offset or 0) << 12 == int(fields[2], 16) + address - start
+                assert (page.offset or 0) * core.page_size == int(fields[2], 16) + address - start
                 checked += 1
     assert checked > 100
 
@@ -429,11 +430,11 @@ def test_reports(core: Core, kernel: Kernel, lookup: PageLookup, truth: Truth) -
     report = page_report(kernel, [f"{address + 8:x}"], pid=pid)
     (row,) = report.tables[0].rows
     assert isinstance(row, PageRow)
-    assert (row.pfn, row.type, row.physical) == (pfn, "anon", (pfn << 12) + 8)
+    assert (row.pfn, row.type, row.physical) == (pfn, "anon", pfn * core.page_size + 8)
     assert {(m.pid, m.address) for m in row.mappings or ()} >= {(pid, address)}
     assert row.direct is not None and row.page is not None
     # The same page in all notations.
-    for text in (f"{pfn << 12:x}", f"pfn:{pfn:x}", f"{row.page:x}", f"{row.direct:x}"):
+    for text in (f"{pfn * core.page_size:x}", f"pfn:{pfn:x}", f"{row.page:x}", f"{row.direct:x}"):
         (other,) = page_report(kernel, [text]).tables[0].rows
         assert other.pfn == pfn, text
         assert other.mappings == row.mappings
@@ -462,7 +463,9 @@ def test_slab_objects(kernel: Kernel, lookup: PageLookup) -> None:
     assert row.slab.allocated in (True, None)
 
 
-def test_tables_of_processes_are_page_tables(kernel: Kernel, lookup: PageLookup, truth: Truth) -> None:
+def test_tables_of_processes_are_page_tables(
+    core: Core, kernel: Kernel, lookup: PageLookup, truth: Truth
+) -> None:
     from kvintro.readers.processes import find_process, mm_of, root_of
 
     for pid in sorted(truth.pids)[:3]:
@@ -472,12 +475,12 @@ def test_tables_of_processes_are_page_tables(kernel: Kernel, lookup: PageLookup,
         for step in kernel.walk(address, root).steps:
             # Until 6.14, the struct pages of tables above these were not marked.
             if step.level <= 2:
-                assert lookup.kind(lookup.state(step.entry_address >> 12)) == "pgtable"
+                assert lookup.kind(lookup.state(step.entry_address // core.page_size)) == "pgtable"
 
 
-def test_aliases_list_processes_too(kernel: Kernel, truth: Truth, lookup: PageLookup) -> None:
+def test_aliases_list_processes_too(core: Core, kernel: Kernel, truth: Truth, lookup: PageLookup) -> None:
     pid, _, address, pfn = truth.of("shared_anon")[0]
-    rows = alias_report(kernel, f"{(pfn << 12) + 0x123:x}").tables[0].rows
+    rows = alias_report(kernel, f"{pfn * core.page_size + 0x123:x}").tables[0].rows
     users = {(row.root.split()[1], int(row.virtual)) for row in rows if row.region == "user"}
     assert users == {(str(p), a + 0x123) for p, a in truth.by_pfn[pfn]}
     assert (str(pid), address + 0x123) in users

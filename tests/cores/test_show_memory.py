@@ -153,7 +153,7 @@ def test_image_against_ptdump(core: Core, image: Any) -> None:
     theirs = merged((line.start, line.end, line.rights) for line in ptdump_in(core, image))
     for row in image["sections"]:
         start, end = number(row["start"]), number(row["end"]) + 1
-        low, high = start // PAGE * PAGE, -(-end // PAGE) * PAGE
+        low, high = start & -core.page_size, -(-end // core.page_size) * core.page_size
         met = {rights for a, b, rights in theirs if a < high and low < b}
         assert met == set(row["rights"])
         covered = sum(min(b, high) - max(a, low) for a, b, _ in theirs if a < high and low < b)
@@ -191,7 +191,7 @@ def test_ram_is_what_iomem_says(core: Core, direct: Any, kernel: Kernel) -> None
     theirs = [(start, end) for start, end, name in iomem(core) if name == "System RAM"]
     assert [(number(row["physical"]), number(row["physical_end"])) for row in direct["ram"]] == theirs
     for row in direct["ram"]:
-        each = {"4K": PAGE, "2M": 2 << 20, "1G": 1 << 30}
+        each = {f"{core.page_size >> 10}K": core.page_size, core.huge_name: core.huge_size, "1G": 1 << 30}
         assert sum(each[name] * count for name, count in row["pages"].items()) >= row["mapped"]
 
 
@@ -206,12 +206,12 @@ def test_secret_memory_left_the_map(core: Core, direct: Any, kernel: Kernel) -> 
     for line in core.truth("pagemap").splitlines():
         fields = line.split()
         if fields[0] == pid and start <= int(fields[1], 16) < end:
-            frames.add((int(fields[2], 16) & (1 << 55) - 1) << 12)
-    assert len(frames) == (end - start) // PAGE
+            frames.add((int(fields[2], 16) & (1 << 55) - 1) * core.page_size)
+    assert len(frames) == (end - start) // core.page_size
     ours: Set[int] = set()
     for row in direct["holes"]:
         if row["why"] == "memfd_secret":
-            ours.update(range(number(row["physical"]), number(row["physical"]) + row["size"], PAGE))
+            ours.update(range(number(row["physical"]), number(row["physical"]) + row["size"], core.page_size))
     assert ours == frames
 
 
@@ -235,11 +235,12 @@ def test_direct_map_against_ptdump(core: Core, direct: Any) -> None:
     assert holes == whole - sum(b - a for a, b, _ in ours)
 
 
-def test_every_split_has_a_reason(direct: Any) -> None:
+def test_every_split_has_a_reason(core: Core, direct: Any) -> None:
     small: Set[int] = set()
     for row in direct["runs"]:
-        if row["page_size"] == "4K":
-            small.update(range(number(row["start"]) >> 21, (number(row["end"]) >> 21) + 1))
+        if row["page_size"] == f"{core.page_size >> 10}K":
+            first, last = (number(row[key]) // core.huge_size for key in ("start", "end"))
+            small.update(range(first, last + 1))
     assert sum(row["blocks"] for row in direct["splits"]) == len(small)
     assert all(row["why"] for row in direct["splits"])
 
@@ -266,15 +267,16 @@ def test_vmemmap(core: Core, kernel: Kernel) -> None:
     for key, zone in theirs.items():
         assert ours[key]["spanned"] == zone["spanned"] and ours[key]["present"] == zone["present"]
         if zone["present"]:
-            assert number(ours[key]["physical"]) == zone["start_pfn:"] << 12
+            assert number(ours[key]["physical"]) == zone["start_pfn:"] * core.page_size
     ram_end = max(end for _, end, name in iomem(core) if name == "System RAM")
     assert number(found["sections"][-1]["physical_end"]) >= ram_end
     # Memory that was plugged in but not put online has sections, but does not belong to a zone.
-    online = found["totals"]["online"] * (128 << 20)
-    assert online - (128 << 20) < max(
-        (z["start_pfn:"] + z["spanned"]) * PAGE for z in theirs.values() if z["present"]
+    section = 1 << int(kernel.source.vmcoreinfo["NUMBER(SECTION_SIZE_BITS)"])
+    online = found["totals"]["online"] * section
+    assert online - section < max(
+        (z["start_pfn:"] + z["spanned"]) * core.page_size for z in theirs.values() if z["present"]
     )
-    assert online >= sum(zone["present"] for zone in theirs.values()) * PAGE
+    assert online >= sum(zone["present"] for zone in theirs.values()) * core.page_size
 
 
 def test_huge_pages_give_struct_pages_back(core: Core, kernel: Kernel) -> None:
@@ -309,7 +311,7 @@ def test_a_damaged_section_table(core: Core, kernel: Kernel) -> None:
 def test_shadow_against_ptdump(core: Core, kernel: Kernel) -> None:
     needs(kernel, "kasan_early_shadow_pte")
     found = document(kernel, "kasan_shadow")
-    lines = ptdump(core, "KASAN shadow")
+    lines = ptdump_in(core, found)
     theirs = merged((line.start, line.end, line.rights) for line in lines if line.rights == "rw-")
     ours = merged((number(row["start"]), number(row["end"]) + 1, row["rights"]) for row in found["real"])
     # Shadow with its own memory is writable, and the shared page of zeros is not.

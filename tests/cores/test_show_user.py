@@ -72,9 +72,9 @@ def test_residency(core: Core, kernel: Kernel) -> None:
             thp = (
                 numbers["AnonHugePages"] + numbers.get("ShmemPmdMapped", 0) + numbers.get("FilePmdMapped", 0)
             )
-            # 64 kB pages are 16 entries of 4 kB each.
-            large = thp + (huge if numbers["KernelPageSize"] >= 2048 else 0)
-            assert row["pages"].get("2M", 0) * 2048 == large
+            # Pages of hugetlbfs that are smaller have many small entries.
+            large = thp + (huge if numbers["KernelPageSize"] >= core.huge_size >> 10 else 0)
+            assert row["pages"].get(core.huge_name, 0) * core.huge_size >> 10 == large
             assert row["problem"] is None
 
 
@@ -98,18 +98,18 @@ def test_what_the_workload_mapped(core: Core, kernel: Kernel) -> None:
         assert row["permissions"][:3] == rights.get(kind, "rw-p")[:3]
         if kind == "zero_page":
             # The zero page is mapped, but is not counted.
-            assert row["special"] >= 4096
+            assert row["special"] >= core.page_size
         if kind == "prot_none":
             assert row["resident"] == end - start
         if kind == "hugetlb":
-            assert row["pages"] == {"2M": 1}
+            assert row["pages"] == {core.huge_name: 1}
         if kind == "memfd":
             assert row["name"] == "/memfd:kvintro (deleted)"
         if kind in ("swapped", "swapped_shared", "swapped_memfd"):
             within = document(kernel, "user", pid=pid, within=AddressRange(start, end - 1))["vmas"]
             assert len(within) == 1 and within[0]["swapped"] >= end - start
         if kind == "poisoned":
-            assert (row["moving"], row["resident"]) == (4096, 12288)
+            assert (row["moving"], row["resident"]) == (core.page_size, 3 * core.page_size)
 
 
 def test_pagemap(core: Core, kernel: Kernel) -> None:
@@ -118,7 +118,7 @@ def test_pagemap(core: Core, kernel: Kernel) -> None:
     for line in core.truth("pagemap").splitlines():
         fields = line.split()
         if len(fields) == 3 and int(fields[2], 16) >> 63:
-            present[int(fields[0])] = present.get(int(fields[0]), 0) + 4096
+            present[int(fields[0])] = present.get(int(fields[0]), 0) + core.page_size
     assert present
     for pid, size in present.items():
         rows = process(kernel, pid)["vmas"]
@@ -140,7 +140,7 @@ def test_entries_that_are_swapped(core: Core, kernel: Kernel) -> None:
                 continue
             inside = [a for a in addresses if number(row["start"]) <= a <= number(row["end"])]
             marked = sum(row["markers"].values())
-            assert row["swapped"] + row["moving"] + marked == len(inside) * 4096, row
+            assert row["swapped"] + row["moving"] + marked == len(inside) * core.page_size, row
 
 
 # Documentation/admin-guide/mm/pagemap.rst: in place of a swapped page's frame its type and offset.
@@ -164,7 +164,7 @@ def test_markers(core: Core, kernel: Kernel) -> None:
         row = next(r for r in process(kernel, pid)["vmas"] if number(r["start"]) <= start <= number(r["end"]))
         assert row["markers"] == {_MARKED[kind]: end - start}
         translator = translators.setdefault(pid, Translator(kernel, pid=pid))
-        for address in range(start, end, 4096):
+        for address in range(start, end, core.page_size):
             pagemap = entries[pid, address]
             assert pagemap & _SWAPPED
             assert (kind == "uffd_wp") == bool(pagemap & _UFFD_WP)

@@ -106,7 +106,7 @@ def test_write_without_read_is_reserved() -> None:
     ],
 )
 def test_impossible_lines(line: str, told: str) -> None:
-    text = ARCHITECTURE.minimal_vmcoreinfo.decode() + "SYMBOL(_stext)=ffffffff80002000\n"
+    text = ARCHITECTURE.minimal_vmcoreinfo(4096).decode() + "SYMBOL(_stext)=ffffffff80002000\n"
     assert ARCHITECTURE.address_space(parse(text)).root == 0x81200000
     with pytest.raises(ValueError, match=told):
         ARCHITECTURE.address_space(parse(f"{text}{line}\n"))

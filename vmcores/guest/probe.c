@@ -423,13 +423,13 @@ static void truth(const char *marker)
 		{ "ptdump/current_user", "/sys/kernel/debug/page_tables/current_user" },
 		{ "ptdump/current_kernel", "/sys/kernel/debug/page_tables/current_kernel" },
 		{ "ptdump/kernel", "/sys/kernel/debug/page_tables/kernel" },
-		/* arm64: by CONFIG_PTDUMP_DEBUGFS, else by guest/tables.c. */
-		{ "ptdump/efi", "/sys/kernel/debug/efi_page_tables" },
-		{ "ptdump/kernel", "/sys/kernel/debug/kernel_page_tables" },
-		{ "ptdump/efi", "/proc/kvintro/efi" },
 		{ "ptdump/tramp", "/proc/kvintro/tramp" },
 		{ "ptdump/idmap", "/proc/kvintro/idmap" },
 		{ "ptdump/reserved", "/proc/kvintro/reserved" },
+		/* arm64: by CONFIG_PTDUMP_DEBUGFS, else by guest/tables.c. */
+		{ "ptdump/efi", "/sys/kernel/debug/efi_page_tables" },
+		{ "ptdump/efi", "/proc/kvintro/efi" },
+		{ "ptdump/kernel", "/sys/kernel/debug/kernel_page_tables" },
 		{ "ptdump/kernel", "/proc/kvintro/kernel" },
 		{ "page_owner", "/sys/kernel/debug/page_owner" },
 		{ "vmallocinfo", "/proc/vmallocinfo" },
@@ -464,8 +464,12 @@ static void truth(const char *marker)
 		send_user_tables(pids[i]);
 		send_pagemap(pids[i]);
 	}
-	for (size_t i = 0; i < ARRAY_SIZE(files); i++)
-		send_file(files[i][0], files[i][1]);
+	for (size_t i = 0; i < ARRAY_SIZE(files); i++) {
+		/* The next place for the same file is for guests that do not have the first. */
+		if (!send_file(files[i][0], files[i][1]))
+			while (i + 1 < ARRAY_SIZE(files) && !strcmp(files[i][0], files[i + 1][0]))
+				i++;
+	}
 	chunk(".", "", 0);
 	dprintf(1, "\n%s\n", marker);
 	for (;;)

@@ -125,7 +125,8 @@ def build(entry: Entry, archive: Archive, target: Path, small: bool = False) -> 
     started = time.monotonic()
     kernel = find_kernel(entry, archive)
     own: Dict[str, bytes] = {}
-    if entry.machine.foreign and not entry.oracle:
+    if entry.machine.foreign and (not entry.oracle or kernel.headers):
+        kernel = tables.with_headers(kernel, archive)
         own["tables"] = tables.module(kernel, archive)
     boot_seconds = qemu.persistently(lambda: _build(entry, kernel, target, small, own))
     say(f"{entry.name}: {time.monotonic() - started:.0f} s (ready after {boot_seconds:.0f} s)")

@@ -1,6 +1,7 @@
 """The oracle: a kernel of our own configuration, which can print its own page tables, and variants of it."""
 
 import os
+import re
 import shutil
 import time
 from dataclasses import dataclass, field
@@ -20,9 +21,11 @@ from lab.common import (
     run,
     say,
 )
-from lab.machine import AMD64, Machine
+from lab.machine import AMD64, ARM64, RISCV64, Machine
 from lab.packages import Archive, Kernel
 
+#: The kernel's own script that copies what modules are built with.
+HEADERS_SCRIPT = "scripts/package/install-extmod-build"
 BUILD_TIMEOUT = 3 * 3600.0
 
 
@@ -30,35 +33,50 @@ BUILD_TIMEOUT = 3 * 3600.0
 class Variant:
     """A kernel that the same tree is built into, once more.
 
-    :ivar lines: what lines of oracle.config it changes.
+    :ivar lines: lines of the configuration that it changes.
     :ivar uses: what is in the files that these options make other code of, and has to be compiled again. A
-        header that mentions an option may be in nearly all of them, and make a difference in few.
+        header that mentions an option may be in nearly all of them, and make a difference in few. Without it,
+        make decides.
     """
 
     lines: Mapping[str, str] = field(default_factory=dict)
     uses: str = ""
 
 
-VARIANTS: Dict[str, Variant] = {
-    "": Variant(),
-    # is_ksym_addr() is all that headers have of it.
-    "nokallsymsall": Variant(
-        {"CONFIG_KALLSYMS_ALL=y": "# CONFIG_KALLSYMS_ALL is not set"}, "KALLSYMS_ALL|is_ksym_addr"
-    ),
+VARIANTS: Dict[str, Dict[str, Variant]] = {
+    AMD64.name: {
+        "": Variant(),
+        # is_ksym_addr() is all that headers have of it.
+        "nokallsymsall": Variant(
+            {"CONFIG_KALLSYMS_ALL=y": "# CONFIG_KALLSYMS_ALL is not set"}, "KALLSYMS_ALL|is_ksym_addr"
+        ),
+    },
+    ARM64.name: {
+        "": Variant(),
+        "64k": Variant(
+            {
+                'CONFIG_LOCALVERSION="-oracle-arm64"': 'CONFIG_LOCALVERSION="-oracle-arm64-64k"',
+                "CONFIG_ARM64_4K_PAGES=y": "CONFIG_ARM64_64K_PAGES=y",
+                "CONFIG_KASAN=y": "# CONFIG_KASAN is not set",
+                "CONFIG_KASAN_GENERIC=y": "# CONFIG_KASAN_GENERIC is not set",
+                "CONFIG_KASAN_OUTLINE=y": "# CONFIG_KASAN_OUTLINE is not set",
+            }
+        ),
+    },
+    RISCV64.name: {"": Variant()},
 }
 
 
 def oracle(series: str, archive: Archive, variant: str = "") -> Kernel:
     """The oracle kernel of a series. Builds it, and its variants, if the cache does not have them.
 
-    $CACHE/oracle/VERSION-HASH/ holds the image, vmlinux with DWARF, config and modules; HASH is that of
-    the configuration, so a change of it makes another kernel.
+    $CACHE/oracle/VERSION-HASH/ holds the image, vmlinux with DWARF, config, modules and, if the lab has a
+    module for it, headers; HASH is that of the configuration, so a change of it makes another kernel.
     """
     machine = archive.machine
     with lock("oracle"):
         if _known(series, variant, machine) is None:
-            names = VARIANTS if machine is AMD64 else (variant,)
-            missing = [name for name in names if _known(series, name, machine) is None]
+            missing = [name for name in VARIANTS[machine.name] if _known(series, name, machine) is None]
             _build(f"linux-source-{series}", missing, archive)
         target = _known(series, variant, machine)
         assert target is not None
@@ -71,15 +89,26 @@ def oracle(series: str, archive: Archive, variant: str = "") -> Kernel:
         package=package,
         version=version,
         vmlinux=target / "vmlinux",
+        headers=target / "headers" if (target / "headers").exists() else None,
     )
 
 
 def fragment(variant: str, machine: Machine = AMD64) -> str:
     """The lines of configuration that a variant is made from."""
-    lines = (HERE / machine.configuration).read_text().splitlines()
-    for old, new in VARIANTS[variant].lines.items():
+    lines: List[str] = []
+    for name in machine.configuration:
+        own = (HERE / name).read_text().splitlines()
+        options = {option_of(line) for line in own} - {""}
+        lines = [line for line in lines if option_of(line) not in options] + own
+    for old, new in VARIANTS[machine.name][variant].lines.items():
         lines[lines.index(old)] = new
     return "".join(f"{line}\n" for line in lines)
+
+
+def option_of(line: str) -> str:
+    """The option that a line of a configuration sets or leaves off, "" if it does neither."""
+    match = re.match(r"(CONFIG_\w+)=|# (CONFIG_\w+) is not set$", line)
+    return (match[1] or match[2]) if match else ""
 
 
 def _key(variant: str, machine: Machine) -> str:
@@ -115,12 +144,15 @@ def _build(name: str, variants: Sequence[str], archive: Archive) -> None:
         started = time.monotonic()
         what = f"the oracle kernel{variant and f' ({variant})'}"
         configure(source, output, fragment(variant, machine), machine)
-        if variant != variants[0]:
-            _spare(source, output, VARIANTS[variant], machine)
+        if variant != variants[0] and VARIANTS[machine.name][variant].uses:
+            _spare(source, output, VARIANTS[machine.name][variant], machine)
         say(f"building {what}: some minutes")
         release = _make(source, output, area / "build.log", machine)
         with fresh_dir(area / f"{upstream}-{_key(variant, machine)}") as partial:
             _keep(output, partial, machine)
+            if machine is ARM64:
+                # Its own files in debugfs lack what guest/tables.c shows.
+                _keep_headers(source, output, machine, partial / "headers")
             (partial / "package").write_text(f"{package.name} {package.version} {release}\n")
         say(f"{what} took {time.monotonic() - started:.0f} s")
     shutil.rmtree(work)
@@ -168,6 +200,16 @@ def _keep(output: Path, target: Path, machine: Machine) -> None:
         )
 
 
+def _keep_headers(source: Path, output: Path, machine: Machine, target: Path) -> None:
+    """Copy what modules are built with, as packages of headers have it.
+
+    Told that the compiler is the host's, the script leaves the programs of the build as they are.
+    """
+    compiler = dict.fromkeys(("CC", "HOSTCC"), "cc")
+    env = {"srctree": str(source), "SRCARCH": machine.kernel_arch or machine.name, **compiler}
+    run(["sh", str(source / HEADERS_SCRIPT), str(target)], cwd=output, env=env)
+
+
 def configure(source: Path, output: Path, wanted: str, machine: Machine) -> None:
     """Write build/.config from nothing but those lines, and see that every one of them stuck."""
     path = output.parent / "fragment.config"
@@ -177,7 +219,8 @@ def configure(source: Path, output: Path, wanted: str, machine: Machine) -> None
         run(["make", "-s", f"O={output}", *machine.kbuild, goal], cwd=source, env=env)
     lost = missing_options(wanted, (output / ".config").read_text())
     if lost:
-        raise LabError(f"the kernel's configuration dropped what {machine.configuration} asks for: {lost}")
+        names = " and ".join(machine.configuration)
+        raise LabError(f"the kernel's configuration dropped what {names} ask for: {lost}")
 
 
 def missing_options(fragment: str, config: str) -> List[str]:

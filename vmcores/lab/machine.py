@@ -33,7 +33,8 @@ class Machine:
     :ivar signed: whether Debian signs its kernels, so that the packages have unsigned ones beside them.
     :ivar uname: what ``uname -m`` says there.
     :ivar kernel_arch: the kernel's name of it, if that is not Debian's.
-    :ivar configuration: the file with the oracle kernel's configuration.
+    :ivar configuration: files with the oracle kernel's configuration; a later one replaces
+        lines of an earlier one.
     :ivar image: the file that the kernel's build makes to be booted.
     """
 
@@ -53,7 +54,7 @@ class Machine:
     signed: bool = True
     uname: str = ""
     kernel_arch: str = ""
-    configuration: str = "oracle.config"
+    configuration: Tuple[str, ...] = ("oracle.config",)
     image: str = "arch/x86/boot/bzImage"
 
     @property
@@ -117,6 +118,8 @@ ARM64 = Machine(
     flavour="cloud-arm64",
     wheels="aarch64",
     uname="aarch64",
+    configuration=("oracle.config", "oracle-arm64.config"),
+    image="arch/arm64/boot/Image",
 )
 
 RISCV64 = Machine(
@@ -143,7 +146,7 @@ RISCV64 = Machine(
     signed=False,
     uname="riscv64",
     kernel_arch="riscv",
-    configuration="oracle-riscv64.config",
+    configuration=("oracle-riscv64.config",),
     image="arch/riscv/boot/Image",
 )
 

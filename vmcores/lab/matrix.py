@@ -181,6 +181,7 @@ def arm64_entries(newest: str) -> List[Entry]:
     cortex-a72 has 44 bits of physical address, no LPA2, no PAC and no MTE; with KASLR it needs KPTI.
     """
     old = {"model": "cortex-a72"}
+    large = {"oracle": True, "variant": "64k", "memory_mb": 2048}
     return [
         _arm64("arm64-6.12-max", "6.12"),
         _arm64("arm64-6.1-a72", "6.1", **old),
@@ -197,6 +198,12 @@ def arm64_entries(newest: str) -> List[Entry]:
         # cortex-a72 has no pages of 16 KB.
         _arm64(f"arm64-{newest}-16k-nolpa2", newest, model="max,lpa2=off"),
         _arm64("arm64-5.10-a72", "5.10", **old),
+        # They print their own page tables: one has KASAN, the other has pages of 64 KB. Two pages of
+        # hugetlbfs take a GB of the latter.
+        _arm64(f"arm64-oracle-{ORACLE_SERIES}-max", ORACLE_SERIES, oracle=True),
+        _arm64(f"arm64-oracle-{ORACLE_SERIES}-a72", ORACLE_SERIES, oracle=True, **old),
+        _arm64(f"arm64-oracle-{ORACLE_SERIES}-64k-max", ORACLE_SERIES, **large),
+        _arm64(f"arm64-oracle-{ORACLE_SERIES}-64k-a72", ORACLE_SERIES, **large, **old),
     ]
 
 

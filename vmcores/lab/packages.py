@@ -48,6 +48,8 @@ class Kernel:
     version: str
     #: Where the vmlinux with DWARF is, or would be after debug_vmlinux().
     vmlinux: Path
+    #: What modules are built with, if it is at hand.
+    headers: Optional[Path] = None
 
 
 def _one_line_sources(text: str) -> Iterator[Source]:

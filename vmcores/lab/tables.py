@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from lab.common import GUEST, LabError, cache_dir, digest, fresh_dir, lock, run, say
@@ -32,12 +33,14 @@ OWN_FILES = {"mm/ptdump.c": "mm-ptdump.c", "arch/riscv/mm/ptdump.c": "arch-ptdum
 
 
 def module(kernel: Kernel, archive: Archive) -> bytes:
-    """The module for one kernel, built unless the cache has it."""
+    """The module for one kernel with headers, built unless the cache has it."""
+    assert kernel.headers and kernel.config
     source = (GUEST / f"{NAME}.c").read_bytes()
-    target = cache_dir() / "tables" / f"{kernel.release}-{digest(source, KBUILD.encode())}.ko"
+    # Kernels that the lab built itself may have other configurations and the same release.
+    key = digest(source, KBUILD.encode(), kernel.config.read_bytes())
+    target = cache_dir() / "tables" / f"{kernel.release}-{key}.ko"
     with lock(f"tables-{kernel.release}"):
         if not target.exists():
-            headers = _headers(kernel, archive)
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
                 work = Path(scratch)
@@ -45,9 +48,15 @@ def module(kernel: Kernel, archive: Archive) -> bytes:
                 (work / "Kbuild").write_text(KBUILD)
                 if archive.machine is RISCV64:
                     _own_files(kernel, archive, work)
-                _make(headers, work, archive.machine)
+                _make(kernel.headers, work, archive.machine)
                 (work / f"{NAME}.ko").rename(target)
     return target.read_bytes()
+
+
+def with_headers(kernel: Kernel, archive: Archive) -> Kernel:
+    """The same kernel with headers, and with the configuration that they have if its own package has none."""
+    headers = kernel.headers or _headers(kernel, archive)
+    return replace(kernel, headers=headers, config=kernel.config or headers / ".config")
 
 
 def _own_files(kernel: Kernel, archive: Archive, work: Path) -> None:

@@ -20,8 +20,8 @@ ARCHITECTURE = Architecture(
     qemu_machine="aarch64",
     vmcoreinfo_keys=("NUMBER(kimage_voffset)", "NUMBER(VA_BITS)"),
     vmcoreinfo_last="KERNELOFFSET",
-    minimal_vmcoreinfo=(
-        b"OSRELEASE=5.10.0\nPAGESIZE=4096\nSYMBOL(swapper_pg_dir)=ffff800011000000\nNUMBER(VA_BITS)=48\n"
+    minimal_lines=(
+        b"OSRELEASE=5.10.0\nSYMBOL(swapper_pg_dir)=ffff800011000000\nNUMBER(VA_BITS)=48\n"
         b"NUMBER(TCR_EL1_T1SZ)=0x10\nNUMBER(kimage_voffset)=0xffff7fffd0000000\nKERNELOFFSET=0\n"
     ),
     image_parts=PARTS,

@@ -42,6 +42,16 @@ class Arm64AddressSpace(ToldAddressSpace):
         start = max(self.image.start - _MODULE_REACH, self.form.linear_end)
         return AddressRange(start, min(self.image.end + _MODULE_REACH, ALL))
 
+    @property
+    def libkdumpfile_walks(self) -> bool:
+        """False for a 64K kernel for 52 bits on a processor with 48.
+
+        libkdumpfile takes the root for a table of 48 bits, and uses the first of its 1,024 entries. But the
+        processor is given the last 64 of them (arch/arm64/include/asm/assembler.h:offset_ttbr1).
+        """
+        form = self.form
+        return form.granule < 16 or form.address_bits == form.built_bits
+
     def first_struct(self, variable: Variable, offset: int) -> int:
         """PHYS_OFFSET."""
         return self.form.page_offset - offset & ALL

@@ -19,8 +19,8 @@ ARCHITECTURE = Architecture(
     qemu_machine="riscv64",
     vmcoreinfo_keys=("NUMBER(va_kernel_pa_offset)", "NUMBER(VA_BITS)"),
     vmcoreinfo_last="NUMBER(va_kernel_pa_offset)",
-    minimal_vmcoreinfo=(
-        b"OSRELEASE=6.12.0\nPAGESIZE=4096\nSYMBOL(swapper_pg_dir)=ffffffff81000000\nNUMBER(VA_BITS)=57\n"
+    minimal_lines=(
+        b"OSRELEASE=6.12.0\nSYMBOL(swapper_pg_dir)=ffffffff81000000\nNUMBER(VA_BITS)=57\n"
         b"NUMBER(phys_ram_base)=2147483648\nNUMBER(MODULES_END)=0xffffffff80000000\n"
         b"NUMBER(va_kernel_pa_offset)=0xfffffffeffe00000\n"
     ),

@@ -107,8 +107,8 @@ ARCHITECTURE = X86Architecture(
     qemu_machine="",
     vmcoreinfo_keys=("NUMBER(phys_base)",),
     vmcoreinfo_last="KERNELOFFSET",
-    minimal_vmcoreinfo=(
-        b"OSRELEASE=5.4.0\nPAGESIZE=4096\nKERNELOFFSET=0\n"
+    minimal_lines=(
+        b"OSRELEASE=5.4.0\nKERNELOFFSET=0\n"
         b"NUMBER(pgtable_l5_enabled)=0\nSYMBOL(swapper_pg_dir)=ffffffff81000000\n"
     ),
     image_parts=PARTS,

@@ -75,8 +75,7 @@ class KdumpDump(Dump):
         except (NotADump, LookupError):
             # libkdumpfile rejects kdumps without a note, or whose note does not fit. Reading physical
             # memory does not need VMCOREINFO, but drgn requires it.
-            other, page = self.other, self.kdump.page
-            text = other.minimal_vmcoreinfo(page) if other is not None else self.arch.minimal_vmcoreinfo
+            text = (self.other or self.arch).minimal_vmcoreinfo(self.kdump.page)
             return _Opened(self._program(text), vmcoreinfo_of(self.content))
 
     @property
