@@ -356,7 +356,9 @@ def test_shadow_of_global_variables(core: Core, kernel: Kernel) -> None:
     starts = {address for _, address in all_symbols(core, whole=True)}
     redzones = [row for row in rows if row["meaning"] == "redzone of a global variable"]
     followed = sum(number(row["end"]) + 1 in starts for row in redzones)
-    assert len(redzones) > 100 and followed > 0.9 * len(redzones)
+    # Some variables that follow have no name: compound literals and, on arm64 more often, strings.
+    named = 0.9 if core.architecture == "amd64" else 0.75
+    assert len(redzones) > 100 and followed > named * len(redzones)
     for before, row in zip(rows, rows[1:]):
         assert number(before["end"]) + 1 == number(row["start"])
 

@@ -215,9 +215,13 @@ def test_an_area_with_impossible_numbers(core: Core, kernel: Kernel) -> None:
     *nodes, _ = nodes_of(kernel)
     import drgn
 
-    area = drgn.container_of(
-        drgn.Object(kernel.prog, "struct list_head *", nodes[4]), kernel.prog.type("struct vmap_area"), "list"
+    areas = (
+        drgn.container_of(
+            drgn.Object(kernel.prog, "struct list_head *", node), kernel.prog.type("struct vmap_area"), "list"
+        )
+        for node in nodes
     )
+    area = next(area for area in areas if area.vm and area.vm.nr_pages)
     overlay(kernel, area.vm.nr_pages.address_, (1 << 63) + 7)
     overlay(kernel, area.vm.caller.address_, 0xDEAD)
     overlay(kernel, area.vm.pages.address_, 0xDEAD_0000_0000)
