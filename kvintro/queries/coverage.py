@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Dict, List, Mapping, Optional
+from typing import TYPE_CHECKING, Dict, List, Mapping, Optional, Set
 
 from kvintro.arch.form import PagingForm
 from kvintro.errors import Unavailable
@@ -109,19 +110,32 @@ def contradiction(kernel: Kernel, region: Region, mapped: int) -> Optional[str]:
 
 
 def _with_ram(kernel: Kernel, sections: List[int]) -> List[int]:
-    """Keep sections that have RAM, if that is known: firmware's memory can have struct pages and no mapping
-    (memblock_mark_nomap).
+    """Keep sections that have RAM: firmware's memory can have struct pages and no mapping
+    (memblock_mark_nomap). If the kernel's list of RAM is unknown, keep those of which the dump has memory.
     """
     physical = Physical(kernel) if sections else None
-    if physical is None or not physical.resources:
+    if physical is None:
         return sections
     shift = kernel.section_size_bits.value
+    if not physical.resources:
+        return _held(kernel, sections, shift)
 
     def has_ram(number: int) -> bool:
         names = physical.overlapping(number << shift, (number + 1 << shift) - 1)
         return any(name.startswith(SYSTEM_RAM) for name in names)
 
     return [number for number in sections if has_ram(number)]
+
+
+def _held(kernel: Kernel, sections: List[int], shift: int) -> List[int]:
+    """The sections, ascending, of which the dump has or excludes memory; all of them if that is unknown."""
+    if kernel.source.held is None:
+        return sections
+    found: Set[int] = set()
+    for one in kernel.source.held():
+        first = bisect_left(sections, one.start >> shift)
+        found.update(sections[first : bisect_right(sections, one.end - 1 >> shift)])
+    return sorted(found)
 
 
 def _listed_module(kernel: Kernel) -> Optional[str]:

@@ -306,8 +306,15 @@ def runs_of(space: Space, regions: Sequence[str]) -> Tuple[List[Run], List[Run],
 
 def _ram(kernel: Kernel) -> List[Run]:
     found = [r for r in Physical(kernel).resources if r.name == SYSTEM_RAM]
-    runs = [(r.start, r.end) for r in sorted(found, key=lambda r: r.start)]
-    return _joined(runs) or [(0, (kernel.max_pfn.value << kernel.page_shift) - 1)]
+    if found:
+        return _joined((r.start, r.end) for r in sorted(found, key=lambda r: r.start))
+    try:
+        return [(0, (kernel.max_pfn.value << kernel.page_shift) - 1)]
+    except Unavailable:
+        if kernel.source.held is None:
+            raise
+        # What the dump has, or excludes.
+        return _joined(sorted((one.start, one.end - 1) for one in kernel.source.held()))
 
 
 def _joined(runs: Iterable[Run]) -> List[Run]:

@@ -131,6 +131,8 @@ _ZERO_PAGES = "zero pages cannot be distinguished from other pages"
 _RESERVED = "the reserved end of the direct map"
 #: What kernels may lack that do not name their variables, and what code and page tables may tell instead.
 _PLACES, _BASES = "places of regions", "randomised bases"
+_FRAME_PLACES = "place of struct pages"
+_NO_FRAME_PLACES = "the place of struct pages is not known"
 #: Kinds of memory that must be readable before a command counts as working.
 _TABLES, _DATA, _FRAMES = "page tables", "data", "struct pages"
 _NO_TABLES = "the kernel's page tables cannot be read"
@@ -193,11 +195,13 @@ LACKS: Dict[str, Sequence[Lack]] = {
         Lack("symbols", "partly", _ZERO_PAGES),
         Lack("variables", "partly", _ZERO_PAGES),
         Lack("types", "partly", "no slab caches, files, cgroups and processes"),
+        Lack(_FRAME_PLACES, "cannot", _NO_FRAME_PLACES),
     ),
     "pages": (
         Lack("symbols", "partly", _ZERO_PAGES),
         Lack("variables", "partly", _ZERO_PAGES),
         Lack("types", "partly", "only the types that VMCOREINFO describes; no page tables, no slab caches"),
+        Lack(_FRAME_PLACES, "cannot", _NO_FRAME_PLACES),
     ),
     "ptdump": (Lack("types", "partly", "not the page tables of processes"),),
     "pte": (),
@@ -576,6 +580,7 @@ def commands(kernel: Kernel) -> List[CommandRow]:
         "variables": not kernel.code_only,
         _PLACES: not kernel.code_only
         or not any(isinstance(kernel.locate(region), Unknown) for region in kernel.regions),
+        _FRAME_PLACES: isinstance(kernel.locate("vmemmap"), Placement),
         _BASES: not kernel.code_only or not kaslr(kernel).partial,
         "types": source.types != "none",
         # Kernels before 6.12, and stable ones before its backport, forgot it (readers/randomness.py).

@@ -17,7 +17,7 @@ from kvintro.arch.aarch64.facts import arm64_facts
 from kvintro.cli import main
 from kvintro.errors import KvintroError, NotInDump
 from kvintro.kernels import Kernel
-from kvintro.model import ALL, Placement, Root
+from kvintro.model import ALL, Placement, Root, Unknown
 from kvintro.opening import open_kernel
 from kvintro.queries.mapped_by_rights import rights_of
 from kvintro.queries.pages.census import page_format
@@ -104,6 +104,8 @@ def test_root_and_memory_types(core: Core, kernel: Kernel, registers: Dict[str, 
 def test_zones_without_types(core: Core, kernel: Kernel) -> None:
     """VMCOREINFO alone gives the same bits of node and zone as the kernel's types."""
     names = list(dict.fromkeys(re.findall(r"^Node \d+, zone +(\w+)", core.truth("zoneinfo"), re.M)))
+    if isinstance(open_kernel(Request(core=str(core.path), types="none")).locate("vmemmap"), Unknown):
+        pytest.skip("neither VMCOREINFO nor a symbol leads to the nodes, which say where struct pages are")
     typed, bare = page_format(kernel), page_format(open_kernel(Request(core=str(core.path), types="none")))
     for one in (typed, bare):
         assert list(one.zones) == names
@@ -381,7 +383,9 @@ def test_kaslr(core: Core, kernel: Kernel) -> None:
     # The sizes of ID_AA64MMFR0_EL1 in the manuals of these processors.
     assert arm64_facts(kernel).physical_bits == {"cortex-a72": 44}.get(core.meta["cpu"], 52)
     unknown = {key for key, draw in draws.items() if draw.state == "unknown"}
-    assert unknown <= ({"image_physical"} if core.meta["efi"] else set())
+    # 5.10 names code only, and its module_alloc() is not read.
+    unnamed = {"modules"} if kernel.code_only and on else set()
+    assert unknown <= ({"image_physical"} if core.meta["efi"] else set()) | unnamed
     linear = draws["direct_map"]
     if linear.state == "on":
         # The offset differs from those without KASLR, and is a multiple of 1 GB.
@@ -399,10 +403,13 @@ def test_modules_are_in_their_window(core: Core, kernel: Kernel) -> None:
         if name in variables
     ]
     base = next((value for value in known if value), None)
-    if base is None and kernel.facts.kaslr.value:
-        # The variable was found by the code that reads it.
-        assert kernel.code_only
+    if base is None and kernel.code_only:
+        # The variable was found by the code that reads it, except on 5.10.
         base = draw.actual
+        if base is None:
+            assert draw.state == "unknown"
+            return
+        assert base <= min(loaded) < base + (16 << 20)
     assert draw.actual == base
     if not kernel.facts.kaslr.value:
         assert (draw.state, draw.slots) == ("off", 1)

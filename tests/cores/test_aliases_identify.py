@@ -194,7 +194,7 @@ def test_freed_init_is_not_taken_for_its_symbol(typed: Kernel) -> None:
 
 
 def test_what_is_nowhere(kernel: Kernel) -> None:
-    report = identify(kernel, ["ffffffffffffffff", "feff000000000000"])
+    report = identify(kernel, ["ffffffffffffffff", "feff7ffffffff000"])
     first, second = report.tables[0].rows
     assert first.state == "unmapped"
     assert [identity.kind for identity in first.identities] == ["error_value", "region"]

@@ -177,7 +177,9 @@ def test_ram_is_within_the_used_direct_map(core: Core, rows: Dict[str, Any]) -> 
         int(match[1], 16) + 1
         for match in re.finditer(r"^[0-9a-f]+-([0-9a-f]+) : System RAM", core.truth("iomem"), re.M)
     ]
-    assert max(ends) - core.ram_base == used
+    # Some firmware has memory of its own before RAM, which the node has too.
+    starts = [int(frame) for frame in re.findall(r"start_pfn: +(\d+)", core.truth("zoneinfo"))]
+    assert max(ends) - min(core.ram_base, *(frame * core.page_size for frame in starts if frame)) == used
 
 
 def direct_map_kilobytes(core: Core) -> Dict[str, int]:
@@ -289,7 +291,8 @@ def test_vmalloc_areas_lie_in_it(core: Core, rows: Dict[str, Any]) -> None:
             rows["kasan_shadow"]["start"]
             and number(rows["kasan_shadow"]["start"]) <= area[0] < 0xFFFFFC << 40
         )
-        assert in_vmalloc or shadow or (low <= area[0] and area[1] <= high)
+        bpf = "bpf_jit" in rows and rows["bpf_jit"]["start"] and area[1] <= number(rows["bpf_jit"]["end"])
+        assert in_vmalloc or shadow or bpf or (low <= area[0] and area[1] <= high)
         total += (area[1] - area[0] + 1) * in_vmalloc
     assert 0 < rows["vmalloc"]["mapped"] <= total
 
@@ -360,7 +363,7 @@ MARKERS = {
 def ptdump_sections(text: str) -> Dict[str, List[Tuple[int, int, bool]]]:
     """(start, end exclusive, mapped) of the lines under each marker of a ptdump file."""
     found: Dict[str, List[Tuple[int, int, bool]]] = {}
-    current: List[Tuple[int, int, bool]] = []
+    current = found.setdefault("", [])  # 5.10 on arm64 has no heading before the first lines
     for line in text.splitlines():
         marker = re.match(r"---\[ (.*) \]---", line)
         if marker:
@@ -390,7 +393,7 @@ def test_ptdump_markers(core: Core, rows: Dict[str, Any]) -> None:
         assert start <= first if late else first == start, marker
         assert first <= number(rows[key]["end"])
         checked += 1
-    assert checked >= 5
+    assert checked >= 4
 
 
 def test_ptdump_mapped_bytes(core: Core, rows: Dict[str, Any]) -> None:

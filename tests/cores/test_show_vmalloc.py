@@ -36,6 +36,9 @@ def areas_of(kernel: Kernel) -> List[str]:
 def test_line_by_line(core: Core, kernel: Kernel) -> None:
     theirs = core.truth("vmallocinfo").splitlines()
     ours = areas_of(kernel)
+    if kernel.code_only:
+        # The list of areas that were freed has no name; the report says so.
+        theirs = [line for line in theirs if not line.endswith("unpurged vm_area")]
     assert len(ours) == len(theirs)
     # Before 5.12 the kernel hashes the addresses of unpurged areas, so only sizes are compared.
     hidden = [line for line in theirs if HASHED.match(line)]
@@ -57,8 +60,11 @@ def test_the_order_is_the_kernels_where_it_has_one_list(core: Core, kernel: Kern
     assert areas_of(kernel)[: len(theirs)] == theirs
 
 
-def test_every_area_agrees_with_the_page_tables(vmalloc: Any) -> None:
-    clean(vmalloc)
+def test_every_area_agrees_with_the_page_tables(kernel: Kernel, vmalloc: Any) -> None:
+    if kernel.code_only:
+        assert all(note.startswith("recently freed areas cannot be listed") for note in vmalloc["notes"])
+    else:
+        clean(vmalloc)
     for row in vmalloc["areas"]:
         if row["kind"] == "ioremap":
             # An ioremap is uncached or write-combined, except memory that firmware reports as RAM.

@@ -147,7 +147,11 @@ static void walk_idmap(struct seq_file *m)
 {
 	static const struct addr_marker markers[] = { { 0, "idmap_pg_dir" }, { -1, NULL } };
 	struct ptdump_info info = { .mm = made_up, .markers = markers };
+#ifdef IDMAP_DIR_SIZE	/* up to 5.19, with all its levels */
+	unsigned long root = fixed_root("idmap_pg_dir", 2 + IDMAP_DIR_SIZE / PAGE_SIZE);
+#else
 	unsigned long root = fixed_root("idmap_pg_dir", 3);
+#endif
 
 #ifdef IDMAP_VA_BITS
 	/* It is for 48 bits. For other levels than the kernel's, begin one above or below its root. */

@@ -18,7 +18,10 @@ from kvintro.model import ALL, Root
 from kvintro.paging import walk
 from kvintro.queries.roots import user_half
 
-_RESERVED_BEFORE, _IDMAP_BEFORE = 1, 3
+_RESERVED_BEFORE = 1
+#: Up to 5.19 all tables of idmap_pg_dir are here (c3cee924bd85 "arm64: head: cover entire kernel image in
+#: initial ID map"). Without KPTI there is no tramp_pg_dir.
+_IDMAP_BEFORE = range(2, 7)
 #: IDMAP_VA_BITS
 _IDMAP_BITS = 48
 #: A function that runs by the identity map, in .idmap.text.
@@ -54,19 +57,20 @@ def _idmap(kernel: Kernel) -> Found:
     form = facts.form
     bits = _IDMAP_BITS if facts.space.from_actual else min(form.address_bits, _IDMAP_BITS)
     form = Arm64Form.of(form.granule, bits, bits, kept=form.kept, types=form.types)
-    table, named = _place(kernel, "idmap_pg_dir", _IDMAP_BEFORE)
+    places = [_place(kernel, "idmap_pg_dir", pages) for pages in _IDMAP_BEFORE]
     function = kernel.find_symbol(_IDMAP_FUNCTION)
     if function is not None:
         physical = function - kernel.image_offset.value & ALL
-        if walk(kernel.read_physical, form, table, physical).physical == physical:
-            return Root(table, "idmap_pg_dir"), form
-    elif named:
+        for table, _ in places:
+            if walk(kernel.read_physical, form, table, physical).physical == physical:
+                return Root(table, "idmap_pg_dir"), form
+        raise Unavailable(
+            f"no page before swapper_pg_dir maps {_IDMAP_FUNCTION}, so idmap_pg_dir was not found"
+        )
+    table, named = places[0]
+    if named:
         return Root(table, "idmap_pg_dir"), form
-    raise Unavailable(
-        f"idmap_pg_dir was not found: the page at physical {table:#x} does not map {_IDMAP_FUNCTION}"
-        if function is not None
-        else f"idmap_pg_dir cannot be recognised without the symbol {_IDMAP_FUNCTION}"
-    )
+    raise Unavailable(f"idmap_pg_dir cannot be recognised without the symbol {_IDMAP_FUNCTION}")
 
 
 def _place(kernel: Kernel, name: str, pages_before: int) -> Tuple[int, bool]:
