@@ -105,6 +105,15 @@ class Core:
         return "detected: Kernel page table isolation" in self.truth("dmesg")
 
     @property
+    def kaslr(self) -> bool:
+        """Whether the kernel was booted with KASLR and had a random number.
+
+        With EFI, arm64's has it from the firmware, or from the processor: of QEMU's, only max has some.
+        """
+        none = self.architecture == "arm64" and self.meta["efi"] and not self.meta["rng"]
+        return bool(self.meta["kaslr"]) and not (none and self.meta["cpu"] != "max")
+
+    @property
     def ram_base(self) -> int:
         """Physical address where RAM begins, by /proc/iomem; 0 where a few pages at 0 are reserved."""
         if self.arch.ram_from_zero:

@@ -400,7 +400,8 @@ def _taint_letters(kernel: Kernel) -> Sequence[Tuple[int, str]]:
         except Unavailable:
             break
         letter = chr(number(flag, "c_true") & 0x7F)
-        if number(flag, "module") and letter.isalpha():
+        # Newer kernels do not say which are of modules, and print all that a module has.
+        if letter.isalpha() and (not array.has_member("module") or number(flag, "module")):
             out.append((bit, letter))
     return out
 

@@ -131,6 +131,8 @@ _ZERO_PAGES = "zero pages cannot be distinguished from other pages"
 _RESERVED = "the reserved end of the direct map"
 #: What kernels may lack that do not name their variables, and what code and page tables may tell instead.
 _PLACES, _BASES = "places of regions", "randomised bases"
+#: The same for kernels without types: not all have something random inside their regions.
+_DRAWS = "random places"
 _FRAME_PLACES = "place of struct pages"
 _NO_FRAME_PLACES = "the place of struct pages is not known"
 #: Kinds of memory that must be readable before a command counts as working.
@@ -181,7 +183,7 @@ LACKS: Dict[str, Sequence[Lack]] = {
     "kaslr": (
         Lack("symbols", "partly", "the image's displacement only"),
         Lack(_BASES, "partly", "the number of possible places is not known for all bases"),
-        Lack("types", "partly", "random places inside the regions need types"),
+        Lack(_DRAWS, "partly", "random places inside the regions need types"),
         Lack(
             _RESERVED, "partly", "this kernel does not keep the number of possible places of its memory bases"
         ),
@@ -583,6 +585,7 @@ def commands(kernel: Kernel) -> List[CommandRow]:
         _FRAME_PLACES: isinstance(kernel.locate("vmemmap"), Placement),
         _BASES: not kernel.code_only or not kaslr(kernel).partial,
         "types": source.types != "none",
+        _DRAWS: source.types != "none" or not kaslr(kernel).partial,
         # Kernels before 6.12, and stable ones before its backport, forgot it (readers/randomness.py).
         **_readable(kernel),
         _RESERVED: kernel.identity.kaslr is False

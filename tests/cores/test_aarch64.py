@@ -375,7 +375,7 @@ def test_segments_of_kcore(core: Core, kernel: Kernel) -> None:
 
 def test_kaslr(core: Core, kernel: Kernel) -> None:
     """Whether it was on, according to the command line and the source of the random number."""
-    on = core.meta["kaslr"] and not (core.meta["efi"] and not core.meta["rng"] and core.meta["cpu"] != "max")
+    on = core.kaslr
     assert kernel.facts.kaslr.value is on
     draws = {draw.key: draw for region in kernel.regions for draw in region.randomised(kernel)}
     assert draws["image_virtual"].state == ("on" if on else "off")

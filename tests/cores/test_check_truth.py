@@ -52,21 +52,6 @@ def states(kernel: Kernel, *keys: str) -> Dict[str, str]:
     return {key: rule_of(kernel, key).verdict(kernel).state for key in keys}
 
 
-def kaslr_on(core: Core) -> bool:
-    """Whether the kernel was booted with KASLR and had a random number.
-
-    With EFI, arm64's has it from the firmware, or from the processor: of QEMU's, only max has some.
-    """
-    if (
-        core.architecture == "arm64"
-        and core.meta["efi"]
-        and not core.meta["rng"]
-        and core.meta["cpu"] != "max"
-    ):
-        return False
-    return bool(core.meta["kaslr"])
-
-
 def test_a_healthy_kernel_has_no_defect(core: Core, kernel: Kernel) -> None:
     """On every core of the matrix, only deviations that the boot options asked for are reported."""
     report = check(kernel)
@@ -83,7 +68,7 @@ def test_a_healthy_kernel_has_no_defect(core: Core, kernel: Kernel) -> None:
     assert {row.key for row in rules if row.unknown} <= excused
     warned = {row.rule for row in findings if row.severity == "warning"}
     expected = set()
-    if not kaslr_on(core):
+    if not core.kaslr:
         expected.add("kaslr")
     if not core.meta.get("pti", True):
         expected.add("pti")
@@ -96,10 +81,10 @@ def test_an_image_that_stayed_where_it_was_loaded_is_noticed(core: Core, kernel:
         pytest.skip("only x86-64 draws a place in physical memory")
     code = re.search(r"^ *(\w+)-\w+ : Kernel code", core.truth("iomem"), re.M)
     assert code
-    stayed = core.meta["kaslr"] and int(code[1], 16) == 16 << 20
+    stayed = core.kaslr and int(code[1], 16) == 16 << 20
     findings = check(kernel).tables[0].rows
     told = [row.what for row in findings if row.rule == "kaslr" and "image, physical" in row.what]
-    assert bool(told) is bool(stayed or not core.meta["kaslr"])
+    assert bool(told) is bool(stayed or not core.kaslr)
 
 
 def test_a_kernel_that_checked_itself_passes(core: Core, kernel: Kernel) -> None:

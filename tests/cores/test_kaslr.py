@@ -49,7 +49,7 @@ def of_x86(core: Core) -> None:
 
 
 def test_on_or_off(core: Core, document: Any) -> None:
-    assert document["enabled"] is core.meta["kaslr"]
+    assert document["enabled"] is core.kaslr
 
 
 def test_memory_bases(core: Core, rows: Dict[str, Any], kernel: Kernel) -> None:
@@ -74,13 +74,13 @@ def test_the_image(core: Core, rows: Dict[str, Any], kernel: Kernel) -> None:
         row = rows[key]
         if row["displacement"] is None:
             assert core.meta["efi"] and key == "image_physical" and row["default"] is None
-        elif core.meta["kaslr"] and row["displacement"]:
+        elif core.kaslr and row["displacement"]:
             assert row["state"] == "on" and row["slots"] > 1
             # The actual place is one of the slots.
             assert row["displacement"] % row["granularity"] == 0
             if key == "image_virtual":
                 assert 0 <= row["displacement"] // row["granularity"] < row["slots"]
-        elif core.meta["kaslr"]:
+        elif core.kaslr:
             # KASLR was on, but there was nothing to choose from.
             assert (key, row["state"], row["slots"]) == ("image_physical", "off", 0)
             assert "stayed" in row["note"]
@@ -117,7 +117,7 @@ def test_the_image_of_riscv64(core: Core, rows: Dict[str, Any]) -> None:
     before = kallsyms(core, "_text")["_text"] - number(virtual["actual"])
     assert code and number(physical["actual"]) + before == int(code[1], 16)
     assert (physical["state"], physical["slots"]) == ("off", 1)
-    if not core.meta["kaslr"]:
+    if not core.kaslr:
         assert (virtual["state"], virtual["displacement"], virtual["bits"]) == ("off", 0, 0)
         assert core.meta["oracle"] is ("nokaslr" in virtual["note"])
         return
@@ -146,7 +146,7 @@ def test_modules(core: Core, rows: Dict[str, Any], kernel: Kernel) -> None:
         start = 0xFFFF_FFFF_C000_0000 + word(core, "module_load_offset")
     else:
         start = word(core, "execmem_info")
-    if not core.meta["kaslr"]:
+    if not core.kaslr:
         assert (row["state"], number(row["actual"])) == ("off", start)
         return
     # Rounded up to the alignment of the first piece; data does not have such an alignment.

@@ -86,7 +86,7 @@ def test_identity(core: Core, document: Any) -> None:
     assert kernel["release"] == core.truth("release").strip()
     # The options of QEMU and the boot loader.
     assert kernel["paging_levels"] == core.levels
-    assert kernel["kaslr"] is core.meta["kaslr"]
+    assert kernel["kaslr"] is core.kaslr
     assert kernel["pti"] is core.isolation
 
 
@@ -114,7 +114,7 @@ def test_displacements(core: Core, rows: Dict[str, Any], config: Dict[str, str])
         header = 0x1_0000 if "starts at _stext" in (row["note"] or "") else 0
         assert base - header - number(row["default_start"]) == row["slide"]
         # KASAN switches off the randomisation of the memory bases, but not that of the image.
-        moved = core.meta["kaslr"] and (key == "kernel_image" or "KASAN" not in config)
+        moved = core.kaslr and (key == "kernel_image" or "KASAN" not in config)
         if not moved:
             assert row["slide"] == 0
         elif key == "direct_map":

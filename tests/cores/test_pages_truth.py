@@ -19,6 +19,7 @@ import pytest
 
 from kvintro.errors import NotInDump, Unavailable
 from kvintro.kernels import Kernel
+from kvintro.model import Unknown
 from kvintro.opening import open_kernel
 from kvintro.queries.pages import levels
 from kvintro.queries.pages.census import PageCensus, Pages
@@ -103,7 +104,12 @@ def cpus(core: Core) -> int:
 def reader(request: pytest.FixtureRequest, core: Core, kernel: Kernel) -> Kernel:
     """The core with its types, and without them: then VMCOREINFO distinguishes pages."""
     if request.param == "none":
-        return open_kernel(Request(core=str(core.path), types="none"))
+        bare = open_kernel(Request(core=str(core.path), types="none"))
+        if isinstance(bare.locate("vmemmap"), Unknown):
+            pytest.skip(
+                "neither VMCOREINFO nor a symbol leads to the nodes, which say where struct pages are"
+            )
+        return bare
     if kernel.source.types == "none":
         pytest.skip("nothing in this dump leads to its types")
     return kernel
@@ -197,10 +203,14 @@ def test_every_page_is_as_proc_kpageflags_says(
     truth, mistaken = _without_mistake(truth[: len(mine)])
     mine = mine & ~numpy.uint64(mistaken)
     reasons: Counter[str] = Counter()
+    before = -1
     for pfn in numpy.flatnonzero(mine != truth).tolist():
         reason = _reason(int(truth[pfn]), int(mine[pfn]), ours[1][pfn])
         assert reason, f"{pfn:x}: kernel {kpf_long(int(truth[pfn]))}; we {kpf_long(int(mine[pfn]))}"
-        reasons[reason] += 1
+        # A huge page that is locked meanwhile changes as a whole.
+        tail = (int(truth[pfn]) & int(mine[pfn])) >> KPF_COMPOUND_TAIL & 1
+        reasons[reason] += not (tail and before == pfn - 1)
+        before = pfn
     # Few pages changed; a misread flag would affect thousands.
     batches = sum(reasons.pop(name, 0) for name in (FREE, GIVEN, TAKEN))
     assert batches <= lists(core), (batches, reasons)
