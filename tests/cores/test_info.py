@@ -135,7 +135,7 @@ PROBES: Dict[str, Sequence[str]] = {
     "pte": ("8000000000000067",),
     "read": ("--phys RAM100000", "init_task --type task_struct", "jiffies_64 --size 8"),
     "report": ("",),
-    "search": ("--string GNU --in modules --limit 2", "--string GNU --phys --limit 2"),
+    "search": ("--string GNU --in modules --limit 2",),
     "show": ("vmalloc", "modules", "fixmap", "direct_map", "kernel_image"),
     "translate": ("RAM100000", "ffffffffff5ff000", "init_task", "jiffies_64", "--pid 1 400000"),
     "user": ("1", "--all"),
@@ -192,6 +192,8 @@ def test_what_is_said_of_each_command_is_so(core: Core, kernel: Kernel, without:
     # of their own.
     assert set(rows) - set(PROBES) == {"shell", "browse", "convert", "survey"} and rows["convert"] == "works"
     own = {"aliases": _page_of_a_process(core), "page": _page_of_a_process(core, "zero_page")}
+    if kernel.code_only:
+        own["search"] = "--string GNU --phys --limit 2"  # on arm64, where modules are is not known then
     for name, probes in PROBES.items():
         given_too = [own[name]] if own.get(name) else []
         answers = [answered(asked, name, words, core) for words in (*probes, *given_too)]
