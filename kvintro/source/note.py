@@ -14,6 +14,8 @@ import drgn
 from kvintro.arch import architectures, by_vmcoreinfo, names
 from kvintro.errors import WrongVmcoreinfo
 
+#: The note's name in memory, and its offset in the note.
+NAME, NAME_AT = b"VMCOREINFO\0\0", 12
 #: Maximum size of a text from any source. The kernel's VMCOREINFO_BYTES is a page.
 MAX_TEXT = 64 << 10
 #: Required keys, in addition to those of the architecture, which arch_crash_save_vmcoreinfo() writes last.

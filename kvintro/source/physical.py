@@ -95,6 +95,10 @@ class PhysicalMemory:
         """Yield all memory in large pieces, with addresses. A piece is valid until the next is requested."""
         raise NotImplementedError
 
+    def noted_pieces(self) -> Iterator[Tuple[int, Union[bytes, bytearray, memoryview]]]:
+        """As :meth:`pieces`, but may omit pages that do not begin with a VMCOREINFO note."""
+        return self.pieces()
+
 
 class MemoryFile(PhysicalMemory):
     """Memory that is stored unchanged in a file."""

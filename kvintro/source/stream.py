@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Dict, Iterator, List, NamedTuple, Optional, Tu
 
 from kvintro.errors import NotADump
 from kvintro.source.content import Content
+from kvintro.source.note import NAME, NAME_AT
 from kvintro.source.physical import PAGE, Extent, PhysicalMemory
 
 if TYPE_CHECKING:
@@ -55,10 +56,13 @@ _MAX_TEXT = 1 << 16
 _CHUNK = 1 << 22
 _COMPACT = 1 << 23  # number of new entries after which replaced ones are removed
 _CACHED = 512
+_SEVERAL = 4  # number of pages from which on reading them together is faster than one by one
+_SORTED_OUT = 1 << 16  # number of entries of the index that are examined at a time
 # struct MappedRamHeader: version, page size, bitmap's offset, pages' offset; packed.
 _MAPPED = struct.Struct(">IQQQ")
 # Kinds of entries of the index, in the bits above the offset.
 _PLAIN, _FILL, _ZLIB, _DELTA = 0, 1, 2, 3
+_NOTED = 4  # plain, and begins with a VMCOREINFO note
 _KIND = 60
 _OFFSET = (1 << _KIND) - 1
 # Blocks that are not RAM of the machine, or whose address is not in the stream.
@@ -185,14 +189,16 @@ class Index:
 
     A page whose last copy is a delta has several entries: the page, then its deltas in order.
 
+    :ivar marked: whether plain pages that begin with a VMCOREINFO note have a kind of their own.
     :ivar new_keys: pages to add: their numbers.
     :ivar new_places: kinds and places of the same pages.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, marked: bool = False) -> None:
         import numpy
 
         self._numpy = numpy
+        self.marked = marked
         self.new_keys, self.new_places = array("I"), array("Q")
         self._parts: List[Tuple[NDArray[numpy.uint32], NDArray[numpy.uint64]]] = []
         self._waiting = 0
@@ -265,7 +271,7 @@ class _Reader:
         self._cursor = _Cursor(content, start)
         self._content = content
         self.stream = Stream(start)
-        self.index = Index()
+        self.index = Index(marked=True)
         self._blocks: Dict[str, Block] = {}
         self._block: Optional[Block] = None
 
@@ -384,15 +390,19 @@ class _Reader:
         cursor, unpack = self._cursor, _WORD.unpack_from
         cursor.fill(_RECORD)
         data, i, size = cursor.data, cursor.i, self._content.size
-        base, last = cursor.at - i, len(cursor.data) - _RECORD
+        base, behind = cursor.at - i, len(cursor.data)
+        last = behind - _RECORD
         key, place = self.index.new_keys.append, self.index.new_places.append
         first, flags, same = block.first, word & _FLAGS, 0
         while True:
             kind = flags & ~_CONTINUE
             if kind == _PAGE:
                 at = base + i
+                name = i + NAME_AT
+                if name < behind and data[name] == NAME[0] and data[name : name + len(NAME)] == NAME:
+                    at |= _NOTED << _KIND
                 i += PAGE
-            elif kind == _ZERO and i < len(data):
+            elif kind == _ZERO and i < behind:
                 at = _FILL << _KIND | data[i]
                 i += 1
             else:
@@ -435,11 +445,12 @@ class _Reader:
         return at
 
     def _run(self, kind: int, block: Block) -> None:
-        """Read consecutive pages of one kind, many at a time, as far as they are in the buffer."""
+        """Read consecutive pages of one kind, many at a time."""
         cursor = self._cursor
         step = 8 + (PAGE if kind == _PAGE else 1)
         window = 4 * _RUN
         while True:
+            cursor.fill(step)
             count = min(window, (len(cursor.data) - cursor.i) // step)
             if count <= 0 or self._part_of_run(kind, block, step, count) < count:
                 return
@@ -452,15 +463,20 @@ class _Reader:
         cursor = self._cursor
         raw = numpy.frombuffer(cursor.data, numpy.uint8, count * step, cursor.i).reshape(count, step)
         words = numpy.ascontiguousarray(raw[:, :8]).view(">u8")[:, 0].astype(numpy.uint64)
-        offsets = words & numpy.uint64(~_FLAGS & (1 << 64) - 1)
-        same = (words & numpy.uint64(_FLAGS) == kind | _CONTINUE) & (offsets < block.size)
+        size = -(-block.size // PAGE) * PAGE
+        same = (words & numpy.uint64(_FLAGS) == kind | _CONTINUE) & (words < size)
         found = count if same.all() else int(numpy.argmin(same))
         if not found:
             return 0
-        keys = (offsets[:found] // numpy.uint64(PAGE) + numpy.uint64(block.first)).astype(numpy.uint32)
+        keys = ((words[:found] >> numpy.uint64(_SHIFT)) + numpy.uint64(block.first)).astype(numpy.uint32)
         if kind == _PAGE:
-            first = numpy.uint64(cursor.at + 8)
-            places = numpy.arange(found, dtype=numpy.uint64) * numpy.uint64(step) + first
+            first = cursor.at + 8
+            places = numpy.arange(first, first + found * step, step, dtype=numpy.uint64)
+            names = raw[:found, 8 + NAME_AT : 8 + NAME_AT + len(NAME)]
+            likely = numpy.flatnonzero(names[:, 0] == NAME[0])
+            if len(likely):
+                noted = likely[(names[likely] == numpy.frombuffer(NAME, numpy.uint8)).all(axis=1)]
+                places[noted] |= numpy.uint64(_NOTED << _KIND)
         else:
             places = raw[:found, 8].astype(numpy.uint64) | numpy.uint64(_FILL << _KIND)
         self.index.add_run(keys, places)
@@ -572,7 +588,13 @@ class Pages:
         """Between one and ``size`` bytes of RAM from an offset on; empty if the stream does not have them."""
         block, inside = self._place(offset)
         within = inside % PAGE
-        size = min(size, PAGE - within, block.size - inside)
+        size = min(size, block.size - inside)
+        key = block.first + inside // PAGE
+        if block.mapped is None and size >= _SEVERAL * PAGE:
+            several = self._adjacent(key, min((within + size) // PAGE, _CACHED))
+            if several:
+                return several[within : within + size]
+        size = min(size, PAGE - within)
         if block.mapped is not None:
             page = inside // PAGE
             bits = self._content.at(block.mapped.bitmap + page // 8, 1)
@@ -583,7 +605,36 @@ class Pages:
                 if bits[0] >> page % 8 & 1
                 else bytes(size)
             )
-        return self._page(block.first + inside // PAGE)[within : within + size]
+        return self._page(key)[within : within + size]
+
+    def _adjacent(self, key: int, most: int) -> bytes:
+        """Several consecutive plain pages whose records are adjacent in the stream; empty if only one is."""
+        import numpy
+
+        first, step = self._entries_of(key, key)[0], self._stride
+        # One more entry than pages, because it may be a delta of the last one.
+        keys = self._index.keys[first : first + most + 1].astype(numpy.int64)
+        places = self._index.places[first : first + most + 1].astype(numpy.int64)
+        number = numpy.arange(len(keys))
+        if not len(keys) or keys[0] != key or places[0] >> _KIND != _PLAIN:
+            return b""
+        together = (keys - number == key) & (places - step * number == places[0])
+        count = len(keys) if together.all() else int(numpy.argmin(together))
+        if count < len(keys) and keys[count] == keys[count - 1]:
+            count -= 1
+        count = min(count, most)
+        return self._several(int(places[0]), count) if count > 1 else b""
+
+    def _several(self, place: int, count: int) -> bytes:
+        """Plain pages whose records are adjacent; empty if not all of them can be read."""
+        import numpy
+
+        step = self._stride
+        data = self._content.at(place, count * step)
+        if len(data) < (count - 1) * step + PAGE:
+            return b""
+        records = numpy.frombuffer(data.ljust(count * step, b"\0"), numpy.uint8)
+        return records.reshape(count, step)[:, :PAGE].tobytes()
 
     def _page(self, key: int) -> bytes:
         data = self._cache.get(key)
@@ -602,7 +653,7 @@ class Pages:
         return data
 
     def _decoded(self, kind: int, place: int, before: bytes) -> bytes:
-        if kind == _PLAIN:
+        if kind in (_PLAIN, _NOTED):
             return self._content.at(place, PAGE)
         if kind == _FILL:
             return bytes([place & 0xFF]) * PAGE
@@ -615,8 +666,11 @@ class Pages:
         size = int.from_bytes(self._content.at(place, 2), "big")
         return with_delta(before, self._content.at(place + 2, size))
 
-    def pieces(self, offset: int, size: int) -> Iterator[Tuple[int, bytes]]:
-        """The non-zero parts of a part of RAM, with their offsets."""
+    def pieces(self, offset: int, size: int, *, noted: bool = False) -> Iterator[Tuple[int, bytes]]:
+        """The non-zero parts of a part of RAM, with their offsets.
+
+        :param noted: omit pages that do not begin with a VMCOREINFO note, as far as the index says.
+        """
         end = offset + size
         while offset < end:
             block, inside = self._place(offset)
@@ -624,6 +678,8 @@ class Pages:
             moved = offset - inside
             if block.mapped is not None:
                 found = self._mapped_pieces(block.mapped, inside, size)
+            elif noted and self._index.marked:
+                found = self._noted_pieces(block, inside, size)
             else:
                 found = self._indexed_pieces(block, inside, size)
             for at, data in found:
@@ -662,23 +718,35 @@ class Pages:
             count = behind - at
             changed = numpy.r_[keys[1:] == keys[:-1], False][:count]
             keys, first_here = keys[:count], first_here[:count]
+            there = first_here & ((places != numpy.uint64(_FILL << _KIND)) | changed)
             plain = (places >> numpy.uint64(_KIND) == _PLAIN) & ~changed
             # Pages that are adjacent in memory and whose records are adjacent in the stream are read at once.
             apart = (numpy.diff(keys) != 1) | (numpy.diff(places.astype(numpy.int64)) != step)
             borders = numpy.flatnonzero(apart | ~plain[1:] | ~plain[:-1]) + 1
             for start, end in zip([0, *borders.tolist()], [*borders.tolist(), count]):
-                key, place = int(keys[start]), int(places[start])
-                if end - start > 1:
-                    data = self._content.at(place & _OFFSET, (end - start - 1) * step + PAGE)
-                    whole = numpy.frombuffer(data.ljust((end - start) * step, b"\0"), numpy.uint8)
-                    yield (
-                        (key - block.first) * PAGE,
-                        whole.reshape(end - start, step)[:, :PAGE].tobytes(),
-                    )
-                elif first_here[start] and (place >> _KIND != _FILL or place & 0xFF or changed[start]):
-                    piece = self._page(key)
+                data = self._several(int(places[start]), end - start) if end - start > 1 else b""
+                if data:
+                    yield (int(keys[start]) - block.first) * PAGE, data
+                    continue
+                for which in numpy.flatnonzero(there[start:end]) + start:
+                    piece = self._page(int(keys[which]))
                     if piece:
-                        yield (key - block.first) * PAGE, piece
+                        yield (int(keys[which]) - block.first) * PAGE, piece
+
+    def _noted_pieces(self, block: Block, inside: int, size: int) -> Iterator[Tuple[int, bytes]]:
+        """As :meth:`_indexed_pieces`, without plain and filled pages that do not begin with a note."""
+        import numpy
+
+        first = block.first + inside // PAGE
+        low, high = self._entries_of(first, first + -(-size // PAGE))
+        for at in range(low, high, _SORTED_OUT):
+            behind = min(high, at + _SORTED_OUT)
+            kinds = self._index.places[at:behind] >> numpy.uint64(_KIND)
+            likely = self._index.keys[at:behind][(kinds != _PLAIN) & (kinds != _FILL)]
+            for key in numpy.unique(likely).tolist():
+                piece = self._page(key)
+                if piece:
+                    yield (key - block.first) * PAGE, piece
 
 
 def with_delta(page: bytes, delta: bytes) -> bytes:
@@ -724,8 +792,14 @@ class StreamMemory(PhysicalMemory):
         return self._pages.at(extent.offset + address - extent.address, size)
 
     def pieces(self) -> Iterator[Tuple[int, bytes]]:
+        return self._pieces(noted=False)
+
+    def noted_pieces(self) -> Iterator[Tuple[int, bytes]]:
+        return self._pieces(noted=True)
+
+    def _pieces(self, *, noted: bool) -> Iterator[Tuple[int, bytes]]:
         for extent in self.extents:
-            for offset, data in self._pages.pieces(extent.offset, extent.size):
+            for offset, data in self._pages.pieces(extent.offset, extent.size, noted=noted):
                 yield extent.address + offset - extent.offset, data
 
 

@@ -35,14 +35,12 @@ from kvintro.errors import KvintroError, NotADump, WrongVmcoreinfo
 from kvintro.paging.broken import entries_of
 from kvintro.paging.step import ReadPhysical, walk
 from kvintro.source.encrypted import REMEDY, why_unreadable
-from kvintro.source.note import MAX_TEXT, parse, what_is_missing
+from kvintro.source.note import MAX_TEXT, NAME, NAME_AT, parse, what_is_missing
 from kvintro.source.physical import PAGE as _PAGE
 from kvintro.source.physical import PhysicalMemory
 
-_NAME = b"VMCOREINFO\0\0"
 _NOTE = "III"  # namesz, descsz, type
-_NOTE_SIZE = struct.calcsize("<" + _NOTE)
-_PATTERN = _NAME + b"OSRELEASE="
+_PATTERN = NAME + b"OSRELEASE="
 _MAX_CANDIDATES = 256  # different texts
 _MAX_PAGES = 1 << 14  # that begin as a note does
 _MAX_IMAGE = 1 << 30
@@ -433,27 +431,26 @@ def candidates(pieces: Iterable[Piece]) -> Iterator[int]:
 
     For most pages only one byte is examined, so the cost is negligible compared to reading them.
     """
-    name_at = _NOTE_SIZE
     for address, data in pieces:
         first = -address % _PAGE
-        column = bytes(data[first + name_at :: _PAGE])
+        column = bytes(data[first + NAME_AT :: _PAGE])
         page = column.find(_PATTERN[0])
         while page >= 0:
-            at = first + page * _PAGE + name_at
+            at = first + page * _PAGE + NAME_AT
             if data[at : at + len(_PATTERN)] == _PATTERN:
-                yield address + at - name_at
+                yield address + at - NAME_AT
             page = column.find(_PATTERN[0], page + 1)
 
 
 def text_at(read: ReadPhysical, address: int) -> Optional[bytes]:
     """The text of a VMCOREINFO note in memory, of either byte order; None if there is none at the address."""
     try:
-        head = read(address, _NOTE_SIZE)
-        name = read(address + _NOTE_SIZE, len(_NAME))
+        head = read(address, NAME_AT)
+        name = read(address + NAME_AT, len(NAME))
         for order in "<>":
             namesz, descsz, kind = struct.unpack(order + _NOTE, head)
-            if namesz == len(_NAME) - 1 and name == _NAME and kind == 0 and 0 < descsz <= MAX_TEXT:
-                return bytes(read(address + _NOTE_SIZE + len(_NAME), descsz)).split(b"\0", 1)[0]
+            if namesz == len(NAME) - 1 and name == NAME and kind == 0 and 0 < descsz <= MAX_TEXT:
+                return bytes(read(address + NAME_AT + len(NAME), descsz)).split(b"\0", 1)[0]
     except KvintroError:
         pass
     return None
@@ -588,7 +585,7 @@ class MemorySearch:
         raise NotADump(f"no VMCOREINFO was found in {where}, so the kernel is not known", _NO_TEXT_REMEDY)
 
     def _pieces(self) -> Iterator[Piece]:
-        for address, data in self._watch(self.layouts[0].pieces(), self.size):
+        for address, data in self._watch(self.layouts[0].noted_pieces(), self.size):
             self.looked_at += len(data)
             yield address, data
             if self._limit is not None and self.looked_at >= self._limit:

@@ -6,12 +6,13 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import os
 import random
 import shutil
 import struct
 import subprocess
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import pytest
 
@@ -20,6 +21,7 @@ from kvintro.source.formats import examine
 from kvintro.source.formats.qemu import QemuDump
 from kvintro.source.physical import PhysicalMemory
 from tests.saved_guests import (
+    CONTINUE,
     FLUSH,
     PACKED,
     PAGE,
@@ -37,6 +39,7 @@ from tests.saved_guests import (
 
 GB = 1 << 30
 MB = 1 << 20
+NAME = b"VMCOREINFO\0\0"  # of a note, at its offset 12
 BLOCKS = [("pc.ram", 64 * PAGE), ("vga.vram", 16 * PAGE), ("pc.bios", 2 * PAGE)]
 
 
@@ -58,15 +61,31 @@ def content(memory: PhysicalMemory) -> Dict[int, bytes]:
                 found[at] = memory.read(at, PAGE)
             except NotInDump:
                 continue
-    # The search for VMCOREINFO reads the same pages, except pages of zeros.
-    pieces: Dict[int, bytes] = {}
-    for address, data in memory.pieces():
-        for at in range(0, len(data), PAGE):
-            pieces[address + at] = bytes(data[at : at + PAGE])
-    assert {at: data for at, data in pieces.items() if any(data)} == {
-        at: data for at, data in found.items() if any(data)
-    }
+    # Searches read the same pages, except pages of zeros; the one for VMCOREINFO may omit more.
+    assert not_zero(paged(memory.pieces())) == not_zero(found)
+    noted = paged(memory.noted_pieces())
+    assert noted.items() <= found.items()
+    assert noted.keys() >= {at for at, data in found.items() if data[12:24] == NAME}
+    # Pages that are read together equal those that are read one by one.
+    starts = [at for at in found if at - PAGE not in found]
+    ends = [at + PAGE for at in found if at + PAGE not in found]
+    for start, end in zip(sorted(starts), sorted(ends)):
+        for first in range(start, end, 5 * PAGE):
+            data = b"".join(found[at] for at in range(first, end, PAGE))
+            assert memory.read(first + 9, end - first - 9) == data[9:]
     return found
+
+
+def paged(pieces: Iterator[Tuple[int, Union[bytes, bytearray, memoryview]]]) -> Dict[int, bytes]:
+    return {
+        address + at: bytes(data[at : at + PAGE])
+        for address, data in pieces
+        for at in range(0, len(data), PAGE)
+    }
+
+
+def not_zero(pages: Dict[int, bytes]) -> Dict[int, bytes]:
+    return {at: data for at, data in pages.items() if any(data)}
 
 
 def guest(seed: int, rounds: int = 4) -> Tuple[List[Record], Dict[str, Dict[int, bytes]]]:
@@ -93,6 +112,8 @@ def guest(seed: int, rounds: int = 4) -> Tuple[List[Record], Dict[str, Dict[int,
                         continue
                 else:
                     after = bytes(chosen.getrandbits(8) for _ in range(64)) * 64
+                    name_in_note = chosen.choice((NAME, NAME[:-1] + b"x", after[12:24]))
+                    after = after[:12] + name_in_note + after[24:]
                 records.append((name, index, kind, before, after))
                 pages[index] = after
     return records, memory
@@ -136,10 +157,55 @@ def test_records_at_any_place_in_the_buffer(
     for kind, first in ((PLAIN, 3), (ZERO, 20), (PLAIN, 34)):
         for index in range(first, first + 14):
             pages[index] = bytes([index]) * PAGE
+            if kind == PLAIN and index % 5 == 0:
+                pages[index] = bytes(12) + NAME + bytes(PAGE - 24)
             records.append(("pc.ram", index, kind, b"", pages[index]))
     dump = opened(tmp_path, stream(BLOCKS, records))
     assert (dump.complete, dump.left_out) == (True, 0)
     assert content(dump.layouts[0]) == {n * PAGE: data for n, data in pages.items()}
+
+
+def test_the_search_reads_only_what_may_be_a_note(tmp_path: Path) -> None:
+    """Among plain pages it reads those whose last copy begins with a note; others it may have to unpack."""
+    note, other = bytes(12) + NAME + bytes(PAGE - 24), b"x" * PAGE
+    kinds: Sequence[Tuple[int, int, bytes]] = (
+        *((n, PLAIN, note if n == 300 else other) for n in range(600)),
+        *((n, kind, data) for n, kind, data in ((3, PLAIN, note), (4, ZERO, bytes(PAGE)), (5, PLAIN, note))),
+        *((n, kind, data) for n, kind, data in ((5, PLAIN, other), (6, PACKED, other), (300, PLAIN, note))),
+    )
+    records: List[Record] = [("pc.ram", n, kind, b"", data) for n, kind, data in kinds]
+    memory = opened(tmp_path, stream([("pc.ram", 600 * PAGE)], records)).layouts[0]
+    assert paged(memory.noted_pieces()) == {3 * PAGE: note, 6 * PAGE: other, 300 * PAGE: note}
+
+
+def test_adjacent_pages_of_which_some_changed(tmp_path: Path) -> None:
+    """A page that is read together with others has its last content."""
+    records = pages_of("pc.ram", 64)
+    pages = {index * PAGE: after for _, index, _, _, after in records}
+    for index in (9, 10, 30):
+        before, after = pages[index * PAGE], b"new" + pages[index * PAGE][3:]
+        records.append(("pc.ram", index, XBZRLE, before, after))
+        pages[index * PAGE] = after
+    assert content(opened(tmp_path, stream(BLOCKS, records)).layouts[0]) == pages
+
+
+def test_adjacent_pages_of_which_some_cannot_be_read(tmp_path: Path) -> None:
+    records = pages_of("pc.ram", 64)
+    whole = stream(BLOCKS, records, parts=1)
+    dump = opened(tmp_path, whole)
+    os.truncate(tmp_path / "file", whole.index(records[40][4]) + 5)
+    kept = {index * PAGE: data for _, index, _, _, data in records[:40]}
+    assert content(dump.layouts[0]) == kept
+
+
+def test_a_run_that_leaves_its_block(tmp_path: Path) -> None:
+    records = pages_of("pc.ram", 600)
+    data = bytearray(stream([("pc.ram", 600 * PAGE)], records, parts=1))
+    at = data.index(struct.pack(">Q", 500 * PAGE | PLAIN | CONTINUE))
+    data[at : at + 8] = struct.pack(">Q", 600 * PAGE | PLAIN | CONTINUE)
+    dump = opened(tmp_path, bytes(data))
+    assert "outside all blocks" in dump.stream.stopped
+    assert len(content(dump.layouts[0])) == 500
 
 
 def test_cut_at_any_byte(tmp_path: Path) -> None:
