@@ -111,6 +111,9 @@ def _isolate(arguments: Sequence[str]) -> None:
     # An ordinary user's shell is drgn's own prompt, with the user's plugins.
     if root or named_command(arguments) != "shell":
         isolation.disable_drgn_plugins()
+    if named_command(arguments) != "shell":
+        # When numpy is imported, its OpenBLAS starts a thread for each processor, and kvintro never uses it.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def _run(arguments: List[str], *, own_process: bool) -> int:

@@ -98,3 +98,15 @@ profile.disable()
 print("called_afterwards" in [name for _, _, name in pstats.Stats(profile).stats])
 """
     assert _host(own) == "True"
+
+
+def test_a_command_has_one_thread() -> None:
+    """By the system. Unless it is told not to, OpenBLAS starts a thread for each processor."""
+    program = f"""
+import os, sys
+from kvintro.cli import main
+sys.argv[1:] = ["-c", {str(CORE)!r}, "-o", "/dev/null", "layout"]
+main()
+print("numpy" in sys.modules, len(os.listdir("/proc/self/task")))
+"""
+    assert _host(program) == "True 1"
