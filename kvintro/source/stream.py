@@ -51,6 +51,7 @@ _RECORD = 4 + _MAX_PACKED + 8  # a page, with its size, and the next word
 _RUN = 64  # number of pages of one kind after which many are read at a time
 _MAX_BLOCKS = 4096
 _MAX_RAM = 1 << 44  # bytes; page numbers have 32 bits
+_MAX_KEY = (1 << 32) - 1
 _MAX_SUBSECTIONS = 64
 _MAX_TEXT = 1 << 16
 _CHUNK = 1 << 22
@@ -250,10 +251,16 @@ class Index:
             return 0
         return int(1 + self._numpy.count_nonzero(self.keys[1:] != self.keys[:-1]))
 
+    def first_from(self, key: int) -> int:
+        """Number of entries of the pages before this one."""
+        if key > _MAX_KEY:
+            return len(self.keys)
+        # With a number of another type, numpy would convert all keys first.
+        return int(self._numpy.searchsorted(self.keys, self._numpy.uint32(key)))
+
     def entries(self, key: int) -> List[Tuple[int, int]]:
         """(kind, place) of a page and its deltas."""
-        key32 = self._numpy.uint32(key)
-        first, behind = (int(self._numpy.searchsorted(self.keys, key32, side)) for side in ("left", "right"))
+        first, behind = self.first_from(key), self.first_from(key + 1)
         return [(place >> _KIND, place & _OFFSET) for place in self.places[first:behind].tolist()]
 
 
@@ -572,10 +579,7 @@ class Pages:
 
     def _entries_of(self, first: int, behind: int) -> Tuple[int, int]:
         """The entries of the index (first, end exclusive) for a range of pages (end exclusive)."""
-        import numpy
-
-        found = numpy.searchsorted(self._index.keys, numpy.array([first, behind], numpy.uint64), "left")
-        return int(found[0]), int(found[1])
+        return self._index.first_from(first), self._index.first_from(behind)
 
     def _place(self, offset: int) -> Tuple[Block, int]:
         """The block that contains an offset in RAM, and the offset in the block."""
@@ -611,7 +615,7 @@ class Pages:
         """Several consecutive plain pages whose records are adjacent in the stream; empty if only one is."""
         import numpy
 
-        first, step = self._entries_of(key, key)[0], self._stride
+        first, step = self._index.first_from(key), self._stride
         # One more entry than pages, because it may be a delta of the last one.
         keys = self._index.keys[first : first + most + 1].astype(numpy.int64)
         places = self._index.places[first : first + most + 1].astype(numpy.int64)
