@@ -400,13 +400,13 @@ class _Reader:
         base, behind = cursor.at - i, len(cursor.data)
         last = behind - _RECORD
         key, place = self.index.new_keys.append, self.index.new_places.append
-        first, flags, same = block.first, word & _FLAGS, 0
+        first, flags, same, mark = block.first, word & _FLAGS, 0, NAME[0]
         while True:
             kind = flags & ~_CONTINUE
             if kind == _PAGE:
                 at = base + i
                 name = i + NAME_AT
-                if name < behind and data[name] == NAME[0] and data[name : name + len(NAME)] == NAME:
+                if name < behind and data[name] == mark and data[name : name + len(NAME)] == NAME:
                     at |= _NOTED << _KIND
                 i += PAGE
             elif kind == _ZERO and i < behind:
