@@ -187,11 +187,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         meant = getattr(metafunc.module, "ARCHITECTURES", ("amd64",))
         found = [d for d in found if _core(d).architecture in meant]
         # Slow tests for which the sample in the repository is enough.
-        if which == "built":
+        thorough = metafunc.config.getoption("--thorough")
+        if which == "built" and not thorough:
             elsewhere = getattr(metafunc.module, "SHIPPED_ONLY", ())
             found = [d for d in found if _core(d).architecture not in elsewhere]
         few = getattr(metafunc.module, "ONE_OF_EACH_SERIES", ())
-        if which != "shipped" and not metafunc.config.getoption("--thorough"):
+        if which != "shipped" and not thorough:
             chosen = _one_of_each_series(found)
             found = [d for d in found if d in chosen or _core(d).architecture not in few]
             # Slow tests for which one core is enough: the last one, with the newest kernel.

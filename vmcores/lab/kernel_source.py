@@ -76,7 +76,10 @@ def oracle(series: str, archive: Archive, variant: str = "") -> Kernel:
     machine = archive.machine
     with lock("oracle"):
         if _known(series, variant, machine) is None:
-            missing = [name for name in VARIANTS[machine.name] if _known(series, name, machine) is None]
+            # Only variants that say what has to be compiled again are cheap to build with the first.
+            cheap = [name for name, other in VARIANTS[machine.name].items() if other.uses or not other.lines]
+            names = cheap if variant in cheap else [variant]
+            missing = [name for name in names if _known(series, name, machine) is None]
             _build(f"linux-source-{series}", missing, archive)
         target = _known(series, variant, machine)
         assert target is not None
