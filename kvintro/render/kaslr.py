@@ -36,7 +36,8 @@ def kaslr_lines(report: KaslrReport, color: bool, width: int) -> List[str]:
     ]
     if more:
         out.append(paint(f"and {more} more CPUs: --json", DIM, color))
-    if extra["memory_bits"]:
+    # Other architectures than x86-64 move only the direct map, and its row has the bits.
+    if extra["memory_bits"] and {"vmalloc", "vmemmap"} <= {row.key for row in rows}:
         out += ["", f"direct map, vmalloc and vmemmap together: {extra['memory_bits']:g} bits"]
     computed = [
         (row.what, "; ".join(text for text in (row.computed, row.note) if text))
