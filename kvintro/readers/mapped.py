@@ -122,6 +122,8 @@ class View:
         self._end = ranges.end
         #: By key: log2 and name of the size of the pages, rights, memory type.
         self._kinds: Dict[int, Tuple[int, str, str, str]] = {}
+        #: Stretches that were returned, by their values. Many are equal, and share their memory.
+        self._known: Dict[Tuple[object, ...], Stretch] = {}
 
     def _kind(self, key: int) -> Tuple[int, str, str, str]:
         found = self._kinds.get(key)
@@ -173,5 +175,9 @@ class View:
             shift, name, right, kind = self._kind(key)
             pages[name] = pages.get(name, 0) + (high >> shift) - (low >> shift) + 1
             rights[right] = caching[kind] = None
-        ordered = {name: pages[name] for name in self._names.values() if name in pages}
-        return Stretch(mapped, unreadable, ordered, tuple(rights), tuple(caching))
+        values = (mapped, unreadable, tuple(pages.items()), tuple(rights), tuple(caching))
+        known = self._known.get(values)
+        if known is None:
+            ordered = {name: pages[name] for name in self._names.values() if name in pages}
+            known = self._known[values] = Stretch(mapped, unreadable, ordered, *values[3:])
+        return known

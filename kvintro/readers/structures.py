@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Any, Callable, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple
 
 import drgn
 
@@ -38,6 +38,9 @@ _SHORT = (
     "struct kmem_cache",  # node, an element per NUMA node of the machine (mm/slub.c:kmem_cache_init)
 )
 _LARGEST_STRUCT = 1 << 24  # struct pglist_data takes a few hundred KB
+_MOST_NEAR = 1 << 10  # pages that a reader of small structures keeps
+#: Reads memory: (address, size). It raises NotInDump.
+Read = Callable[[int, int], bytes]
 #: First address of the kernel half.
 KERNEL_HALF = 1 << 63
 
@@ -71,6 +74,33 @@ def has_member(kernel: Kernel, type_name: str, member: str) -> bool:
         return False
 
 
+def near_reader(kernel: Kernel) -> Read:
+    """Return a function like :meth:`Kernel.read`, for many small structures that share pages.
+
+    It reads whole pages and keeps them, unless the kernel is running.
+    """
+    if kernel.source.live:
+        return kernel.read
+    pages: Dict[int, bytes] = {}
+
+    def read(address: int, size: int) -> bytes:
+        at = address % SMALLEST_PAGE
+        if at + size > SMALLEST_PAGE:
+            return kernel.read(address, size)
+        page = pages.get(address - at)
+        if page is None:
+            if len(pages) >= _MOST_NEAR:
+                pages.clear()
+            try:
+                page = kernel.read(address - at, SMALLEST_PAGE)
+            except Unavailable:
+                page = b""  # part of it may be in the source
+            pages[address - at] = page
+        return page[at : at + size] or kernel.read(address, size)
+
+    return read
+
+
 def struct_reader(kernel: Kernel, type_name: str) -> Callable[[int], drgn.Object]:
     """Return a function that reads a whole structure at an address, at once.
 
@@ -80,37 +110,40 @@ def struct_reader(kernel: Kernel, type_name: str) -> Callable[[int], drgn.Object
     :raises Unavailable: there is no such type.
     """
     kind = type_of(kernel, type_name)
-    read = _bytes_reader(kernel, type_name)
+    read = _bytes_reader(kernel, type_name, kernel.read)
     return lambda address: drgn.Object.from_bytes_(kernel.prog, kind, read(address))
 
 
-def _bytes_reader(kernel: Kernel, type_name: str) -> Callable[[int], bytes]:
+def _bytes_reader(kernel: Kernel, type_name: str, read: Read) -> Callable[[int], bytes]:
     kind = type_of(kernel, type_name)
     whole = size_of(kernel, type_name)
     needed = kind.members[-1].bit_offset // 8 if type_name in _SHORT and kind.members else whole
 
-    def read(address: int) -> bytes:
+    def read_whole(address: int) -> bytes:
         try:
-            data = kernel.read(address & ALL, needed)
+            data = read(address & ALL, needed)
         except Unavailable as error:
             raise Unavailable(f"{type_name} at {address & ALL:016x} is not in this source") from error
         return data.ljust(whole, b"\0")
 
-    return read
+    return read_whole
 
 
-def member_reader(kernel: Kernel, type_name: str, *members: str) -> Callable[[int], Tuple[Any, ...]]:
+def member_reader(
+    kernel: Kernel, type_name: str, *members: str, read: Optional[Read] = None
+) -> Callable[[int], Tuple[Any, ...]]:
     """Like :func:`struct_reader`, but the function returns some members only, ten times as fast.
 
     :param members: names of integers, pointers and arrays of characters; the latter are returned as bytes.
         Dots separate nested members. One that this kernel's structure lacks is 0.
+    :param read: reads memory, by default :meth:`Kernel.read`.
     """
-    read = _bytes_reader(kernel, type_name)
+    read_whole = _bytes_reader(kernel, type_name, read or kernel.read)
     kind = type_of(kernel, type_name)
     places = [_place(kind, member) for member in members]
 
     def values(address: int) -> Tuple[Any, ...]:
-        data = read(address)
+        data = read_whole(address)
         return tuple([0 if unpack is None else unpack(data, at)[0] for unpack, at in places])
 
     return values

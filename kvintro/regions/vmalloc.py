@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from kvintro.arch.data import UINT64
@@ -25,12 +27,14 @@ from kvintro.model import (
 from kvintro.paging.bulk import MAPPED
 from kvintro.readers.damage import Damage
 from kvintro.readers.lists import chain_entries, list_nodes, list_words
-from kvintro.readers.mapped import View
+from kvintro.readers.mapped import Stretch, View
 from kvintro.readers.names import Names
 from kvintro.readers.structures import (
     USE_TYPES,
+    Read,
     has_member,
     member_reader,
+    near_reader,
     number,
     offset_of,
     pointer_at,
@@ -50,6 +54,7 @@ _VM_IOREMAP, _VM_ALLOC, _VM_MAP, _VM_USERMAP, _VM_DMA_COHERENT = 1, 2, 4, 8, 0x1
 _VM_UNINITIALIZED, _VM_NO_GUARD, _VM_FLUSH_RESET_PERMS, _VM_SPARSE = 0x20, 0x40, 0x100, 0x1000
 # Kinds of areas as /proc/vmallocinfo names them.
 _DEVICE, _PAGES, _MAPPED = "ioremap", "vmalloc", "vmap"
+_VPAGES = "vpages"
 # In the order in which that file prints them.
 _FLAGS = (
     (_VM_IOREMAP, _DEVICE),
@@ -209,7 +214,7 @@ class Vmalloc(Region):
 
     def _bounds(self, kernel: Kernel, where: AddressRange, damage: Damage) -> Contents:
         """Bounds of the areas in use, which VMCOREINFO gives access to (up to 6.8)."""
-        rows = _checked(kernel, bare_areas(kernel, where, damage), None)
+        rows = bare_areas(kernel, where, damage, _whole_view(kernel))
         totals: Dict[str, object] = {
             "areas": len(rows),
             "size": Size(sum(row.size for row in rows)),
@@ -232,13 +237,20 @@ def all_areas(kernel: Kernel) -> Tuple[Sequence[AreaRow], Damage]:
     return Areas(kernel, kernel.place(REGION).range, damage).rows(), damage
 
 
-def bare_areas(kernel: Kernel, where: AddressRange, damage: Damage) -> List[AreaRow]:
+def _whole_view(kernel: Kernel) -> View:
+    return View.of(kernel, kernel.form.kernel.start, ALL)
+
+
+def bare_areas(
+    kernel: Kernel, where: AddressRange, damage: Damage, view: Optional[View] = None
+) -> List[AreaRow]:
     """Areas in use from ``vmap_area_list``, for which VMCOREINFO has the members ``va_start`` and ``list``.
 
     ``va_end`` has always been the word after ``va_start``. This is checked on all areas of the sorted list:
     each must end on a page boundary, after its own start and not after the next one's.
 
     :param where: the region.
+    :param view: the page tables; None to leave out what they map.
     :raises Unavailable: VMCOREINFO does not have the list (since 6.9), or the words are not ends of areas.
     """
     links = offset_of(kernel, "struct vmap_area", "list")
@@ -256,32 +268,61 @@ def bare_areas(kernel: Kernel, where: AddressRange, damage: Damage) -> List[Area
     for (start, end), limit in zip(bounds, following):
         if not 1 << 63 <= start < end <= limit or start % page or end % page:
             raise Unavailable(f"the areas' ends cannot be read without types: {start:#x}-{end:#x} is none")
-    return [_bare_row(where, start, end, "unknown") for start, end in bounds]
+    return [
+        _row(where, start, end, "unknown", _NOTHING if view is None else view.stretch(start, end - 1))
+        for start, end in bounds
+    ]
 
 
-def _bare_row(where: AddressRange, start: int, end: int, kind: str, **known: Any) -> AreaRow:
-    """A row with the bounds of an area, and what else is known."""
-    fields: Dict[str, Any] = {
-        "start": Address(start),
-        "end": Address(end - 1),
-        "size": Size(end - start),
-        "caller": None,
-        "pages": 0,
-        "physical": None,
-        "kind": kind,
-        "flags": (),
-        "nodes": {},
-        "guard": Size(0),
-        "requested": None,
-        "region": "vmalloc" if start in where else "modules",
-        "mapped": Size(0),
-        "page_sizes": {},
-        "rights": (),
-        "caching": (),
-        "problem": None,
-        **known,
-    }
-    return AreaRow(**fields)
+_NOTHING = Stretch()
+
+
+def _row(
+    where: AddressRange,
+    start: int,
+    end: int,
+    kind: str,
+    found: Stretch,
+    caller: Optional[str] = None,
+    pages: int = 0,
+    physical: Optional[Address] = None,
+    flags: Tuple[str, ...] = (),
+    nodes: Optional[Mapping[str, int]] = None,
+    guard: int = 0,
+    requested: Optional[Size] = None,
+) -> AreaRow:
+    """A row with the bounds of an area, what is mapped there, and what else is known.
+
+    :param end: address after its end.
+    """
+    return AreaRow(
+        Address(start),
+        Address(end - 1),
+        Size(end - start),
+        caller,
+        pages,
+        physical,
+        kind,
+        flags,
+        nodes or {},
+        Size(guard),
+        requested,
+        "vmalloc" if start in where else "modules",
+        Size(found.mapped),
+        found.pages,
+        found.rights,
+        found.caching,
+        None,
+    )
+
+
+@lru_cache(maxsize=1 << 8)
+def _flag_names(flags: int, vpages: bool) -> Tuple[str, ...]:
+    """Flags by their names in /proc/vmallocinfo.
+
+    :param vpages: whether the array of the area's pages is in an area, too.
+    """
+    return (*(name for bit, name in _FLAGS if flags & bit), *((_VPAGES,) if vpages else ()))
 
 
 class Areas:
@@ -304,6 +345,11 @@ class Areas:
         self._damage = damage
         self._names = Names(kernel)
         self._nodes: Optional[_Nodes] = None
+        #: The page tables; None to leave out what they map.
+        self._view: Optional[View] = None
+        #: First addresses of areas for which tables are missing.
+        self._unread: Set[int] = set()
+        self.read = near_reader(kernel)
         #: Array of the pages that should be mapped in an area, by its start: (address, number of pages).
         self.page_arrays: Dict[int, Tuple[int, int]] = {}
         #: First addresses of areas that change the rights of their pages, such as those of code
@@ -346,15 +392,27 @@ class Areas:
                 ("va_start", "va_end", "vm", "flags"),
                 self._damage,
                 what,
+                read=self.read,
             )
         except Unavailable as error:
             self._damage.add(f"{what} cannot be read", error.what)
 
     def rows(self) -> List[AreaRow]:
         """All areas, compared with the page tables: those in use first, each group in order of address."""
-        busy = sorted(self.busy(), key=lambda row: row.start)
-        lazy = sorted(self.lazy(), key=lambda row: row.start)
-        return _checked(self._kernel, [*busy, *lazy], self)
+        self._view = _whole_view(self._kernel)
+        by_start = attrgetter("start")
+        rows = [*sorted(self.busy(), key=by_start), *sorted(self.lazy(), key=by_start)]
+        problems: Dict[int, str] = {}
+        frames = _Frames(self._kernel, self.read, problems)
+        for index, row in enumerate(rows):
+            if row.start not in self._unread:
+                problem = _problem(index, row, frames, self)
+                if problem is not None:
+                    problems[index] = problem
+        frames.compare()
+        for index, problem in problems.items():
+            rows[index] = dataclasses.replace(rows[index], problem=problem)
+        return rows
 
     def busy(self) -> Iterator[AreaRow]:
         """Areas in use."""
@@ -443,9 +501,10 @@ class Areas:
         except Unavailable as error:
             self._damage.add("an area's vm_struct is missing", error.what)
             return self._bare(area_start, area_end, "unknown")
+        end = start + size
         if flags & _VM_UNINITIALIZED and self._per_node:
             return None
-        if not self._are_bounds(start, start + size):
+        if not self._are_bounds(start, end):
             return None
         if count > size >> self._kernel.page_shift:
             self._damage.add("an area has more pages than its size allows", f"{start:016x}: {count}")
@@ -454,34 +513,44 @@ class Areas:
             self.page_arrays[start] = (pages, count)
         if flags & _VM_FLUSH_RESET_PERMS:
             self.own_rights.add(start)
-        names = [name for bit, name in _FLAGS if flags & bit]
-        kind = names[0] if names else "other"
-        if self._where.start <= pages < self._where.end:
-            names.append("vpages")
+        names = _flag_names(flags, self._where.start <= pages < self._where.end)
+        kind = names[0] if names and names[0] != _VPAGES else "other"
         # Chunks of per-CPU memory (pcpu_get_vm_areas) are adjacent and have no guard pages. They are mapped
         # on demand.
         guarded = not flags & _VM_NO_GUARD and not (kind == _PAGES and not count)
-        return _bare_row(
+        return _row(
             self._where,
             start,
-            start + size,
+            end,
             kind,
+            self._stretch(start, end),
             caller=self._names.code(caller) if caller else None,
             pages=count,
             physical=Address(physical) if physical else None,
-            flags=tuple(names),
-            nodes={} if flags & _VM_UNINITIALIZED else self._node_counts(pages, count, order),
-            guard=Size(min(self._kernel.form.page_size, size) if guarded else 0),
+            flags=names,
+            nodes=None if flags & _VM_UNINITIALIZED else self._node_counts(pages, count, order),
+            guard=min(self._kernel.form.page_size, size) if guarded else 0,
             requested=Size(requested) if requested > 0 else None,
         )
 
     @cached_property
     def _vm(self) -> Callable[[int], Tuple[Any, ...]]:
         members = ("flags", "addr", "size", "nr_pages", "pages", "caller", "phys_addr", "requested_size")
-        return member_reader(self._kernel, "struct vm_struct", *members, "page_order")
+        return member_reader(self._kernel, "struct vm_struct", *members, "page_order", read=self.read)
 
     def _bare(self, start: int, end: int, kind: str) -> Optional[AreaRow]:
-        return _bare_row(self._where, start, end, kind) if self._are_bounds(start, end) else None
+        if not self._are_bounds(start, end):
+            return None
+        return _row(self._where, start, end, kind, self._stretch(start, end))
+
+    def _stretch(self, start: int, end: int) -> Stretch:
+        """What is mapped from one address up to another."""
+        if self._view is None:
+            return _NOTHING
+        found = self._view.stretch(start, end - 1)
+        if found.unreadable:
+            self._unread.add(start)
+        return found
 
     def _are_bounds(self, start: int, end: int) -> bool:
         page = self._kernel.form.page_size
@@ -508,6 +577,7 @@ class _Nodes:
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
+        self._single: Dict[int, Mapping[str, int]] = {}  # counts, shared to save memory
         try:
             # The kernel's memory does not contain MAX_NUMNODES, but this array has an entry for each zone of
             # each node.
@@ -536,7 +606,7 @@ class _Nodes:
             return {}
         whole = -(-count // step) * step
         if len(self._with_memory) == 1:
-            return {str(self._with_memory[0]): whole}
+            return self._single.setdefault(whole, {str(self._with_memory[0]): whole})
         counts: Dict[int, int] = {}
         data = self._kernel.read(pages, 8 * count)
         for index in range(0, count, step):
@@ -547,42 +617,12 @@ class _Nodes:
         return {str(node): counts[node] for node in sorted(counts)}
 
 
-def _checked(kernel: Kernel, rows: Sequence[AreaRow], reader: Optional[Areas]) -> List[AreaRow]:
-    """Add to the rows what the page tables map, and how that contradicts the area."""
-    if not rows:
-        return []
-    view = View.of(kernel, kernel.form.kernel.start, ALL)
-    stretches = [view.stretch(row.start, row.end) for row in rows]
-    problems: Dict[int, str] = {}
-    if reader is not None:
-        frames = _Frames(kernel, problems)
-        for index, (row, found) in enumerate(zip(rows, stretches)):
-            if not found.unreadable:
-                problem = _problem(index, row, found.mapped, frames, reader)
-                if problem is not None:
-                    problems[index] = problem
-        frames.compare()
-    return [
-        AreaRow(
-            **{
-                **vars(row),
-                "mapped": Size(found.mapped),
-                "page_sizes": found.pages,
-                "rights": found.rights,
-                "caching": found.caching,
-                "problem": problems.get(index),
-            }
-        )
-        for index, (row, found) in enumerate(zip(rows, stretches))
-    ]
-
-
-def _problem(index: int, row: AreaRow, mapped: int, frames: _Frames, reader: Areas) -> Optional[str]:
+def _problem(index: int, row: AreaRow, frames: _Frames, reader: Areas) -> Optional[str]:
     """How the page tables contradict an area; None if they do not, or ``frames`` finds it out.
 
     Reservations (sparse, vm_map_ram) may be mapped or not. Other areas are mapped up to the guard page.
     """
-    room = row.size - row.guard
+    room, mapped = row.size - row.guard, row.mapped
     if row.kind == "unpurged":
         return f"freed, but {mapped} bytes are still mapped" if mapped else None
     if row.kind not in (_PAGES, _MAPPED, _DEVICE):
@@ -604,17 +644,24 @@ def _problem(index: int, row: AreaRow, mapped: int, frames: _Frames, reader: Are
 class _Frames:
     """Compares expected page frames with those in the page tables, those of many areas at once.
 
+    :param read: reads small parts of memory.
     :param problems: takes a text for each area whose pages are not the expected ones, by the area's index.
     """
 
     #: Pages that are compared at once.
     _MOST = 1 << 17
 
-    def __init__(self, kernel: Kernel, problems: Dict[int, str]) -> None:
+    def __init__(self, kernel: Kernel, read: Read, problems: Dict[int, str]) -> None:
         self._kernel = kernel
+        self._read = read
         self._problems = problems
         self.page_shift = kernel.page_shift
-        self._waiting: List[Tuple[int, int, NDArray[numpy.uint64]]] = []
+        #: (index, first address, number of pages) of areas, and for each the addresses of its struct pages.
+        self._areas: List[Tuple[int, int, int]] = []
+        self._arrays: List[bytes] = []
+        #: The same of areas of consecutive pages, and for each its physical addresses.
+        self._linear: List[Tuple[int, int, int]] = []
+        self._physical: List[NDArray[numpy.uint64]] = []
         self._count = 0
         try:
             self._base, self._size, _ = VMEMMAP.pages(kernel)
@@ -623,17 +670,14 @@ class _Frames:
 
     def expect(self, index: int, start: int, pages: int, count: int) -> None:
         """Expect the pages of an array, mapped consecutively from an address."""
-        import numpy
-
         if not self._size:
             return
         try:
-            data = self._kernel.read(pages, 8 * count)
+            self._arrays.append(self._read(pages, 8 * count))
         except Unavailable:
             return
-        structs = numpy.frombuffer(data, UINT64).astype(numpy.uint64, copy=False)
-        frames = (structs - numpy.uint64(self._base)) // numpy.uint64(self._size)
-        self._expect(index, start, frames << numpy.uint64(self.page_shift))
+        self._areas.append((index, start, count))
+        self._added(count)
 
     def expect_linear(self, index: int, start: int, physical: int, count: int) -> None:
         """Expect ``count`` consecutive pages of physical memory."""
@@ -641,28 +685,40 @@ class _Frames:
 
         u = numpy.uint64
         wanted = (numpy.arange(count, dtype=u) << u(self.page_shift)) + u(physical & -(1 << self.page_shift))
-        self._expect(index, start, wanted)
+        self._physical.append(wanted)
+        self._linear.append((index, start, count))
+        self._added(count)
 
-    def _expect(self, index: int, start: int, wanted: NDArray[numpy.uint64]) -> None:
-        self._waiting.append((index, start, wanted))
-        self._count += len(wanted)
+    def _added(self, count: int) -> None:
+        self._count += count
         if self._count >= self._MOST:
             self.compare()
+
+    def _take(self) -> Tuple[List[Tuple[int, int, int]], NDArray[numpy.uint64]]:
+        """Areas that wait, and the physical addresses of all their pages."""
+        import numpy
+
+        u = numpy.uint64
+        structs = numpy.frombuffer(b"".join(self._arrays), UINT64).astype(u, copy=False)
+        frames = (structs - u(self._base)) // u(self._size or 1)
+        expected = numpy.concatenate([frames << u(self.page_shift), *self._physical])
+        areas = self._areas + self._linear
+        self._areas, self._arrays, self._linear, self._physical, self._count = [], [], [], [], 0
+        return areas, expected
 
     def compare(self) -> None:
         """Compare what is expected so far."""
         import numpy
 
-        waiting, self._waiting, self._count = self._waiting, [], 0
+        waiting, expected = self._take()
         if not waiting:
             return
         u = numpy.uint64
-        lengths = numpy.array([len(wanted) for _, _, wanted in waiting])
+        lengths = numpy.array([count for _, _, count in waiting])
         ends = numpy.cumsum(lengths)
         starts = numpy.array([start for _, start, _ in waiting], u)
         within = numpy.arange(int(ends[-1])) - numpy.repeat(ends - lengths, lengths)
         addresses = numpy.repeat(starts, lengths) + (within.astype(u) << u(self.page_shift))
-        expected = numpy.concatenate([wanted for _, _, wanted in waiting])
         physical, states = self._kernel.translate_array(addresses)
         bad = numpy.flatnonzero((states == MAPPED) & (physical != expected))
         owners = numpy.searchsorted(ends, bad, side="right")

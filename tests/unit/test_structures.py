@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import struct
 from types import SimpleNamespace
-from typing import Any, Dict, List, Set, cast
+from typing import Any, Callable, Dict, List, Set, cast
 
 import drgn
 from hypothesis import given, settings
@@ -16,7 +16,7 @@ from kvintro.kernels import Claims, Kernel
 from kvintro.readers.damage import Damage
 from kvintro.readers.index_trees import maple_entries, xarray_entries
 from kvintro.readers.lists import chain_entries, list_entries, list_words
-from kvintro.readers.structures import plain_text, text_at
+from kvintro.readers.structures import near_reader, plain_text, text_at
 from kvintro.source import Source
 
 BASE = 0xFFFF_8880_0000_0000
@@ -226,10 +226,52 @@ def test_some_words_of_each_entry() -> None:
     memory.put(entry_at(7) + 8, 0x1000)
     wanted = ("rb", "number", "no_such_member")
     memory.put(entry_at(3) + 24, 0x1234)
-    found = list(list_words(memory.kernel, BASE, "struct entry", "list", wanted, damage, "the list"))
+    read = near_reader(memory.kernel)
+    found = list(
+        list_words(memory.kernel, BASE, "struct entry", "list", wanted, damage, "the list", read=read)
+    )
     numbers, same = walk_list(memory)
     assert found == [(0x1234 if number == 4 else 0, number, 0) for number in numbers]
     assert damage.notes == same.notes and len(numbers) == 20
+
+
+def test_near_reads_are_reads() -> None:
+    """Within a page, across pages, and in the part of a page that is not in the source."""
+    memory = Memory()
+    memory.data[:] = bytes(range(251)) * (SIZE // 251) + bytes(SIZE % 251)
+    memory.prog.add_memory_segment(BASE + SIZE, 100, lambda *_: b"end" * 34, False)
+    read = near_reader(memory.kernel)
+
+    def tried(way: Callable[[int, int], bytes], address: int, size: int) -> object:
+        try:
+            return way(address, size)
+        except NotInDump:
+            return None
+
+    places = [
+        (0, 8),
+        (4090, 6),
+        (4090, 7),
+        (8192, 4096),
+        (50, 5000),
+        (4100, 8),
+        (SIZE - 4, 8),
+        (SIZE - 8, 16),
+    ]
+    places += [(SIZE, 0), (SIZE, 3), (SIZE + 1, 8), (SIZE + 99, 2), (SIZE + 4096, 8), (-8, 8)]
+    for at, size in [*places, *places]:
+        assert tried(read, BASE + at, size) == tried(memory.read, BASE + at, size), (at, size)
+
+
+def test_near_reads_of_a_running_kernel_are_not_kept() -> None:
+    memory = Memory()
+    for live in (False, True):
+        memory._source = cast(Source, SimpleNamespace(live=live))
+        read = near_reader(memory.kernel)
+        memory.put(BASE, 1)
+        assert read(BASE, 1) == b"\1"
+        memory.put(BASE, 2)
+        assert read(BASE, 1) == (b"\2" if live else b"\1")
 
 
 words = st.one_of(
