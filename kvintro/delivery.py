@@ -14,7 +14,7 @@ from kvintro.errors import EXIT_NEGATIVE, EXIT_OK, EXIT_PARTIAL, NotWritten, Usa
 from kvintro.model import Raw, Report, Stream
 from kvintro.output import refuse_inputs, written_file
 from kvintro.pager import show_paged
-from kvintro.render import render, render_stream
+from kvintro.render import render_pieces, render_stream
 
 
 def exit_code(report: Union[Report, Stream]) -> int:
@@ -61,14 +61,15 @@ def _deliver(result: Union[Report, Stream], args: argparse.Namespace, paged: boo
         with written_file(args.output) as file:
             file.writelines(parts)
         if getattr(args, "bug_report", False):  # to be read before it is sent
-            _write(parts, sys.stdout, args.format)
+            _write(_parts(result, args.format, color=False, width=0), sys.stdout, args.format)
     else:
         color, width = _color(args.color, sys.stdout), streams.terminal_width(sys.stdout)
+        parts = _parts(result, args.format, color=color, width=width)
         if paged and isinstance(result, Report) and args.format in ("text", "map") and not args.no_pager:
-            text = streams.in_its_colors(render(result, args.format, color=color, width=width))
-            if show_paged(text, sys.stdout):
+            parts = list(parts)
+            if show_paged(streams.in_its_colors("".join(parts)), sys.stdout):
                 return exit_code(result)
-        _write(_parts(result, args.format, color=color, width=width), sys.stdout, args.format)
+        _write(parts, sys.stdout, args.format)
     return exit_code(result)
 
 
@@ -94,10 +95,10 @@ def _write(parts: Iterable[str], file: TextIO, form: str) -> None:
 
 
 def _parts(result: Union[Report, Stream], form: str, *, color: bool, width: int) -> Iterable[str]:
-    """The output in pieces, as they become available. A report is rendered before anything is opened."""
+    """The output in pieces, as they become available. A report in an unknown format raises at once."""
     if isinstance(result, Stream):
         return render_stream(result, form)
-    return [render(result, form, color=color, width=width)]
+    return render_pieces(result, form, color=color, width=width)
 
 
 def _color(choice: str, stream: TextIO) -> bool:

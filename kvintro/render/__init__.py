@@ -6,7 +6,7 @@ Knows neither kernels nor drgn: its only input is reports. Strings of a dump com
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Iterator, Mapping, Protocol, cast
+from typing import TYPE_CHECKING, Iterable, Iterator, Mapping, Protocol, cast
 
 from kvintro.entry_points import FORMATS as FORMATS_GROUP
 from kvintro.entry_points import added
@@ -44,13 +44,22 @@ def render(report: Report, form: str, *, color: bool = False, width: int = 0) ->
     :param width: columns of the terminal (text and map only); 0 for no limit.
     :raises UsageError: the report does not support this format.
     """
+    return "".join(render_pieces(report, form, color=color, width=width))
+
+
+def render_pieces(report: Report, form: str, *, color: bool = False, width: int = 0) -> Iterable[str]:
+    """As :func:`render`, in pieces, because JSON can be long. Only the call itself raises errors."""
+    if form != "json":
+        return [_whole(report, form, color, width)]
+    from kvintro.render.json import render_json
+
+    return render_json(report)
+
+
+def _whole(report: Report, form: str, color: bool, width: int) -> str:
     if form not in FORMATS and form in added_formats():
         return added_formats()[form].render(inert(report)).rstrip("\n") + "\n"
     # Imports inside functions shorten start-up: a run uses only one renderer.
-    if form == "json":
-        from kvintro.render.json import render_json
-
-        return render_json(report)
     report = inert(report)
     if form == "csv":
         if not report.tables:

@@ -7,13 +7,14 @@ empty cell.
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from typing import Iterable, Mapping
+from collections.abc import Mapping
+from itertools import groupby
+from typing import Any, Iterable, List, Sequence
 
 from kvintro.model import Address, Report
 from kvintro.render.json import ascii_json, plain
-from kvintro.render.values import field_of
+from kvintro.render.values import names_of
 
 # Spreadsheets treat a text that begins with one of these signs as a formula, in quotes or not. Some also
 # accept the wide signs. With a decimal comma they split lines at semicolons, even in quotes.
@@ -52,13 +53,23 @@ def csv_line(cells: Iterable[str]) -> str:
     return ",".join(cells) + "\n"
 
 
+def csv_cells(values: Sequence[Any]) -> List[str]:
+    """Format the values of a column as cells."""
+    if set(map(type, values)) == {Address}:
+        return ["0x%016x" % value for value in values]  # noqa: UP031
+    # Many values are shared.
+    distinct = {id(value): value for value in values}
+    texts = {key: cell_text(value) for key, value in distinct.items()}
+    return [texts[id(value)] for value in values]
+
+
 def render_csv(report: Report) -> str:
     """A header of field names, then one line per row."""
-    out = []
-    for table in report.tables[:1]:
-        for number, row in enumerate(table.rows):
-            names = [f.name for f in dataclasses.fields(row)]
-            if number == 0:
-                out.append(csv_line(names))
-            out.append(csv_line(cell_text(field_of(row, name)) for name in names))
+    out: List[str] = []
+    for kind, rows in groupby(report.tables[0].rows, type):
+        names, batch = names_of(kind), list(rows)
+        if not out:
+            out.append(csv_line(names))
+        columns = [csv_cells([getattr(row, name) for row in batch]) for name in names]
+        out += map(csv_line, zip(*columns))
     return "".join(out)

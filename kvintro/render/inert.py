@@ -11,11 +11,15 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from functools import cache
-from typing import Iterator, Mapping, Sequence, Tuple, Type, TypeVar, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Dict, Iterator, Sequence, TypeVar, cast
 
 from kvintro.model import Batch, Row, Stream
+from kvintro.render.values import names_of
 from kvintro.text import printable
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeGuard
 
 T = TypeVar("T")
 _NUMBERS = (int, float, type(None))
@@ -40,20 +44,33 @@ def _inert(value: object) -> object:
         items = {_inert(key): _inert(item) for key, item in value.items()}
         return value if items == value else items
     if isinstance(value, (list, tuple)):
-        parts = [_inert(item) for item in value]
+        known: Dict[int, object] = {}
+        parts = [_inert_fields(item, known) if _is_row(item) else _inert(item) for item in value]
         if all(new is old for new, old in zip(parts, value)):
             return value
         return parts if isinstance(value, list) else tuple(parts)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _inert_fields(value)
+    if _is_row(value):
+        return _inert_fields(value, {})
     raise TypeError(f"a report with a {type(value).__name__} in it")
 
 
-def _inert_fields(value: Row) -> Row:
+def _is_row(value: object) -> TypeGuard[Row]:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def _inert_fields(value: Row, known: Dict[int, object]) -> Row:
+    """Make a row inert.
+
+    :param known: the results for values of earlier rows, by identity: rows share their texts.
+    """
     changed = {}
-    for name in _names(value.__class__):
+    for name in names_of(value.__class__):
         old = getattr(value, name)
-        new = _inert(old)
+        if isinstance(old, _NUMBERS):
+            continue
+        new = known.get(id(old))
+        if new is None:
+            new = known[id(old)] = _inert(old)
         if new is not old:
             changed[name] = new
     if not changed:
@@ -62,11 +79,6 @@ def _inert_fields(value: Row) -> Row:
     for name, new in changed.items():
         object.__setattr__(found, name, new)  # rows are frozen
     return found
-
-
-@cache
-def _names(row: Type[Row]) -> Tuple[str, ...]:
-    return tuple(field.name for field in dataclasses.fields(row))
 
 
 class InertStream(Stream):

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
-from typing import Mapping
+import dataclasses
+from collections.abc import Mapping
+from functools import cache
+from typing import Tuple, Type
 
 from kvintro.model import Address, Displacement, Row, Size
 from kvintro.text import displacement_text, printable, size_text
@@ -13,6 +16,12 @@ def field_of(row: Row, key: str) -> object:
     """The field of a row for a column key; None if rows of this kind do not have it."""
     value: object = getattr(row, key, None)
     return value
+
+
+@cache
+def names_of(row: Type[Row]) -> Tuple[str, ...]:
+    """Names of the fields of a type of rows."""
+    return tuple(field.name for field in dataclasses.fields(row))
 
 
 def value_text(value: object) -> str:
