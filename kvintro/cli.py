@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import os
 import shlex
 import sys
@@ -48,6 +49,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     debug = "--debug" in arguments
     as_root = os.geteuid() == 0
     if argv is None:
+        # A report can have a million values, but no cycles. The default is to search much more often.
+        gc.set_threshold(10_000)
         streams.prepare()
         _isolate(arguments)
     try:
