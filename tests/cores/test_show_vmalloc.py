@@ -39,6 +39,8 @@ def test_line_by_line(core: Core, kernel: Kernel) -> None:
     if kernel.code_only:
         # The list of areas that were freed has no name; the report says so.
         theirs = [line for line in theirs if not line.endswith("unpurged vm_area")]
+        assert ours[-1].startswith("note: recently freed areas cannot be listed")
+        ours = [line for line in ours if line.startswith("0x")]
     assert len(ours) == len(theirs)
     # Before 5.12 the kernel hashes the addresses of unpurged areas, so only sizes are compared.
     hidden = [line for line in theirs if HASHED.match(line)]
