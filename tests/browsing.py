@@ -16,6 +16,8 @@ import termios
 import time
 from typing import Any, Awaitable, Callable, List
 
+from textual import events
+from textual.keys import key_to_character
 from textual.pilot import Pilot
 
 from kvintro.browse.app import Browser
@@ -56,6 +58,12 @@ class Driver:
     async def tap(self, key: str) -> None:
         """Press a key without waiting for an answer."""
         await self._pilot.press(key)
+
+    async def burst(self, *keys: str) -> None:
+        """Press keys all at once, as a terminal sends what was pasted, and wait for the answer to the last."""
+        for key in keys:
+            self.app.post_message(events.Key(key, key_to_character(key)))
+        await settled(self.app, self._pilot)
 
     async def type(self, text: str) -> None:
         """Type into the open input, and press Enter."""

@@ -39,7 +39,7 @@ Session.physical = endless
 def measure(core: str, keys: int, *, census: bool) -> List[float]:
     """The time in seconds of each key."""
     terminal = Terminal(core, before=f"exec({_ENDLESS!r}); ")
-    for key, shown in ((b"", b"vmalloc"), (b"g", b"go to"), (b"vmalloc\r", b"caller")):
+    for key, shown in ((b"", b"vmalloc"), (b"gvmalloc\r", b"caller")):
         terminal.press(key)
         terminal.read(shown)
     if census:

@@ -24,6 +24,7 @@ from textual.binding import Binding, BindingType
 from textual.color import Color
 from textual.containers import Horizontal, Vertical
 from textual.css.query import NoMatches
+from textual.dom import DOMNode
 from textual.filter import LineFilter
 from textual.message import Message
 from textual.screen import Screen
@@ -45,6 +46,7 @@ from kvintro.streams import in_ascii
 from kvintro.text import printable
 
 _SETTLE = 0.06  # seconds that the cursor must rest before the browser asks about what is under it
+_LONGEST = 1.0  # seconds that a key may keep the next one waiting
 _SWITCH = 0.002  # seconds until the worker must let the screen's thread run
 _NARROW = 110  # terminals with fewer columns show only one pane
 _LAST = 3.0  # seconds for an orderly exit after a signal
@@ -218,7 +220,8 @@ class Browser(App[int]):
         self.theme = "textual-light" if light else "textual-dark"
         self.ansi_theme_light = _ON_LIGHT
         # Kept as attributes, because queries find the widgets of a dialog while it is open.
-        self.map, self.detail = Listing(id="map"), Listing(id="detail")
+        self.map = Listing(id="map", followed=self._enter, moved=self._moved, aside=self._aside)
+        self.detail = Listing(id="detail", followed=self._enter_detail)
         self._left, self._right = Vertical(id="left", classes="here"), Vertical(id="right")
         self._panes = Horizontal(id="panes")
         self._head, self._crumbs, self._title, self._tabs = (
@@ -236,7 +239,8 @@ class Browser(App[int]):
         }
         self._view = self._views["map"]
         self._answers: Dict[LeftView, Any] = {}
-        self._sheet = Sheet((), ())
+        self._sheet: Optional[Sheet] = None  # None until the tab has been read
+        self._sheet_of: Optional[Tuple[Place, int]] = None
         self._settling: Optional[Timer] = None
         self._rereading: Optional[Timer] = None
         self._tab_at: Sequence[int] = ()
@@ -267,7 +271,7 @@ class Browser(App[int]):
         sys.setswitchinterval(_SWITCH)
         Bar.instead = self.questions.say
         self._end_on_signals()
-        self.map.focus()
+        self._focus(self.map)
         self.set_interval(0.15, self._show_head)
         self._show_head()
         self._read_left()
@@ -302,6 +306,15 @@ class Browser(App[int]):
         self.questions.stop()
         Bar.instead = None
 
+    def _focus(self, pane: Listing) -> None:
+        """Focus a pane at once; ``Widget.focus`` would do it after the keys that are waiting."""
+        pane.screen.set_focus(pane)
+
+    @property
+    def _in_map(self) -> bool:
+        """Whether the left pane has the focus, or gets it back when the dialog closes."""
+        return self.map.screen.focused is self.map
+
     @property
     def idle(self) -> bool:
         """Whether no question is running or pending."""
@@ -332,7 +345,9 @@ class Browser(App[int]):
         if message.answer.lane == "goto":
             self.notify(f"{what}\n{remedy}".rstrip(), severity="error", markup=False, timeout=8)
             return
-        pane = self.detail if message.answer.lane == "detail" else self.map
+        pane = self.map
+        if message.answer.lane == "detail":
+            pane, self._sheet = self.detail, Sheet((), ())
         width = self._room(pane)
         lines = [plain(line, RED) for line in wrapped(what, width)]
         lines += [plain(line) for line in wrapped(remedy, width) if remedy]
@@ -389,7 +404,7 @@ class Browser(App[int]):
         """Show details of the item under the left pane's cursor."""
         self._settling = None
         stop = self.stop
-        if stop is not None and not stop.from_map and not self.map.has_focus:
+        if stop is not None and not stop.from_map and not self._in_map:
             return
         place = self._view.place(self.map.cursor, self.map.link)
         if place is not None:
@@ -449,7 +464,7 @@ class Browser(App[int]):
     def _arrive(self, place: Place) -> None:
         if self._right.has_class("hidden"):
             self.action_alone()
-        self.detail.focus()
+        self._focus(self.detail)
         self._stand(place)
 
     # Details
@@ -460,6 +475,8 @@ class Browser(App[int]):
         if stop is None or tab is None:
             self._show_sheet(Sheet((), ()))
             return
+        if self._sheet_of != (stop.place, stop.tab):
+            self._sheet, self._sheet_of = None, (stop.place, stop.tab)
         view = replace(stop.view, width=self._room(self.detail))
         question = partial(self.session.sheet, tab, stop.place, view)
         then = partial(self._show_sheet, marks=marks)
@@ -502,35 +519,63 @@ class Browser(App[int]):
             self._left.set_class(small, "small")
             self.call_after_refresh(self._resized)
 
-    def on_listing_moved(self, message: Listing.Moved) -> None:
-        """Ask about the item under the left pane's cursor, once the cursor rests."""
-        if message.listing.id != "map":
+    async def on_event(self, event: events.Event) -> None:
+        """Finish what a key does before the next key, which may be for the dialog that it opens."""
+        if not isinstance(event, (events.Key, events.Paste)) or event.is_forwarded:
+            await super().on_event(event)
             return
+        dialog = len(self.screen_stack) > 1
+        if dialog and self.focused is None:
+            await _drained(self.screen)  # until it is open
+        focused = self.focused or self.screen
+        nodes = [node for node in focused.ancestors_with_self if node is not self]
+        if not isinstance(event, events.Key) or focused.check_consume_key(event.key, event.character):
+            await super().on_event(event)
+            nodes = nodes[:1]
+        else:
+            await self._press(event)
+        for node in nodes if dialog else ():
+            await _drained(node)
+
+    async def _press(self, event: events.Key) -> None:
+        """Run a key's action now. Textual would first pass the key through the queues of all widgets."""
+        active = self.active_bindings.get(event.key)
+        if active is None or not active.enabled:
+            await super().on_event(event)
+            return
+        self.app_focus = True
+        if active.node is self and self._settling is not None:
+            self._settling.stop()
+            self._preview()
+        await self.run_action(active.binding.action, active.node)
+
+    def _moved(self) -> None:
+        """Ask about the item under the left pane's cursor, once the cursor rests."""
         if self._settling is not None:
             self._settling.stop()
         self._settling = self.set_timer(_SETTLE, self._preview)
 
-    def on_listing_followed(self, message: Listing.Followed) -> None:
-        """Enter: zoom in, or follow a link."""
-        if message.listing.id != "map":
-            if message.link is not None:
-                self._follow(message.link)
-            return
-        found = self._view.enter(message.item, message.link)
+    def _enter(self, item: int, link: Optional[Link]) -> None:
+        """Enter in the left pane: zoom in, or follow a link."""
+        found = self._view.enter(item, link)
         if found is True:
             self._read_left()
         elif isinstance(found, Link):
             self._follow(found)
         else:
-            self.detail.focus()
+            self._focus(self.detail)
 
-    def on_listing_aside(self, message: Listing.Aside) -> None:
+    def _enter_detail(self, _item: int, link: Optional[Link]) -> None:
+        """Enter in the right pane: follow a link."""
+        if link is not None:
+            self._follow(link)
+
+    def _aside(self, by: int) -> None:
         """Left and right in the map: zoom out and in."""
-        if message.listing.id == "map":
-            if message.by > 0:
-                self.map.action_follow()
-            else:
-                self._zoom_out()
+        if by > 0:
+            self.map.action_follow()
+        else:
+            self._zoom_out()
 
     def on_click(self, event: events.Click) -> None:
         """Open the tab that was clicked."""
@@ -561,19 +606,19 @@ class Browser(App[int]):
         """Go to the other pane."""
         if self._panes.has_class("alone"):
             self.action_alone()
-        (self.detail if self.map.has_focus else self.map).focus()
+        self._focus(self.detail if self._in_map else self.map)
 
     def action_escape(self) -> None:
         """Cancel the running question, or go back to the map, or zoom out."""
         if self.questions.busy:
             self.questions.cancel()
             self.notify("cancelled", timeout=2)
-        elif self.map.has_focus:
+        elif self._in_map:
             self._zoom_out()
         elif self.stop is not None and self.stop.view.match:
             self._filter("")
         else:
-            self.map.focus()
+            self._focus(self.map)
 
     def action_step(self, by: int) -> None:
         """Go back, or forward again."""
@@ -603,7 +648,7 @@ class Browser(App[int]):
         self._view = self._views[name]
         if self._left.has_class("hidden"):
             self.action_alone()
-        self.map.focus()
+        self._focus(self.map)
         self.map.show([plain(f"{self._view.doing}…")])
         if self._view in self._answers:
             self._show_left(self._view, 0, self._answers[self._view])
@@ -640,14 +685,15 @@ class Browser(App[int]):
         stop = self.stop
         if stop is not None and text is not None:
             stop.view, stop.item = replace(stop.view, match=text), 0
-            self.detail.focus()
+            self._focus(self.detail)
             self._read_detail()
 
     def action_sort(self) -> None:
         """Sort by a column."""
-        columns = self._sheet.columns
+        columns = self._sheet.columns if self._sheet is not None else ()
         if not columns:
-            self.notify("there is no table here", timeout=3)
+            text = "the table is not read yet" if self._sheet is None else "there is no table here"
+            self.notify(text, timeout=3)
             return
 
         def chosen(number: Optional[int]) -> None:
@@ -692,7 +738,7 @@ class Browser(App[int]):
         self.notify(f"copied {text}", markup=False, timeout=3)
 
     def _address(self) -> str:
-        link = self.detail.link if self.detail.has_focus else None
+        link = None if self._in_map else self.detail.link
         if link is not None:
             return f"{link.value:x}" if isinstance(link.value, int) else link.value
         stop = self.stop
@@ -705,7 +751,8 @@ class Browser(App[int]):
         stop, tab = self.stop, self._tab
         if stop is None or tab is None:
             return
-        line = self.session.command_line(self._sheet.command or tab.command, stop.view)
+        command = self._sheet.command if self._sheet is not None else ()
+        line = self.session.command_line(command or tab.command, stop.view)
         self.copy_to_clipboard(line)
         self.push_screen(dialogs.Message(f"{line}\n\n(copied)"))
 
@@ -781,7 +828,7 @@ class Browser(App[int]):
         for pane in hidden:
             pane.remove_class("hidden")
         if not hidden:
-            (self._right if self.map.has_focus else self._left).add_class("hidden")
+            (self._right if self._in_map else self._left).add_class("hidden")
         self._panes.set_class(not hidden, "alone")
         self.call_after_refresh(self._resized)
 
@@ -800,6 +847,14 @@ class Browser(App[int]):
                 yield SystemCommand(_LONG.get(binding.description, binding.description), f"key {key}", run)
         for title, line in _QUESTIONS.items():
             yield SystemCommand(title, f":{line}", partial(self._arrive, places.typed(line)))
+
+
+async def _drained(node: DOMNode) -> None:
+    """Wait until a widget has handled the messages that it has now, unless it is closing."""
+    done = asyncio.Event()
+    if node.call_later(done.set):
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(done.wait(), _LONGEST)
 
 
 def _tail(text: str, room: int) -> str:

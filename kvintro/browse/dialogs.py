@@ -110,6 +110,10 @@ class Message(Dialog[None]):
         """The text."""
         yield Static(Text(self._text), markup=False)
 
+    def check_consume_key(self, key: str, character: Optional[str]) -> bool:
+        """Whether a key is for the text itself: all are."""
+        return True
+
     def on_key(self) -> None:
         """Any key."""
         self.close(None)

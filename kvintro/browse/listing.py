@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import ClassVar, FrozenSet, List, Optional, Sequence, Set, Tuple
+from typing import Callable, ClassVar, FrozenSet, List, Optional, Sequence, Set, Tuple
 
 from rich.segment import Segment
 from rich.style import Style
 from textual import events
 from textual.binding import Binding, BindingType
 from textual.geometry import Region, Size
-from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
@@ -68,10 +67,20 @@ def _is_bright(number: int) -> bool:
     return 3 * red + 6 * green + blue >= 20
 
 
+def _nothing(*_: object) -> None:
+    """Do nothing."""
+
+
 class Listing(ScrollView, can_focus=True):
     """Lines with a cursor.
 
     The cursor moves by items (:attr:`Line.item`). Left and right choose among the links of a line.
+
+    It calls functions instead of posting messages, because the next key may already be waiting.
+
+    :param followed: called with the item and the chosen link when Enter is pressed.
+    :param moved: called when the cursor moved.
+    :param aside: called with -1 or 1 when left or right is pressed on a line without links.
     """
 
     COMPONENT_CLASSES: ClassVar[Set[str]] = {
@@ -99,37 +108,16 @@ class Listing(ScrollView, can_focus=True):
         Binding("enter", "follow", "Follow", show=False),
     ]
 
-    class Moved(Message):
-        """The cursor moved to another item."""
-
-        def __init__(self, listing: Listing, item: int) -> None:
-            super().__init__()
-            self.listing = listing
-            self.item = item
-
-    class Followed(Message):
-        """Enter was pressed.
-
-        :ivar item: item under the cursor.
-        :ivar link: chosen link; None if there is none.
-        """
-
-        def __init__(self, listing: Listing, item: int, link: Optional[Link]) -> None:
-            super().__init__()
-            self.listing = listing
-            self.item = item
-            self.link = link
-
-    class Aside(Message):
-        """Left (-1) or right (1) was pressed on a line without links."""
-
-        def __init__(self, listing: Listing, by: int) -> None:
-            super().__init__()
-            self.listing = listing
-            self.by = by
-
-    def __init__(self, *, id: str) -> None:
+    def __init__(
+        self,
+        *,
+        id: str,
+        followed: Callable[[int, Optional[Link]], object],
+        moved: Callable[[], object] = _nothing,
+        aside: Callable[[int], object] = _nothing,
+    ) -> None:
         super().__init__(id=id)
+        self._followed, self._moved, self._aside = followed, moved, aside
         self._lines: Sequence[Line] = ()
         self._items: List[Tuple[int, int]] = []  # first line, last line plus one
         self._item_at: List[int] = []  # by line; -1 for lines outside items
@@ -268,16 +256,16 @@ class Listing(ScrollView, can_focus=True):
         """Choose another link of the line."""
         line = self.line
         if line is None or not line.links:
-            self.post_message(self.Aside(self, by))
+            self._aside(by)
             return
         self._part = max(-1, min(self._part + by, len(line.links) - 1))
         self._reveal_part(line)
         self.refresh()
-        self.post_message(self.Moved(self, self._cursor))
+        self._moved()
 
     def action_follow(self) -> None:
         """Follow the chosen link."""
-        self.post_message(self.Followed(self, self._cursor, self.link))
+        self._followed(self._cursor, self.link)
 
     def _go(self, item: int) -> None:
         item = max(0, min(item, len(self._items) - 1))
@@ -290,7 +278,7 @@ class Listing(ScrollView, can_focus=True):
         self._part = min(self._part, most) if self.keeps_part else -1
         self._reveal()
         self.refresh()
-        self.post_message(self.Moved(self, item))
+        self._moved()
 
     def _item_near(self, line: int) -> int:
         line = max(0, min(line, len(self._lines) - 1))

@@ -263,6 +263,32 @@ def test_keys_that_follow_each_other_quickly(sample: Kernel) -> None:
     browse(sample, walk)
 
 
+def test_keys_that_arrive_together(sample: Kernel) -> None:
+    """Each key goes to what the keys before it opened or closed, as if they had arrived one by one."""
+
+    async def walk(go: Driver) -> None:
+        app = go.app
+        await go.burst("tab", "g", *"vmalloc", "enter")
+        assert go.place.title == "vmalloc" and len(app.screen_stack) == 1
+        await go.burst("slash", *"ioremap", "enter", "end", "home", "s", "down", "enter", "S")
+        assert app.stop is not None
+        assert (app.stop.view.match, app.stop.view.sort, app.stop.view.reverse) == ("ioremap", "end", True)
+        await go.burst("g", *"f", "escape", "f1", "x", "escape", "colon", *"info", "enter", "b", "2")
+        assert [stop.place.title for stop in app.stops[-2:]] == ["vmalloc", ":info"]
+        assert go.place.title == "vmalloc" and app.stop is not None and app.stop.tab == 1
+        app.post_message(events.Key("g", "g"))
+        app.post_message(events.Paste("init_taskk\n"))
+        await go.burst("backspace", "enter")
+        assert go.place.title == "init_task"
+        # The command line is that of the region under the cursor, however soon the key follows.
+        await go.burst("tab", "home", "down", "down", "c")
+        copied = app.clipboard
+        await go.burst("x", "c")
+        assert app.clipboard == copied != ""
+
+    browse(sample, walk)
+
+
 def test_what_can_be_gone_to(sample: Kernel) -> None:
     session = Session(sample)
     init_task = sample.symbol("init_task")
@@ -533,6 +559,7 @@ def test_no_color_means_no_colour() -> None:
         (b"4", b"ASCII"),
         (b"\x1bOP", b"zoom into the map"),
         (b"x", b"Keys"),
+        (b"gvmalloc\r", b"caller"),
         (b"c", b"copied"),
         (b"x", b"Keys"),
         (b"\x10", b"Copy the address"),
