@@ -60,7 +60,7 @@ class Driver:
         await self._pilot.press(key)
 
     async def burst(self, *keys: str) -> None:
-        """Press keys all at once, as a terminal sends what was pasted, and wait for the answer to the last."""
+        """Press keys all at once, as a terminal sends a paste, and wait for the last answer."""
         for key in keys:
             self.app.post_message(events.Key(key, key_to_character(key)))
         await settled(self.app, self._pilot)

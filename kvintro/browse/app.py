@@ -54,7 +54,7 @@ _AGAIN = 2.0  # seconds between two reads of a running kernel
 
 _HELP = """\
 Enter    zoom into the map; follow an address, page, process
-← →      zoom out and in; in a line, choose what to follow
+← →      zoom out and in; in a line, choose what to follow; scroll
 Tab      go to the other pane       z    one pane alone, or both
 b f      back, forward              g    go to anything
 m p u    map, physical memory, processes
@@ -84,9 +84,15 @@ _LONG = {
 _QUESTIONS = {
     "Is anything writable and executable?": "ptdump --wx",
     "Is anything wrong in this kernel's data?": "check",
-    "How far did KASLR move everything?": "kaslr",
+    "How far was the kernel image moved, and everything else (KASLR)?": "kaslr",
+    "Which code or module allocated the largest areas of vmalloc?": "show vmalloc --top 10",
     "What uses the memory?": "pages",
     "Which kernel is this, and what can be read of it?": "info",
+}
+# Questions about an address that must be typed.
+_WHERE = {
+    "Which process owns this page?": "key g, then pfn:1a2b, phys:1a2b000 or an address",
+    "Which struct or object does this pointer point into?": "key g, then the pointer",
 }
 
 
@@ -430,9 +436,13 @@ class Browser(App[int]):
     def _stand(self, place: Place, *, from_map: bool = False) -> None:
         """Go to a place. If both it and the current stop come from the left pane, it replaces that stop."""
         stop = self.stop
+        if stop is not None and stop.place == place:
+            if not from_map:
+                stop.from_map, stop.item = False, self.detail.cursor
+                self._mark(place)
+                self._read_detail()
+            return
         if stop is not None and stop.from_map and from_map:
-            if stop.place == place:
-                return
             alike = [tab.title for tab in place.tabs] == [tab.title for tab in stop.place.tabs]
             self.stops[self.at] = Stop(place, stop.tab if alike else 0, from_map=True)
         else:
@@ -600,7 +610,7 @@ class Browser(App[int]):
 
     def check_action(self, action: str, parameters: Tuple[object, ...]) -> Optional[bool]:
         """Only a dialog's own keys work while it is open."""
-        return len(self.screen_stack) == 1 or action in ("quit", "command_palette")
+        return len(self.screen_stack) == 1 or action == "quit"
 
     def action_other_pane(self) -> None:
         """Go to the other pane."""
@@ -847,6 +857,8 @@ class Browser(App[int]):
                 yield SystemCommand(_LONG.get(binding.description, binding.description), f"key {key}", run)
         for title, line in _QUESTIONS.items():
             yield SystemCommand(title, f":{line}", partial(self._arrive, places.typed(line)))
+        for title, keys in _WHERE.items():
+            yield SystemCommand(title, keys, partial(self.call_later, self.run_action, "goto"))
 
 
 async def _drained(node: DOMNode) -> None:

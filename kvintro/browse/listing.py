@@ -80,7 +80,8 @@ class Listing(ScrollView, can_focus=True):
 
     :param followed: called with the item and the chosen link when Enter is pressed.
     :param moved: called when the cursor moved.
-    :param aside: called with -1 or 1 when left or right is pressed on a line without links.
+    :param aside: called with -1 or 1 when left or right is pressed on a line without links;
+        None scrolls sideways.
     """
 
     COMPONENT_CLASSES: ClassVar[Set[str]] = {
@@ -114,7 +115,7 @@ class Listing(ScrollView, can_focus=True):
         id: str,
         followed: Callable[[int, Optional[Link]], object],
         moved: Callable[[], object] = _nothing,
-        aside: Callable[[int], object] = _nothing,
+        aside: Optional[Callable[[int], object]] = None,
     ) -> None:
         super().__init__(id=id)
         self._followed, self._moved, self._aside = followed, moved, aside
@@ -253,13 +254,21 @@ class Listing(ScrollView, can_focus=True):
         self._go(0 if to < 0 else len(self._items) - 1)
 
     def action_part(self, by: int) -> None:
-        """Choose another link of the line."""
+        """Choose another link of the line. Where there is no other, scroll sideways."""
         line = self.line
-        if line is None or not line.links:
+        if self._aside is not None and (line is None or not line.links):
             self._aside(by)
             return
-        self._part = max(-1, min(self._part + by, len(line.links) - 1))
-        self._reveal_part(line)
+        start, width = self._chosen_columns(line)
+        most = len(line.links) - 1 if line is not None else -1
+        if by > 0 and self._part >= most:
+            self.scroll_to(self.scroll_offset.x + self.size.width // 2, None, animate=False)
+            return
+        if by > 0 or start + width > self.scroll_offset.x:
+            self._part = max(-1, min(self._part + by, most))
+            start, width = self._chosen_columns(line)
+        row = self._items[self._cursor][0] if self._items else 0
+        self.scroll_to_region(Region(start, row, _GUTTER + width, 1), animate=False, force=True)
         self.refresh()
         self._moved()
 
@@ -295,20 +304,16 @@ class Listing(ScrollView, can_focus=True):
         region = Region(self.scroll_offset.x, first, 1, min(last - first, max(self.size.height, 1)))
         self.scroll_to_region(region, animate=False, force=True)
 
-    def _reveal_part(self, line: Line) -> None:
-        """Scroll sideways until the chosen link is visible."""
+    def _chosen_columns(self, line: Optional[Line]) -> Tuple[int, int]:
+        """First column and width of the chosen link. Without one, those of the line's beginning."""
         at, links = 0, -1
-        for part in line.parts:
+        for part in line.parts if line is not None else ():
             wide = columns_of(part.text)
-            if part.link is not None:
-                links += 1
-                if links == self._part:
-                    row = self._items[self._cursor][0]
-                    region = Region(at, row, _GUTTER + wide, 1)
-                    self.scroll_to_region(region, animate=False, force=True)
-                    return
+            links += part.link is not None
+            if part.link is not None and links == self._part:
+                return at, wide
             at += wide
-        self.scroll_to(0, None, animate=False)
+        return 0, 0
 
     def on_click(self, event: events.Click) -> None:
         """Choose what was clicked. A second click follows it."""

@@ -285,6 +285,10 @@ def test_keys_that_arrive_together(sample: Kernel) -> None:
         copied = app.clipboard
         await go.burst("x", "c")
         assert app.clipboard == copied != ""
+        # A line that leads to the place itself does not lengthen the path.
+        await go.burst("x", "g", *"jiffies", "enter")
+        await go.burst("home", "enter", "enter")
+        assert [stop.place.title for stop in app.stops].count("jiffies") == 1
 
     browse(sample, walk)
 
@@ -526,6 +530,12 @@ def test_small_and_plain_terminals(sample: Kernel) -> None:
         text = go.app.export_screenshot()
         shown = re.sub("<[^>]*>", "", text.partition("</defs>")[2]).replace("&#160;", " ")
         assert shown.isascii() and "qemu_fw_cfg" in shown
+        # The last column does not fit; right scrolls to it, and left back.
+        assert "pages" not in go.screen
+        await go.press("down", *["right"] * 6)
+        assert "pages" in go.screen and "start" not in go.screen
+        await go.press("left")
+        assert "pages" not in go.screen and "start" in go.screen
 
     browse(sample, walk, size=(80, 24), ascii_only=True)
 
