@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Callable, Dict, Optional, Sequence, Tuple
 
 from kvintro.browse.lines import Link
@@ -122,6 +122,12 @@ def _process(link: Link) -> Place:
         pid=pid,
         copied=str(pid),
     )
+
+
+def with_task(place: Place, task: int, *, memory: bool) -> Place:
+    """Add the ``struct task_struct`` of a process. A kernel thread has nothing else."""
+    tab = Tab("Task", ("read", f"{task:016x}", "--type", "struct task_struct"))
+    return replace(place, tabs=(*place.tabs, tab) if memory else (tab,))
 
 
 def region(key: str, start: int, end: int) -> Place:

@@ -228,6 +228,8 @@ class Session:
         """The target of a link, with what this kernel knows about it."""
         if link.kind == "region":
             return self._region(str(link.value))
+        if link.kind == "pid":
+            return self._process(link)
         if link.kind == "range" and link.pid is None and not link.region:
             key = self.region_at(int(link.value))
             link = replace(link, region="" if key in (None, HOLE) else str(key))
@@ -237,6 +239,14 @@ class Session:
         if link.kind in ("pfn", "physical"):
             return self._with_page_pointers(found, link)
         return found
+
+    def _process(self, link: Link) -> Place:
+        place = places.follow(link)
+        with contextlib.suppress(KvintroError):
+            for process in processes(self.kernel, Damage()):
+                if process.pid == link.value:
+                    return places.with_task(place, process.task, memory=process.mm != 0)
+        return place
 
     def _identified(self, place: Place, link: Link) -> Place:
         """Set a place's title to the identity of its address, and add what points to the object."""
@@ -306,7 +316,9 @@ class Session:
                 if str(process.pid) == wanted or process.comm == wanted:
                     comm = inert(process.comm)
                     title = f"process {process.pid} {comm}"
-                    out.append(Found(title, places.follow(Link("pid", process.pid, name=comm))))
+                    place = places.follow(Link("pid", process.pid, name=comm))
+                    place = places.with_task(place, process.task, memory=process.mm != 0)
+                    out.append(Found(title, place))
                     if len(out) >= 20:
                         break
         return out

@@ -215,7 +215,7 @@ def table_lines(table: Table, context: Context) -> List[Line]:
     # With the size, the end is redundant.
     columns = [c for c in table.columns if c.key != "end" or "size" not in keys]
     columns = [c for c in columns if any(_says(field_of(row, c.key)) for row in rows)]
-    cells = [[_cell(field_of(row, c.key)) for c in columns] for row in rows]
+    cells = [[_cell(field_of(row, c.key), c.key) for c in columns] for row in rows]
     widths = [
         min(max(columns_of(c.title), *(columns_of(row[at]) for row in cells)), _WIDEST)
         for at, c in enumerate(columns)
@@ -240,9 +240,11 @@ def _says(value: object) -> bool:
     return value != 0 if isinstance(value, Size) else bool(_cell(value))
 
 
-def _cell(value: object) -> str:
+def _cell(value: object, key: str = "") -> str:
     if isinstance(value, bool):
         return "yes" if value else ""
+    if key in _FRAMES and isinstance(value, int):
+        return f"{value:x}"  # as it can be typed after g
     return value_text(value)
 
 
@@ -263,6 +265,7 @@ def _style(key: str, text: str) -> str:
     return ""
 
 
+_FRAMES = ("pfn", "head_pfn")
 _PHYSICAL = ("physical", "physical_end")
 _NO_LINK = ("offset", "flags", "flags_value", "value", "covers_end")
 
@@ -280,7 +283,7 @@ def link_of(row: Row, key: str, context: Context) -> Optional[Link]:
         owner = pid if isinstance(pid, int) else context.pid
         return Link("virtual", int(value), pid=owner if user else None)
     if isinstance(value, int) and not isinstance(value, bool):
-        if key in ("pfn", "head_pfn"):
+        if key in _FRAMES:
             return Link("pfn", value)
         if key == "pid":
             comm = field_of(row, "comm")
@@ -393,7 +396,8 @@ def _token(found: "re.Match[str]", text: str, context: Context) -> Optional[Link
     if found["pfn"]:
         return Link("pfn", int(found["frame"], 16))
     if found["process"]:
-        return Link("pid", int(found["pid"]))
+        # The idle tasks, which all have number 0, are not processes.
+        return Link("pid", int(found["pid"])) if int(found["pid"]) else None
     if found["symbol"]:
         if text[: found.start()].endswith(("object: ", "variable: ")):
             return None  # a slab cache, or a per-CPU variable, whose symbol is elsewhere

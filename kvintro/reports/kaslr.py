@@ -36,13 +36,13 @@ KaslrReport = Report[Tuple[Table[Randomised]], KaslrExtra]
 
 COLUMNS = (
     Column("what", "what"),
-    Column("default", "default", spare=1),
+    Column("default", "default", spare=2),
     Column("actual", "actual"),
     Column("displacement", "moved by", "right"),
-    Column("granularity", "steps of", "right", 2),
-    Column("slots", "slots", "right"),
-    Column("bits", "bits", "right"),
-    Column("provenance", "read from", spare=3),
+    Column("granularity", "steps of", "right", 3),
+    Column("slots", "slots", "right", 1),
+    Column("bits", "bits", "right", 1),
+    Column("provenance", "read from", spare=4),
 )
 
 

@@ -311,6 +311,11 @@ def test_what_can_be_gone_to(sample: Kernel) -> None:
         assert title in [found.place.title for found in session.find(text)], text
     both = [found.place.title for found in session.find("165")]
     assert {"pid 165 kv-memory", "physical 165", "pfn 165"} <= set(both)
+    # A kernel thread has only its task.
+    thread = next(task for task in for_each_task(sample.prog) if not task.mm.value_())
+    (found,) = session.find(f"pid:{thread.pid.value_()}")
+    assert [tab.title for tab in found.place.tabs] == ["Task"]
+    assert f"{thread.value_():016x}" in found.place.tabs[0].command
 
 
 def test_who_points_here(sample: Kernel) -> None:
