@@ -343,7 +343,10 @@ class Browser(App[int]):
         self.questions.ask(Question(lane, text, question, done, patient))
 
     def on_answered(self, message: Answered) -> None:
-        """Pass an answer on, or show its error."""
+        """Pass an answer on, or show its error, once the width of the panes is known."""
+        if not self._left.size and not self._right.size:
+            self.call_after_refresh(self.on_answered, message)
+            return
         if message.answer.error is None:
             message.then(message.answer.value)
             return
@@ -442,9 +445,10 @@ class Browser(App[int]):
                 self._mark(place)
                 self._read_detail()
             return
-        if stop is not None and stop.from_map and from_map:
-            alike = [tab.title for tab in place.tabs] == [tab.title for tab in stop.place.tabs]
-            self.stops[self.at] = Stop(place, stop.tab if alike else 0, from_map=True)
+        if stop is not None and stop.from_map and (from_map or _same(stop.place, place)):
+            before = [tab.title for tab in stop.place.tabs]
+            alike = [tab.title for tab in place.tabs[: len(before)]] == before
+            self.stops[self.at] = Stop(place, stop.tab if alike else 0, from_map=from_map)
         else:
             tab = 0
             if stop is not None:
@@ -859,6 +863,11 @@ class Browser(App[int]):
             yield SystemCommand(title, f":{line}", partial(self._arrive, places.typed(line)))
         for title, keys in _WHERE.items():
             yield SystemCommand(title, keys, partial(self.call_later, self.run_action, "goto"))
+
+
+def _same(one: Place, other: Place) -> bool:
+    """Whether two places are the same process or address, perhaps with more tabs."""
+    return (one.title, one.start, one.end, one.pid) == (other.title, other.start, other.end, other.pid)
 
 
 async def _drained(node: DOMNode) -> None:

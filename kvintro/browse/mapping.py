@@ -84,9 +84,9 @@ def _second(box: Box, edge: Part, item: int, room: int, top: int, style: str) ->
         note = displacement_text(Displacement(int(note))) if note else ""
     left = Part(f"{note:>{_ADDRESS}} ", YELLOW if box.kind == "region" else DIM)
     if box.mapped is None:
-        return Line(
-            (left, edge, Part(" how much is mapped is not known" if box.unknown else "", DIM)), item=item
-        )
+        says = (" how much is mapped is not known", " mapped: not known") if box.unknown else ("",)
+        text = next((text for text in says if len(text) <= room + 1), says[-1])
+        return Line((left, edge, Part(text, DIM)), item=item)
     mapped = _mapped_text(box, room)
     wide = min(_BAR, max(room - len(mapped) - 2, 0))
     bar = _bar(box, wide, top) if wide >= 4 else ""

@@ -142,6 +142,8 @@ class Session:
         :raises Unavailable: the processes cannot be found.
         """
         report = self._report(Tab("", ("user",)), Place("", ()))
+        if not report.tables:
+            raise Unavailable(report.notes[-1])
         return [row for table in report.tables for row in table.rows if table.key == "processes"]
 
     # Tabs
