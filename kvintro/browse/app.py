@@ -41,7 +41,7 @@ from kvintro.browse.session import Found, Session, View
 from kvintro.browse.worker import Answer, Question, Worker
 from kvintro.commands import Bar
 from kvintro.errors import KvintroError
-from kvintro.render.text import RED, columns_of, wrapped
+from kvintro.render.text import DIM, RED, columns_of, wrapped
 from kvintro.streams import in_ascii
 from kvintro.text import printable
 
@@ -50,6 +50,7 @@ _LONGEST = 1.0  # seconds that a key may keep the next one waiting
 _SWITCH = 0.002  # seconds until the worker must let the screen's thread run
 _NARROW = 110  # terminals with fewer columns show only one pane
 _LAST = 3.0  # seconds for an orderly exit after a signal
+_PATIENCE = 0.5  # seconds until a tab without its contents is emptied
 _AGAIN = 2.0  # seconds between two reads of a running kernel
 
 _HELP = """\
@@ -211,6 +212,7 @@ class Browser(App[int]):
         Binding("z", "alone", "Show one pane alone", show=False),
         Binding("t", "other_theme", "Light or dark", show=False),
         Binding("escape", "escape", "Cancel", show=False),
+        Binding("ctrl+c", "interrupt", show=False, priority=True),
         Binding("left_square_bracket", "tab(-1)", "Tab before", show=False),
         Binding("right_square_bracket", "tab(1)", "Next tab", show=False),
         *(Binding(str(n), f"choose_tab({n - 1})", show=False) for n in range(1, 10)),
@@ -491,10 +493,16 @@ class Browser(App[int]):
             return
         if self._sheet_of != (stop.place, stop.tab):
             self._sheet, self._sheet_of = None, (stop.place, stop.tab)
+            self.set_timer(_PATIENCE, partial(self._show_reading, self._sheet_of))
         view = replace(stop.view, width=self._room(self.detail))
         question = partial(self.session.sheet, tab, stop.place, view)
         then = partial(self._show_sheet, marks=marks)
         self._ask("detail", " ".join(tab.command[:2]), question, then)
+
+    def _show_reading(self, what: Tuple[Place, int]) -> None:
+        """Remove the contents of the previous tab if those of this one are not there soon."""
+        if self._sheet is None and self._sheet_of == what and self.questions.busy:
+            self.detail.show([plain("reading…", DIM)])
 
     def _show_sheet(self, sheet: Sheet, *, marks: bool = False) -> None:
         self._sheet = sheet
@@ -554,14 +562,14 @@ class Browser(App[int]):
     async def _press(self, event: events.Key) -> None:
         """Run a key's action now. Textual would first pass the key through the queues of all widgets."""
         active = self.active_bindings.get(event.key)
-        if active is None or not active.enabled:
-            await super().on_event(event)
-            return
-        self.app_focus = True
-        if active.node is self and self._settling is not None:
-            self._settling.stop()
-            self._preview()
-        await self.run_action(active.binding.action, active.node)
+        if active is not None and active.enabled:
+            self.app_focus = True
+            if active.node is self and self._settling is not None:
+                self._settling.stop()
+                self._preview()
+            if await self.run_action(active.binding.action, active.node):
+                return
+        await super().on_event(event)
 
     def _moved(self) -> None:
         """Ask about the item under the left pane's cursor, once the cursor rests."""
@@ -627,12 +635,21 @@ class Browser(App[int]):
         if self.questions.busy:
             self.questions.cancel()
             self.notify("cancelled", timeout=2)
+            if self._sheet is None:
+                self.detail.show([plain("cancelled", DIM)])
         elif self._in_map:
             self._zoom_out()
         elif self.stop is not None and self.stop.view.match:
             self._filter("")
         else:
             self._focus(self.map)
+
+    def action_interrupt(self) -> None:
+        """Cancel the running question, as Ctrl-C does in a shell."""
+        if self.questions.busy:
+            self.action_escape()
+        else:
+            self.notify("q quits", timeout=3)
 
     def action_step(self, by: int) -> None:
         """Go back, or forward again."""

@@ -17,9 +17,12 @@ Result = TypeVar("Result")
 
 
 class Dialog(ModalScreen[Optional[Result]]):
-    """A dialog. Escape closes it."""
+    """A dialog. Escape and Ctrl-C close it."""
 
-    BINDINGS: ClassVar[List[BindingType]] = [Binding("escape", "close", "Cancel")]
+    BINDINGS: ClassVar[List[BindingType]] = [
+        Binding("escape", "close", "Cancel"),
+        Binding("ctrl+c", "close", "Cancel", priority=True),
+    ]
 
     def close(self, result: Optional[Result]) -> None:
         """Close it. It may get more keys after that, which would close the screen below it, too."""
