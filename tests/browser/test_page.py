@@ -212,6 +212,14 @@ def test_a_phone(opened: Opened, one_page: str) -> None:
         assert [head.text.strip() for head in heads[:3]] == ["name", "start", "size"]
         waits_for(browser, "document.querySelector('#layout .table-head.wider') !== null")
         assert "sideways" in browser.find_element("css selector", "#layout .table-head").text
+        # The first column and its heading stay when the table is moved sideways.
+        at_left = (
+            "const table = arguments[0], head = table.tHead.rows[0].cells[0], edge = table.parentElement;"
+            "edge.scrollLeft = 200; head.scrollIntoView({block: 'center'});"
+            "const box = head.getBoundingClientRect();"
+            "return document.elementFromPoint(edge.getBoundingClientRect().left + 30, box.top + 10).innerText"
+        )
+        assert browser.execute_script(at_left, table).strip() == "name"
         # The panel is over the page, and nothing else can get the focus.
         browser.find_element("css selector", BAND.format("modules")).send_keys("\n")
         assert browser.execute_script("return document.getElementById('panel').matches(':modal')")
