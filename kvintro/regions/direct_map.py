@@ -160,13 +160,17 @@ class DirectMap(Region):
         counted, unreadable = _counted(kernel.form, view, where)
         poisoned = sum(row.blocks for row in splits if POISONED in row.why)
         count = kernel_count(kernel, counted, poisoned)
-        totals: Dict[str, object] = {
-            **({"ram": Size(sum(row.size for row in ram))} if physical.resources else {}),
+        found: Dict[str, object] = {
             "mapped": Size(sum(row.size for row in runs)),
             "not_mapped": Size(sum(row.size for row in holes)),
             **{f"pages_of_{name}": counted.get(name, 0) for name in kernel.form.page_names.values()},
             "blocks_split_in_image": count.in_image,
             **({"blocks_split_by_hwpoison": count.by_hwpoison} if count.by_hwpoison else {}),
+        }
+        totals: Dict[str, object] = {
+            **({"ram": Size(sum(row.size for row in ram))} if ram else {}),
+            # Zeros would be wrong if no table can be read.
+            **(found if runs or not unreadable else {}),
             **{f"kernel_counts_{name}": number for name, number in count.counts.items()},
         }
         notes = [*damage.notes]

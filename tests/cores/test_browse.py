@@ -422,6 +422,19 @@ def test_a_truncated_dump_shows_what_is_there(tmp_path: Path) -> None:
     browse(kernel, walk, size=(80, 24))
 
 
+def test_unread_page_tables_are_not_zero(tmp_path: Path) -> None:
+    """The tables of the direct map are behind the end of this dump."""
+    dump = tmp_path / "core.kdump"
+    dump.write_bytes((VMCORES / "arm64-6.12/core.kdump").read_bytes()[: 10_000_000])
+    kernel = open_kernel(Request(core=str(dump)))
+
+    async def walk(go: Driver) -> None:
+        await go.goto("direct_map")
+        assert "not in this source" in go.detail and "0 B" not in go.detail
+
+    browse(kernel, walk, size=(80, 24))
+
+
 @pytest.fixture
 def running() -> Unreliable:
     return Unreliable(Core(VMCORES / "debian-6.12"))
