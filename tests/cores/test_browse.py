@@ -425,7 +425,7 @@ def test_a_truncated_dump_shows_what_is_there(tmp_path: Path) -> None:
 def test_unread_page_tables_are_not_zero(tmp_path: Path) -> None:
     """The tables of the direct map are behind the end of this dump."""
     dump = tmp_path / "core.kdump"
-    dump.write_bytes((VMCORES / "arm64-6.12/core.kdump").read_bytes()[: 10_000_000])
+    dump.write_bytes((VMCORES / "arm64-6.12/core.kdump").read_bytes()[:10_000_000])
     kernel = open_kernel(Request(core=str(dump)))
 
     async def walk(go: Driver) -> None:
