@@ -36,9 +36,10 @@ def kaslr_lines(report: KaslrReport, color: bool, width: int) -> List[str]:
     ]
     if more:
         out.append(paint(f"and {more} more CPUs: --json", DIM, color))
-    # Other architectures than x86-64 move only the direct map, and its row has the bits.
-    if extra["memory_bits"] and {"vmalloc", "vmemmap"} <= {row.key for row in rows}:
-        out += ["", f"direct map, vmalloc and vmemmap together: {extra['memory_bits']:g} bits"]
+    # If only one of them moves, its row has these bits.
+    together = extra["memory_bits"]
+    if together and all(round(row.bits or 0, 2) != together for row in rows):
+        out += ["", f"direct map, vmalloc and vmemmap together: {together:g} bits"]
     computed = [
         (row.what, "; ".join(text for text in (row.computed, row.note) if text))
         for row in rows
