@@ -109,6 +109,11 @@ def partition_rows(report: LayoutReport) -> List[Placed]:
     return [row for row in placed_rows(report) if not row.parent]
 
 
+def within(report: LayoutReport, row: Placed) -> List[Placed]:
+    """The regions inside a region, by address: arm64's image and modules are in vmalloc."""
+    return [other for other in placed_rows(report) if other.parent == row.key]
+
+
 def weight(size: int) -> float:
     """Relative height of a region: from 0 for a page to 1 for the largest region that paging allows."""
     return max(0.0, min(1.0, (math.log2(max(size, 1)) - 12) / 44))
@@ -120,7 +125,10 @@ def largest(rows: Sequence[Placed]) -> int:
 
 
 def spaces(rows: Sequence[Placed]) -> List[Space]:
-    """Ranges in which KASLR moves regions: default direct map to cpu_entry_area, and the image's window."""
+    """Ranges in which KASLR moves regions: default direct map to cpu_entry_area, and the image's window.
+
+    :param rows: rows of :func:`placed_rows`.
+    """
     found: List[Space] = []
     by_key = {row.key: row for row in rows}
     moved = [by_key[key] for key in _MOVED if key in by_key and by_key[key].slide is not None]
@@ -131,7 +139,12 @@ def spaces(rows: Sequence[Placed]) -> List[Space]:
         bars = [_bar(row, row.start, row.end, row.slide or 0, start, size) for row in moved]
         found.append(Space("memory regions", start, size, [bar for bar in bars if bar]))
     image = by_key.get("kernel_image")
-    if image is not None and None not in (image.slide, image.used_start, image.used_end):
+    around = by_key.get(image.parent or "") if image is not None else None
+    if image is not None and around is not None and image.slide is not None:
+        bar = _bar(image, image.start, image.end, image.slide, around.start, around.size)
+        if bar:
+            found.append(Space(f"kernel image in {around.key}", around.start, around.size, [bar]))
+    elif image is not None and None not in (image.slide, image.used_start, image.used_end):
         first, last = image.used_start or 0, image.used_end or 0
         bar = _bar(image, first, last, image.slide or 0, image.start, image.size)
         if bar:

@@ -4,12 +4,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, List, Optional
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, List, Optional, Sequence
 
 from kvintro.model import own_memory
 from kvintro.render.colors import region_style
-from kvintro.render.drawing import Placed, Space, largest, partition_rows, spaces, weight
+from kvintro.render.drawing import (
+    Placed,
+    Space,
+    largest,
+    partition_rows,
+    placed_rows,
+    spaces,
+    weight,
+    within,
+)
 from kvintro.render.layout import drawn_text
 from kvintro.render.text import BOLD, DIM, head_lines, note_lines, paint, prose, wrapped
 from kvintro.text import displacement_text, size_text
@@ -22,6 +31,7 @@ _BESIDE = 52  # columns needed for text beside a box; with fewer, the text goes 
 _NARROWEST = 22  # minimum inner width of a box
 _BARS = 24
 _BLANK = " " * 18  # left of a box, where the addresses are
+_INSIDE = "│ "  # left of a box inside a box
 _LETTERS = {"direct_map": "D", "vmalloc": "V", "vmemmap": "M", "kernel_image": "K"}
 
 
@@ -33,6 +43,7 @@ class _Form:
     :ivar bars: width of the bars, 0 for none.
     :ivar beside: columns to the right of box and bars, 0 if text goes into the box; None for no limit.
     :ivar top: end of the scale of sizes.
+    :ivar left: what is left of a box inside another one.
     """
 
     inner: int
@@ -40,6 +51,12 @@ class _Form:
     beside: Optional[int]
     top: int
     color: bool
+    left: str = ""
+
+    @property
+    def nested(self) -> _Form:
+        """The form of boxes inside a box."""
+        return replace(self, inner=self.inner - len(_INSIDE), left=_INSIDE)
 
     @classmethod
     def of(cls, width: int, top: int, color: bool) -> _Form:
@@ -62,6 +79,7 @@ def map_lines(report: LayoutReport, color: bool, width: int) -> List[str]:
         left, right = ("┌", "┐") if number == 0 else ("├", "┤")
         out.append(f"{row.start:016x}  {left}{'─' * form.inner}{right}")
         out += _hole(row, form) if row.kind == "hole" else _box(row, form)
+        out += _inside(within(report, row), form)
     if rows:
         out.append(f"{rows[-1].end:016x}  └{'─' * form.inner}┘")
     if form.bars and rows:
@@ -71,8 +89,23 @@ def map_lines(report: LayoutReport, color: bool, width: int) -> List[str]:
         scale += f", from 4 KB to {size_text(form.top)}, logarithmic"
         out += ["", *prose(f"{scale}; holes are not to scale", width, DIM, color, "", "  ")]
     wide = (width or 100) - 20
-    for space in spaces(rows):
+    for space in spaces(placed_rows(report)):
         out += ["", *_space(space, min(max(wide, 30), 100), color)]
+    return out
+
+
+def _inside(rows: Sequence[Placed], form: _Form) -> List[str]:
+    """Boxes of regions inside another one, whose box goes on around them."""
+    nested = form.nested
+    out: List[str] = []
+    for number, row in enumerate(rows):
+        follows = number > 0 and rows[number - 1].end + 1 == row.start
+        out.append(f"{row.start:016x}  {nested.left}{'├' if follows else '┌'}{'─' * nested.inner}┤")
+        out += _box(row, nested)
+        if number + 1 == len(rows) or row.end + 1 != rows[number + 1].start:
+            out.append(f"{row.end:016x}  {nested.left}└{'─' * nested.inner}┤")
+    if rows:
+        out.append(f"{_BLANK}│{' ' * form.inner}│")
     return out
 
 
@@ -112,7 +145,7 @@ def _box(row: Placed, form: _Form) -> List[str]:
     out = []
     for number in range(max(len(inside), len(beside), heads + _height(row))):
         text = (inside[number] if number < len(inside) else "").ljust(form.inner)
-        line = f"{_BLANK}│{paint(text, style if number < heads else DIM, form.color)}│"
+        line = f"{_BLANK}{form.left}│{paint(text, style if number < heads else DIM, form.color)}│"
         if form.bars:
             bar = paint(_bar(row, form.top, form.bars), style, form.color) if number == 0 else " " * form.bars
             line += f"  {bar}"

@@ -18,9 +18,11 @@ from kvintro.render.drawing import (
     Space,
     largest,
     partition_rows,
+    placed_rows,
     spaces,
     spread,
     weight,
+    within,
 )
 from kvintro.render.layout import drawn_text
 from kvintro.text import displacement_text, size_text
@@ -35,6 +37,8 @@ _BAR_LEFT, _BAR_WIDTH = 486, 300
 _SPACE_LEFT, _SPACE_RIGHT = 846, _WIDTH - 8
 _MAP_WIDTH = _BAR_LEFT + _BAR_WIDTH + 14
 _HOLE = 17
+_NOTE = 46  # characters of a note that fit into a band
+_INSET = 14  # distance of a region from the edges of the one around it
 
 _STYLE = """
 .kv-map{--fg:#1d2733;--soft:#5b6876;--line:#c9d1d9;--paper:#ffffff;
@@ -103,14 +107,24 @@ def layout_svg(report: LayoutReport, *, links: str = "") -> str:
         height = _height(row)
         body += _row(row, y, height, axis, links)
         y += height
+        nested = within(report, row)
+        for child in nested:
+            body += _strip(row, y, _height(child))
+            body += _row(child, y, _height(child), axis, links, _INSET)
+            y += _height(child)
+        if nested:
+            body += _strip(row, y, _INSET)
+            body.append(_text(_BAND_LEFT - 10, y + 4, f"{nested[-1].end + 1:016x}", "mono soft", "end"))
+            y += _INSET
     body.append(_text(_BAND_LEFT - 10, y + 4, f"{rows[-1].end:016x}" if rows else "", "mono soft", "end"))
     bottom = y + 14
     # In a page the heading above already names the kernel.
     head = _head("" if links else _who(report), axis, bottom)
-    drawn, floor = _spaces(spaces(rows), _TOP, bottom)
+    moved_in = spaces(placed_rows(report))
+    drawn, floor = _spaces(moved_in, _TOP, bottom)
     who = report.kernel
     title = f"Address space of Linux {who.release or 'of unknown release'}" if who else "Address space"
-    made = _Drawing("kv-map", title, _description(rows))
+    made = _Drawing("kv-map", title, _description(placed_rows(report)))
     if not links:
         height = max(bottom + 10, floor) + 12
         return made.text((0, 0, _WIDTH, height), [*head, *body, *drawn], "img")
@@ -118,7 +132,7 @@ def layout_svg(report: LayoutReport, *, links: str = "") -> str:
     # is removed.
     out = made.text((0, 18, _MAP_WIDTH, bottom + 4), [*head, *body], "group")
     if drawn:
-        moved = _Drawing("kv-moved", "What KASLR moved, to true scale", _moved(spaces(rows)))
+        moved = _Drawing("kv-moved", "What KASLR moved, to true scale", _moved(moved_in))
         left = _SPACE_LEFT - 8
         out += moved.text((left, 18, _WIDTH - left, floor - 6), drawn, "img", before=())
     return out
@@ -184,10 +198,24 @@ def _height(row: Placed) -> float:
     return 26 + 30 * weight(row.size) + (13 if _note(row) else 0)
 
 
-def _row(row: Placed, y: float, height: float, axis: _Axis, links: str) -> List[str]:
+def _strip(row: Placed, y: float, height: float) -> List[str]:
+    """A part of a region's band that regions inside it are drawn on."""
+    place = f'x="{_BAND_LEFT}" y="{y:.1f}" height="{height:.1f}"'
+    return [
+        f'<g style="--c:{color_of(row.key)}"><rect class="band" width="{_BAND_WIDTH}" {place}/>'
+        f'<rect class="edge" width="5" {place}/></g>'
+    ]
+
+
+def _row(row: Placed, y: float, height: float, axis: _Axis, links: str, inset: float = 0) -> List[str]:
+    """A region or a hole.
+
+    :param inset: distance of its left edge from that of the region around it.
+    """
     middle = y + height / 2 + 4
+    left, wide = _BAND_LEFT + inset, _BAND_WIDTH - inset
     out = [_text(_BAND_LEFT - 10, y + 4, f"{row.start:016x}", "mono soft", "end")]
-    band = f'x="{_BAND_LEFT}" y="{y:.1f}" width="{_BAND_WIDTH}" height="{height:.1f}"'
+    band = f'x="{left}" y="{y:.1f}" width="{wide}" height="{height:.1f}"'
     rule = f'<path class="rule" d="M{_BAND_LEFT - 6} {y:.1f}H{_BAND_LEFT + _BAND_WIDTH}"/>'
     if row.kind == "hole":
         name = row.note if row.key == "hole" and row.note else row.name
@@ -201,14 +229,14 @@ def _row(row: Placed, y: float, height: float, axis: _Axis, links: str) -> List[
     shape = [
         f"<title>{_safe(_sentence(row))}</title>",
         f'<rect class="band" {band}/>',
-        f'<rect class="edge" x="{_BAND_LEFT}" y="{y:.1f}" width="5" height="{height:.1f}"/>',
+        f'<rect class="edge" x="{left}" y="{y:.1f}" width="5" height="{height:.1f}"/>',
     ]
     note = _note(row)
     at = middle - (7 if note else 0)
-    shape.append(_text(_BAND_LEFT + 14, at, row.name, "head"))
+    shape.append(_text(left + 14, at, row.name, "head"))
     shape.append(_text(_BAND_LEFT + _BAND_WIDTH - 8, at, size_text(row.size), "soft", "end"))
     if note:
-        shape.append(_text(_BAND_LEFT + 14, at + 15, note, "small soft"))
+        shape.append(_text(left + 14, at + 15, note, "small soft"))
     color = f'style="--c:{color_of(row.key)}"'
     bars = _bars(row, y + height / 2, axis)
     if links:
@@ -250,7 +278,9 @@ def _note(row: Placed) -> str:
     if row.slide:
         of = "image " if row.key == "kernel_image" else ""
         return f"{of}moved by {displacement_text(row.slide)}"
-    return row.note[:46] if row.note and row.kind != "hole" else ""
+    if not row.note or row.kind == "hole":
+        return ""
+    return row.note if len(row.note) <= _NOTE else row.note.split(",")[0][:_NOTE]
 
 
 def _sentence(row: Placed) -> str:

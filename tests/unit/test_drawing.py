@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from kvintro.browse.mapping import map_lines
 from kvintro.browse.stretches import boxes_of_layout
 from kvintro.errors import UsageError
-from kvintro.model import Report, Size, Table
+from kvintro.model import Address, Displacement, Report, Size, Table
 from kvintro.render import render
 from kvintro.render.drawing import placed_rows, spaces, spread, weight
 from kvintro.render.inert import inert
@@ -175,3 +175,38 @@ def test_rows_without_anything() -> None:
     )
     ElementTree.fromstring(layout_svg(empty))
     assert render(empty, "map")
+
+
+def test_regions_inside_another_one(report: Layout) -> None:
+    """arm64's image is in vmalloc, at a random place."""
+    (table,) = report.tables
+    around = next(row for row in table.rows if row.key == "vmalloc")
+    image = next(row for row in table.rows if row.key == "kernel_image")
+    assert around.start is not None and around.size is not None
+    start, size, slide = Address(around.start + (3 << 40)), Size(32 << 20), Displacement(2 << 40)
+    image = dataclasses.replace(
+        image,
+        parent="vmalloc",
+        start=start,
+        end=Address(start + size - 1),
+        size=size,
+        slide=slide,
+        default_start=Address(start - slide),
+    )
+    rows = [image if row.key == "kernel_image" else row for row in table.rows]
+    nested = dataclasses.replace(report, tables=(dataclasses.replace(table, rows=rows),))
+    lines = render(nested, "map", width=100).splitlines()
+    at = next(number for number, line in enumerate(lines) if "│ │ kernel image" in line)
+    assert lines[at - 1].startswith(f"{start:016x}  │ ┌")
+    end = next(line for line in lines[at:] if "│ └" in line)
+    assert end.startswith(f"{start + size - 1:016x}")
+    widths = {len(line) for line in lines if line[18:19] in ("├", "┌") or "│ └" in line or "│ ┌" in line}
+    assert len(widths) == 1
+    drawn = ElementTree.fromstring(f"<div>{layout_svg(nested, links='#region-')}</div>")
+    (link,) = (a for a in drawn.iter(f"{SVG}a") if a.get("href") == "#region-kernel_image")
+    (band,) = (e for e in link.iter(f"{SVG}rect") if e.get("class") == "band")
+    assert float(band.get("x", "")) > 156
+    assert f"{start:016x}" in texts(layout_svg(nested))
+    (space,) = (one for one in spaces(placed_rows(nested)) if one.title == "kernel image in vmalloc")
+    (bar,) = space.bars
+    assert (bar.here[0] - bar.default[0]) * space.size == pytest.approx(slide, rel=1e-6)
