@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 #: Maximum number of bytes to read at once.
 MOST = 64 << 20
 _MAX_STRETCHES = 1 << 16
+_ENDLESS = (1 << 63) - 1
 
 
 class Content:
@@ -95,10 +96,12 @@ class FileContent(Content):
         self._file = os.fdopen(os.dup(file.fileno()), "rb", buffering=0)
         self.descriptor = self._file.fileno()
         status = os.fstat(self.descriptor)
-        self.size = status.st_size
+        # The kernel's sum for /proc/kcore overflows if modules or vmalloc are below the direct map (riscv64).
+        endless = status.st_size < 0
+        self.size = _ENDLESS if endless else status.st_size
         # Some file systems store small files without a block, and some do not report the number of blocks.
         blocks = status.st_blocks * 512
-        self.real = min(self.size, blocks if blocks else self._count_data())
+        self.real = self.size if endless else min(self.size, blocks if blocks else self._count_data())
 
     def _count_data(self) -> int:
         found = 0

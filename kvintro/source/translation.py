@@ -13,7 +13,7 @@ is usable is authoritative: addresses that it does not map are not read.
 
 from __future__ import annotations
 
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import drgn
 
@@ -24,11 +24,13 @@ from kvintro.errors import NotInDump
 from kvintro.model import ALL, AddressRange
 from kvintro.paging.broken import MISSING, BrokenTable, Judged, entries_of, find_broken, judge
 from kvintro.paging.step import ReadPhysical
+from kvintro.source.elf import Segment
 from kvintro.source.kallsyms import READ_ERRORS
 from kvintro.source.opened import Source
 
-__all__ = ("prepare", "prepare_with_symbols", "space_of")
+__all__ = ("prepare", "prepare_with_symbols", "space_of", "unreachable")
 
+_MOST_OFFSET = (1 << 63) - 1
 _MOST_TABLES = 1 << 13  # checked when a dump is opened: 32 MB of 4 KB each
 _CACHED_PAGES, _CACHED_TABLES = 1 << 18, 1 << 12
 
@@ -44,17 +46,19 @@ def space_of(source: Source) -> Optional[AddressSpace]:
 
 def prepare(source: Source) -> None:
     """Make the kernel's image readable, before its symbols are read. This needs only VMCOREINFO."""
-    # /proc/kcore has segments for everything that is mapped.
-    space = None if source.kind == "live" else space_of(source)
+    space = space_of(source)
     if space is None:
+        return
+    if space.told_offset is not None:
+        _tell_offset(source.prog, space.told_offset)
+    # /proc/kcore has segments for everything that is mapped. All can be read where drgn has a walker.
+    if source.kind == "live" and space.drgn_walks:
         return
     state = _State(source, space)
     for window in space.windows(state.memory):
         state.add(window)
     state.register_if_needed()
     source.translation = state
-    if space.told_offset is not None:
-        _tell_offset(source.prog, space.told_offset)
 
 
 _OFFSET = "_linux_helper_direct_mapping_offset"
@@ -174,14 +178,23 @@ class _State:
 
     def _gaps(self) -> Iterator[Tuple[int, int]]:
         """The parts of the kernel half (first, last address) that no segment of the source has."""
-        cursor = self.space.form.kernel.start
-        for segment in sorted(self.source.segments, key=lambda segment: segment.vaddr):
-            if segment.vaddr >= cursor and segment.memsz:
-                if segment.vaddr > cursor:
-                    yield cursor, segment.vaddr - 1
-                cursor = segment.vaddr + segment.memsz
-        if cursor <= ALL:
-            yield cursor, ALL
+        return unreachable(self.source.segments, self.space.form.kernel)
+
+
+def unreachable(segments: Iterable[Segment], half: AddressRange) -> Iterator[Tuple[int, int]]:
+    """The parts of a half (first, last address) that segments do not have, or not where a file can be read.
+
+    In /proc/kcore the offset of a segment is its distance from PAGE_OFFSET, modulo 2^64
+    (fs/proc/kcore.c:kc_vaddr_to_offset). On riscv64, vmalloc and the memory map are below PAGE_OFFSET.
+    """
+    cursor = half.start
+    for segment in sorted(segments, key=lambda segment: segment.vaddr):
+        if segment.vaddr >= cursor and segment.memsz and segment.offset + segment.filesz <= _MOST_OFFSET:
+            if segment.vaddr > cursor:
+                yield cursor, segment.vaddr - 1
+            cursor = segment.vaddr + segment.memsz
+    if cursor <= half.end:
+        yield cursor, half.end
 
 
 class Translator:

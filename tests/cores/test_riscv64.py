@@ -14,6 +14,8 @@ from kvintro.queries.roots import process_root
 from kvintro.queries.translate import Input, Translator
 from kvintro.render import render_stream
 from kvintro.reports.ptdump import ptdump
+from kvintro.source.elf import Segment
+from kvintro.source.translation import unreachable
 from tests.conftest import Core
 from tests.cores.showing import kallsyms
 
@@ -51,6 +53,26 @@ def test_vmemmap(core: Core, kernel: Kernel) -> None:
     first = core.ram_base >> 12
     used = kernel.place("vmemmap").used
     assert used is not None and used.start == int(said, 16) + first * kernel.page_struct_size.value & ALL
+
+
+def test_memory_out_of_reach_in_kcore(core: Core, kernel: Kernel) -> None:
+    """The headers of that kernel's /proc/kcore: page tables must give what no file offset can reach."""
+    lines = [line.split() for line in core.truth("kcore-phdrs").splitlines() if line.startswith("LOAD ")]
+    segments = [Segment(*(int(word, 16) for word in words[1:6])) for words in lines]
+    found = list(unreachable(segments, kernel.form.kernel))
+
+    def is_left(address: int) -> bool:
+        return any(start <= address <= end for start, end in found)
+
+    said = [int(text, 16) for text in re.findall(r"^0x(\w+)-", core.truth("vmallocinfo"), re.M)]
+    assert said and all(is_left(address) for address in said if address in kernel.place("vmalloc").range)
+    (vmemmap,) = re.findall(r"^NUMBER\(VMEMMAP_START\)=(\w+)$", core.truth("vmcoreinfo-text"), re.M)
+    assert is_left(int(vmemmap, 16))
+    # A file can have these: RAM, modules and the image.
+    for key in ("direct_map", "modules", "kernel_image"):
+        assert any(segment.vaddr in kernel.place(key).range for segment in segments)
+    assert not is_left(kallsyms(core, "_text")["_text"])
+    assert all(not is_left(segment.vaddr) for segment in segments if segment.offset < 1 << 63)
 
 
 def pages(text: str) -> Dict[int, str]:

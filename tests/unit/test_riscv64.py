@@ -7,7 +7,9 @@ four bits of the page frame number come from the address, and the entry has 1000
 
 from __future__ import annotations
 
+import os
 import struct
+from pathlib import Path
 from typing import Dict
 
 import numpy
@@ -28,6 +30,7 @@ from kvintro.paging import (
     walk,
 )
 from kvintro.paging.search import find_frames
+from kvintro.source.content import FileContent
 from kvintro.source.note import parse
 
 ROOT = 0x8000_0000
@@ -110,3 +113,17 @@ def test_impossible_lines(line: str, told: str) -> None:
     assert ARCHITECTURE.address_space(parse(text)).root == 0x81200000
     with pytest.raises(ValueError, match=told):
         ARCHITECTURE.address_space(parse(f"{text}{line}\n"))
+
+
+def test_kcore_with_a_negative_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The size that stat() printed for /proc/kcore of 6.12 with sv39: 18446744000707698688."""
+    path = tmp_path / "kcore"
+    path.write_bytes(bytes(range(100)))
+    fields = list(os.stat(path))
+    fields[6] = 18446744000707698688 - (1 << 64)
+    with path.open("rb") as file:
+        monkeypatch.setattr(os, "fstat", lambda descriptor: os.stat_result((*fields, *[0] * 8)))
+        content = FileContent(file)
+        assert content.at(64, 8) == bytes(range(64, 72))
+        assert content.at(96, 8) == bytes(range(96, 100))
+        assert content.real == content.size > 1 << 62
