@@ -102,8 +102,13 @@ def guest_options(entry: Entry) -> List[str]:
     return options + (["-bios", "firmware"] if entry.efi else [])
 
 
-def _give_seed(entry: Entry, work: Path) -> None:
-    """Write QEMU's own device tree, with the random number for KASLR that this QEMU does not put there."""
+def give_seed(entry: Entry, work: Path) -> None:
+    """Write QEMU's own device tree, with the random number for KASLR that this QEMU does not put there.
+
+    Does nothing for other architectures and without KASLR.
+    """
+    if entry.arch != RISCV64.name or not entry.kaslr:
+        return
     machine = ["-machine", f"virt,dumpdtb={work / 'device-tree'}"]
     cpu = ["-cpu", entry.cpu, "-smp", "2", "-m", str(entry.memory_mb), "-nodefaults", "-display", "none"]
     run([entry.machine.qemu, *machine, *cpu])
@@ -140,8 +145,7 @@ def _build(entry: Entry, kernel: Kernel, target: Path, small: bool, own: Dict[st
         if entry.efi:
             (work / "firmware").symlink_to(firmware(entry.machine))
         (work / "initramfs").write_bytes(_ramdisk(entry, kernel, work, own))
-        if entry.arch == RISCV64.name and entry.kaslr:
-            _give_seed(entry, work)
+        give_seed(entry, work)
         options = [*guest_options(entry), *_disks(entry), "-initrd", "initramfs"]
         with qemu.Qemu(work, options, entry.machine) as guest:
             if entry.rare:

@@ -116,6 +116,7 @@ def _session(entry: Entry, kernel: Kernel, root: Path, bundle: bytes, timeout: f
         (work / "root").symlink_to(root)
         if entry.efi:
             (work / "firmware").symlink_to(boot.firmware(entry.machine))
+        boot.give_seed(entry, work)
         ramdisk = initramfs.build("live-init", kernel.modules, MODULES, (), machine=entry.machine)
         (work / "initramfs").write_bytes(ramdisk)
         (work / "bundle").write_bytes(bundle)

@@ -28,7 +28,7 @@ class Machine:
     :ivar idle: patterns that ``info registers`` matches for a CPU that is in the kernel.
     :ivar ram: the physical address where memory begins.
     :ivar flavour: Debian's name of its cloud kernel, or of its only one.
-    :ivar wheels: what tags of Python's wheels call it.
+    :ivar wheels: what tags of Python's wheels call it; "" if PyPI does not have all wheels for it.
     :ivar suites: suites that have its kernels; the second of a pair says if it is in the security archive.
     :ivar signed: whether Debian signs its kernels, so that the packages have unsigned ones beside them.
     :ivar uname: what ``uname -m`` says there.
@@ -141,7 +141,7 @@ RISCV64 = Machine(
     idle=(),
     ram=0x80000000,
     flavour="riscv64",
-    wheels="riscv64",
+    wheels="",
     suites=(("trixie", False), ("forky", False)),
     signed=False,
     uname="riscv64",

@@ -6,7 +6,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import List, Optional, Sequence
+from typing import List, Optional, Sequence, Tuple
 
 from lab.common import LabError, cache_dir, digest, fresh_dir, lock, need, run, say
 from lab.machine import AMD64, Machine
@@ -26,6 +26,8 @@ FOREIGN_SUITE = "forky"
 NEWER_SUITE = "trixie"
 NEWER_PACKAGES = ("qemu-system-x86", "base-files")
 FOREIGN_PACKAGES = ("python3-drgn", "base-files", "bash", "dash", "coreutils", "grep", "libc-bin")
+#: The same as the wheels, where PyPI has no wheel of numpy.
+PYTHON_PACKAGES = ("python3-tabulate", "python3-numpy", "python3-jinja2", "python3-tqdm")
 
 
 def debootstrap(suite: str, packages: Sequence[str], target: Path) -> None:
@@ -67,11 +69,23 @@ def _native(tree: Path, suite: str) -> None:
     run(["chroot", str(tree), "/usr/bin/python3", "-m", "compileall", "-q", "/usr/lib/python3/dist-packages"])
 
 
+def _foreign_parts(machine: Machine) -> Tuple[Sequence[str], Sequence[str]]:
+    """The wheels and the packages that a foreign tree needs."""
+    if machine.wheels:
+        return WHEELS, FOREIGN_PACKAGES
+    return (), (*FOREIGN_PACKAGES, *PYTHON_PACKAGES)
+
+
 def _foreign(tree: Path, machine: Machine) -> None:
     """What is needed of a Debian that cannot run on this host: unpacked, and none of it configured."""
     tree.mkdir()
-    Archive(machine, FOREIGN_SUITE).unpack_with_dependencies(FOREIGN_PACKAGES, tree)
-    _install_wheels(tree, WHEELS, machine)
+    wheels, packages = _foreign_parts(machine)
+    Archive(machine, FOREIGN_SUITE).unpack_with_dependencies(packages, tree)
+    if wheels:
+        _install_wheels(tree, wheels, machine)
+    # The scripts that did not run would have made these links, which numpy needs.
+    for library in (*tree.glob("usr/lib/*/blas/lib*.so.3"), *tree.glob("usr/lib/*/lapack/lib*.so.3")):
+        (library.parent.parent / library.name).symlink_to(f"{library.parent.name}/{library.name}")
     (tree / "root").mkdir(exist_ok=True)
     (tree / "etc" / "passwd").write_text("root:x:0:0:root:/root:/bin/bash\n")
 
@@ -79,7 +93,7 @@ def _foreign(tree: Path, machine: Machine) -> None:
 def image(machine: Machine = AMD64) -> Path:
     """The ext4 image that live guests have as their root, made unless the cache has it."""
     suite = FOREIGN_SUITE if machine.foreign else debian_codename() or DEFAULT_SUITE
-    wheels, packages = (WHEELS, FOREIGN_PACKAGES) if machine.foreign else ((DRGN, *WHEELS), PACKAGES)
+    wheels, packages = _foreign_parts(machine) if machine.foreign else ((DRGN, *WHEELS), PACKAGES)
     key = digest(repr((suite, wheels, packages, "compiled")).encode())
     target = cache_dir() / "rootfs" / "-".join([suite, *([machine.name] if machine.foreign else []), key])
     with lock("rootfs"):
