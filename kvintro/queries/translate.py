@@ -375,7 +375,7 @@ class Translator:
         return known[0]
 
     def _of_physical(self, asked: Input, physical: int, notes: List[str]) -> Translation:
-        """Translate a physical address to its place in the direct map."""
+        """Translate a physical address to its place in the direct map, or else in the kernel image."""
         rule = self.direct_map
         if rule is None:
             notes.append("the address of the direct map is not known")
@@ -387,6 +387,10 @@ class Translator:
         found = self.kernel.walk(address, self.root.table)
         if found.state != "mapped":
             why = "a page table of the direct map is not in this dump"
+            image = self._in_image(physical)
+            if image is not None and found.state == "unmapped":
+                notes.append("mapped in the kernel image, and not in the direct map")
+                return self._answer(asked, self.kernel.walk(image), self.root, image, physical, "walk", notes)
             if found.state == "unmapped":
                 told = self._why_missing(address, found)
                 why = f"not in the direct map: {told or 'there is no memory, or the kernel unmapped it'}"
@@ -396,6 +400,15 @@ class Translator:
             notes.append(f"the direct map's page tables map {address:016x} to {found.physical:016x} instead")
             return self._answer(asked, found, self.root, None, physical, None, notes, state="unmapped")
         return self._answer(asked, found, self.root, address, physical, "linear", notes)
+
+    def _in_image(self, physical: int) -> Optional[int]:
+        """Where the kernel image maps a physical address, None if it does not or that is unknown."""
+        try:
+            address = physical + self.kernel.image_offset.value & ALL
+        except Unavailable:
+            return None
+        inside = self.places.at(address) is self.kernel.regions.kernel_image
+        return address if inside and self.kernel.walk(address).physical == physical else None
 
     def _of_page(self, asked: Input) -> Translation:
         pages = self.pages
@@ -457,7 +470,7 @@ class Translator:
             in_dump=in_dump,
             root=None if root is None else root.owner,
             note="; ".join(note for note in notes if note) or None,
-            # Page frames are looked up through the direct map.
+            # Other inputs are looked up in the kernel half.
             walk=() if found is None else self.steps(found, asked.value if asked.form == "virtual" else ALL),
         )
 

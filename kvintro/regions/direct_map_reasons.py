@@ -197,6 +197,10 @@ class Reasons:
                 return "free page (debug_pagealloc)"
         if kept and any(low <= frame < high for low, high in self._freed):
             return "freed after boot (debug_pagealloc)"
+        if any(first <= frame <= last for first, last, _ in self._image):
+            image = frame + self._kernel.image_offset.value & ALL
+            if self._kernel.walk(image).physical == frame:
+                return "data of the kernel image, which this kernel maps in the image only"
         return "unmapped by set_memory_np(), for an unknown user" if kept else "RAM that was never mapped"
 
     def _struct_page(self, frame: int) -> Optional[bytes]:

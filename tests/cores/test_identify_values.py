@@ -18,6 +18,7 @@ from kvintro.readers.cpus import per_cpu_address, possible_cpus
 from kvintro.reports.identify import identify
 from tests.conftest import Core
 from tests.cores.showing import kallsyms, needs
+from tests.cores.test_layout_truth import has_alias
 from tests.cores.test_pages_truth import words
 from tests.cores.test_show_user import pids
 
@@ -41,10 +42,16 @@ def init_task(core: Core, kernel: Kernel) -> Tuple[int, int]:
     return address, physical
 
 
-def test_the_image_in_the_direct_map(core: Core, kernel: Kernel) -> None:
+def test_the_image_by_physical_address(core: Core, kernel: Kernel) -> None:
     needs(kernel, "_end")
     image, physical = init_task(core, kernel)
     (row,) = identify(kernel, [f"{physical + 8:x}"], form="physical").tables[0].rows
+    if not has_alias(core, kernel, image):
+        assert (
+            row.address == image + 8 and row.note == "mapped in the kernel image, and not in the direct map"
+        )
+        assert [thing.text for thing in row.identities if thing.kind == "symbol"] == ["symbol: init_task+0x8"]
+        return
     (found,) = (thing for thing in row.identities if thing.kind == "alias")
     assert found.text == "direct map of init_task+0x8"
     assert found.details["image"] == image + 8

@@ -11,6 +11,7 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 import pytest
 
 from kvintro.kernels import Kernel
+from kvintro.model import ALL
 from kvintro.render import render
 from kvintro.reports.layout import layout
 from tests.conftest import Core
@@ -377,6 +378,18 @@ def ptdump_sections(text: str) -> Dict[str, List[Tuple[int, int, bool]]]:
             mapped = bool(flags & {"RW", "ro", "V"}) and "F" not in flags
             current.append((int(match[1], 16), int(match[2], 16) or 1 << 64, mapped))
     return found
+
+
+def has_alias(core: Core, kernel: Kernel, address: int) -> bool:
+    """Whether the direct map has an address of the image's data, by the kernel's own dump.
+
+    On arm64 that of 7.3 does not.
+    """
+    if core.architecture != "arm64":
+        return True
+    alias = address - kernel.image_offset.value + kernel.linear_offset.value & ALL
+    lines = ptdump_sections(core.truth("ptdump/kernel"))["Linear Mapping start"]
+    return any(start <= alias < end for start, end, mapped in lines if mapped)
 
 
 def test_ptdump_markers(core: Core, rows: Dict[str, Any]) -> None:

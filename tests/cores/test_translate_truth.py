@@ -169,7 +169,7 @@ def test_freed_init_has_no_physical_address(core: Core, kernel: Kernel) -> None:
     assert not report.partial
 
 
-def test_there_and_back_again(kernel: Kernel) -> None:
+def test_there_and_back_again(core: Core, kernel: Kernel) -> None:
     """Virtual to physical to page and back gives the original address, all over the direct map."""
     place = kernel.locate("direct_map")
     if not isinstance(place, Placement):
@@ -184,8 +184,14 @@ def test_there_and_back_again(kernel: Kernel) -> None:
         forward = translator.translate(Input("", virtual, "virtual"))
         back = translator.translate(Input("", physical, "physical"))
         if forward.state != "mapped":
-            # A hole (memfd_secret, for one): known to exist, but not mapped.
-            assert (back.state, back.virtual) == ("unmapped", None)
+            # A hole (memfd_secret, for one): known to exist, but not mapped. arm64's 7.3 maps the data of its
+            # image in the image only.
+            if back.state == "mapped" and core.architecture == "arm64":
+                assert back.region == "kernel_image" and back.virtual is not None
+                image = translator.translate(Input("", back.virtual, "virtual"))
+                assert image.physical == physical
+            else:
+                assert (back.state, back.virtual) == ("unmapped", None)
             continue
         assert forward.physical == physical
         assert forward.method == "linear"
