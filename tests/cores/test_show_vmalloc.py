@@ -229,7 +229,8 @@ def test_an_area_with_impossible_numbers(core: Core, kernel: Kernel) -> None:
         for node in nodes
     )
     area = next(area for area in areas if area.vm and area.vm.nr_pages)
-    overlay(kernel, area.vm.nr_pages.address_, (1 << 63) + 7)
+    # It has 4 or 8 bytes.
+    overlay(kernel, area.vm.nr_pages.address_, 0x8000_0007_8000_0007)
     overlay(kernel, area.vm.caller.address_, 0xDEAD)
     overlay(kernel, area.vm.pages.address_, 0xDEAD_0000_0000)
     report = show(kernel, "vmalloc", Asked(), Selection())

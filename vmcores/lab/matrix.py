@@ -200,7 +200,7 @@ def arm64_entries(newest: str) -> List[Entry]:
         _arm64("arm64-5.10-a72", "5.10", **old),
         # They print their own page tables: one has KASAN, the other has pages of 64 KB. Two pages of
         # hugetlbfs take a GB of the latter.
-        _arm64(f"arm64-oracle-{ORACLE_SERIES}-max", ORACLE_SERIES, oracle=True),
+        _arm64(f"arm64-oracle-{ORACLE_SERIES}-a72", ORACLE_SERIES, oracle=True),
         _arm64(f"arm64-oracle-{ORACLE_SERIES}-a72", ORACLE_SERIES, oracle=True, **old),
         _arm64(f"arm64-oracle-{ORACLE_SERIES}-64k-max", ORACLE_SERIES, **large),
         _arm64(f"arm64-oracle-{ORACLE_SERIES}-64k-a72", ORACLE_SERIES, **large, **old),
@@ -217,7 +217,7 @@ def arm64_few(newest: str) -> List[Entry]:
         "arm64-6.12-efi-a72",
         f"arm64-{newest}-16k-nolpa2",
         # KASAN; and 52 bits and 64 KB on a processor with 48.
-        f"arm64-oracle-{ORACLE_SERIES}-max",
+        f"arm64-oracle-{ORACLE_SERIES}-a72",
         f"arm64-oracle-{ORACLE_SERIES}-64k-a72",
     }
     return [row for row in arm64_entries(newest) if row.name in names]
