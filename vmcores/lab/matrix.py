@@ -200,7 +200,7 @@ def arm64_entries(newest: str) -> List[Entry]:
         _arm64("arm64-5.10-a72", "5.10", **old),
         # They print their own page tables: one has KASAN, the other has pages of 64 KB. Two pages of
         # hugetlbfs take a GB of the latter.
-        _arm64(f"arm64-oracle-{ORACLE_SERIES}-a72", ORACLE_SERIES, oracle=True),
+        _arm64(f"arm64-oracle-{ORACLE_SERIES}-max", ORACLE_SERIES, oracle=True),
         _arm64(f"arm64-oracle-{ORACLE_SERIES}-a72", ORACLE_SERIES, oracle=True, **old),
         _arm64(f"arm64-oracle-{ORACLE_SERIES}-64k-max", ORACLE_SERIES, **large),
         _arm64(f"arm64-oracle-{ORACLE_SERIES}-64k-a72", ORACLE_SERIES, **large, **old),
