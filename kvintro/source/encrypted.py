@@ -32,7 +32,7 @@ def why_unreadable(memory: PhysicalMemory) -> Optional[str]:
         else:
             other += 1
     if random >= _FEWEST and random > 9 * other:
-        return "its memory is encrypted: this is the host's view of a guest with SEV"
+        return "its memory looks encrypted, as the host's view of a guest with SEV does"
     if zero >= _FEWEST and not random and not other:
         return (
             "all of its memory reads as zeros: the host cannot read the memory of a guest with TDX or "

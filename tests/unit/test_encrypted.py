@@ -40,7 +40,7 @@ def test_ciphertext(tmp_path: Path, capsys: pytest.CaptureFixture[str], form: st
     path.write_bytes(forms(ciphertext(64 * MB, plain))[form])
     assert main(["-c", str(path), "layout"]) == 3
     what, hint = capsys.readouterr().err.splitlines()
-    assert "its memory is encrypted: this is the host's view of a guest with SEV" in what
+    assert "its memory looks encrypted, as the host's view of a guest with SEV does" in what
     assert hint == "  hint: take the dump inside the guest (kdump); a guest's memory is plain there"
     assert (form == "raw") == ("is not a kernel dump, or " in what)
 
