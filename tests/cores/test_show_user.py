@@ -187,8 +187,8 @@ def test_all(core: Core, kernel: Kernel) -> None:
         assert row.size >> 10 == int(status["VmSize"].split()[0])
         huge = int(status["HugetlbPages"].split()[0])
         areas = [numbers for _, numbers in smaps(core, pid)]
-        # Swap of an area includes shared memory, and VmSwap does not. Before 6.2, VmSwap and VmRSS lack what each
-        # thread has counted by itself.
+        # Swap of an area includes shared memory, and VmSwap does not. Before 6.2, VmSwap and VmRSS lack what
+        # each thread has counted by itself.
         said = int(status["VmSwap"].split()[0]), sum(numbers["Swap"] for numbers in areas)
         assert row.swapped >> 10 in said
         rss = sum(numbers["Rss"] for numbers in areas)
