@@ -54,8 +54,8 @@ def test_nothing_is_wrong(tree: Path) -> None:
         ("CHANGELOG.md", r"^## \[Unreleased\]\n", "## [Unreleased]\n\n- a line\n", "has lines"),
         ("CHANGELOG.md", r" - \d{4}-\d\d-\d\d$", "", "the version is missing"),
         ("CITATION.cff", r"date-released: \S+", "date-released: 2000-01-01", "released on 2000-01-01"),
-        ("pyproject.toml", r"kvintro\.org", "kvintro.example", "are placeholders"),
-        ("debian/changelog", r"kvintro\.org", "kvintro.example", "are placeholders"),
+        ("pyproject.toml", r"https://[^/\"]+", "https://kvintro.example", "are placeholders"),
+        ("debian/changelog", r"<[^>]+>", "<kvintro@kvintro.example>", "are placeholders"),
         ("packaging/kvintro.spec", r"URL: +\S+", "URL: https://other.org/", "the homepage is https://other"),
     ],
 )
