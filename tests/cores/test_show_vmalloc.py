@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections import Counter
 from typing import Any, Dict, List
 
 import pytest
@@ -49,7 +50,13 @@ def test_line_by_line(core: Core, kernel: Kernel) -> None:
         assert sorted(line.split(None, 1)[1] for line in ours if line.endswith("unpurged vm_area")) == sizes
         theirs = [line for line in theirs if not HASHED.match(line)]
         ours = [line for line in ours if not line.endswith("unpurged vm_area")]
-    assert sorted(ours) == sorted(theirs)
+    changed = Counter(ours) - Counter(theirs), Counter(theirs) - Counter(ours)
+    # The kernel wrote its file before the dump. Stacks that it freed in between are not purged yet. Each CPU
+    # keeps NR_CACHED_STACKS of them, and only further ones are freed.
+    assert all(line.endswith("unpurged vm_area") for line in changed[0])
+    assert all(" kernel_clone+" in line or " dup_task_struct+" in line for line in changed[1])
+    places = [sorted(line.split(None, 1)[0] for line in lines.elements()) for lines in changed]
+    assert places[0] == places[1] and len(places[0]) <= 2
 
 
 def test_the_order_is_the_kernels_where_it_has_one_list(core: Core, kernel: Kernel) -> None:
