@@ -65,6 +65,11 @@ class Driver:
             self.app.post_message(events.Key(key, key_to_character(key)))
         await settled(self.app, self._pilot)
 
+    async def resize(self, columns: int, lines: int) -> None:
+        """Change the size of the terminal."""
+        await self._pilot.resize_terminal(columns, lines)
+        await settled(self.app, self._pilot)
+
     async def type(self, text: str) -> None:
         """Type into the open input, and press Enter."""
         await self._pilot.press(*(_KEYS.get(char, char) for char in text))
@@ -186,6 +191,11 @@ class Terminal:
         """Read everything, and return the exit status."""
         self.read()
         return self.process.wait(timeout=60)
+
+    def hang_up(self) -> None:
+        """Take the terminal away. The process is not its session's leader, so no signal tells it."""
+        os.close(self._slave)
+        os.close(self._master)
 
     def close(self) -> None:
         """Close the terminal."""

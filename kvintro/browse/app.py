@@ -38,6 +38,7 @@ from kvintro.browse.lines import Link, Sheet, plain
 from kvintro.browse.listing import Listing
 from kvintro.browse.places import Place, Tab
 from kvintro.browse.session import Found, Session, View
+from kvintro.browse.start import LAST
 from kvintro.browse.worker import Answer, Question, Worker
 from kvintro.commands import Bar
 from kvintro.errors import KvintroError
@@ -49,9 +50,9 @@ _SETTLE = 0.06  # seconds that the cursor must rest before the browser asks abou
 _LONGEST = 1.0  # seconds that a key may keep the next one waiting
 _SWITCH = 0.002  # seconds until the worker must let the screen's thread run
 _NARROW = 110  # terminals with fewer columns show only one pane
-_LAST = 3.0  # seconds for an orderly exit after a signal
 _PATIENCE = 0.5  # seconds until a tab without its contents is emptied
 _AGAIN = 2.0  # seconds between two reads of a running kernel
+_GOTO = "goto"  # lane of the questions about where to go
 
 _HELP = """\
 Enter    zoom into the map; follow an address, page, process
@@ -228,8 +229,10 @@ class Browser(App[int]):
         self.theme = "textual-light" if light else "textual-dark"
         self.ansi_theme_light = _ON_LIGHT
         # Kept as attributes, because queries find the widgets of a dialog while it is open.
-        self.map = Listing(id="map", followed=self._enter, moved=self._moved, aside=self._aside)
-        self.detail = Listing(id="detail", followed=self._enter_detail)
+        self.map = Listing(
+            id="map", followed=self._enter, moved=self._moved, aside=self._aside, resized=self._redraw_left
+        )
+        self.detail = Listing(id="detail", followed=self._enter_detail, resized=self._redraw_detail)
         self._left, self._right = Vertical(id="left", classes="here"), Vertical(id="right")
         self._panes = Horizontal(id="panes")
         self._head, self._crumbs, self._title, self._tabs = (
@@ -252,7 +255,11 @@ class Browser(App[int]):
         self._settling: Optional[Timer] = None
         self._rereading: Optional[Timer] = None
         self._tab_at: Sequence[int] = ()
+        self._head_text = ""
         self._changes = ""  # what the last read of a running kernel changed
+        self._going: Optional[Callable[[Any], None]] = None  # gets the answer to where to go
+        self._typed: List[events.Event] = []  # keys that wait until it is there
+        self._catching_up = False  # whether those keys are being handled
 
     # The screen
 
@@ -295,7 +302,7 @@ class Browser(App[int]):
 
     def _end_on(self, code: int) -> None:
         """Exit, even if the terminal is gone and Textual would wait forever to write to it."""
-        last = threading.Timer(_LAST, os._exit, (code,))
+        last = threading.Timer(LAST, os._exit, (code,))
         last.daemon = True
         last.start()
         self.exit(return_code=code)
@@ -342,18 +349,37 @@ class Browser(App[int]):
         def done(answer: Answer) -> None:
             self.post_message(Answered(answer, then))
 
+        if lane == _GOTO:
+            self._going = then
         self.questions.ask(Question(lane, text, question, done, patient))
 
-    def on_answered(self, message: Answered) -> None:
+    async def on_answered(self, message: Answered) -> None:
         """Pass an answer on, or show its error, once the width of the panes is known."""
         if not self._left.size and not self._right.size:
             self.call_after_refresh(self.on_answered, message)
             return
+        if message.answer.lane != _GOTO:
+            self._use(message)
+        elif message.then is self._going:
+            self._going = None
+            self._use(message)
+            self._catching_up = True
+            self.call_next(self._catch_up)
+
+    async def _catch_up(self) -> None:
+        """Handle a key that had to wait, then the next one, after what a closing dialog does."""
+        if self._typed and self._going is None:
+            await self._take(self._typed.pop(0))
+            self.call_next(self._catch_up)
+        else:
+            self._catching_up = False
+
+    def _use(self, message: Answered) -> None:
         if message.answer.error is None:
             message.then(message.answer.value)
             return
         what, remedy = _problem(message.answer.error)
-        if message.answer.lane == "goto":
+        if message.answer.lane == _GOTO:
             self.notify(f"{what}\n{remedy}".rstrip(), severity="error", markup=False, timeout=8)
             return
         pane = self.map
@@ -376,7 +402,9 @@ class Browser(App[int]):
         parts.append(_tail(printable(self.session.label), max(self.size.width - used, 12)))
         room = max(self.size.width - len(right), 10)
         left = f" {'   '.join(parts)}"[:room].ljust(room)
-        self._head.update(Text(left + right, no_wrap=True, overflow="crop"))
+        if left + right != self._head_text:
+            self._head_text = left + right
+            self._head.update(Text(self._head_text, no_wrap=True, overflow="crop"))
 
     @staticmethod
     def _room(pane: Listing) -> int:
@@ -475,7 +503,7 @@ class Browser(App[int]):
             self.map.select(item)
 
     def _follow(self, link: Link) -> None:
-        self._ask("goto", "looking it up", partial(self.session.place, link), self._arrive)
+        self._ask(_GOTO, "looking it up", partial(self.session.place, link), self._arrive)
 
     def _arrive(self, place: Place) -> None:
         if self._right.has_class("hidden"):
@@ -536,16 +564,22 @@ class Browser(App[int]):
         """Mark the pane that has the focus."""
         for pane, listing in ((self._left, self.map), (self._right, self.detail)):
             pane.set_class(listing.has_focus, "here")
-        small = self.size.width < _NARROW and self.detail.has_focus
-        if small != self._left.has_class("small"):
-            self._left.set_class(small, "small")
-            self.call_after_refresh(self._resized)
+        self._left.set_class(self.size.width < _NARROW and self.detail.has_focus, "small")
 
     async def on_event(self, event: events.Event) -> None:
-        """Finish what a key does before the next key, which may be for the dialog that it opens."""
+        """Finish what a key does before the next key, which may be for the dialog that it opens.
+
+        Keys that are typed while the browser looks for the next place are for that place.
+        """
         if not isinstance(event, (events.Key, events.Paste)) or event.is_forwarded:
             await super().on_event(event)
-            return
+        elif (self._going is not None or self._catching_up) and not self._acts_at_once(event):
+            self._typed.append(event)
+        else:
+            await self._take(event)
+
+    async def _take(self, event: events.Event) -> None:
+        """Handle a key or a paste."""
         dialog = len(self.screen_stack) > 1
         if dialog and self.focused is None:
             await _drained(self.screen)  # until it is open
@@ -558,6 +592,11 @@ class Browser(App[int]):
             await self._press(event)
         for node in nodes if dialog else ():
             await _drained(node)
+
+    def _acts_at_once(self, event: events.Event) -> bool:
+        """Whether a key ends the search for a place, or the browser. A later ``q`` may be part of a text."""
+        key = event.key if isinstance(event, events.Key) else ""
+        return key in ("escape", "ctrl+c") or (key == "q" and not self._typed)
 
     async def _press(self, event: events.Key) -> None:
         """Run a key's action now. Textual would first pass the key through the queues of all widgets."""
@@ -604,19 +643,18 @@ class Browser(App[int]):
         if event.widget is self._tabs and 0 <= event.x - 1 < len(self._tab_at):
             self.action_choose_tab(self._tab_at[event.x - 1])
 
-    def on_resize(self) -> None:
-        """Draw again for the new width."""
-        if self._view in self._answers:
-            self.call_after_refresh(self._resized)
-
-    def _resized(self) -> None:
+    def _redraw_left(self) -> None:
+        """Draw the left pane for its new width."""
         answer = self._answers.get(self._view)
-        if self.stop is not None:
-            self.stop.item = self.detail.cursor
         if answer is not None:
             self.map.show(self._view.lines(answer, self._room(self.map)), self.map.cursor)
             self._title_left()
-        self._read_detail()
+
+    def _redraw_detail(self) -> None:
+        """Ask for the details in their new width."""
+        if self.stop is not None:
+            self.stop.item = self.detail.cursor
+            self._read_detail()
 
     # Keys
 
@@ -632,8 +670,10 @@ class Browser(App[int]):
 
     def action_escape(self) -> None:
         """Cancel the running question, or go back to the map, or zoom out."""
-        if self.questions.busy:
+        if self.questions.busy or self._going is not None or self._typed:
             self.questions.cancel()
+            self._going = None
+            self._typed.clear()
             self.notify("cancelled", timeout=2)
             if self._sheet is None:
                 self.detail.show([plain("cancelled", DIM)])
@@ -646,7 +686,7 @@ class Browser(App[int]):
 
     def action_interrupt(self) -> None:
         """Cancel the running question, as Ctrl-C does in a shell."""
-        if self.questions.busy:
+        if self.questions.busy or self._going is not None or self._typed:
             self.action_escape()
         else:
             self.notify("q quits", timeout=3)
@@ -693,7 +733,7 @@ class Browser(App[int]):
 
     def _go_to(self, text: Optional[str]) -> None:
         if text and text.strip():
-            self._ask("goto", "looking it up", partial(self.session.find, text), self._found)
+            self._ask(_GOTO, "looking it up", partial(self.session.find, text), self._found)
 
     def _found(self, found: List[Found]) -> None:
         if len(found) == 1:
@@ -753,7 +793,7 @@ class Browser(App[int]):
             key = None if place.start is None else region_at(place.start)
             return places.explained(key or ("user" if place.pid is not None else "direct_map"))
 
-        self._ask("goto", "looking it up", question, self._arrive)
+        self._ask(_GOTO, "looking it up", question, self._arrive)
 
     def action_keys(self) -> None:
         """Show the keys."""
@@ -861,7 +901,6 @@ class Browser(App[int]):
         if not hidden:
             (self._right if self._in_map else self._left).add_class("hidden")
         self._panes.set_class(not hidden, "alone")
-        self.call_after_refresh(self._resized)
 
     def action_other_theme(self) -> None:
         """Switch between dark and light."""

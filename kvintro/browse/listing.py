@@ -82,6 +82,7 @@ class Listing(ScrollView, can_focus=True):
     :param moved: called when the cursor moved.
     :param aside: called with -1 or 1 when left or right is pressed on a line without links;
         None scrolls sideways.
+    :param resized: called when the pane's width changed.
     """
 
     COMPONENT_CLASSES: ClassVar[Set[str]] = {
@@ -116,8 +117,10 @@ class Listing(ScrollView, can_focus=True):
         followed: Callable[[int, Optional[Link]], object],
         moved: Callable[[], object] = _nothing,
         aside: Optional[Callable[[int], object]] = None,
+        resized: Callable[[], object] = _nothing,
     ) -> None:
         super().__init__(id=id)
+        self._resized, self._width = resized, 0
         self._followed, self._moved, self._aside = followed, moved, aside
         self._lines: Sequence[Line] = ()
         self._items: List[Tuple[int, int]] = []  # first line, last line plus one
@@ -129,6 +132,13 @@ class Listing(ScrollView, can_focus=True):
         self._changed: FrozenSet[int] = frozenset()
         #: Number of lines that the marked contents no longer have.
         self.gone = 0
+
+    def on_resize(self) -> None:
+        """Tell when the width changes. Only now is the new width certain, whatever changed it."""
+        width = self.container_size.width
+        if width != self._width:
+            self._width = width
+            self._resized()
 
     # Contents
 

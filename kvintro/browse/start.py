@@ -6,8 +6,12 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import select
+import signal
 import sys
 import termios
+import threading
+import time
 from typing import Callable, List
 
 from kvintro.bus_error import end_on_bus_error
@@ -19,6 +23,9 @@ from kvintro.streams import takes_unicode
 _PLAIN_SCREEN = (
     b"\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?2004l\x1b[?1004l\x1b[<u\x1b[?1049l\x1b[?25h"
 )
+
+#: Seconds for an orderly exit after a signal, or after the terminal is gone.
+LAST = 3.0
 
 
 def check(args: argparse.Namespace) -> None:
@@ -47,11 +54,24 @@ def start(kernel: Kernel, args: argparse.Namespace) -> int:
     ascii_only = not takes_unicode(sys.stdout)
     app = Browser(session, light=is_light(), ascii_only=ascii_only, begin=args.place or "")
     end_on_bus_error(before=_restoring(sys.stdin.fileno()))
+    threading.Thread(target=_end_without, args=(sys.stdin.fileno(),), daemon=True).start()
     app.run()
     error = getattr(app, "_exception", None)
     if isinstance(error, Exception):
         raise error
     return app.return_code or 0
+
+
+def _end_without(terminal: int) -> None:
+    """End soon after the terminal is gone, even if no SIGHUP arrives.
+
+    Textual would read its end again and again, and wait forever to write to it.
+    """
+    poll = select.poll()
+    poll.register(terminal, 0)  # reports POLLHUP only
+    poll.poll()
+    time.sleep(LAST)
+    os._exit(128 + signal.SIGHUP)
 
 
 def _restoring(terminal: int) -> Callable[[], object]:

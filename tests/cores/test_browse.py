@@ -13,14 +13,16 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, List, Tuple
 
 import pytest
 from drgn.helpers.linux.pid import for_each_task
 from textual import events
 from textual.command import CommandList
 
-from kvintro.browse.session import Session
+from kvintro.browse.lines import Sheet
+from kvintro.browse.places import Place, Tab
+from kvintro.browse.session import Session, View
 from kvintro.browse.stretches import Stretch
 from kvintro.cli import main
 from kvintro.errors import NotInDump
@@ -293,6 +295,42 @@ def test_keys_that_arrive_together(sample: Kernel) -> None:
         await go.burst("x", "g", *"jiffies", "enter")
         await go.burst("home", "enter", "enter")
         assert [stop.place.title for stop in app.stops].count("jiffies") == 1
+
+    browse(sample, walk)
+
+
+def test_keys_wait_for_the_place_that_is_looked_for(sample: Kernel) -> None:
+    """Keys typed after ``g`` and a target act on that target, however long the search takes."""
+
+    async def walk(go: Driver) -> None:
+        app, find = go.app, go.app.session.find
+        found = threading.Event()
+
+        def slowly(text: str) -> Any:
+            assert found.wait(60)
+            return find(text)
+
+        app.session.find = slowly  # type: ignore[method-assign]
+
+        async def typed(*keys: str) -> List[Tuple[str, int]]:
+            """Titles and tabs of the stops that these keys add."""
+            begin, screens = app.at, len(app.screen_stack)
+            found.clear()
+            for key in ("g", *keys):
+                await go.tap(key)
+            assert (app.at, len(app.screen_stack)) == (begin, screens)
+            found.set()
+            await settled(app, go._pilot)
+            return [(stop.place.title, stop.tab) for stop in app.stops[begin + 1 :]]
+
+        assert await typed(*"init", "underscore", *"task", "enter", "4") == [("init_task", 3)]
+        both = ("slash", *"ioremap", "enter", "g", *"jiffies", "enter", "2")
+        assert await typed(*"vmalloc", "enter", *both) == [("vmalloc", 0), ("jiffies", 1)]
+        assert app.stops[-2].view.match == "ioremap"
+        # If nothing is found, they act on the old place. Escape and Ctrl-C drop them.
+        assert await typed(*"nosuch", "enter", "4") == [] and app.stops[-1].tab == 3
+        assert await typed(*"vmalloc", "enter", "1", "escape") == [] and app.stops[-1].tab == 3
+        assert await typed(*"vmalloc", "enter", "1", "ctrl+c", "2") == [] and app.stops[-1].tab == 1
 
     browse(sample, walk)
 
@@ -578,6 +616,29 @@ def test_small_and_plain_terminals(sample: Kernel) -> None:
     browse(sample, walk, size=(80, 24), ascii_only=True)
 
 
+def test_details_are_read_for_the_width_of_their_pane(sample: Kernel) -> None:
+    """Whatever changes that width: the focus, a pane alone, the size of the terminal."""
+
+    async def walk(go: Driver) -> None:
+        app, sheet = go.app, go.app.session.sheet
+        widths: List[int] = []
+
+        def asked(tab: Tab, place: Place, view: View) -> Sheet:
+            widths.append(view.width)
+            return sheet(tab, place, view)
+
+        app.session.sheet = asked  # type: ignore[method-assign]
+        seen = set()
+        await go.goto("init_task")
+        for key in ("4", "tab", "tab", "z", "z", 130, "tab", 90, "tab", "z", 70):
+            await (go.resize(key, 24) if isinstance(key, int) else go.press(key))
+            assert widths[-1] == app._room(app.detail), key
+            seen.add(widths[-1])
+        assert len(seen) > 5
+
+    browse(sample, walk, size=(80, 24))
+
+
 # The command line
 
 
@@ -657,3 +718,11 @@ def test_the_terminal_is_left_as_it_was(end: Any, code: int, tmp_path: Path) -> 
     if end == "crash":
         assert b"kvintro: internal error: ZeroDivisionError" in written
         assert b"Traceback" not in written
+
+
+def test_it_ends_when_the_terminal_is_gone() -> None:
+    """Without a signal, and although nothing can be written to the terminal any more."""
+    terminal = Terminal(str(VMCORES / "debian-6.12/core.kdump"))
+    terminal.read(b"vmalloc")
+    terminal.hang_up()
+    assert terminal.process.wait(timeout=60) == 128 + signal.SIGHUP
