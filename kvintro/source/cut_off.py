@@ -1,23 +1,21 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Opens truncated kdumps.
 
-libkdumpfile maps the file. Reading data that begins before the end of the file and extends into the page
-after it kills the process (SIGBUS). Data completely after the end reads as zeros, which look like an empty
-table. So the missing pages are found here and hidden from the reader, and a child process opens the file
-first.
+libkdumpfile reads data after the end of the file as zeros, which look like an empty table. So the missing
+pages are found here and hidden from the reader.
 """
 
 from __future__ import annotations
 
 import os
-import signal
-from typing import TYPE_CHECKING, Callable, Optional
+from typing import TYPE_CHECKING, Optional
 
 import drgn
 
 from kvintro.errors import NotADump
 from kvintro.source.content import Content
 from kvintro.source.kdump import Kdump, bitmap, bits_of_bytes, descriptors, lost
+from kvintro.source.libkdumpfile import Killed, set_core_dump
 
 if TYPE_CHECKING:
     import numpy
@@ -27,24 +25,22 @@ _COPY_AGAIN = "copy it again whole"
 _OWN_READER = "DRGN_PREFER_PGTABLE_READER"  # drgn's variable
 
 
-def open_cut_kdump(
-    prog: drgn.Program, descriptor: int, content: Content, kdump: Kdump, vmcoreinfo: Optional[bytes]
-) -> None:
+def open_cut_kdump(prog: drgn.Program, descriptor: int, content: Content, kdump: Kdump) -> None:
     """Make a program read a truncated kdump.
 
     :param descriptor: descriptor of a plain kdump.
     :param content: the remaining content; if the file was flattened, the content of its records.
-    :param vmcoreinfo: the text that the program was made with.
     :raises NotADump: nothing of it can be read.
+    :raises ValueError: libkdumpfile cannot read the rest.
     """
     missing = first_lost(content, kdump)
     # Make drgn walk page tables, in memory with the parts hidden below, instead of libkdumpfile in the file.
     before = os.environ.get(_OWN_READER)
     os.environ[_OWN_READER] = "1"
     try:
-        other = drgn.Program(prog.platform, vmcoreinfo=vmcoreinfo)
-        try_in_child(lambda: other.set_core_dump(os.dup(descriptor)))
-        prog.set_core_dump(os.dup(descriptor))
+        set_core_dump(prog, descriptor)
+    except Killed:
+        raise NotADump("the dump is truncated: data needed to read it is missing", _COPY_AGAIN) from None
     finally:
         del os.environ[_OWN_READER]
         if before is not None:
@@ -117,24 +113,3 @@ def hide_from(prog: drgn.Program, address: int) -> None:
         raise drgn.FaultError("cut off with the end of the dump", at)
 
     prog.add_memory_segment(address, (1 << 64) - 1 - address, fault, True)
-
-
-def try_in_child(attempt: Callable[[], None]) -> None:
-    """Run a function that may kill its process in a child process.
-
-    :raises NotADump: it killed the process. Exceptions are ignored, as the caller will do the same again.
-    """
-    child = os.fork()
-    if child == 0:
-        try:
-            # Messages of libraries will be printed by the second attempt.
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, 2)
-            signal.signal(signal.SIGBUS, signal.SIG_DFL)  # kvintro.bus_error would hide the signal
-            attempt()
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        raise NotADump("the dump is truncated: data needed to read it is missing", _COPY_AGAIN)

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Truncated kdumps: no process dies of a signal, and no lost page reads as zeros."""
+"""Truncated and damaged kdumps: no process dies of a signal, and no lost page reads as zeros."""
 
 from __future__ import annotations
 
+import os
 import struct
 import subprocess
 import sys
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import Any, Optional, Set, Tuple
 
 import pytest
 
@@ -82,6 +83,42 @@ def test_a_page_that_reaches_behind_the_end(whole: bytes, tmp_path: Path, looked
     else:
         assert done.returncode == 3
         assert len(done.stderr.splitlines()) == 2
+
+
+@pytest.mark.parametrize("what", ["registers", "page size"])
+def test_notes_that_libkdumpfile_rejects(whole: bytes, tmp_path: Path, what: str) -> None:
+    """It uses freed memory then, so this process must not open the file."""
+    data = bytearray(whole)
+    if what == "registers":
+        struct.pack_into("<I", data, data.index(b"CORE\0") - 8, 303)  # the note's size
+    else:
+        at = data.index(b"PAGESIZE=4096\n")
+        data[at + 9 : at + 13] = b"4097"
+    path, log = tmp_path / "core", tmp_path / "log"
+    path.write_bytes(data)
+
+    def profile(frame: object, event: str, called: Any) -> None:
+        if event == "c_call" and called.__name__ == "set_core_dump":
+            with log.open("a") as file:
+                file.write(f"{os.getpid()}\n")
+
+    def opened_in() -> Set[int]:
+        """The processes in which the file was opened."""
+        log.write_text("")
+        sys.setprofile(profile)
+        try:
+            open_kernel(Request(core=str(path)))
+        finally:
+            sys.setprofile(None)
+            processes.update(map(int, log.read_text().split()))
+        return processes
+
+    processes: Set[int] = set()
+    with pytest.raises(NotADump, match="cannot be read as kdump: Cannot process"):
+        opened_in()
+    assert processes and os.getpid() not in processes
+    path.write_bytes(whole)
+    assert os.getpid() in opened_in()
 
 
 def records_of_makedumpfile(data: bytes) -> bytes:

@@ -132,21 +132,15 @@ class ElfDump(Dump):
             # from 0 on as a file without physical addresses.
             return program_of(self.layouts[0], vmcoreinfo)
         prog = empty_program(vmcoreinfo, self.arch)
-        set_core_dump(self, prog, self.content.descriptor)
+        descriptor = self.content.descriptor
+        try:
+            with without_advice():
+                # By descriptor, as this process may not be allowed to open the file again.
+                os.lseek(descriptor, 0, os.SEEK_SET)
+                prog.set_core_dump(os.dup(descriptor))  # the program closes it
+        except Exception as error:
+            raise cannot_be_read(self, error) from error
         return prog
-
-
-def set_core_dump(dump: Dump, prog: drgn.Program, descriptor: int) -> None:
-    """Make drgn read a file, by descriptor, as this process may not be allowed to open it again.
-
-    :raises NotADump: drgn cannot read it.
-    """
-    try:
-        with without_advice():
-            os.lseek(descriptor, 0, os.SEEK_SET)
-            prog.set_core_dump(os.dup(descriptor))  # the program closes it
-    except Exception as error:
-        raise cannot_be_read(dump, error) from error
 
 
 def cannot_be_read(dump: Dump, error: Exception) -> NotADump:

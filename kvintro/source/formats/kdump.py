@@ -15,7 +15,7 @@ from kvintro.errors import KvintroError, NotADump, NotInDump, UsageError, WrongA
 from kvintro.source.content import Content, FileContent
 from kvintro.source.dump import COPY_AGAIN, Dump, Format, begins
 from kvintro.source.flattened import Flattened
-from kvintro.source.formats.elf import cannot_be_read, set_core_dump
+from kvintro.source.formats.elf import cannot_be_read
 from kvintro.source.kallsyms import READ_ERRORS
 from kvintro.source.kdump import (
     SIGNATURES,
@@ -28,6 +28,7 @@ from kvintro.source.kdump import (
     vmcoreinfo_of,
     worth_a_look,
 )
+from kvintro.source.libkdumpfile import set_core_dump
 from kvintro.source.opened import Source
 from kvintro.source.physical import Extent, Held, PhysicalMemory, segment
 from kvintro.source.program import empty_program, hide_null, program_of
@@ -144,13 +145,13 @@ class KdumpDump(Dump):
 
     def _program(self, vmcoreinfo: Optional[bytes]) -> drgn.Program:
         prog = empty_program(vmcoreinfo, self.other or self.arch)
-        if self.complete:
-            set_core_dump(self, prog, self._descriptor)
-            return prog
-        from kvintro.source.cut_off import open_cut_kdump
-
         try:
-            open_cut_kdump(prog, self._descriptor, self.content, self.kdump, vmcoreinfo)
+            if self.complete:
+                set_core_dump(prog, self._descriptor)
+            else:
+                from kvintro.source.cut_off import open_cut_kdump
+
+                open_cut_kdump(prog, self._descriptor, self.content, self.kdump)
         except NotADump as error:
             raise NotADump(f"{self.path}: {error.what}", error.remedy) from error
         except KvintroError:
