@@ -41,7 +41,7 @@ _OF_A_BOOT = ("direct_map", "vmalloc", "vmemmap", "image_virtual")
 class BuildRow:
     """The dumps of one kernel build.
 
-    :ivar boots: number of different boots, by where KASLR put them, of the dumps in which that is known.
+    :ivar boots: number of different boots, by where KASLR put them; None if no dump shows that.
     :ivar memory: median of the memory in the dumps.
     :ivar with_defects: number of dumps with a defect.
     :ivar unchecked: number of dumps in which some rule could not be decided.
@@ -51,7 +51,7 @@ class BuildRow:
     build_id: Optional[str]
     arch: Optional[str]
     dumps: int
-    boots: int
+    boots: Optional[int]
     memory: Optional[Size]
     with_defects: int
     unchecked: int
@@ -85,14 +85,14 @@ class SameRow:
     """Dumps with the same bases: of one boot, of machines that were cloned while they ran, or of kernels
     whose random numbers are predictable.
 
-    :ivar hosts: number of different names of machines that are known.
-    :ivar boot_times: number of different times of boot that are known.
+    :ivar hosts: number of different names of machines; None if no dump shows one.
+    :ivar boot_times: number of different times of boot; None if no dump shows one.
     """
 
     release: Optional[str]
     dumps: int
-    hosts: int
-    boot_times: int
+    hosts: Optional[int]
+    boot_times: Optional[int]
     first: str
 
 
@@ -304,7 +304,7 @@ class Summary:
                     build_id,
                     arch,
                     len(group),
-                    len(known),
+                    len(known) or None,
                     Size(memory[len(memory) // 2]) if memory else None,
                     sum(bool(dump.defects) for _, dump in group),
                     sum(dump.unknown_rules is None or dump.unknown_rules > 0 for _, dump in group),
@@ -331,7 +331,8 @@ class Summary:
                 continue
             times = {dumps[path].boot_time for path in paths} - {None}
             hosts = {dumps[path].host for path in paths} - {None}
-            out.append(SameRow(dumps[paths[0]].release, len(paths), len(hosts), len(times), paths[0]))
+            release = dumps[paths[0]].release
+            out.append(SameRow(release, len(paths), len(hosts) or None, len(times) or None, paths[0]))
         return sorted(out, key=lambda row: -row.dumps)
 
     def _outliers(self) -> List[OutlierRow]:

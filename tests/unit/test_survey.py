@@ -187,6 +187,14 @@ def test_dumps_of_one_boot_count_once() -> None:
     assert tables["builds"][0].boots == 6
 
 
+def test_what_no_dump_shows_is_not_counted_as_zero() -> None:
+    same = _simulated(random.Random(3), 4)
+    tables = _summary([_answer(_dump(host=None, boot_time=None), bases=same) for _ in range(2)])
+    (row,) = tables["same"]
+    assert (row.dumps, row.hosts, row.boot_times) == (2, None, None)
+    assert _summary([_answer(_dump())])["builds"][0].boots is None
+
+
 def test_places_that_are_only_bounds_are_not_tested() -> None:
     rows = _summary([_answer(_dump(), bases=[_base("image_virtual", 5, 9), _base("x", 5, 50, "at most")])])
     assert rows["places"][1].verdict.startswith("not tested") and rows["places"][1].p is None
