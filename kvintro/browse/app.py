@@ -38,7 +38,6 @@ from kvintro.browse.lines import Link, Sheet, plain
 from kvintro.browse.listing import Listing
 from kvintro.browse.places import Place, Tab
 from kvintro.browse.session import Found, Session, View
-from kvintro.browse.start import LAST
 from kvintro.browse.worker import Answer, Question, Worker
 from kvintro.commands import Bar
 from kvintro.errors import KvintroError
@@ -46,6 +45,8 @@ from kvintro.render.text import DIM, RED, columns_of, wrapped
 from kvintro.streams import in_ascii
 from kvintro.text import printable
 
+#: Seconds for an orderly exit after a signal, or after the terminal is gone.
+LAST = 3.0
 _SETTLE = 0.06  # seconds that the cursor must rest before the browser asks about what is under it
 _LONGEST = 1.0  # seconds that a key may keep the next one waiting
 _SWITCH = 0.002  # seconds until the worker must let the screen's thread run

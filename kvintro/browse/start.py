@@ -24,9 +24,6 @@ _PLAIN_SCREEN = (
     b"\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?2004l\x1b[?1004l\x1b[<u\x1b[?1049l\x1b[?25h"
 )
 
-#: Seconds for an orderly exit after a signal, or after the terminal is gone.
-LAST = 3.0
-
 
 def check(args: argparse.Namespace) -> None:
     """Check that the browser can run, before anything is opened.
@@ -45,7 +42,7 @@ def check(args: argparse.Namespace) -> None:
 
 def start(kernel: Kernel, args: argparse.Namespace) -> int:
     """Run the browser and return the exit code."""
-    from kvintro.browse.app import Browser, is_light
+    from kvintro.browse.app import LAST, Browser, is_light
     from kvintro.browse.session import Session
 
     if not os.environ.get("NO_COLOR"):
@@ -54,7 +51,7 @@ def start(kernel: Kernel, args: argparse.Namespace) -> int:
     ascii_only = not takes_unicode(sys.stdout)
     app = Browser(session, light=is_light(), ascii_only=ascii_only, begin=args.place or "")
     end_on_bus_error(before=_restoring(sys.stdin.fileno()))
-    threading.Thread(target=_end_without, args=(sys.stdin.fileno(),), daemon=True).start()
+    threading.Thread(target=_end_without, args=(sys.stdin.fileno(), LAST), daemon=True).start()
     app.run()
     error = getattr(app, "_exception", None)
     if isinstance(error, Exception):
@@ -62,15 +59,15 @@ def start(kernel: Kernel, args: argparse.Namespace) -> int:
     return app.return_code or 0
 
 
-def _end_without(terminal: int) -> None:
-    """End soon after the terminal is gone, even if no SIGHUP arrives.
+def _end_without(terminal: int, last: float) -> None:
+    """End after ``last`` seconds when the terminal is gone, even if no SIGHUP arrives.
 
     Textual would read its end again and again, and wait forever to write to it.
     """
     poll = select.poll()
     poll.register(terminal, 0)  # reports POLLHUP only
     poll.poll()
-    time.sleep(LAST)
+    time.sleep(last)
     os._exit(128 + signal.SIGHUP)
 
 

@@ -151,6 +151,7 @@ class Dump:
 
     def source(self, prog: drgn.Program, chosen: Chosen) -> Source:
         """A source with the properties of this dump."""
+        writer = writer_of(self.notes())
         return Source(
             prog,
             "core",
@@ -166,7 +167,8 @@ class Dump:
             held=self.held,
             lost=self.lost,
             notes=self.notes,
-            writer=writer_of(self.notes()),
+            # makedumpfile copies all notes of the file that it reads.
+            writer=f"{writer}, or a program that read its file" if writer else "",
             level=self.level,
             eraseinfo=self.eraseinfo(),
             warnings=[*chosen.warnings, *([] if self.complete is not False else [self.shortened])],

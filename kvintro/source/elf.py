@@ -234,7 +234,7 @@ def parse_notes(data: bytes, order: str = "<") -> Iterator[Tuple[str, int, memor
 
 
 def writer_of(notes: bytes) -> str:
-    """The program that wrote a file, from the note that kvintro adds to its own files; empty if none."""
+    """The version of kvintro in the note that it adds to its own files; empty if there is none."""
     for owner, _, data in parse_notes(notes):
         if owner == WRITER_NOTE and _WRITER.fullmatch(data):
             return bytes(data).decode("ascii")

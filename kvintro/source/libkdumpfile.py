@@ -19,7 +19,7 @@ import drgn
 from kvintro.source.program import one_line, without_advice
 
 _DONE = b"\0"
-_MOST = 4096  # bytes of an error message
+_MOST = 1000  # bytes of an error message
 
 
 class Killed(ValueError):

@@ -124,6 +124,8 @@ def test_makedumpfile_filters_it(written: Path, core: Core, kernel: Kernel, tmp_
         ours = ours - frames
     other = open_kernel(Request(core=str(target)))
     theirs = memory_of(other).there
+    # It copied the note of kvintro's file.
+    assert other.source.writer.endswith(", or a program that read its file")
     page = kernel.form.page_size
     for first, end in theirs:
         for at in range(first * page, end * page, STEP):
