@@ -364,6 +364,8 @@ class Browser(App[int]):
         elif message.then is self._going:
             self._going = None
             self._use(message)
+            if message.answer.error is not None:
+                self._typed.clear()
             self._catching_up = True
             self.call_next(self._catch_up)
 

@@ -327,10 +327,10 @@ def test_keys_wait_for_the_place_that_is_looked_for(sample: Kernel) -> None:
         both = ("slash", *"ioremap", "enter", "g", *"jiffies", "enter", "2")
         assert await typed(*"vmalloc", "enter", *both) == [("vmalloc", 0), ("jiffies", 1)]
         assert app.stops[-2].view.match == "ioremap"
-        # If nothing is found, they act on the old place. Escape and Ctrl-C drop them.
-        assert await typed(*"nosuch", "enter", "4") == [] and app.stops[-1].tab == 3
-        assert await typed(*"vmalloc", "enter", "1", "escape") == [] and app.stops[-1].tab == 3
-        assert await typed(*"vmalloc", "enter", "1", "ctrl+c", "2") == [] and app.stops[-1].tab == 1
+        # If nothing is found, they are dropped. Escape and Ctrl-C drop them, too.
+        assert await typed(*"nosuch", "enter", "4") == [] and app.stops[-1].tab == 1
+        assert await typed(*"vmalloc", "enter", "4", "escape") == [] and app.stops[-1].tab == 1
+        assert await typed(*"vmalloc", "enter", "4", "ctrl+c", "3") == [] and app.stops[-1].tab == 2
 
     browse(sample, walk)
 
