@@ -146,6 +146,19 @@ def test_a_user_bit_counts_only_if_all_levels_have_it(kernel: Kernel) -> None:
     assert states(one_level, "user_bit") == {"user_bit": "ok"}
 
 
+@pytest.mark.parametrize("hidden", ["checks.each_mm", "drgn.helpers.linux.pid.for_each_task"])
+def test_a_process_that_is_hidden_is_compared(
+    kernel: Kernel, hidden: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the list of processes, or from the tree of their numbers."""
+    rule = rule_of(kernel, "process_roots")
+    patched = Patched(kernel)
+    of(kernel).breaks["process_roots"](patched)
+    place = hidden.replace("checks", "kvintro.arch.x86_64.checks")
+    monkeypatch.setattr(place, lambda *_: iter(()))
+    assert rule.verdict(patched.afresh()).state == "failed"
+
+
 def test_a_user_table_must_be_marked_as_one(kernel: Kernel) -> None:
     patched = Patched(kernel)
     process = next(iter(each_mm(kernel, Damage())))

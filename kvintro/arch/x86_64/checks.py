@@ -35,7 +35,8 @@ from kvintro.queries.audit.running import KcoreStart, start_of, twice
 from kvintro.queries.audit.verdict import MOST, Check, Finding, Said, Tally, Verdict, not_applicable
 from kvintro.queries.placements import without
 from kvintro.readers.command_line import given, options
-from kvintro.readers.processes import physical_of
+from kvintro.readers.damage import Damage
+from kvintro.readers.processes import each_mm, memory_of, physical_of
 
 _PMD = 1 << PMD_SHIFT
 _ANY = ((MAPPED, MAPPED),)
@@ -179,7 +180,8 @@ def process_roots(kernel: Kernel) -> Verdict:
     tally = Tally("processes")
     if not any(own[first:]):
         tally.lacks(f"{kernel.kernel_root.owner} maps nothing in the kernel half")
-    for pid, root in _processes(kernel):
+    damage = Damage()
+    for pid, root in _processes(kernel, damage):
         tally.compared("", 1)
         for ours, theirs, name in (
             (own, root, "kernel"),
@@ -188,6 +190,8 @@ def process_roots(kernel: Kernel) -> Verdict:
             if ours is None:
                 continue
             entries = _entries(kernel, theirs)
+            if entries[first:] == ours[first:]:
+                continue
             for index in range(first, PTRS_PER_TABLE):
                 # The LDT belongs to a process, and vmalloc's entries are added on first use.
                 if index == slot or entries[index] in (ours[index], 0):
@@ -199,6 +203,8 @@ def process_roots(kernel: Kernel) -> Verdict:
                     f"pid {pid}, {name} half: entry {entries[index]:016x}, the kernel's is {ours[index]:016x}"
                 )
                 tally.findings.append(Finding(start, start + (1 << form.pgdir_shift) - 1, what))
+    for note in damage.notes:
+        tally.lacks(note)
     return tally.verdict()
 
 
@@ -213,23 +219,30 @@ def _entries(kernel: Kernel, table: int) -> Tuple[int, ...]:
         raise Unavailable(error.what) from error
 
 
-def _processes(kernel: Kernel) -> Iterator[Tuple[int, int]]:
-    """(pid, physical address of the root) of each process with its own memory."""
+def _processes(kernel: Kernel, damage: Damage) -> Iterator[Tuple[int, int]]:
+    """(pid, physical address of the root) of each process with its own memory.
+
+    Both of the kernel's collections are read: its list and the tree of process numbers. A process can be
+    hidden from one of them.
+    """
     from drgn.helpers.linux.pid import for_each_task
 
     if kernel.source.types == "none":
         raise Unavailable("processes cannot be listed without types")
     seen = set()
+    for process in each_mm(kernel, damage):
+        seen.add(process.mm)
+        yield process.pid, memory_of(kernel, process).root
     try:
         for count, task in enumerate(for_each_task(kernel.prog)):
             if count > 1 << 22:
-                raise Unavailable("the list of tasks does not end")
+                raise Unavailable("the tree of process numbers does not end")
             mm = task.mm.read_()
             if mm and mm.value_() not in seen:
                 seen.add(mm.value_())
                 yield task.pid.value_(), physical_of(kernel, mm.pgd.value_())
     except (LookupError, AttributeError, ValueError, TypeError) as error:
-        raise Unavailable(f"processes cannot be listed: {error}") from error
+        raise Unavailable(f"the tree of process numbers cannot be read: {error}") from error
 
 
 def meminfo(kernel: Kernel) -> Verdict:
