@@ -45,7 +45,7 @@ _AS_IT_IS = (
 )
 _REDACTED = (
     *("format", "packed", "written_by", "size", "memory", "complete", "left_out"),
-    *("excluded_types", "filter_level", "lost_types"),
+    *("excluded_types", "filter_level", "kept_types", "lost_types"),
     *("vmcoreinfo", "kernel_count", "symbols", "types"),
 )
 #: Prefixes of kernel parameters that affect memory.

@@ -458,6 +458,10 @@ def _missing(kernel: Kernel) -> Tuple[List[FactRow], str]:
         level = found.level
         way = "the file says so" if level == found.recorded else "the lowest that excludes these types"
         rows.append(_known("filter_level", "level of makedumpfile", level, way, no_level(found)))
+    if found.overlooked:
+        pages = sum(found.overlooked.values()) * found.total // found.looked_at
+        kept = by_type(found.overlooked, pages, shift)
+        rows.append(_known("kept_types", f"kept despite -d {found.recorded}", kept, how))
     if found.lost is None or found.lost_pages:
         lost = by_type(found.lost, found.lost_pages, shift) if found.lost else None
         why = "the dump does not say" if found.lost is None else "the sample has none of them"

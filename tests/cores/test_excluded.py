@@ -27,6 +27,7 @@ from kvintro.render import render
 from kvintro.reports.info import info
 from kvintro.reports.pages import pages_report
 from kvintro.source import Request
+from kvintro.text import size_text
 from tests.conftest import VMCORES, Core
 from tests.cores.test_pages_truth import _COLLECTED, SLAB, cpus, words
 from tests.memory_files import bitmap_of, split, with_pages
@@ -134,6 +135,33 @@ def test_a_kdump_of_makedumpfile(core: Core, vmcore: Path, tmp_path: Path, level
         assert said and int(said[1]) == mine
         assert document["filter_level"] is None
         assert "slab" in facts["filter_level"]
+
+
+def test_pages_that_the_level_should_have_left_out(core: Core, vmcore: Path, tmp_path: Path) -> None:
+    """A file whose free pages are excluded, but whose header says that all kinds are."""
+    release = core.meta["release"]
+    if not release.startswith(("5.", "6.1.")):
+        pytest.skip(f"makedumpfile does not know which pages of {release} are user pages")
+    names, everything = filtered(vmcore, tmp_path, "-c", "-d", "31")
+    assert "kept_types" not in facts_of(opened(*names))
+    remove(names)
+    names, _ = filtered(vmcore, tmp_path, "-c", "-d", "16")
+    with open(names[0], "r+b") as file:
+        block = struct.unpack_from("<I", file.read(512), 428)[0]
+        file.seek(block + 8)  # struct kdump_sub_header: dump_level
+        assert file.read(4) == struct.pack("<i", 16)
+        file.seek(block + 8)
+        file.write(struct.pack("<i", 31))
+    kernel = opened(*names)
+    counts = {COUNTS[name]: count for name, count in everything.items() if name in COUNTS}
+    found = excluded.excluded_from(kernel)
+    assert found is not None
+    for reason in ("user", "cache", "cache_private"):
+        assert sum(n for use, n in found.overlooked.items() if use.reason == reason) == counts[reason]
+    assert {use.reason for use in found.overlooked} <= {"user", "cache", "cache_private"}
+    said = facts_of(kernel)["kept_types"]
+    assert f"{size_text(counts['user'] << 12)} user" in said and "free" not in said
+    remove(names)
 
 
 def test_a_split_kdump_of_makedumpfile(vmcore: Path, tmp_path: Path) -> None:

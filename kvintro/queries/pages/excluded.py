@@ -114,6 +114,13 @@ class Excluded:
         return next(filter(explains, range(MAX_LEVEL + 1)))
 
     @property
+    def overlooked(self) -> Counter[Use]:
+        """Pages in the dump that the recorded level should have left out."""
+        level = self.recorded or 0
+        kept = {use: n for use, n in self.kept.items() if use.reason in REASONS}
+        return Counter({use: n for use, n in kept.items() if leaves_out(level, use.reason)})
+
+    @property
     def mistake(self) -> str:
         """What shows that the filter did not know this kernel, as "121 slab pages"; "" if nothing does."""
         if self.zeros:
