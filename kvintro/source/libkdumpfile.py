@@ -16,6 +16,7 @@ from typing import Callable
 
 import drgn
 
+from kvintro.errors import SourceError
 from kvintro.source.program import one_line, without_advice
 
 _DONE = b"\0"
@@ -32,6 +33,7 @@ def set_core_dump(prog: drgn.Program, descriptor: int) -> None:
     :param descriptor: it stays open.
     :raises ValueError: libkdumpfile cannot read it, with its message.
     :raises Killed: it was killed trying.
+    :raises SourceError: there cannot be another process.
     """
 
     def attempt() -> None:
@@ -48,9 +50,16 @@ def try_in_child(attempt: Callable[[], None]) -> None:
 
     :raises ValueError: it raised an exception, with its text in one line.
     :raises Killed: a signal killed it.
+    :raises SourceError: there cannot be another process.
     """
     output, into = os.pipe()
-    child = os.fork()
+    try:
+        child = os.fork()
+    except OSError as error:
+        os.close(output)
+        os.close(into)
+        what = f"the dump cannot be opened, because no process can be started: {error.strerror}"
+        raise SourceError(what, "raise the limits of processes and memory (ulimit -u, ulimit -v)") from error
     if child == 0:
         try:
             # Messages of libraries will be printed by the second attempt.

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any, Optional, Set, Tuple
 
 import pytest
 
-from kvintro.errors import NotADump, NotInDump
+from kvintro.errors import NotADump, NotInDump, SourceError
 from kvintro.opening import open_kernel
 from kvintro.source import Request
 from tests.conftest import VMCORES
@@ -119,6 +120,15 @@ def test_notes_that_libkdumpfile_rejects(whole: bytes, tmp_path: Path, what: str
     assert processes and os.getpid() not in processes
     path.write_bytes(whole)
     assert os.getpid() in opened_in()
+
+
+def test_a_kdump_is_not_opened_without_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> int:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(os, "fork", none)
+    with pytest.raises(SourceError, match="no process can be started: Resource temporarily unavailable"):
+        open_kernel(Request(core=str(SAMPLE)))
 
 
 def records_of_makedumpfile(data: bytes) -> bytes:

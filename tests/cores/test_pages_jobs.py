@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -42,6 +43,27 @@ def test_the_report_is_the_same(kernel: Kernel) -> None:
     one, two = (pages_report(kernel, jobs=jobs) for jobs in (1, 2))
     assert (one.tables, one.notes, one.partial) == (two.tables, two.notes, two.partial)
     assert usual_jobs(Pages(kernel)) == 1
+
+
+@pytest.mark.parametrize("started", [0, 1])
+def test_one_process_counts_if_there_cannot_be_more(
+    kernel: Kernel, started: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages, fork, calls = Pages(kernel), os.fork, []
+    if len(pages.sections.ranges) < 2:
+        pytest.skip("the machine has a single section of memory")
+
+    def limited() -> int:
+        calls.append(1)
+        if len(calls) > started:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return fork()
+
+    monkeypatch.setattr(os, "fork", limited)
+    assert plain(census_in_jobs(pages, 2)) == plain(Pages(kernel).census())
+    assert len(calls) == started + 1
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)  # none is left
 
 
 def test_a_process_that_ends_makes_the_census_fail(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,8 +57,13 @@ def census_in_jobs(
         return pages.census(low, high, cells=cells, progress=progress, also=also)
     counted = pages.empty_census(low, high, cells)
     pages.fence, pages.decoder  # noqa: B018  read once, before there are several processes
-    workers = [_Worker(pages, low, high, cells, (first, jobs), counter) for first in range(jobs)]
+    workers: List[_Worker] = []
     try:
+        for first in range(jobs):
+            try:
+                workers.append(_Worker(pages, low, high, cells, (first, jobs), counter))
+            except OSError:  # there cannot be more processes
+                return census_in_jobs(pages, 1, low, high, cells=cells, progress=progress, counter=counter)
         for answer in _answers(workers, progress):
             _add(counted, answer["census"])
             if counter is not None:
@@ -87,7 +92,12 @@ class _Worker:
         self.data = b""
         self.answered = False
         self.fd, out = os.pipe()
-        self._pid: Optional[int] = os.fork()
+        try:
+            self._pid: Optional[int] = os.fork()
+        except OSError:
+            os.close(self.fd)
+            os.close(out)
+            raise
         if self._pid == 0:
             _work(out, lambda tell: _count(pages, low, high, cells, share, counter, tell))
         os.close(out)
