@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import struct
 from typing import Callable, Dict, FrozenSet, List, Mapping, NamedTuple, Optional, Set
 
 import numpy
@@ -20,6 +19,16 @@ from kvintro.regions import regions_of
 from kvintro.regions.vmalloc import AreaRow, Areas
 
 
+def overlaid(data: bytes, address: int, words: Mapping[int, int]) -> bytes:
+    """Data that begins at an address, with words of 8 bytes replaced; some may be only partly in it."""
+    changed = bytearray(data)
+    for at, value in words.items():
+        first, end = max(at, address), min(at + 8, address + len(data))
+        if first < end:
+            changed[first - address : end - address] = value.to_bytes(8, "little")[first - at : end - at]
+    return bytes(changed)
+
+
 class Patched(Kernel):
     """A kernel with some page-table entries and variables changed."""
 
@@ -30,11 +39,7 @@ class Patched(Kernel):
         self.said: Dict[str, str] = {}
 
     def read_physical(self, address: int, size: int) -> bytes:
-        data = bytearray(super().read_physical(address, size))
-        for at, value in self.patches.items():
-            if address <= at < address + size:
-                struct.pack_into("<Q", data, at - address, value)
-        return bytes(data)
+        return overlaid(super().read_physical(address, size), address, self.patches)
 
     def read(self, address: int, size: int) -> bytes:
         if address in self.variables:

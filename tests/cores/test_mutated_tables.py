@@ -27,6 +27,7 @@ from kvintro.reports.check import check
 from kvintro.reports.layout import layout
 from kvintro.reports.ptdump import ptdump
 from tests.conftest import Core
+from tests.cores.patched import overlaid
 from tests.timing import allowed
 
 #: Of the built cores; tests/conftest.py chooses them.
@@ -64,11 +65,7 @@ class Mutated(Kernel):
     def read_physical(self, address: int, size: int) -> bytes:
         if any(address < gone + 4096 and gone < address + size for gone in self._gone):
             raise NotInDump(address, size, physical=True)
-        data = bytearray(super().read_physical(address, size))
-        for entry, value in self._entries.items():
-            if address <= entry < address + size:
-                struct.pack_into("<Q", data, entry - address, value)
-        return bytes(data)
+        return overlaid(super().read_physical(address, size), address, self._entries)
 
 
 def _tables(kernel: Kernel, chosen: random.Random) -> "set[int]":
