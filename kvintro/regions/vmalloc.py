@@ -65,7 +65,7 @@ _FLAGS = (
     (_VM_DMA_COHERENT, "dma-coherent"),
 )
 _VMAP_RAM, _VMAP_BLOCK = 1, 2  # mm/vmalloc.c: struct vmap_area.flags
-_MAX_NODES = 4 << 10  # vmap nodes; the kernel takes 128 at most
+_MAX_NODES = 256  # mm/vmalloc.c:vmap_init_nodes takes 128 at most; each has 256 pools to read
 _MAX_POOL = 1 << 16  # areas held in a pool of one size
 
 
